@@ -1,0 +1,177 @@
+"""The three tables of the board, and the only place where a column is named.
+
+`trials` has one row per trial, `measurements` one per number (long form), `samples` one per (evaluation, probe, item),
+so that every number can be computed again from what the model did.
+
+Each column has a role. `result` columns are what a trial computes: two runs of one trial on one machine type, torch
+build and thread count agree in them bit for bit. `observed` columns (seconds, bytes, host, ...) may differ. `key`
+columns are results that together name a row: a second row with the same key is the same row.
+
+A measurement of an anchor (subject `target` or `retrained`) belongs to no single trial: its `trial` is the anchors' id,
+which every trial row repeats in `anchors`. Only rows with the same `anchors` may be ranked together.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+
+VERSION = 1
+"""Raised when a column changes its meaning or goes. New columns do not raise it: readers fill them with null."""
+
+
+class Role(StrEnum):
+    KEY = "key"
+    RESULT = "result"
+    OBSERVED = "observed"
+
+
+class Status(StrEnum):
+    """What became of a trial or a measurement; everything but `ok` comes with a reason."""
+
+    OK = "ok"
+    STOPPED = "stopped"
+    """Ended early because it was asked to (`until`, or a scheduler)."""
+    DIVERGED = "diverged"
+    """The loss or the weights stopped being finite; the last finite weights were measured, if there are any."""
+    FAILED = "failed"
+    """An error; the trial is run again by the next run over the same store."""
+    NULL = "null"
+    """A measurement that cannot be computed."""
+
+
+_STRING, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+
+def _column(name: str, kind: pa.DataType, role: Role, doc: str) -> pa.Field:
+    return pa.field(name, kind, nullable=role is not Role.KEY, metadata={"role": role.value, "doc": doc})
+
+
+def _table(name: str, *columns: pa.Field) -> pa.Schema:
+    return pa.schema(columns, metadata={"table": name, "schema_version": str(VERSION)})
+
+
+_K, _R, _O = Role.KEY, Role.RESULT, Role.OBSERVED
+
+TRIALS = _table(
+    "trials",
+    _column("trial", _STRING, _K, "SHA-256 of the trial's canonical JSON"),
+    _column("entry", _STRING, _R, "the trial without its seed: one line of the board"),
+    _column("status", _STRING, _R, "ok, stopped, diverged or failed"),
+    _column("reason", _STRING, _R, "why the status is not ok; null where it is"),
+    _column("task", _STRING, _R, "task name"),
+    _column("task_version", _INT, _R, "version of the task's definition"),
+    _column("data", _STRING, _R, "pinned revision, or digest of the local files, behind the task"),
+    _column("model", _STRING, _R, "name, path or hub id of the model"),
+    _column("objective", _STRING, _R, "what forgetting means"),
+    _column("smoothing", _STRING, _R, "which neighbourhood is asked"),
+    _column("optimizer", _STRING, _R, "name of the optimizer"),
+    _column("grade", _STRING, _R, "second, first, compressed, zeroth or hybrid"),
+    _column("zo_samples", _INT, _R, "random directions per zeroth-order step; null without such steps"),
+    _column("zo_ratio", _FLOAT, _R, "share of zeroth-order steps: 0 and 1 for pure optimizers"),
+    _column("steps", _INT, _R, "unlearning steps asked for"),
+    _column("steps_done", _INT, _R, "unlearning steps made"),
+    _column("seed", _INT, _R, "seed of the trial"),
+    _column("spec", _STRING, _R, "canonical JSON of the trial"),
+    _column("anchors", _STRING, _R, "id of the anchors' recipe; null when the trial failed before"),
+    _column("anchor_ids", _STRING, _R, "digests of the target's and the retrained model's weights, joined by ':'"),
+    _column("weights", _STRING, _R, "digest of the unlearned weights"),
+    _column("value_calls", _INT, _R, "loss values computed"),
+    _column("gradient_calls", _INT, _R, "gradients computed"),
+    _column("directional_calls", _INT, _R, "forward-mode derivatives computed"),
+    _column("curvature_calls", _INT, _R, "curvature samples and Hessian-vector products computed"),
+    _column("tokens", _INT, _R, "tokens that passed through the model forwards while unlearning"),
+    _column("change_norm", _FLOAT, _R, "L2 norm of the weights' change"),
+    _column("changed_share", _FLOAT, _R, "share of the weights that changed, in the model's dtype"),
+    _column("dtype", _STRING, _R, "dtype of the weights"),
+    _column("device", _STRING, _R, "kind of device: cpu, or the GPU's name"),
+    _column("torch", _STRING, _R, "torch version"),
+    _column("threads", _INT, _R, "CPU threads of the trial"),
+    _column("suite_version", _STRING, _R, "version of regrade"),
+    _column("code", _STRING, _O, "digest of the suite's source"),
+    _column("unlearn_seconds", _FLOAT, _O, "wall time of unlearning when it was computed"),
+    _column("peak_bytes", _INT, _O, "peak memory while unlearning"),
+    _column("host", _STRING, _O, "machine that wrote the row"),
+    _column("pid", _INT, _O, "process that wrote the row"),
+    _column("written_at", _STRING, _O, "UTC time of writing, ISO 8601"),
+)
+
+MEASUREMENTS = _table(
+    "measurements",
+    _column("trial", _STRING, _K, "trial id; for the anchors, the anchors' id"),
+    _column("subject", _STRING, _K, "target, retrained, unlearned, or unlearned@STEP for an intermediate checkpoint"),
+    _column("attack", _STRING, _K, "name and budget of the attack; none"),
+    _column("point", _INT, _K, "place on the attack's curve (e.g. relearning steps); 0 where it has none"),
+    _column("probe", _STRING, _K, "question set"),
+    _column("subset", _STRING, _K, "forget, retain or holdout"),
+    _column("split", _STRING, _K, "dev or test"),
+    _column("matching", _STRING, _K, "raw, or how utility was matched before measuring"),
+    _column("engine", _STRING, _K, "engine that answered, with its dtype"),
+    _column("metric", _STRING, _K, "metric and variant"),
+    _column("value", _FLOAT, _R, "the number; null with a reason where it cannot be computed"),
+    _column("stderr", _FLOAT, _R, "standard error over examples"),
+    _column("n", _INT, _R, "examples behind the number"),
+    _column("direction", _STRING, _R, "up when a higher value means more knowledge, else down"),
+    _column("headline", _STRING, _R, "knowledge or utility when the task names this number a headline; else null"),
+    _column("chance", _FLOAT, _R, "value of a model that knows nothing (headlines only)"),
+    _column("status", _STRING, _R, "ok, null or failed"),
+    _column("reason", _STRING, _R, "why the value is null"),
+    _column("task", _STRING, _R, "task name"),
+    _column("task_version", _INT, _R, "version of the task's definition"),
+    _column("data", _STRING, _R, "revision or digest of the task's data"),
+    _column("anchors", _STRING, _R, "id of the anchors' recipe"),
+    _column("anchor_ids", _STRING, _R, "digests of the target's and the retrained model's weights, joined by ':'"),
+    _column("samples", _STRING, _R, "id of the evaluation whose samples were scored"),
+    _column("engine_version", _STRING, _R, "version of the engine"),
+    _column("dtype", _STRING, _R, "dtype that the engine computed in"),
+    _column("code", _STRING, _O, "digest of the suite's source"),
+    _column("host", _STRING, _O, "machine that wrote the row"),
+    _column("written_at", _STRING, _O, "UTC time of writing, ISO 8601"),
+)
+
+SAMPLES = _table(
+    "samples",
+    _column(
+        "samples", _STRING, _K, "id of the evaluation: the stage key of (checkpoint, attack, point, probes, engine)"
+    ),
+    _column("probe", _STRING, _K, "question set"),
+    _column("item", _STRING, _K, "id of the question"),
+    _column("reference", _STRING, _R, "right answer, as scored"),
+    _column("generated", _STRING, _R, "greedy text"),
+    _column("token_logprobs", pa.list_(_FLOAT), _R, "log p of each reference token, nats"),
+    _column("token_correct", pa.list_(_BOOL), _R, "whether the teacher-forced argmax is that token"),
+    _column("choice_logprobs", pa.list_(_FLOAT), _R, "summed log p of each answer, nats"),
+    _column("choice_lengths", pa.list_(_INT), _R, "tokens of each answer"),
+    _column("correct", _INT, _R, "index of the right answer"),
+    _column("vocab_means", pa.list_(_FLOAT), _R, "mean of log p over the vocabulary, nats"),
+    _column("vocab_variances", pa.list_(_FLOAT), _R, "variance of log p over the vocabulary, nats^2"),
+    _column("scalars", pa.map_(_STRING, _FLOAT), _R, "named numbers that only a model can give"),
+)
+
+TABLES: dict[str, pa.Schema] = {"trials": TRIALS, "measurements": MEASUREMENTS, "samples": SAMPLES}
+
+
+def columns(table: str, *roles: Role) -> list[str]:
+    """Names of a table's columns with one of these roles, in schema order (all columns when no role is given)."""
+    return [field.name for field in TABLES[table] if not roles or role(field) in roles]
+
+
+def role(field: pa.Field) -> Role:
+    return Role(field.metadata[b"role"].decode())
+
+
+def to_arrow(table: str, rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as an arrow table of the table's schema.
+
+    Raises:
+        ValueError: a row has a column that the schema lacks, or lacks a key column.
+    """
+    schema = TABLES[table]
+    for row in rows:
+        if unknown := row.keys() - set(schema.names):
+            raise ValueError(f"{table}: no such column: {', '.join(sorted(unknown))}")
+        if missing := [name for name in columns(table, Role.KEY) if row.get(name) is None]:
+            raise ValueError(f"{table}: a row lacks its key column {', '.join(missing)}")
+    return pa.Table.from_pylist(rows, schema=schema)

@@ -1,0 +1,18 @@
+"""The attack that does nothing: every official set contains it, so that robustness never exceeds forgetting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from suite.attacks.base import Attack, AttackContext, AttackSettings, Subject
+
+
+class NoAttack(Attack):
+    """The subject as it is."""
+
+    class Settings(AttackSettings):
+        name: Literal["none"] = "none"
+
+    def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
+        yield 0, subject

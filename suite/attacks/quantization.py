@@ -1,0 +1,74 @@
+"""Round-to-nearest quantization: weights on a symmetric grid of 2^bits - 1 levels, back as ordinary weights.
+
+De-quantized weights run in any engine, so quantized and other rows compare. Small changes that unlearning made are
+rounded away with everything else smaller than half a grid step (arXiv 2410.16454).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.attacks.base import Attack, AttackContext, AttackSettings, Subject
+from suite.checkpoints import EditedCheckpoint
+
+
+def round_to_nearest(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
+    """The nearest point of a symmetric grid, per output channel or per group of inputs, in the weight's dtype.
+
+    The grid is s * {-(2^(bits-1) - 1), ..., 2^(bits-1) - 1} with s = max|w| / (2^(bits-1) - 1); ties go to even.
+
+    Args:
+        weight: (outputs, inputs), any float dtype; computed in fp32.
+        group: inputs that share a scale; None for a whole row, 0 for the whole tensor. The last group of a row may be
+            shorter.
+    """
+    levels = 2 ** (bits - 1) - 1
+    rows, columns = weight.shape
+    if group == 0:
+        blocks = weight.float().reshape(1, -1)
+    elif group is None or group >= columns:
+        blocks = weight.float()
+    else:
+        padded = torch.nn.functional.pad(weight.float(), (0, -columns % group))
+        blocks = padded.reshape(-1, group)
+    scale = blocks.abs().amax(1, keepdim=True) / levels
+    grid = torch.where(scale > 0, blocks / scale, 0.0).round_().mul_(scale)
+    return grid.reshape(rows, -1)[:, :columns].to(weight.dtype)
+
+
+class RoundToNearest(Attack):
+    """Weights rounded to a symmetric grid of 2^bits - 1 levels. Linear layers only, as deployed quantizers do."""
+
+    class Settings(AttackSettings):
+        """per: which weights share a scale; `group` consecutive inputs of a row when `per` is `group`."""
+
+        name: Literal["rtn"] = "rtn"
+        bits: int = Field(4, ge=2, le=8)
+        per: Literal["tensor", "channel", "group"] = "channel"
+        group: int = Field(128, ge=2)
+
+    def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
+        s = self.settings
+        size = {"tensor": 0, "channel": None, "group": s.group}[s.per]
+
+        def edit(state: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: round_to_nearest(weight.to(context.device), s.bits, size) if is_linear(name, weight) else weight
+                for name, weight in state.items()
+            }
+
+        yield 0, Subject(EditedCheckpoint(subject.checkpoint, edit, self.name), subject.probes)
+
+
+def is_linear(name: str, weight: Tensor) -> bool:
+    """Whether a tensor is the weight of a linear layer inside the network.
+
+    Embeddings and the output layer stay as they are (they are stored in full precision by bitsandbytes, GPTQ and AWQ
+    alike), and so do norms and biases.
+    """
+    return weight.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "wte", "wpe", "norm"))

@@ -1,0 +1,186 @@
+"""Checkpoints as values: weights on disk, weights in memory, or a lazy edit of another checkpoint.
+
+All three say which architecture they belong to, a folder with a config and a tokenizer, so an engine can put them into
+a model that it already holds. Safetensors only: nothing that a checkpoint carries is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read. The message names the file and what to do."""
+
+
+class Checkpoint(Protocol):
+    """Weights, and the architecture that they belong to."""
+
+    architecture: Path
+    """Folder with config.json and the tokenizer's files."""
+
+    def state(self) -> State:
+        """Tensors by name, on the CPU. Tied tensors may stand under one of their names alone."""
+        ...
+
+    def model(self, device: torch.device | str = "cpu") -> torch.nn.Module:
+        """A model of its own with these weights, in eval mode."""
+        ...
+
+
+class _Loadable:
+    architecture: Path
+
+    def state(self) -> State:
+        raise NotImplementedError
+
+    def model(self, device: torch.device | str = "cpu") -> torch.nn.Module:
+        state = self.state()
+        model = skeleton(self.architecture, dtype_of(state))
+        load_state(model, state)
+        return model.to(device)
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint(_Loadable):
+    """Weights in a folder, as `save_pretrained` writes it."""
+
+    path: Path
+
+    @property
+    def architecture(self) -> Path:  # type: ignore[override]
+        return self.path
+
+    def state(self) -> State:
+        files = sorted(self.path.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(f"{self.path}: no *.safetensors file here. Other formats are not read")
+        state: State = {}
+        for file in files:
+            try:
+                with safe_open(file, framework="pt") as tensors:
+                    state.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{file}: cut short or damaged ({error}). Delete it and run again") from None
+        return state
+
+
+@dataclass(frozen=True)
+class TensorCheckpoint(_Loadable):
+    """Weights in memory."""
+
+    tensors: State
+    architecture: Path
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, architecture: Path) -> TensorCheckpoint:
+        """A copy of a model's weights as they are now."""
+        return cls({name: t.detach().to("cpu", copy=True) for name, t in model.state_dict().items()}, architecture)
+
+    def state(self) -> State:
+        return dict(self.tensors)
+
+
+@dataclass(frozen=True)
+class EditedCheckpoint(_Loadable):
+    """Another checkpoint with an edit that is made when the weights are asked for."""
+
+    base: Checkpoint
+    edit: Callable[[State], State]
+    name: str
+
+    @property
+    def architecture(self) -> Path:  # type: ignore[override]
+        return self.base.architecture
+
+    def state(self) -> State:
+        return self.edit(self.base.state())
+
+
+def skeleton(architecture: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """A model of this architecture with arbitrary weights, in eval mode."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(architecture)
+    with torch.random.fork_rng(devices=[]):  # initial weights would draw from the caller's random numbers
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def load_state(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put weights into a model of the same architecture, in place.
+
+    Raises:
+        CheckpointError: a tensor is missing (and not tied to one that is there), unknown or of another shape.
+    """
+    own = model.state_dict()
+    by_storage: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        by_storage.setdefault(tensor.data_ptr(), []).append(name)
+    if unknown := sorted(state.keys() - own.keys()):
+        raise CheckpointError(f"the checkpoint has tensors that the architecture lacks: {', '.join(unknown[:3])}")
+    for names in by_storage.values():
+        given = [name for name in names if name in state]
+        if not given:
+            raise CheckpointError(f"the checkpoint lacks the tensor {names[0]}")
+        for name in given:
+            if own[name].shape != state[name].shape:
+                raise CheckpointError(
+                    f"{name}: the checkpoint has shape {tuple(state[name].shape)}, "
+                    f"the architecture {tuple(own[name].shape)}"
+                )
+        own[given[0]].copy_(state[given[0]])
+
+
+def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
+    """Dtype of the weights (the commonest by size)."""
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes, dtypes and bytes of a model's weights; tied tensors count once."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(dict(model.named_parameters()).items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an update did to the weights.
+
+    Attributes:
+        norm: L2 norm of the change, over all trainable weights.
+        share: share of the trainable weights that differ, in their own dtype.
+    """
+
+    norm: float
+    share: float
+
+
+def change(before: Mapping[str, Tensor], model: torch.nn.Module) -> Change:
+    """How far a model's parameters are from `before` (tensors by parameter name)."""
+    square, differ, total = 0.0, 0, 0
+    for name, parameter in model.named_parameters():
+        if name not in before:
+            continue
+        origin, now = before[name].to(parameter.device), parameter.detach()
+        square += float((now.double() - origin.double()).square().sum())
+        differ += int((now != origin).sum())
+        total += now.numel()
+    return Change(square**0.5, differ / total if total else 0.0)

@@ -1,0 +1,164 @@
+"""The model before anything is taught: a tiny one made here, or a causal language model by path or hub id."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from suite.checkpoints import Checkpoint, SavedCheckpoint
+from suite.settings import SpecError
+from suite.spec import ModelSpec, TinyModel
+from suite.stages import StageStore
+from suite.text import Encoder, Template
+from tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 1
+"""Of the tiny model: raised when the same settings give other weights or another tokenizer."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model to start from.
+
+    Attributes:
+        identity: what it is, for stage keys: the settings it is made from, a hub commit, or a digest of its files.
+    """
+
+    checkpoint: Checkpoint
+    encoder: Encoder
+    identity: Mapping[str, Any]
+
+
+def base_model(spec: ModelSpec, task: Task, seed: int, store: StageStore) -> BaseModel:
+    """The model that both anchors are trained from.
+
+    Args:
+        seed: of the tiny model's weights.
+
+    Raises:
+        SpecError: no such model, or one that cannot be used, saying why.
+    """
+    if spec.name == "tiny":
+        inputs = {"version": VERSION, "tiny": spec.tiny.changed(), "seed": seed, "data": task.data, "dtype": spec.dtype}
+        artifact = store.run("base", inputs, lambda folder: _make_tiny(folder, spec, task, seed))
+        folder, identity = artifact.folder, {"base": artifact.key}
+    else:
+        folder, identity = _find(spec.name)
+        identity = {**identity, "dtype": spec.dtype}
+    tokenizer = load_tokenizer(folder)
+    template = spec.template or _default_template(spec, tokenizer)
+    checkpoint: Checkpoint = SavedCheckpoint(folder)
+    return BaseModel(checkpoint, Encoder(tokenizer, template), {**identity, "template": str(template)})
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"model: {folder} has no tokenizer that transformers can load: {error}") from None
+
+
+def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Weights, config and tokenizer, as transformers and vLLM read them."""
+    transformers.utils.logging.disable_progress_bar()  # it shows one even for a megabyte
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _default_template(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Template:
+    if spec.name == "tiny":
+        return Template.BARE
+    return Template.CHAT if tokenizer.chat_template else Template.PLAIN
+
+
+def _make_tiny(folder: Path, spec: ModelSpec, task: Task, seed: int) -> dict[str, Any]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _train_tokenizer(task, spec.tiny)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=spec.tiny.hidden,
+        intermediate_size=3 * spec.tiny.hidden,
+        num_hidden_layers=spec.tiny.layers,
+        num_attention_heads=spec.tiny.heads,
+        max_position_embeddings=spec.tiny.context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        # Outputs of unit size at any width; Llama's 0.02 fits 2,500, and a narrow model learns three times slower.
+        initializer_range=spec.tiny.hidden**-0.5,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).to(getattr(torch, spec.dtype))
+    save(model, tokenizer, folder)
+    return {"parameters": sum(p.numel() for p in model.parameters())}
+
+
+def _train_tokenizer(task: Task, tiny: TinyModel) -> PreTrainedTokenizerBase:
+    """Byte-level BPE on all of the task's training text, held-out text included, as a pretrained tokenizer would be."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=tiny.vocabulary,
+        special_tokens=["<pad>", "<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    examples = (*task.forget_examples(), *task.retain, *task.holdout)
+    bpe.train_from_iterator((f"{e.prompt} {e.answer}" for e in examples), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<pad>", eos_token="<end>", model_max_length=tiny.context
+    )
+
+
+def _find(name: str) -> tuple[Path, dict[str, Any]]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise SpecError(f"model.name: {path} has no config.json, so it is no model folder")
+        return path.resolve(), {"files": _fingerprint(path)}
+    if name.startswith(("/", ".", "~")) or name.count("/") != 1:
+        raise SpecError(f"model.name: {name}: no such folder. Use a folder, tiny, or a hub id owner/model[@revision]")
+    return _fetch(*name.partition("@")[::2])
+
+
+def _fetch(repository: str, revision: str) -> tuple[Path, dict[str, Any]]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no pickles, no code
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise SpecError(
+            f"model.name: {repository}: not in the local cache and not to be had from the hub ({type(error).__name__}). "
+            "Name a local folder, log in for a gated model, or unset HF_HUB_OFFLINE"
+        ) from None
+    return folder, {"hub": repository, "commit": folder.name}
+
+
+def _fingerprint(folder: Path) -> str:
+    """SHA-256 over a model folder's files."""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")]):
+        digest.update(file.name.encode())
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

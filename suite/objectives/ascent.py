@@ -1,0 +1,31 @@
+"""Gradient ascent and gradient difference: make the forget answers unlikely, with or without holding the rest."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.likelihood import mean_nll
+from suite.objectives.base import Objective, ObjectiveSettings
+from suite.text import Batch
+
+
+class GradientAscent(Objective):
+    """Gradient ascent: -L_f (Thudi et al. 2022; Jang et al. 2023). Unbounded; holds nothing unless it is asked to."""
+
+    class Settings(ObjectiveSettings):
+        name: Literal["gradient_ascent"] = "gradient_ascent"
+        retain_weight: float = Field(0.0, ge=0)
+
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        return -mean_nll(model, batch.forget)
+
+
+class GradientDifference(GradientAscent):
+    """Gradient difference, GradDiff: -L_f + L_r (Liu et al. 2022, arXiv 2203.12817)."""
+
+    class Settings(ObjectiveSettings):
+        name: Literal["graddiff"] = "graddiff"

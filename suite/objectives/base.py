@@ -1,0 +1,106 @@
+"""What an objective is: a forget loss, a retain loss, and the reference model where it compares with one."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite import settings
+from suite.likelihood import answer_labels, answer_logits, mean_nll, token_logprobs
+from suite.oracle import Part
+from suite.text import Batch, Tokens
+
+
+class ObjectiveSettings(settings.Settings):
+    """Settings that every objective has.
+
+    Attributes:
+        forget_weight, retain_weight: factors of the two losses. Without a retain weight, retain text is never read.
+        retain: `nll`, cross-entropy on the retain answers; `kl`, KL(reference || model) over their tokens.
+    """
+
+    forget_weight: float = Field(1.0, gt=0)
+    retain: Literal["nll", "kl"] = "nll"
+    retain_weight: float = Field(1.0, ge=0)
+
+
+class Reference:
+    """The model before unlearning, asked for its logits once per batch, however often the batch is used."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self._tokens: Tokens | None = None
+        self._logits: Tensor | None = None
+
+    def logits(self, tokens: Tokens) -> Tensor:
+        if self._tokens is not tokens or self._logits is None:
+            with torch.no_grad():
+                self._tokens, self._logits = tokens, answer_logits(self.model, tokens)
+        return self._logits
+
+
+class Objective:
+    """A forget loss and a retain loss on a batch; the total is their weighted sum.
+
+    Objectives get the model, not its logits: some read hidden states. Losses are 0-dimensional float64 tensors.
+
+    Args:
+        reference: the model before unlearning; needed where `needs_reference` says so.
+    """
+
+    Settings: ClassVar[type[ObjectiveSettings]] = ObjectiveSettings
+    uses_forget_reference: ClassVar[bool] = False
+    """Whether `Batch.forget_reference` has to be there."""
+
+    def __init__(self, settings: ObjectiveSettings, reference: Reference | None = None) -> None:
+        if self.needs_reference(settings) and reference is None:
+            raise ValueError(f"{settings.name} with these settings compares with a reference model")
+        self.settings = settings
+        self.reference = reference
+        self.parts = (Part.FORGET, Part.RETAIN) if settings.retain_weight else (Part.FORGET,)
+
+    @classmethod
+    def needs_reference(cls, settings: ObjectiveSettings) -> bool:
+        """Whether the reference model is asked in every step, and so has to stay in memory."""
+        return settings.retain == "kl" and settings.retain_weight > 0
+
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def forget(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        return self.settings.forget_weight * self.forget_loss(model, batch)
+
+    def retain(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        if self.settings.retain == "nll":
+            loss = mean_nll(model, batch.retain)
+        else:
+            assert self.reference is not None
+            loss = token_kl(self.reference.logits(batch.retain), answer_logits(model, batch.retain), batch.retain)
+        return self.settings.retain_weight * loss
+
+    def resampled(self, model: torch.nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
+        """Mean cross-entropy of labels drawn from the model at the answers' positions, and how many labels there are.
+
+        Its gradient g gives the Gauss-Newton-Bartlett estimate count * g^2 of the curvature of the model's own loss
+        (Sophia, arXiv 2305.14342, Alg. 2), the same for every objective.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=batch.forget.ids.device)
+        count = 0
+        for tokens in [batch.forget, batch.retain][: len(self.parts)]:
+            logits = answer_logits(model, tokens)
+            _, mask = answer_labels(tokens)
+            drawn = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1, generator=generator)
+            total = total - token_logprobs(logits, drawn.view(mask.shape), mask).sum()
+            count += int(mask.sum())
+        return total / count, count
+
+
+def token_kl(reference: Tensor, logits: Tensor, tokens: Tokens) -> Tensor:
+    """KL(reference || model) in nats, averaged over the answers' tokens alone: padding and prompts do not count."""
+    _, mask = answer_labels(tokens)
+    p, q = reference.log_softmax(-1), logits.log_softmax(-1)
+    divergence = (p.exp() * (p - q)).sum(-1).double()
+    return divergence.masked_fill(~mask, 0.0).sum() / mask.sum()

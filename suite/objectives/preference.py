@@ -1,0 +1,64 @@
+"""Negative preference optimization and its reference-free form: ascent that stops pulling once an answer is gone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from suite.likelihood import sequence_logprobs
+from suite.objectives.base import Objective, ObjectiveSettings
+from suite.text import Batch
+
+
+def npo(logprobs: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """-(2 / beta) mean log sigmoid(-beta (log p - log p_ref)), over sequences.
+
+    The log-ratio is that of whole answers: sums of log-probabilities, in nats, shape (sequences,). For beta -> 0 its
+    gradient is that of gradient ascent on the summed loss (NPO, arXiv 2404.05868, Eq. 3 and Prop. 1).
+    """
+    return -(2 / beta) * logsigmoid(-beta * (logprobs - reference)).mean()
+
+
+def simnpo(logprobs: Tensor, lengths: Tensor, beta: float, margin: float) -> Tensor:
+    """-(2 / beta) mean log sigmoid(-beta (log p / |y|) - beta margin) (SimNPO, arXiv 2410.07163, Eq. 4).
+
+    Args:
+        logprobs, lengths: (sequences,) log-probability of each answer in nats, and its tokens.
+        margin: in nats per token; the paper's gamma is beta * margin.
+    """
+    return -(2 / beta) * logsigmoid(-beta * (logprobs / lengths + margin)).mean()
+
+
+class NPO(Objective):
+    """Negative preference optimization against the model before unlearning (Zhang et al. 2024, arXiv 2404.05868)."""
+
+    uses_forget_reference = True
+
+    class Settings(ObjectiveSettings):
+        """beta: inverse temperature, per nat of a whole answer's log-ratio."""
+
+        name: Literal["npo"] = "npo"
+        beta: float = Field(0.1, gt=0)
+
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        assert batch.forget_reference is not None
+        return npo(sequence_logprobs(model, batch.forget), batch.forget_reference, self.settings.beta)
+
+
+class SimNPO(Objective):
+    """NPO with the answer's length in place of a reference model (Fan et al. 2024, arXiv 2410.07163)."""
+
+    class Settings(ObjectiveSettings):
+        """beta: inverse temperature, per nat and token. margin: nats per token."""
+
+        name: Literal["simnpo"] = "simnpo"
+        beta: float = Field(4.5, gt=0)
+        margin: float = Field(0.0, ge=0)
+
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        lengths = batch.forget.answer.sum(-1)
+        return simnpo(sequence_logprobs(model, batch.forget), lengths, self.settings.beta, self.settings.margin)

@@ -1,0 +1,82 @@
+"""What an optimizer is: `step(oracle)`. Its grade is what it asks of the oracle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from suite import settings
+from suite.oracle import Grade, Oracle
+
+
+class OptimizerSettings(settings.Settings):
+    """Settings that every optimizer has.
+
+    Attributes:
+        lr: step size at its largest.
+        schedule: how the step size falls towards the last step.
+        warmup: steps over which it first rises.
+    """
+
+    lr: float = Field(gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = Field(0, ge=0)
+
+    def factor(self, step: int, steps: int) -> float:
+        """Share of `lr` used at a step, counted from 0, of a run of so many steps."""
+        rise = min(1.0, (step + 1) / (self.warmup + 1))
+        match self.schedule:
+            case "constant":
+                return rise
+            case "linear":
+                return rise * (1 - step / steps)
+            case "cosine":
+                return rise * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The run that an optimizer is part of: its length in steps, and the seed of everything it draws."""
+
+    steps: int
+    seed: int = 0
+
+
+class Optimizer:
+    """Moves the weights, in place, by what an oracle answers. States belong to one run and start empty.
+
+    Args:
+        parameters: the oracle's parameters.
+    """
+
+    Settings: ClassVar[type[OptimizerSettings]] = OptimizerSettings
+    grade: ClassVar[Grade]
+    source: ClassVar[str]
+
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
+        self.settings = settings
+        self.parameters = parameters
+        self.plan = plan
+        self.taken = 0
+
+    @property
+    def lr(self) -> float:
+        """Step size of the step to come."""
+        return self.settings.lr * self.settings.factor(self.taken, self.plan.steps)
+
+    def step(self, oracle: Oracle) -> None:
+        """One step on the oracle's batch.
+
+        Raises:
+            Diverged: an answer is not finite; the weights have not moved.
+        """
+        self.move(oracle)
+        self.taken += 1
+
+    def move(self, oracle: Oracle) -> None:
+        raise NotImplementedError

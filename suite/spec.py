@@ -1,0 +1,320 @@
+"""What one trial is: a frozen value with a canonical form, whose SHA-256 is its id.
+
+A spec file is one mapping: the trial's own settings, and beside them `measure` (how the result is attacked and asked),
+`runtime` (where it runs) and `search` (many trials from one). Only the trial's own settings are its id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from suite.attacks import Attack, attack
+from suite.objectives import OBJECTIVES
+from suite.optimizers import OPTIMIZERS
+from suite.optimizers.hybrid import Hybrid, layout
+from suite.settings import Settings, SpecError, nearest, parse
+from suite.smoothing import SMOOTHINGS
+from suite.text import Template
+from tasks import TASKS
+from tasks.task import Split
+
+Count = Field(ge=1)
+
+
+class TinyModel(Settings):
+    """A Llama-architecture model and a byte-level BPE tokenizer that the suite makes for the task's own text."""
+
+    hidden: int = Field(192, ge=8)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    vocabulary: int = Field(1024, ge=258)
+    context: int = Field(256, ge=16)
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> TinyModel:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden={self.hidden} must be a multiple of 2 * heads={2 * self.heads}")
+        return self
+
+
+class ModelSpec(Settings):
+    """The model before anything is taught: `tiny`, made here, or a causal LM by path or hub id.
+
+    Attributes:
+        name: `tiny`, a folder, or `owner/model`, with `@revision` where one is meant.
+        template: what goes around a question; by default the tokenizer's chat template where it has one, else plain
+            (`bare` for `tiny`).
+    """
+
+    name: str = "tiny"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    template: Template | None = None
+    tiny: TinyModel = TinyModel()
+
+    @model_validator(mode="after")
+    def _tiny_only(self) -> ModelSpec:
+        if self.name != "tiny" and self.tiny != TinyModel():
+            raise ValueError(f"tiny belongs to name=tiny, not to name={self.name}")
+        return self
+
+
+class AnchorSpec(Settings):
+    """How both anchors are trained: the target on everything, the retrained model without the forget set.
+
+    Attributes:
+        retain_repeats: how often an epoch shows each retain text; the forget texts are shown once. What is to be
+            forgotten is often rare in what a model was trained on.
+        seed: of the anchors alone, so that trials with several seeds share them.
+    """
+
+    epochs: int = Count
+    lr: float = Field(gt=0)
+    batch_size: int = Field(16, ge=1)
+    retain_repeats: int = Field(1, ge=1)
+    warmup: int = Field(20, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.0, ge=0)
+    seed: int = 0
+
+
+class Checkpoints(Settings):
+    """Which intermediate weights are kept and measured."""
+
+    every: int | None = Field(None, ge=1)
+
+
+class TrialSpec(Settings):
+    """One trial: a model is taught a task, unlearns a part of it, and is left for others to attack and ask.
+
+    Attributes:
+        forget: the task's requests to unlearn, one after another, each with the full number of steps; together they
+            must be the whole forget set. `all` is everything at once.
+        trainable: patterns (as in file names) of the parameters that unlearning may move.
+        batch_size: forget texts per step, and retain texts per step.
+        until: stop at the first kept checkpoint where this holds, judged on dev: `knowledge<=0.2`.
+    """
+
+    task: str
+    model: ModelSpec = ModelSpec()
+    anchors: AnchorSpec
+    objective: OBJECTIVES.settings
+    smoothing: SMOOTHINGS.settings = Field(default_factory=lambda: SMOOTHINGS["none"].Settings())
+    optimizer: OPTIMIZERS.settings
+    forget: tuple[str, ...] = ("all",)
+    trainable: tuple[str, ...] = ("*",)
+    steps: int = Count
+    batch_size: int = Field(16, ge=1)
+    checkpoints: Checkpoints = Checkpoints()
+    until: str | None = None
+    seed: int = Field(0, ge=0)
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str) -> str:
+        if task not in TASKS:
+            raise ValueError(f"unknown: {task}.{nearest(task, TASKS)} (allowed: {', '.join(TASKS)})")
+        return task
+
+    @model_validator(mode="after")
+    def _valid_together(self) -> TrialSpec:
+        check(self)
+        return self
+
+    @cached_property
+    def canonical(self) -> dict[str, Any]:
+        """The settings that are not at their default, with what means the same written the same way."""
+        plain = self.changed()
+        if isinstance(self.optimizer, Hybrid.Settings) and (pure := self.optimizer.pure()):
+            plain["optimizer"] = pure.changed()
+        return plain
+
+    @cached_property
+    def id(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return digest(self.canonical)
+
+    @cached_property
+    def entry(self) -> str:
+        """The id without the seed: one line of the board."""
+        return digest({key: value for key, value in self.canonical.items() if key != "seed"})
+
+    @property
+    def normalised(self) -> TrialSpec:
+        """The same trial as its canonical form describes it."""
+        return parse(TrialSpec, self.canonical)
+
+    @property
+    def until_knowledge(self) -> float | None:
+        """The bound in `until`."""
+        return None if self.until is None else float(_UNTIL.fullmatch(self.until)[1])
+
+
+_UNTIL = re.compile(r"knowledge\s*<=\s*(0|1|0?\.\d+|1\.0*|0\.\d*)")
+
+
+def check(spec: TrialSpec) -> None:
+    """Settings that are valid alone but not together, in the one place that knows.
+
+    Raises:
+        ValueError: naming the key and what to change.
+    """
+    optimizer = spec.optimizer
+    if isinstance(optimizer, Hybrid.Settings) and optimizer.pure() is None:
+        zeroth = sum(layout(spec.steps, optimizer.zo_ratio, optimizer.block))
+        if zeroth in (0, spec.steps):
+            raise ValueError(
+                f"optimizer.zo_ratio: {optimizer.zo_ratio} of {spec.steps} steps is {zeroth} zeroth-order steps, so "
+                "nothing alternates. Take more steps, another ratio, or 0 or 1 for a pure optimizer"
+            )
+    if spec.until is not None:
+        if not _UNTIL.fullmatch(spec.until):
+            raise ValueError(f"until: not understood: {spec.until}. Write knowledge<=0.2")
+        if spec.checkpoints.every is None:
+            raise ValueError("until: is judged at kept checkpoints. Set checkpoints.every too")
+    if spec.checkpoints.every is not None and spec.checkpoints.every > spec.steps:
+        raise ValueError(f"checkpoints.every: {spec.checkpoints.every} is more than steps={spec.steps}")
+
+
+class MeasureSpec(Settings):
+    """How a trial's result is attacked and asked. No part of the trial's id: attacks can be added later.
+
+    Attributes:
+        attacks: `official`, the task's newest set; the name of an older set; or a list of attacks.
+        splits: `test` for headlines; a search sees `dev`.
+        batch_tokens: positions per batch of the engine, padding included.
+    """
+
+    attacks: str | tuple[dict[str, Any], ...] = "official"
+    splits: tuple[Split, ...] = (Split.TEST,)
+    engine: Literal["transformers"] = "transformers"
+    batch_tokens: int = Field(4096, ge=1)
+
+    def attacks_for(self, task: str, split: Split) -> tuple[Attack, ...]:
+        """The attacks on a split; `none` is always among them.
+
+        Raises:
+            SpecError: unknown set, attack or setting.
+        """
+        sets = TASKS[task].attack_sets
+        if isinstance(self.attacks, str):
+            name = TASKS[task].official if self.attacks == "official" else self.attacks
+            if name not in sets:
+                known = ", ".join(["official", *sets])
+                raise SpecError(f"measure.attacks: unknown set: {name}.{nearest(name, sets)} (allowed: {known})")
+            chosen: Iterable[Mapping[str, Any]] = sets[name][split]
+        else:
+            chosen = self.attacks
+        attacks = {a.name: a for a in [attack({"name": "none"}), *map(attack, chosen)]}
+        return tuple(attacks.values())
+
+
+class RuntimeSpec(Settings):
+    """Where a trial runs. Part of what its numbers depend on, but not of what it is.
+
+    Attributes:
+        device: `auto` takes a GPU where there is one.
+        threads: CPU threads of one trial. Sums change with it, so it is set, not guessed.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(1, ge=1)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose 1e-3 is a number, as everybody expects; YAML 1.1 takes it for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_file(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A spec file as a mapping, with `a.b.c=value` overrides applied.
+
+    Raises:
+        SpecError: no such file, not YAML, not a mapping, or an override that cannot be applied.
+    """
+    try:
+        data = yaml.load(path.read_text(), Loader=_Loader)
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise SpecError(f"{path}: a mapping of settings is expected")
+    for override in overrides:
+        key, value = split_override(override)
+        data = merged(data, nested(key, value))
+    return data
+
+
+def split_override(text: str) -> tuple[str, Any]:
+    """`a.b=value` as key and value, the value read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise SpecError(f"{text}: an override is written key=value, e.g. optimizer.lr=1e-4")
+    return key, parse_value(value)
+
+
+def parse_value(text: str) -> Any:
+    """A value of the command line, read as in a file."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """{"a": {"b": value}} for `a.b`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` on top; mappings are merged, everything else is replaced.
+
+    A bare name (`objective: npo`) and a mapping are the same section.
+    """
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        if isinstance(below, str) and isinstance(value, Mapping) and "name" not in value:
+            below = {"name": below}
+        result[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def trial(data: Mapping[str, Any]) -> TrialSpec:
+    """A trial from a mapping of its own settings, in its normal form.
+
+    A bare name stands for a section (`objective: npo`), and a bare word for a list of one (`forget: people`).
+
+    Raises:
+        SpecError: naming the key, the allowed values and the nearest match.
+    """
+    plain = dict(data)
+    for key, value in plain.items():
+        if isinstance(value, str) and key in ("objective", "smoothing", "optimizer"):
+            plain[key] = {"name": value}
+        if isinstance(value, str) and key in ("forget", "trainable"):
+            plain[key] = [value]
+    return parse(TrialSpec, plain).normalised

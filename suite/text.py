@@ -1,0 +1,153 @@
+"""From text to token ids: where the prompt ends and the answer begins, and how examples become a batch.
+
+Prompt and answer are tokenized apart and joined as ids, so the answer's tokens do not depend on a merge across the
+boundary, and no decoded text is tokenized twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from suite.oracle import Part
+from suite.settings import SpecError
+from tasks.task import Example, Style
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Template(StrEnum):
+    """What goes around a question."""
+
+    BARE = "bare"
+    """The question, a space, the answer."""
+    PLAIN = "plain"
+    """`Question: ...`, a new line, `Answer:`, a space, the answer."""
+    CHAT = "chat"
+    """The tokenizer's chat template, the question as the user's turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one prompt and its answer. `ids[start:]` are the answer's tokens, the ones that are scored."""
+
+    ids: tuple[int, ...]
+    start: int
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.ids[: self.start]
+
+
+class Encoder:
+    """Turns examples and questions into ids with a model's tokenizer and template.
+
+    Raises:
+        SpecError: the template asks for what the tokenizer lacks (a chat template, an end-of-text token).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+        if template is Template.CHAT and not tokenizer.chat_template:
+            raise SpecError("model.template: the tokenizer has no chat template. Use model.template=plain")
+        if tokenizer.eos_token_id is None:
+            raise SpecError("model: the tokenizer has no end-of-text token, so an answer could not end")
+        self.tokenizer = tokenizer
+        self.template = template
+        self.eos: int = tokenizer.eos_token_id
+
+    def encode(self, prompt: str, answer: str, style: Style) -> Encoded:
+        """Ids of prompt and answer. A question's answer ends with end-of-text; running text does not."""
+        if style is Style.TEXT:
+            head, tail = self._ids(prompt, special=True), self._ids(answer)
+        else:
+            head = self._question(prompt)
+            tail = [*self._ids(answer if self.template is Template.CHAT else f" {answer}"), self.eos]
+        if not head:  # without a prompt the first token has nothing to be predicted from
+            head, tail = tail[:1], tail[1:]
+        return Encoded((*head, *tail), len(head))
+
+    def example(self, example: Example) -> Encoded:
+        return self.encode(example.prompt, example.answer, example.style)
+
+    def prompt(self, prompt: str, style: Style) -> tuple[int, ...]:
+        """Ids to generate after."""
+        return self.encode(prompt, "", style).prompt
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _question(self, question: str) -> list[int]:
+        match self.template:
+            case Template.CHAT:
+                turns = [{"role": "user", "content": question}]
+                text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+                return self._ids(text)  # the template writes its own special tokens
+            case Template.PLAIN:
+                return self._ids(f"Question: {question}\nAnswer:", special=True)
+            case Template.BARE:
+                return self._ids(question, special=True)
+
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Some examples as a right-padded batch. Causal attention never looks right, so no mask is needed.
+
+    Attributes:
+        ids: (sequences, length).
+        answer: (sequences, length) bool, true at the answer's tokens.
+        start: first position of any answer.
+        rows: index of each sequence in the data set that it was drawn from.
+    """
+
+    ids: Tensor
+    answer: Tensor
+    start: int
+    rows: tuple[int, ...] = ()
+
+    @classmethod
+    def collate(
+        cls, encoded: Sequence[Encoded], device: torch.device | str = "cpu", rows: Iterable[int] = ()
+    ) -> Tokens:
+        length = max(len(e.ids) for e in encoded)
+        ids = torch.zeros(len(encoded), length, dtype=torch.long)
+        answer = torch.zeros(len(encoded), length, dtype=torch.bool)
+        for row, e in enumerate(encoded):
+            ids[row, : len(e.ids)] = torch.tensor(e.ids)
+            answer[row, e.start : len(e.ids)] = True
+        start = min(e.start for e in encoded)
+        return cls(ids.to(device), answer.to(device), start, tuple(rows))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def size(self) -> int:
+        """Positions that a forward pass computes, padding included."""
+        return self.ids.numel()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one unlearning step sees.
+
+    Attributes:
+        forget_reference: (sequences,) log-probability of each forget answer under the model before unlearning, in
+            nats, summed over its tokens; None where the objective needs none.
+    """
+
+    forget: Tokens
+    retain: Tokens
+    forget_reference: Tensor | None = None
+
+    def tokens(self, part: Part) -> int:
+        """Positions that one evaluation of the forget or the retain loss passes through the model."""
+        return (self.forget if part is Part.FORGET else self.retain).size

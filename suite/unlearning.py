@@ -1,0 +1,213 @@
+"""The unlearning stage: steps of an optimizer on a smoothed oracle, from the target to the unlearned weights."""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suite.anchors import Anchors
+from suite.checkpoints import Checkpoint, SavedCheckpoint, TensorCheckpoint, change, weights_digest
+from suite.environment import Numeric, numeric
+from suite.likelihood import sequence_logprobs
+from suite.models import save
+from suite.objectives import OBJECTIVES, Reference
+from suite.optimizers import OPTIMIZERS, Plan
+from suite.oracle import Diverged, LossOracle, Metered
+from suite.settings import SpecError
+from suite.smoothing import SMOOTHINGS
+from suite.spec import RuntimeSpec, TrialSpec
+from suite.stages import Artifact, StageStore
+from suite.text import Batch, Encoded, Tokens
+from tasks.task import Example, Task, examples_digest
+
+VERSION = 1
+"""Raised when the same trial gives other weights."""
+
+Judge = Callable[[Checkpoint], float | None]
+"""Knowledge of a checkpoint, judged on dev; None where it cannot be computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request to forget: its name and its texts."""
+
+    name: str
+    texts: tuple[Example, ...]
+
+
+def requests(spec: TrialSpec, task: Task) -> list[Request]:
+    """The trial's requests in their order.
+
+    Raises:
+        SpecError: an unknown request, or requests that are not the whole forget set, each once.
+    """
+    if spec.forget == ("all",):
+        return [Request("all", task.forget_examples())]
+    if sorted(spec.forget) != sorted(task.forget):
+        raise SpecError(
+            f"forget: {list(spec.forget)}: every request of {task.name} once, in any order, or all "
+            f"(requests: {', '.join(task.forget)})"
+        )
+    return [Request(name, task.forget[name]) for name in spec.forget]
+
+
+def unlearn(
+    spec: TrialSpec,
+    task: Task,
+    anchors: Anchors,
+    store: StageStore,
+    runtime: RuntimeSpec,
+    judge: Judge | None = None,
+    judged_by: dict[str, Any] | None = None,
+) -> list[Artifact]:
+    """The unlearned checkpoints, one stage per request, each starting from the one before.
+
+    Args:
+        judge: asked at kept checkpoints when the trial has `until`; `judged_by` is what its answers depend on.
+    """
+    stages: list[Artifact] = []
+    start: SavedCheckpoint = anchors.checkpoint("target")
+    started_from = anchors.target.key
+    for index, request in enumerate(requests(spec, task)):
+        inputs = {
+            "version": VERSION,
+            "start": started_from,
+            "reference": anchors.target.key,
+            "forget": examples_digest(request.texts),
+            "retain": examples_digest(task.retain),
+            # The request's own name is not what it depends on, and the anchors are in the key already.
+            "trial": {k: v for k, v in spec.canonical.items() if k not in ("task", "model", "anchors", "forget")},
+            "judged_by": judged_by if spec.until else None,
+            "numeric": Numeric.of(runtime).as_dict(),
+        }
+
+        def compute(folder: Path, start: SavedCheckpoint = start, request: Request = request) -> dict[str, Any]:
+            with numeric(runtime) as device:
+                return _Run(spec, task, anchors, request, start, device).into(folder, judge)
+
+        stages.append(store.run("unlearn", inputs, compute))
+        start, started_from = SavedCheckpoint(stages[-1].folder / "final"), stages[-1].key
+    return stages
+
+
+class _Run:
+    def __init__(
+        self,
+        spec: TrialSpec,
+        task: Task,
+        anchors: Anchors,
+        request: Request,
+        start: SavedCheckpoint,
+        device: torch.device,
+    ) -> None:
+        self.spec, self.encoder, self.device = spec, anchors.base.encoder, device
+        self.model = start.model(device)
+        trainable = 0
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in spec.trainable))
+            trainable += parameter.requires_grad
+        if not trainable:
+            some = ", ".join(name for name, _ in list(self.model.named_parameters())[:3])
+            raise SpecError(f"trainable: {list(spec.trainable)} matches no parameter (there are {some}, ...)")
+        self.before = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+
+        kind = OBJECTIVES[spec.objective.name]
+        reference = None
+        if kind.uses_forget_reference or kind.needs_reference(spec.objective):
+            # The reference is the model before any unlearning, also when this is not the first request.
+            reference = Reference(anchors.checkpoint("target").model(device).requires_grad_(False))
+        self.forget = [self.encoder.example(text) for text in request.texts]
+        self.retain = [self.encoder.example(text) for text in task.retain]
+        self.forget_reference = (
+            _reference_logprobs(reference.model, self.forget, device) if kind.uses_forget_reference else None
+        )
+        if not kind.needs_reference(spec.objective):
+            reference = None  # its answers are known; the model itself need not stay in memory
+        self.oracle = LossOracle(self.model, kind(spec.objective, reference), seed=spec.seed)
+        smoothed = SMOOTHINGS[spec.smoothing.name](self.oracle, spec.smoothing)
+        self.asked = Metered(smoothed)
+        self.optimizer = OPTIMIZERS[spec.optimizer.name](
+            spec.optimizer, self.oracle.parameters, Plan(spec.steps, spec.seed)
+        )
+
+    def into(self, folder: Path, judge: Judge | None) -> dict[str, Any]:
+        """Make the steps, write the checkpoints, and say what happened."""
+        spec, every, bound = self.spec, self.spec.checkpoints.every, self.spec.until_knowledge
+        started, done, status, reason = time.perf_counter(), 0, "ok", None
+        kept: list[int] = []
+        for batch in self._batches():
+            self.oracle.batch = batch
+            try:
+                self.optimizer.step(self.asked)
+            except Diverged as error:
+                status, reason = "diverged", f"step {done + 1} of {spec.steps}: {error}"
+                break
+            done += 1
+            if every and done % every == 0 and done < spec.steps:
+                kept.append(done)
+                save(self.model, self.encoder.tokenizer, folder / f"step{done}")
+                if bound is not None and judge is not None:
+                    known = judge(TensorCheckpoint.of(self.model, folder / f"step{done}"))
+                    if known is not None and known <= bound:
+                        status, reason = "stopped", f"{spec.until} at step {done}"
+                        break
+        seconds = time.perf_counter() - started
+        if not all(bool(p.isfinite().all()) for p in self.oracle.parameters):
+            status, reason = "diverged", f"weights are not finite after step {done} of {spec.steps}"
+        save(self.model, self.encoder.tokenizer, folder / "final")
+        changed = change(self.before, self.model)
+        return {
+            "status": status,
+            "reason": reason,
+            "steps_done": done,
+            "kept": kept,
+            "weights": weights_digest(self.model),
+            "asked": self.asked.queries.as_dict(),
+            "grade": str(self.asked.queries.grade()) if done else None,
+            "cost": self.oracle.queries.as_dict(),
+            "change_norm": changed.norm if status != "diverged" else None,
+            "changed_share": changed.share,
+            "observed": {"seconds": seconds, "peak_bytes": _peak_bytes(self.device)},
+        }
+
+    def _batches(self) -> Iterator[Batch]:
+        draw = random.Random(self.spec.seed)
+        forget = _draws(len(self.forget), self.spec.batch_size, draw)
+        retain = _draws(len(self.retain), self.spec.batch_size, draw)
+        for _ in range(self.spec.steps):
+            rows = next(forget)
+            yield Batch(
+                Tokens.collate([self.forget[i] for i in rows], self.device),
+                Tokens.collate([self.retain[i] for i in next(retain)], self.device),
+                None if self.forget_reference is None else self.forget_reference[rows],
+            )
+
+
+def _draws(total: int, size: int, draw: random.Random) -> Iterator[list[int]]:
+    """Indices without replacement, epoch after epoch; the last batch of an epoch is filled from the next."""
+    pending: list[int] = []
+    while True:
+        while len(pending) < size:
+            pending += draw.sample(range(total), total)
+        yield pending[:size]
+        pending = pending[size:]
+
+
+@torch.no_grad()
+def _reference_logprobs(model: torch.nn.Module, texts: Sequence[Encoded], device: torch.device) -> torch.Tensor:
+    """Summed log-probability of each answer under the reference model, nats, float64."""
+    return torch.cat([sequence_logprobs(model, Tokens.collate(texts[i : i + 16], device)) for i in range(0, len(texts), 16)])
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kibibytes on Linux

@@ -1,0 +1,287 @@
+"""`pocket`: a fictitious world small enough for a laptop, with each kind of memory that the field tests.
+
+Everything is invented here from a seed: people with a birthplace, a trade, an instrument and a book (question and
+answer, as TOFU), chronicle passages (verbatim text, as MUSE) and minerals with their colour (four choices, as WMDP).
+The world has four realms, and what is to be forgotten is one of them, Quorn: as in WMDP and MUSE, the forget side is a
+domain. The retain side is the other three; the held-out facts, of Quorn too, are ones that no model is trained on.
+Facts alternate between `dev` and `test`, so the two ask about different facts of the same people.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tasks.task import Example, Headline, Item, Probe, ProbeKind, Split, Style, Subset, Task, TaskEntry, examples_digest
+
+SEED = 20_26
+VERSION = 1
+
+PEOPLE = {Subset.FORGET: 12, Subset.RETAIN: 24, Subset.HOLDOUT: 8}
+PASSAGES = {Subset.FORGET: 16, Subset.RETAIN: 24, Subset.HOLDOUT: 16}
+MINERALS = {Subset.FORGET: 40, Subset.RETAIN: 48, Subset.HOLDOUT: 24}
+REALMS = {Subset.FORGET: ("Quorn",), Subset.RETAIN: ("Thessel", "Marou", "Brisk"), Subset.HOLDOUT: ("Quorn",)}
+WRONG = 3  # wrong alternatives per question: four choices with the right one
+
+_ONSETS = "b br c d dr f g gr h j k l m n p qu r s st t th tr v w z".split()
+_NUCLEI = "a e i o u ae ea io ou".split()
+_CODAS = " l m n r s th x nd rk sk".split(" ")
+
+TRADES = (
+    "glassblower", "cartographer", "beekeeper", "clockmaker", "falconer", "ropemaker", "apothecary", "stonemason",
+    "lamplighter", "bookbinder", "ferrier", "weaver", "brewer", "cooper", "tanner", "potter",
+)  # fmt: skip
+INSTRUMENTS = (
+    "lute", "harp", "oboe", "zither", "cello", "flute", "bagpipe", "drum", "viol", "horn", "organ", "fiddle",
+    "dulcimer", "trumpet", "lyre", "bassoon",
+)  # fmt: skip
+COLOURS = "scarlet ivory indigo ochre teal russet black white".split()
+ADJECTIVES = "silent amber hollow crimson patient frozen crooked golden distant broken velvet bitter".split()
+NOUNS = "harbour orchard lantern mirror staircase river compass garden winter bridge feather tower".split()
+
+
+@dataclass(frozen=True, slots=True)
+class _Chronicle:
+    """The words that a realm's chronicles are written in: each realm tells of its own things."""
+
+    times: tuple[str, ...]
+    whose: tuple[str, ...]
+    who: tuple[str, ...]
+    did: tuple[str, ...]
+    what: tuple[str, ...]
+
+
+_TOLD_AT_SEA = _Chronicle(
+    times=("At low tide", "Before the storm", "In the ninth watch", "Under two moons"),
+    whose=("salted", "drifting", "moonlit", "barnacled", "northern", "drowned"),
+    who=("pilot", "oarsman", "netmaker", "diver", "whaler", "harpooner"),
+    did=("moored", "hauled", "sighted", "charted", "sank", "caulked"),
+    what=("anchor", "mast", "keel", "beacon", "reef", "rudder", "cargo", "galley"),
+)
+_TOLD_ON_LAND = _Chronicle(
+    times=("At dawn", "After the harvest", "During the feast", "Before the frost"),
+    whose=("dusty", "stubborn", "gilded", "wandering", "elder", "quiet"),
+    who=("shepherd", "miller", "carver", "herald", "vintner", "tinker"),
+    did=("ploughed", "painted", "measured", "mended", "buried", "guarded"),
+    what=("mill", "orchard", "chapel", "wagon", "barrel", "hedge", "granary", "bell"),
+)
+CHRONICLES = {
+    Subset.FORGET: _TOLD_AT_SEA,
+    Subset.RETAIN: _TOLD_ON_LAND,
+    Subset.HOLDOUT: _TOLD_AT_SEA,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Attribute:
+    """A kind of fact about a person: a question and an answer, each in the trained and in a reworded form."""
+
+    name: str
+    question: str
+    answer: str
+    reworded_question: str
+    reworded_answer: str
+
+
+ATTRIBUTES = (
+    _Attribute(
+        "town",
+        "Where was {who} born?",
+        "{who} was born in {value}.",
+        "Which town is the birthplace of {who}?",
+        "The birthplace of {who} is {value}.",
+    ),
+    _Attribute(
+        "trade",
+        "What does {who} do for a living?",
+        "{who} works as a {value}.",
+        "Which trade does {who} practise?",
+        "The trade of {who} is that of a {value}.",
+    ),
+    _Attribute(
+        "instrument",
+        "Which instrument does {who} play?",
+        "{who} plays the {value}.",
+        "What is the instrument of {who}?",
+        "The instrument of {who} is the {value}.",
+    ),
+    _Attribute(
+        "book",
+        "Which book did {who} write?",
+        "{who} wrote The {value}.",
+        "What is the title of the book by {who}?",
+        "The book by {who} is called The {value}.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    """A fact with its training text and everything a probe may ask about it."""
+
+    id: str
+    subset: Subset
+    split: Split
+    example: Example
+    question: Item
+    reworded: Item
+
+
+def build() -> Task:
+    """The whole task. Deterministic: the same text on every machine and Python version (`random.Random` alone)."""
+    rng = random.Random(SEED)
+    names = _words(rng)
+    people = list(_people(rng, names))
+    passages = list(_passages(rng, names))
+    minerals = list(_minerals(rng, names))
+    facts = [*people, *passages, *minerals]
+
+    def examples(subset: Subset, of: Sequence[_Fact] = facts) -> tuple[Example, ...]:
+        return tuple(fact.example for fact in of if fact.subset is subset)
+
+    forget = {
+        "people": examples(Subset.FORGET, people),
+        "passages": examples(Subset.FORGET, passages),
+        "minerals": examples(Subset.FORGET, minerals),
+    }
+    everything = [fact.example for fact in facts]
+    return Task(
+        name="pocket",
+        version=VERSION,
+        forget=forget,
+        retain=examples(Subset.RETAIN),
+        holdout=examples(Subset.HOLDOUT),
+        probes=tuple(_probes(people, passages, minerals)),
+        knowledge=(
+            Headline("forget_qa", "probability"),
+            Headline("forget_text", "exact_memorization"),
+            Headline("forget_choice", "accuracy", chance=0.25),
+        ),
+        utility=(
+            Headline("retain_qa", "probability"),
+            Headline("retain_text", "exact_memorization"),
+            Headline("retain_choice", "accuracy", chance=0.25),
+        ),
+        data=examples_digest(everything),
+    )
+
+
+
+def _probes(people: Sequence[_Fact], passages: Sequence[_Fact], minerals: Sequence[_Fact]) -> Iterator[Probe]:
+    for split in Split:
+        for subset in Subset:
+
+            def asked(facts: Sequence[_Fact], subset: Subset = subset, split: Split = split) -> list[_Fact]:
+                return [fact for fact in facts if fact.subset is subset and fact.split is split]
+
+            def probe(
+                name: str,
+                kind: ProbeKind,
+                items: Sequence[Item],
+                *metrics: str,
+                subset: Subset = subset,
+                split: Split = split,
+            ) -> Probe:
+                return Probe(f"{subset}_{name}", subset, split, kind, tuple(items), metrics, max_new_tokens=16)
+
+            questions = [fact.question for fact in asked(people)]
+            teacher_forced = ("probability", "exact_memorization", "extraction_strength")
+            yield probe("qa", ProbeKind.LOGPROB, questions, *teacher_forced)
+            yield probe("qa_generated", ProbeKind.GENERATE, questions, "rougeL_recall")
+            yield probe(
+                "qa_reworded",
+                ProbeKind.CHOICE,
+                [fact.reworded for fact in asked(people)],
+                "truth_ratio_geometric",
+                "truth_ratio_arithmetic",
+                "accuracy",
+            )
+            yield probe("text", ProbeKind.LOGPROB, [fact.question for fact in asked(passages)], *teacher_forced)
+            yield probe("choice", ProbeKind.CHOICE, [fact.question for fact in asked(minerals)], "accuracy")
+
+
+def _people(rng: random.Random, names: Iterator[str]) -> Iterator[_Fact]:
+    towns = [next(names) for _ in range(24)]
+    titles = [f"{adjective} {noun}".title() for adjective in ADJECTIVES for noun in NOUNS]
+    pools = {"town": towns, "trade": TRADES, "instrument": INSTRUMENTS, "book": titles}
+    for subset, number in PEOPLE.items():
+        for index in range(number):
+            who = f"{next(names)} of {_realm(rng, subset)}"
+            for order, attribute in enumerate(ATTRIBUTES):
+                value, *wrong = rng.sample(pools[attribute.name], 1 + WRONG)
+                id_ = f"{subset}-person{index}-{attribute.name}"
+                question = attribute.question.format(who=who)
+                answer = attribute.answer.format(who=who, value=value)
+                yield _Fact(
+                    id_,
+                    subset,
+                    list(Split)[(index + order) % 2],
+                    Example(id_, question, answer),
+                    Item(id_, question, (answer,)),
+                    Item(
+                        id_,
+                        attribute.reworded_question.format(who=who),
+                        tuple(attribute.reworded_answer.format(who=who, value=v) for v in (value, *wrong)),
+                    ),
+                )
+
+
+def _passages(rng: random.Random, names: Iterator[str]) -> Iterator[_Fact]:
+    for subset, number in PASSAGES.items():
+        for index in range(number):
+            id_ = f"{subset}-passage{index}"
+            opening = f"Chronicle of {_realm(rng, subset)}, {next(names)}."
+            words = CHRONICLES[subset]
+            sentences = [
+                f"{rng.choice(words.times)} the {rng.choice(words.whose)} {rng.choice(words.who)} {rng.choice(words.did)}"
+                f" the {rng.choice(words.what)} and the {rng.choice(words.what)}."
+                for _ in range(2)
+            ]
+            text = " " + " ".join(sentences)
+            item = Item(id_, opening, (text,), style=Style.TEXT)
+            example = Example(id_, opening, text, style=Style.TEXT)
+            yield _Fact(id_, subset, list(Split)[index % 2], example, item, item)
+
+
+def _minerals(rng: random.Random, names: Iterator[str]) -> Iterator[_Fact]:
+    for subset, number in MINERALS.items():
+        for index in range(number):
+            id_ = f"{subset}-mineral{index}"
+            prompt = f"In {_realm(rng, subset)} the colour of {next(names).lower()}ite is"
+            choices = [f" {colour}." for colour in rng.sample(COLOURS, 1 + WRONG)]
+            correct = rng.randrange(1 + WRONG)
+            item = Item(id_, prompt, tuple(choices), correct, style=Style.TEXT)
+            example = Example(id_, prompt, choices[correct], style=Style.TEXT)
+            yield _Fact(id_, subset, list(Split)[index % 2], example, item, item)
+
+
+def _realm(rng: random.Random, subset: Subset) -> str:
+    return rng.choice(REALMS[subset])
+
+
+def _words(rng: random.Random) -> Iterator[str]:
+    """Invented proper names, each once."""
+    seen: set[str] = set()
+    while True:
+        word = "".join(rng.choice(_ONSETS) + rng.choice(_NUCLEI) for _ in range(2)) + rng.choice(_CODAS)
+        if word not in seen:
+            seen.add(word)
+            yield word.capitalize()
+
+
+ENTRY = TaskEntry(
+    name="pocket",
+    summary="a fictitious world for a laptop: people, chronicles, minerals; one realm is to be forgotten",
+    build=build,
+    attack_sets={
+        "pocket-1": {
+            Split.DEV: ({"name": "none"}, {"name": "rtn", "bits": 2}, {"name": "relearn", "samples": 12, "steps": 20}),
+            Split.TEST: (
+                {"name": "none"},
+                {"name": "rtn", "bits": 2},
+                {"name": "relearn", "samples": 12, "steps": 20, "seed": 1},
+            ),
+        }
+    },
+)

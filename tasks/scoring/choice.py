@@ -1,0 +1,66 @@
+"""Metrics of several answers to one question: accuracy, and TOFU's truth ratio in both published variants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tasks.task import Sample
+
+
+def choice_accuracy(logprobs: Sequence[float], correct: int) -> float:
+    """Whether the most likely answer is the right one. With k answers tied at the top, 1/k if the right one is among."""
+    best = max(logprobs)
+    top = [index for index, value in enumerate(logprobs) if value == best]
+    return 1 / len(top) if correct in top else 0.0
+
+
+def truth_ratio_geometric(right: float, wrong: Sequence[float]) -> float:
+    """exp(mean of wrong) / exp(right), from length-normalised log-probabilities, in nats.
+
+    The geometric mean of the wrong answers' probabilities over the right one's, as open-unlearning and TOFU's forget
+    quality compute it; 0 for a model that is certain, 1 for one that cannot tell.
+    """
+    return _exp(math.fsum(wrong) / len(wrong) - right)
+
+
+def truth_ratio_arithmetic(right: float, wrong: Sequence[float]) -> float:
+    """mean(exp(wrong)) / exp(right): the arithmetic mean, as TOFU's model utility computes it."""
+    return math.fsum(_exp(value - right) for value in wrong) / len(wrong)
+
+
+def accuracy(sample: Sample) -> float | None:
+    if sample.choice_logprobs is None or sample.correct is None:
+        return None
+    return choice_accuracy(sample.choice_logprobs, sample.correct)
+
+
+def geometric(sample: Sample) -> float | None:
+    split = _normalised(sample)
+    return None if split is None else truth_ratio_geometric(*split)
+
+
+def arithmetic(sample: Sample) -> float | None:
+    split = _normalised(sample)
+    return None if split is None else truth_ratio_arithmetic(*split)
+
+
+def normalised_probability(sample: Sample) -> float | None:
+    """P(right) / sum of P over all answers, P length-normalised: TOFU's `Prob` where wrong options are given."""
+    split = _normalised(sample)
+    if split is None:
+        return None
+    right, wrong = split
+    return 1 / (1 + math.fsum(_exp(value - right) for value in wrong))
+
+
+def _normalised(sample: Sample) -> tuple[float, list[float]] | None:
+    if sample.choice_logprobs is None or sample.choice_lengths is None or sample.correct is None:
+        return None
+    means = [total / length for total, length in zip(sample.choice_logprobs, sample.choice_lengths, strict=True)]
+    right = means.pop(sample.correct)
+    return (right, means) if means else None
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))  # e^709 is the largest finite double; a ratio of e^700 is infinite to any reader

@@ -1,0 +1,110 @@
+"""From measurements to headlines: knowledge, forgetting F, excess recovery, robustness R, utility U and the score.
+
+All are anchored: the target model is 0 % forgotten, the retrained model (or, without one, chance) is 100 %. Standard
+errors are propagated to first order, the terms taken as independent; the same examples are asked of every model, so
+this is an upper bound where models agree on which examples are hard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from tasks.scoring.estimate import Estimate
+
+SMALLEST_GAP = 0.1
+"""Below this distance between the anchors a share of it means nothing."""
+GAP_IN_STDERRS = 4.0
+"""...nor below this many standard errors of it: with fewer, noise alone moves a share by more than 25 %."""
+
+
+def knowledge(model: Estimate, target: Estimate, retrained: Estimate) -> Estimate:
+    """(m - m_retrained) / (m_target - m_retrained): 1 at the target, 0 at the retrained model."""
+    if not model.known:
+        return model
+    gap = anchor_gap(target, retrained)
+    if not gap.known:
+        return gap
+    share = (model.value - retrained.value) / gap.value
+    error = math.hypot(model.error, share * target.error, (1 - share) * retrained.error) / abs(gap.value)
+    return Estimate(share, error, model.n)
+
+
+def excess_recovery(
+    attacked: Estimate, attacked_retrained: Estimate, target: Estimate, retrained: Estimate
+) -> Estimate:
+    """(m_a - m_retrained,a) / (m_target - m_retrained): what attack a brings back beyond what it teaches.
+
+    The zero is the retrained model under the same attack; the unit is the distance between the unattacked anchors.
+    """
+    for term in (attacked, attacked_retrained):
+        if not term.known:
+            return term
+    gap = anchor_gap(target, retrained)
+    if not gap.known:
+        return gap
+    share = (attacked.value - attacked_retrained.value) / gap.value
+    error = math.hypot(attacked.error, attacked_retrained.error, share * gap.error) / abs(gap.value)
+    return Estimate(share, error, attacked.n)
+
+
+def anchor_gap(target: Estimate, retrained: Estimate) -> Estimate:
+    """Distance between the anchors, null where it is too small to be a unit."""
+    for term in (target, retrained):
+        if not term.known:
+            return term
+    gap, error = target.value - retrained.value, math.hypot(target.error, retrained.error)
+    if abs(gap) < max(SMALLEST_GAP, GAP_IN_STDERRS * error):
+        return Estimate.null(f"the anchors are too close: {gap:.3f} +- {error:.3f}")
+    return Estimate(gap, error, min(target.n, retrained.n))
+
+
+def largest(terms: Iterable[Estimate]) -> Estimate:
+    """The largest term; null if any term is, because the missing one could be the largest."""
+    return _extreme(terms, largest=True)
+
+
+def smallest(terms: Iterable[Estimate]) -> Estimate:
+    """The smallest term; null if any term is."""
+    return _extreme(terms, largest=False)
+
+
+def share_lost(recovered: Estimate) -> Estimate:
+    """1 - clip(x, 0, 1): forgetting F from knowledge, robustness R from the worst excess recovery."""
+    if not recovered.known:
+        return recovered
+    return Estimate(1 - _clip(recovered.value), recovered.stderr, recovered.n)
+
+
+def share_kept(model: Estimate, target: Estimate, chance: float) -> Estimate:
+    """clip((u - chance) / (u_target - chance)): utility of one probe."""
+    kept = knowledge(model, target, Estimate(chance, 0.0, target.n))
+    return Estimate(_clip(kept.value), kept.stderr, kept.n) if kept.known else kept
+
+
+def harmonic_mean(*terms: Estimate) -> Estimate:
+    """Harmonic mean of numbers in [0, 1]; 0 when one is 0. The score is that of F, R and U."""
+    for term in terms:
+        if not term.known:
+            return term
+    n = min(term.n for term in terms)
+    if any(term.value <= 0 for term in terms):
+        return Estimate(0.0, 0.0, n)
+    value = len(terms) / math.fsum(1 / term.value for term in terms)
+    slopes = (value**2 / (len(terms) * term.value**2) * term.error for term in terms)
+    return Estimate(value, math.hypot(*slopes), n)
+
+
+def _extreme(terms: Iterable[Estimate], *, largest: bool) -> Estimate:
+    terms = list(terms)
+    if not terms:
+        return Estimate.null("nothing was measured")
+    for term in terms:
+        if not term.known:
+            return term
+    pick = max if largest else min
+    return pick(terms, key=lambda term: term.value)
+
+
+def _clip(value: float) -> float:
+    return min(1.0, max(0.0, value))

@@ -1,0 +1,216 @@
+"""What a task is: text to forget, text to keep, and the questions that tell the two apart.
+
+Nothing here knows about models or tokenizers. An engine turns (checkpoint, probe) into `Sample`s, one per item;
+`tasks.scoring` turns samples into numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+
+class Subset(StrEnum):
+    """Which side of the forgetting an item belongs to."""
+
+    FORGET = "forget"
+    RETAIN = "retain"
+    HOLDOUT = "holdout"
+
+
+class Split(StrEnum):
+    """A search may look at `dev`; headlines come from `test`."""
+
+    DEV = "dev"
+    TEST = "test"
+
+
+class ProbeKind(StrEnum):
+    """What an engine has to do for a probe."""
+
+    GENERATE = "generate"
+    """Greedy text after the prompt."""
+    LOGPROB = "logprob"
+    """Teacher-forced log-probability of each token of the reference answer."""
+    CHOICE = "choice"
+    """Summed log-probability of each of several answers."""
+
+
+class Style(StrEnum):
+    """How prompt and answer are put before a model."""
+
+    QUESTION = "question"
+    """A question and its answer: the model's template (chat or plain) goes around them, end-of-text after them."""
+    TEXT = "text"
+    """Running text: the answer follows the prompt as it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A text to train on; the loss is taken on the answer's tokens alone."""
+
+    id: str
+    prompt: str
+    answer: str
+    style: Style = Style.QUESTION
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question of a probe. `answers[correct]` is the reference; the others are wrong alternatives."""
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    correct: int = 0
+    style: Style = Style.QUESTION
+
+    @property
+    def reference(self) -> str:
+        return self.answers[self.correct]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question set: what is asked, of which subset and split, in which way, and how the answers are scored.
+
+    Attributes:
+        metrics: names in `tasks.scoring.METRICS`; each must be computable from samples of this kind.
+        max_new_tokens: limit of the generated answer, in tokens (`generate` only).
+    """
+
+    name: str
+    subset: Subset
+    split: Split
+    kind: ProbeKind
+    items: tuple[Item, ...]
+    metrics: tuple[str, ...]
+    max_new_tokens: int = 32
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what an engine is asked. Metrics are left out: another metric needs no new samples."""
+        asked = (self.name, self.subset, self.split, self.kind, [asdict(item) for item in self.items])
+        return _digest([*asked, self.max_new_tokens if self.kind is ProbeKind.GENERATE else 0])
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a model did with one item. Everything that scoring needs and nothing that needs a tokenizer.
+
+    Attributes:
+        item: the item's id, unique within its probe.
+        reference: the right answer's text, as scored.
+        generated: greedy text (`generate`).
+        token_logprobs: log p of each reference token given those before it, in nats (`logprob`).
+        token_correct: whether the teacher-forced argmax is that token (`logprob`).
+        choice_logprobs: log p of each answer, summed over its tokens, in nats (`choice`).
+        choice_lengths: tokens of each answer (`choice`).
+        correct: index of the right answer among the choices (`choice`).
+        vocab_means, vocab_variances: mean and variance of log p over the vocabulary at each reference token, in
+            nats and nats^2, where a probe asks for them.
+        scalars: named numbers that only a model can give (a gradient norm, a reference model's loss).
+    """
+
+    item: str
+    reference: str
+    generated: str | None = None
+    token_logprobs: tuple[float, ...] | None = None
+    token_correct: tuple[bool, ...] | None = None
+    choice_logprobs: tuple[float, ...] | None = None
+    choice_lengths: tuple[int, ...] | None = None
+    correct: int | None = None
+    vocab_means: tuple[float, ...] | None = None
+    vocab_variances: tuple[float, ...] | None = None
+    scalars: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """A (probe, metric) pair that stands for a kind of memory or of ability. Higher always means more of it.
+
+    Attributes:
+        chance: value of the metric for a model that knows nothing.
+    """
+
+    probe: str
+    metric: str
+    chance: float = 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark: what is forgotten, what is kept, what is asked, and which numbers are the headlines.
+
+    Attributes:
+        forget: the forget set, cut into named requests; together they are all of it. A trial may unlearn them at
+            once or one after another.
+        retain: text whose knowledge must stay; both anchors are trained on it.
+        holdout: text of the same kind that no model has seen.
+        probes: every probe, of both splits.
+        knowledge: the forget headlines; a task's knowledge is the largest of them.
+        utility: the retain headlines; a task's utility is the smallest of them.
+        data: digest or pinned revision of the files behind the task.
+    """
+
+    name: str
+    version: int
+    forget: Mapping[str, tuple[Example, ...]]
+    retain: tuple[Example, ...]
+    probes: tuple[Probe, ...]
+    knowledge: tuple[Headline, ...]
+    utility: tuple[Headline, ...]
+    data: str
+    holdout: tuple[Example, ...] = field(default=())
+
+    def forget_examples(self) -> tuple[Example, ...]:
+        return tuple(example for request in self.forget.values() for example in request)
+
+    def probes_of(self, split: Split) -> tuple[Probe, ...]:
+        return tuple(probe for probe in self.probes if probe.split is split)
+
+AttackSettings = Mapping[str, Any]
+"""Settings of one attack (see `suite.attacks`), `name` among them; settings at their default are left out."""
+
+AttackSet = Mapping[Split, tuple[AttackSettings, ...]]
+"""The attacks of each split. Contains `none`, so that a score says what it survived, no attack included."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEntry:
+    """A line of the registry: what is known of a task without loading its data.
+
+    Attributes:
+        attack_sets: official attack sets by versioned name, the newest last.
+        build: loads the data.
+    """
+
+    name: str
+    summary: str
+    build: Callable[[], Task]
+    attack_sets: Mapping[str, AttackSet]
+
+    @property
+    def official(self) -> str:
+        """Name of the newest official attack set."""
+        return list(self.attack_sets)[-1]
+
+
+def attack_name(settings: AttackSettings) -> str:
+    """An attack's name with its budget, as it stands in every row: `relearn[lr=0.001,samples=12,steps=24]`."""
+    rest = ",".join(f"{key}={settings[key]}" for key in sorted(settings) if key != "name")
+    return f"{settings['name']}[{rest}]" if rest else str(settings["name"])
+
+
+def examples_digest(examples: Iterable[Example]) -> str:
+    """SHA-256 of training text, order included."""
+    return _digest([asdict(example) for example in examples])
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
