@@ -9,7 +9,12 @@ from tasks.task import Sample
 
 
 def choice_accuracy(logprobs: Sequence[float], correct: int) -> float:
-    """Whether the most likely answer is the right one. With k answers tied at the top, 1/k if the right one is among."""
+    """Whether the most likely answer is the right one. With k answers tied at the top, 1/k if the right one is among.
+
+    NaN where a log-probability is: comparisons with NaN would pick a winner by position.
+    """
+    if any(map(math.isnan, logprobs)):
+        return math.nan
     best = max(logprobs)
     top = [index for index, value in enumerate(logprobs) if value == best]
     return 1 / len(top) if correct in top else 0.0
@@ -63,4 +68,4 @@ def _normalised(sample: Sample) -> tuple[float, list[float]] | None:
 
 
 def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0))  # e^709 is the largest finite double; a ratio of e^700 is infinite to any reader
+    return math.exp(min(value, 300.0))  # e^300 is infinite to any reader, and its square, in a variance, is a double

@@ -88,10 +88,10 @@ def harmonic_mean(*terms: Estimate) -> Estimate:
         if not term.known:
             return term
     n = min(term.n for term in terms)
-    if any(term.value <= 0 for term in terms):
+    if any(term.value < 1e-300 for term in terms):  # the reciprocals of smaller ones overflow
         return Estimate(0.0, 0.0, n)
     value = len(terms) / math.fsum(1 / term.value for term in terms)
-    slopes = (value**2 / (len(terms) * term.value**2) * term.error for term in terms)
+    slopes = ((value / term.value) ** 2 / len(terms) * term.error for term in terms)
     return Estimate(value, math.hypot(*slopes), n)
 
 
