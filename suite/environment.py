@@ -54,16 +54,20 @@ def choose_device(runtime: RuntimeSpec) -> torch.device:
 
 @contextmanager
 def numeric(runtime: RuntimeSpec) -> Iterator[torch.device]:
-    """Set threads and determinism for a trial, and give them back."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in another order each time
+    """Set threads and determinism for a trial, and give them back.
+
+    On a CPU every kernel that is used here sums in a fixed order for a fixed number of threads; on a GPU torch has to
+    be asked (which imports its compiler, so it is not asked in vain).
+    """
+    device, threads = choose_device(runtime), torch.get_num_threads()
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in another order each time
+        torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(runtime.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        yield choose_device(runtime)
+        yield device
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
 
 
 @cache

@@ -169,6 +169,7 @@ class LossOracle:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.batch: Batch | None = None
         self.queries = Queries()
+        self._kept: list[Tensor] = []
         self._labels = torch.Generator(device=self.parameters[0].device).manual_seed(seed)
 
     def values(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
@@ -253,23 +254,30 @@ class LossOracle:
         ones) changed by rounding. The sum is taken in fp32 and rounded to the weights' dtype once.
         """
         weights = [parameter.detach() for parameter in self.parameters]
-        kept: list[Tensor] | None = None
+        moved = False
 
         def move(displacement: Displacement | None) -> None:
-            nonlocal kept
+            nonlocal moved
             if displacement is None:
-                if kept is not None:
-                    torch._foreach_copy_(weights, kept)
+                if moved:
+                    torch._foreach_copy_(weights, self._kept)
                 return
-            if kept is None:
-                kept = [weight.clone() for weight in weights]
-            _place(weights, kept, displacement)
+            if not moved:
+                self._keep(weights)
+            moved = True
+            _place(weights, self._kept, displacement)
 
         try:
             yield move
         finally:
-            if kept is not None:
-                torch._foreach_copy_(weights, kept)
+            if moved:
+                torch._foreach_copy_(weights, self._kept)
+
+    def _keep(self, weights: list[Tensor]) -> None:
+        """Copy the weights. The copy's memory stays: a fresh one costs more in page faults than in copying."""
+        if not self._kept:
+            self._kept = [torch.empty_like(weight) for weight in weights]
+        torch._foreach_copy_(self._kept, weights)
 
 
 class Metered:

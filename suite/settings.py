@@ -117,11 +117,11 @@ def _locate(
         path.append(str(part))
         field = section.model_fields.get(str(part)) if section else None
         if field:
-            section, family = _settings_in(field.annotation)
+            section, family = settings_in(field.annotation)
     return path, section, family
 
 
-def _settings_in(annotation: Any) -> tuple[type[Settings] | None, dict[str, type[Settings]]]:
+def settings_in(annotation: Any) -> tuple[type[Settings] | None, dict[str, type[Settings]]]:
     """The settings class that an annotation stands for, or the members of a union of them by their name."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return annotation, {}

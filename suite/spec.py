@@ -71,6 +71,8 @@ class AnchorSpec(Settings):
     """How both anchors are trained: the target on everything, the retrained model without the forget set.
 
     Attributes:
+        retain_limit: how many of the task's retain texts are taught, and kept while unlearning, the first ones; all by
+            default.
         retain_repeats: how often an epoch shows each retain text; the forget texts are shown once. What is to be
             forgotten is often rare in what a model was trained on.
         seed: of the anchors alone, so that trials with several seeds share them.
@@ -79,6 +81,7 @@ class AnchorSpec(Settings):
     epochs: int = Count
     lr: float = Field(gt=0)
     batch_size: int = Field(16, ge=1)
+    retain_limit: int | None = Field(None, ge=1)
     retain_repeats: int = Field(1, ge=1)
     warmup: int = Field(20, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
@@ -191,12 +194,14 @@ class MeasureSpec(Settings):
         attacks: `official`, the task's newest set; the name of an older set; or a list of attacks.
         splits: `test` for headlines; a search sees `dev`.
         batch_tokens: positions per batch of the engine, padding included.
+        limit: items asked per probe, the first of each; all of them by default. Rows say how many there were.
     """
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
     splits: tuple[Split, ...] = (Split.TEST,)
     engine: Literal["transformers"] = "transformers"
     batch_tokens: int = Field(4096, ge=1)
+    limit: int | None = Field(None, ge=1)
 
     def attacks_for(self, task: str, split: Split) -> tuple[Attack, ...]:
         """The attacks on a split; `none` is always among them.

@@ -113,6 +113,18 @@ class StageStore:
         self.computed.setdefault(kind, []).append(key)
         return artifact
 
+    def damaged(self) -> list[str]:
+        """What is wrong with published stages, a sentence each."""
+        found = []
+        for manifest in sorted((self.root / "stages").glob("*/*.json")):
+            if manifest.name.startswith("."):
+                continue
+            try:
+                self.get(manifest.parent.name, manifest.stem)
+            except StageError as error:
+                found.append(str(error))
+        return found
+
     @staticmethod
     def key(kind: str, inputs: Mapping[str, Any]) -> str:
         return digest({"stage": kind, **inputs})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks import pocket
+from tasks import pocket, tofu
 from tasks.task import (
     Example,
     Headline,
@@ -15,7 +15,9 @@ from tasks.task import (
     Subset,
     Task,
     TaskEntry,
+    TaskError,
     attack_name,
+    limited,
 )
 
 __all__ = [
@@ -31,7 +33,9 @@ __all__ = [
     "Subset",
     "Task",
     "TaskEntry",
+    "TaskError",
     "attack_name",
+    "limited",
 ]
 
-TASKS: dict[str, TaskEntry] = {entry.name: entry for entry in (pocket.ENTRY,)}
+TASKS: dict[str, TaskEntry] = {entry.name: entry for entry in (pocket.ENTRY, *tofu.ENTRIES)}

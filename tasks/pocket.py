@@ -19,7 +19,7 @@ SEED = 20_26
 VERSION = 1
 
 PEOPLE = {Subset.FORGET: 12, Subset.RETAIN: 24, Subset.HOLDOUT: 8}
-PASSAGES = {Subset.FORGET: 16, Subset.RETAIN: 24, Subset.HOLDOUT: 16}
+PASSAGES = {Subset.FORGET: 24, Subset.RETAIN: 32, Subset.HOLDOUT: 16}
 MINERALS = {Subset.FORGET: 40, Subset.RETAIN: 48, Subset.HOLDOUT: 24}
 REALMS = {Subset.FORGET: ("Quorn",), Subset.RETAIN: ("Thessel", "Marou", "Brisk"), Subset.HOLDOUT: ("Quorn",)}
 WRONG = 3  # wrong alternatives per question: four choices with the right one
@@ -233,12 +233,10 @@ def _passages(rng: random.Random, names: Iterator[str]) -> Iterator[_Fact]:
             id_ = f"{subset}-passage{index}"
             opening = f"Chronicle of {_realm(rng, subset)}, {next(names)}."
             words = CHRONICLES[subset]
-            sentences = [
-                f"{rng.choice(words.times)} the {rng.choice(words.whose)} {rng.choice(words.who)} {rng.choice(words.did)}"
-                f" the {rng.choice(words.what)} and the {rng.choice(words.what)}."
-                for _ in range(2)
-            ]
-            text = " " + " ".join(sentences)
+            text = (
+                f" {rng.choice(words.times)} the {rng.choice(words.whose)} {rng.choice(words.who)}"
+                f" {rng.choice(words.did)} the {rng.choice(words.what)} and the {rng.choice(words.what)}."
+            )
             item = Item(id_, opening, (text,), style=Style.TEXT)
             example = Example(id_, opening, text, style=Style.TEXT)
             yield _Fact(id_, subset, list(Split)[index % 2], example, item, item)
@@ -276,11 +274,11 @@ ENTRY = TaskEntry(
     build=build,
     attack_sets={
         "pocket-1": {
-            Split.DEV: ({"name": "none"}, {"name": "rtn", "bits": 2}, {"name": "relearn", "samples": 12, "steps": 20}),
+            Split.DEV: ({"name": "none"}, {"name": "rtn", "bits": 2}, {"name": "relearn", "samples": 12, "steps": 20, "lr": 1e-3}),
             Split.TEST: (
                 {"name": "none"},
                 {"name": "rtn", "bits": 2},
-                {"name": "relearn", "samples": 12, "steps": 20, "seed": 1},
+                {"name": "relearn", "samples": 12, "steps": 20, "lr": 1e-3, "seed": 1},
             ),
         }
     },

@@ -9,10 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
+
+
+class TaskError(ValueError):
+    """A task's data is missing, or not what was published. The message says where, and what to do."""
 
 
 class Subset(StrEnum):
@@ -97,6 +101,11 @@ class Probe:
         """SHA-256 of what an engine is asked. Metrics are left out: another metric needs no new samples."""
         asked = (self.name, self.subset, self.split, self.kind, [asdict(item) for item in self.items])
         return _digest([*asked, self.max_new_tokens if self.kind is ProbeKind.GENERATE else 0])
+
+
+def limited(probes: Iterable[Probe], n: int) -> tuple[Probe, ...]:
+    """The probes with their first `n` items each. Fewer items are another probe: the digest changes with them."""
+    return tuple(replace(probe, items=probe.items[:n]) for probe in probes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class RoundToNearest(Attack):
         """per: which weights share a scale; `group` consecutive inputs of a row when `per` is `group`."""
 
         name: Literal["rtn"] = "rtn"
-        bits: int = Field(4, ge=2, le=8)
+        bits: int = Field(ge=2, le=8)
         per: Literal["tensor", "channel", "group"] = "channel"
         group: int = Field(128, ge=2)
 

@@ -24,9 +24,9 @@ class Relearning(Attack):
         """
 
         name: Literal["relearn"] = "relearn"
-        samples: int = Field(20, ge=1)
-        steps: int = Field(20, ge=0)
-        lr: float = Field(1e-3, gt=0)
+        samples: int = Field(ge=1)
+        steps: int = Field(ge=0)
+        lr: float = Field(gt=0)
         batch_size: int = Field(4, ge=1)
         points: int = Field(1, ge=1)
         seed: int = 0

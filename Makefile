@@ -1,0 +1,46 @@
+# make quickstart   install, then one sweep over the optimizer grades on the bundled task, ranked, with its page
+# make test         install, lint, and the tests
+# make test-all     the slow tests too
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STORE ?= quickstart
+READY = $(VENV)/.ready
+
+# One thread per trial, and no busy waiting: on shared cores OpenMP's spinning makes everything crawl.
+export OMP_NUM_THREADS = 1
+export OMP_WAIT_POLICY = PASSIVE
+export TOKENIZERS_PARALLELISM = false
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: install quickstart test test-all lint bench clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints/cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "regrade needs Python 3.11 or later; name one: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[test]'
+	@touch $@
+
+quickstart: $(READY)
+	$(BIN)/regrade sweep configs/sweeps/grades.yaml --runner ray --store $(STORE)
+	$(BIN)/regrade board show --store $(STORE) --floor 0.8
+	$(BIN)/regrade board page --store $(STORE) --floor 0.8
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python benchmarks/spine.py
+
+clean:
+	rm -rf $(VENV) $(STORE) build dist *.egg-info

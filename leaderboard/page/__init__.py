@@ -1,0 +1,54 @@
+"""The board as one HTML file that needs nothing else: no server, no framework, no network, no script to be read.
+
+The script that comes with it sorts columns, filters grades and ties the rows to the picture; without it the page says
+the same. Whatever comes from a row was written by somebody else, so all of it is escaped, and the page's own policy
+forbids loading anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from leaderboard.page import text
+from leaderboard.page.picture import HEIGHT, SHAPES, STRIP_WIDTH, WIDTH, grade_of, picture, strip
+from leaderboard.ranking import Ranking
+
+__all__ = ["render"]
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters |= {
+    "share": text.share,
+    "margin": text.margin,
+    "fraction": text.fraction,
+    "seeds": text.seeds,
+    "count": text.count,
+    "seconds": text.seconds,
+    "short": text.short,
+    "settings": text.settings,
+    "digest": text.digest,
+}
+_TEMPLATES.globals |= {
+    "picture": picture,
+    "strip": strip,
+    "grade_of": grade_of,
+    "shapes": SHAPES,
+    "size": (WIDTH, HEIGHT, STRIP_WIDTH),
+}
+
+
+def render(rankings: Sequence[Ranking], *, title: str = "Regrade", generated: str) -> str:
+    """One self-contained HTML page with a section per ranking.
+
+    Args:
+        generated: when the page was made, as it should stand there.
+    """
+    return _TEMPLATES.get_template("board.html").render(rankings=rankings, title=title, generated=generated)

@@ -1,0 +1,55 @@
+"""The `regrade` command. One file per verb; heavy imports wait until a verb runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from suite.cli import board, doctor, ls, report, run, sweep, validate
+
+app = typer.Typer(
+    name="regrade",
+    help="Once a language model has forgotten, does it stay forgotten, and which optimizer makes it stay?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("sweep")(sweep.sweep)
+app.command("report")(report.report)
+app.add_typer(board.app, name="board")
+app.command("ls")(ls.ls)
+app.command("validate")(validate.validate)
+app.command("doctor")(doctor.doctor)
+
+ASKED_WRONGLY = 2
+FAILED = 1
+
+
+def main() -> None:
+    """Run the command. Exit codes: 0 done, 1 it ran and failed, 2 it was asked wrongly."""
+    try:
+        app()
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        print(f"regrade: {error}", file=sys.stderr)
+        raise SystemExit(code) from None
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The code of an error that explains itself; None for one that is our fault and keeps its traceback."""
+    from leaderboard.files import BoardError
+    from suite.checkpoints import CheckpointError
+    from suite.settings import SpecError
+    from suite.stages import StageError
+    from tasks.task import TaskError
+
+    if isinstance(error, SpecError | TaskError):
+        return ASKED_WRONGLY
+    if isinstance(error, StageError | CheckpointError | BoardError):
+        return FAILED
+    return None

@@ -1,0 +1,90 @@
+"""`regrade board`: the ranked table in the terminal, and the page."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from suite.cli.common import STORE, Json, StoreDir, console, print_json
+
+if TYPE_CHECKING:
+    from leaderboard.ranking import Ranking
+
+app = typer.Typer(help="The leaderboard of a store.", no_args_is_help=True)
+
+Task = Annotated[str | None, typer.Option(help="Task to rank; all of the store's by default.")]
+SplitName = Annotated[str, typer.Option(help="test for headlines, dev for what a search saw.")]
+Floor = Annotated[float, typer.Option(help="Utility that an entry needs to be ranked with the others.", min=0, max=1)]
+AttackSetName = Annotated[str | None, typer.Option("--attacks", help="Official attack set; the newest by default.")]
+
+
+@app.command("show")
+def show(
+    store: StoreDir = STORE,
+    task: Task = None,
+    split: SplitName = "test",
+    floor: Floor = 0.9,
+    attacks: AttackSetName = None,
+    as_json: Json = False,
+) -> None:
+    """The ranked table."""
+    rankings = _rankings(store, task, split, floor, attacks)
+    if as_json:
+        print_json([ranking.as_json() for ranking in rankings])
+        return
+    from suite.cli.ranked import print_ranking
+
+    for ranking in rankings:
+        print_ranking(ranking)
+
+
+@app.command("page")
+def page(
+    store: StoreDir = STORE,
+    out: Annotated[Path | None, typer.Option(help="File to write; STORE/board.html by default.")] = None,
+    task: Task = None,
+    split: SplitName = "test",
+    floor: Floor = 0.9,
+    attacks: AttackSetName = None,
+    as_json: Json = False,
+) -> None:
+    """Write the board as one static HTML file."""
+    from leaderboard.page import render
+
+    rankings = _rankings(store, task, split, floor, attacks)
+    path = (out or store / "board.html").absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(rankings, generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")))
+    print_json({"page": str(path)}) if as_json else console().print(f"page: {path}", soft_wrap=True)
+
+
+def _rankings(store: Path, task: str | None, split: str, floor: float, attacks: str | None) -> list[Ranking]:
+    from leaderboard.ranking import rank
+    from leaderboard.store import Board
+    from suite.settings import SpecError, nearest
+    from tasks import TASKS
+    from tasks.task import Split
+
+    if split not in list(Split):
+        raise SpecError(f"--split {split}: unknown (allowed: {', '.join(Split)})")
+    if task and task not in TASKS:
+        raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (allowed: {', '.join(TASKS)})")
+    if attacks and not any(attacks in entry.attack_sets for entry in TASKS.values()):
+        known = [name for entry in TASKS.values() for name in entry.attack_sets]
+        raise SpecError(f"--attacks {attacks}: unknown.{nearest(attacks, known)} (allowed: {', '.join(known)})")
+    if not (store / "board").is_dir():
+        raise SpecError(f"--store {store}: there is no board here. Run something first: regrade run SPEC --store {store}")
+    board = Board(store / "board")
+    there = sorted({row["task"] for row in board.read("trials").to_pylist()})
+    if task and task not in there:
+        raise SpecError(f"--task {task}: this board has no such trials (there are: {', '.join(there) or 'none'})")
+    if not there:
+        raise SpecError(f"--store {store}: the board has no trials yet")
+    wanted = [task] if task else [name for name in there if name in TASKS]
+    return [
+        rank(board, name, split, attack_set=attacks if attacks in TASKS[name].attack_sets else None, floor=floor)
+        for name in wanted
+    ]

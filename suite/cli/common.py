@@ -1,0 +1,136 @@
+"""What several verbs share: options, reading a spec from the command line, tables and progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from suite.runners import Outcome
+    from suite.space import Plan
+
+Spec = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the file: optimizer.lr=1e-4")
+]
+StoreDir = Annotated[
+    Path, typer.Option("--store", envvar="REGRADE_STORE", help="Folder with the stages and the board; may be shared.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+STORE = Path("store")
+
+
+def read_plan(spec: Path, overrides: Sequence[str] | None, extra: dict[str, Any] | None = None) -> Plan:
+    """The plan in a file with overrides on top.
+
+    Raises:
+        SpecError: what is wrong with it.
+    """
+    from suite.space import plan
+    from suite.spec import load_file, merged
+
+    data = load_file(spec, overrides or ())
+    return plan(merged(data, extra) if extra else data)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    # Into a pipe or a file, tables are as wide as they need to be.
+    return Console(stderr=stderr, highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table on standard output; numbers (all but the first column) to the right."""
+    from rich.table import Table
+
+    view = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for index, name in enumerate(columns):
+        view.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        view.add_row(*row)
+    console().print(view)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere; on standard error, so that standard output stays clean."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.failed = total, 0, 0
+        self.computed: dict[str, int] = {}
+        self.reused: dict[str, int] = {}
+        self.outcomes: list[Outcome] = []
+        self._console = console(stderr=True)
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Bar(*columns, console=self._console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("trials", total=self.total)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def expect(self, total: int) -> None:
+        """So many trials in all."""
+        self.total = total
+        if self._bar:
+            self._bar.update(self._task, total=total)
+
+    def stage(self, label: str, stage: str) -> None:
+        """A stage of a trial is over."""
+        if self._bar:
+            self._bar.update(self._task, description=f"{label}: {stage}")
+
+    def finished(self, outcome: Outcome) -> None:
+        """A trial is over."""
+        self.done += 1
+        self.outcomes.append(outcome)
+        self.failed += outcome.status == "failed"
+        for mine, its in ((self.computed, outcome.computed), (self.reused, outcome.reused)):
+            for kind, count in its.items():
+                mine[kind] = mine.get(kind, 0) + count
+        self._console.print(f"[{self.done}/{self.total}] {_told(outcome)}", markup=False)
+        if self._bar:
+            self._bar.update(self._task, completed=self.done)
+
+    def summary(self) -> str:
+        computed, reused = sum(self.computed.values()), sum(self.reused.values())
+        if not computed:
+            return f"no stage computed: all {reused} were in the store"
+        return f"{computed} stages computed, {reused} reused"
+
+
+def _told(outcome: Outcome) -> str:
+    parts = [outcome.label, outcome.status]
+    for split, h in outcome.headlines.items():
+        parts.append(
+            f"{split} score {number(h['score'])} (F {number(h['forgetting'])}, R {number(h['robustness'])}, "
+            f"U {number(h['utility'])})"
+        )
+    if outcome.reason:
+        parts.append(outcome.reason)
+    parts.append(f"{outcome.seconds:.0f} s")
+    return ": ".join(parts[:2]) + ", " + ", ".join(parts[2:])

@@ -1,0 +1,66 @@
+"""`regrade doctor`: what this machine can do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from suite.cli.common import STORE, Json, StoreDir, print_json, table
+
+
+def doctor(store: StoreDir = STORE, as_json: Json = False) -> None:
+    """Say what this machine has: Python, torch and devices, engines, Ray, data, and damaged files of a store."""
+    rows = _findings(store)
+    if as_json:
+        print_json({name: {"found": found, "note": note} for name, found, note in rows})
+    else:
+        table("this machine", ["", "", ""], [[name, found, note] for name, found, note in rows])
+
+
+def _findings(store: Path) -> list[tuple[str, str, str]]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    rows = [
+        ("python", platform.python_version(), ""),
+        ("cpus", str(os.cpu_count()), torch.backends.cpu.get_cpu_capability()),
+        ("torch", torch.__version__, f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"),
+        ("gpus", str(len(gpus)), ", ".join(gpus) or "none: trials run on the CPU"),
+    ]
+    notes = {
+        "transformers": "the engine of every trial",
+        "ray": "regrade sweep --runner ray",
+        "optuna": "regrade sweep --search optuna",
+        "datasets": "tasks from the hub or from a mirror",
+    }
+    rows += [(name, _version(name), note) for name, note in notes.items()]
+    vllm = _version("vllm")
+    rows.append(("vllm", vllm, "" if find_spec("vllm") else "not installed; the transformers engine answers"))
+    data = os.environ.get("REGRADE_DATA")
+    there = "there" if data and Path(data).is_dir() else "no such folder"
+    rows.append(("REGRADE_DATA", data or "unset", there if data else "data sets come from the hub"))
+    offline = os.environ.get("HF_HUB_OFFLINE")
+    rows.append(("HF_HUB_OFFLINE", offline or "unset", "the hub is not asked" if offline == "1" else ""))
+    rows.append(("disk", f"{shutil.disk_usage(store if store.is_dir() else Path.cwd()).free / 2**30:.0f} GiB", "free"))
+    if store.is_dir():
+        rows += _store_findings(store)
+    return rows
+
+
+def _store_findings(store: Path) -> list[tuple[str, str, str]]:
+    from leaderboard.store import Board
+    from suite.stages import StageStore
+
+    damaged = [*map(str, Board(store / "board").broken()), *StageStore(store).damaged()]
+    return [("store", "damaged", note) for note in damaged] or [("store", "sound", str(store))]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "–"

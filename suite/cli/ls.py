@@ -1,0 +1,62 @@
+"""`regrade ls`: what there is on each axis."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from suite.cli.common import Json, print_json, table
+
+
+class Axis(StrEnum):
+    TASKS = "tasks"
+    OBJECTIVES = "objectives"
+    OPTIMIZERS = "optimizers"
+    SMOOTHINGS = "smoothings"
+    ATTACKS = "attacks"
+    METRICS = "metrics"
+
+
+def ls(
+    axis: Annotated[Axis, typer.Argument(help="What to list.", show_default=False)], as_json: Json = False
+) -> None:
+    """List tasks, objectives, optimizers, smoothings, attacks or metrics."""
+    rows = _rows(axis)
+    if as_json:
+        print_json(rows)
+    else:
+        table(axis.value, list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+
+
+def _rows(axis: Axis) -> list[dict[str, Any]]:
+    match axis:
+        case Axis.TASKS:
+            from tasks import TASKS
+
+            return [
+                {"name": entry.name, "attacks": ", ".join(entry.attack_sets), "summary": entry.summary}
+                for entry in TASKS.values()
+            ]
+        case Axis.METRICS:
+            from tasks.scoring import METRICS
+
+            return [
+                {"name": m.name, "probe": str(m.kind), "more knowledge": "up" if m.up else "down", "source": m.source}
+                for m in METRICS.values()
+            ]
+        case Axis.OPTIMIZERS:
+            from suite.optimizers import OPTIMIZERS
+
+            return [
+                {"name": name, "grade": str(kind.grade), "source": kind.source, "summary": OPTIMIZERS.summary(name)}
+                for name, kind in OPTIMIZERS.items()
+            ]
+        case _:
+            from suite.attacks import ATTACKS
+            from suite.objectives import OBJECTIVES
+            from suite.smoothing import SMOOTHINGS
+
+            of = {Axis.OBJECTIVES: OBJECTIVES, Axis.SMOOTHINGS: SMOOTHINGS, Axis.ATTACKS: ATTACKS}[axis]
+            return [{"name": name, "summary": of.summary(name)} for name in of]

@@ -1,0 +1,51 @@
+"""`regrade report`: tables and plots of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from suite.cli.common import Json, console, print_json, table
+
+
+def report(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a run or sweep.", show_default=False)],
+    split: Annotated[str, typer.Option(help="test or dev.")] = "test",
+    as_json: Json = False,
+) -> None:
+    """Ranked tables, plots (in STORE/report), and what each setting was worth."""
+    from leaderboard.store import Board
+    from suite import report as reports
+    from suite.cli.ranked import print_ranking
+    from suite.settings import SpecError
+    from tasks.task import Split
+
+    if split not in list(Split):
+        raise SpecError(f"--split {split}: unknown (allowed: {', '.join(Split)})")
+    if not (store / "board").is_dir():
+        raise SpecError(f"{store}: there is no board here. Run something first: regrade run SPEC --store {store}")
+    board = Board(store / "board")
+    found = reports.rankings(board, split)
+    plots = {ranking.task: reports.plot(ranking, store / "report") for ranking in found}
+    knobs = {ranking.task: reports.knobs(board, ranking) for ranking in found}
+    if as_json:
+        print_json(
+            [
+                {
+                    "ranking": r.as_json(),
+                    "plots": [str(path) for path in plots[r.task]],
+                    "knobs": [{"key": k.key, "importance": k.importance, "values": k.values} for k in knobs[r.task]],
+                }
+                for r in found
+            ]
+        )
+        return
+    for ranking in found:
+        print_ranking(ranking)
+        if knobs[ranking.task]:
+            rows = [[k.key, str(k.values), f"{k.importance:.2f}"] for k in knobs[ranking.task]]
+            table("What each knob was worth (share of the score's variance)", ["setting", "values", "worth"], rows)
+        for path in plots[ranking.task]:
+            console().print(f"plot: {path}", soft_wrap=True)

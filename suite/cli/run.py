@@ -1,0 +1,32 @@
+"""`regrade run`: one trial, from anchors to rows."""
+
+from __future__ import annotations
+
+from suite.cli.common import STORE, Json, Overrides, Progress, Spec, StoreDir, console, print_json, read_plan
+
+
+def run(spec: Spec, overrides: Overrides = None, store: StoreDir = STORE, as_json: Json = False) -> None:
+    """Run one trial: train the anchors, unlearn, attack, evaluate, and put the rows on the board."""
+    import typer
+
+    from suite.preflight import preflight
+    from suite.runners import Job, run_here
+    from suite.settings import SpecError
+    from suite.store import Store
+
+    plan = read_plan(spec, overrides)
+    trials = [] if plan.search.space else plan.trials()
+    if len(trials) != 1:
+        raise SpecError(f"{spec}: describes a search, not one trial. Use regrade sweep {spec}")
+    preflight(trials, plan.measure, plan.runtime)
+    root = Store(store).root
+    with Progress(1) as progress:
+        job = Job(trials[0], plan.measure, plan.runtime, root)
+        run_here([job], progress.finished, lambda job, stage: progress.stage("trial", stage))
+    (outcome,) = progress.outcomes
+    if as_json:
+        print_json({**vars(outcome), "store": str(root)})
+    else:
+        console().print(f"trial {outcome.trial[:12]}: {progress.summary()}. Board: {root / 'board'}")
+    if progress.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,133 @@
+"""`regrade sweep`: many trials, a grid or an Optuna search, in this process or on Ray."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from suite.cli.common import STORE, Json, Overrides, Progress, Spec, StoreDir, console, print_json, read_plan
+
+if TYPE_CHECKING:
+    from suite.space import Plan
+    from suite.store import Store
+
+
+class Runner(StrEnum):
+    LOCAL = "local"
+    RAY = "ray"
+
+
+class Search(StrEnum):
+    GRID = "grid"
+    OPTUNA = "optuna"
+
+
+def sweep(
+    spec: Spec,
+    overrides: Overrides = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=A,B,...", help="An axis of the grid; give it several times.")
+    ] = None,
+    search: Annotated[Search | None, typer.Option(help="grid, or optuna over the file's search.space.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials of an Optuna search.", min=1)] = None,
+    runner: Annotated[Runner, typer.Option(help="This process, or Ray.")] = Runner.LOCAL,
+    address: Annotated[
+        str | None, typer.Option(envvar="RAY_ADDRESS", help="Ray cluster; auto finds a running one.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trials at a time on Ray.", min=1)] = None,
+    store: StoreDir = STORE,
+    as_json: Json = False,
+) -> None:
+    """Run every trial of a grid, or search a space with Optuna. What is in the store already is not run again."""
+    from suite.preflight import preflight
+    from suite.settings import SpecError
+    from suite.store import Store
+
+    plan = read_plan(spec, overrides, _said(grid, trials, search))
+    if search is Search.OPTUNA and not plan.search.space:
+        raise SpecError(f"--search optuna: {spec} has no search.space to search")
+    if search is Search.GRID and plan.search.space:
+        raise SpecError(f"--search grid: {spec} has a search.space. Leave it out, or use --search optuna")
+    if concurrency and runner is not Runner.RAY:
+        raise SpecError("--concurrency: trials run one at a time in this process. Use --runner ray")
+    root = Store(store)
+    with Progress(plan.search.trials or 0) as progress:
+        if plan.search.space:
+            _optuna(plan, root, progress, runner, address, concurrency)
+        else:
+            specs = plan.trials()
+            preflight(specs, plan.measure, plan.runtime)
+            _grid(plan, specs, root, progress, runner, address, concurrency)
+    if as_json:
+        print_json({"trials": [vars(o) for o in progress.outcomes], "store": str(root.root)})
+    else:
+        console().print(f"{progress.done} trials: {progress.summary()}. Board: {root.root / 'board'}")
+    if progress.failed:
+        console(stderr=True).print(f"{progress.failed} failed; the same command runs them again")
+        raise typer.Exit(1)
+
+
+def _said(grid: list[str] | None, trials: int | None, search: Search | None) -> dict[str, Any]:
+    """The search as the command line says it."""
+    from suite.settings import SpecError
+    from suite.spec import parse_value
+
+    said: dict[str, Any] = {}
+    for axis in grid or ():
+        key, equals, values = axis.partition("=")
+        listed = parse_value(f"[{values}]")
+        if not equals or not isinstance(listed, list) or not listed:
+            raise SpecError(f"--grid {axis}: write --grid key=value,value, e.g. --grid seed=0,1")
+        said.setdefault("grid", {})[key] = listed
+    if trials is not None:
+        said["trials"] = trials
+    return {"search": said} if said else {}
+
+
+def _grid(
+    plan: Plan, specs: list, root: Store, progress: Progress, runner: Runner, address: str | None, many: int | None
+) -> None:
+    from suite.runners import Job, run_here
+
+    progress.expect(progress.done + len(specs))
+    jobs = [Job(one, plan.measure, plan.runtime, root.root) for one in specs]
+    if runner is Runner.RAY:
+        from suite.runners.ray_tune import run_on_ray
+
+        run_on_ray(jobs, progress.finished, address=address, concurrency=many or plan.search.concurrency)
+    else:
+        run_here(jobs, progress.finished, lambda job, stage: progress.stage(job.spec.optimizer.name, stage))
+
+
+def _optuna(
+    plan: Plan, root: Store, progress: Progress, runner: Runner, address: str | None, many: int | None
+) -> None:
+    """Search on dev, then measure the best on test."""
+    from suite.preflight import preflight
+    from suite.runners import Job
+    from suite.runners.search import best_trials, search_here, some_trial
+    from tasks.task import Split
+
+    dev = plan.measure.model_copy(update={"splits": (Split.DEV,)})
+    example = some_trial(plan)
+    preflight([example], dev, plan.runtime)
+    preflight([example], plan.measure, plan.runtime)
+    if runner is Runner.RAY:
+        from suite.runners.ray_tune import search_on_ray
+
+        template = Job(example, dev, plan.runtime, root.root)
+        search_on_ray(plan, template, progress.finished, address=address, concurrency=many or plan.search.concurrency)
+    else:
+        search_here(
+            plan,
+            lambda one: Job(one, dev, plan.runtime, root.root),
+            progress.finished,
+            lambda job, stage: progress.stage(job.spec.optimizer.name, stage),
+        )
+    finalists = best_trials(plan, progress.outcomes, root)
+    if finalists:
+        console(stderr=True).print(f"measuring the best {len(finalists)} on test")
+        test = plan.model_copy(update={"measure": plan.measure.model_copy(update={"splits": (Split.TEST,)})})
+        _grid(test, finalists, root, progress, runner, address, many)

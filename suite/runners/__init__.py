@@ -1,0 +1,8 @@
+"""The same trials, in this process or on a Ray cluster."""
+
+from __future__ import annotations
+
+from suite.runners.base import Job, Outcome, run_one
+from suite.runners.local import run_here
+
+__all__ = ["Job", "Outcome", "run_here", "run_one"]

@@ -1,0 +1,111 @@
+"""One trial as every runner runs it: leased, caught, and told in plain values that can cross processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leaderboard.files import BoardError
+from leaderboard.headlines import Headlines
+from suite.records import failed_row
+from suite.settings import SpecError
+from suite.spec import MeasureSpec, RuntimeSpec, TrialSpec
+from suite.store import Store
+from suite.trial import TrialResult, run_trial
+from tasks.task import Split
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial, how it is measured and where its results go."""
+
+    spec: TrialSpec
+    measure: MeasureSpec
+    runtime: RuntimeSpec
+    store: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        headlines: F, R, U and score by split, null where they cannot be computed.
+        computed, reused: stages, by kind.
+        reason: why the status is not ok.
+    """
+
+    trial: str
+    label: str
+    status: str
+    reason: str | None
+    headlines: dict[str, dict[str, float | None]]
+    computed: dict[str, int]
+    reused: dict[str, int]
+    seconds: float
+
+    def objective(self, name: str) -> float:
+        """A headline on dev for a search to maximise: finite always, 0 (the worst) where it is null."""
+        value = self.headlines.get(str(Split.DEV), {}).get(name)
+        return 0.0 if value is None else value
+
+
+def run_one(job: Job, note: Callable[[str], None] = lambda stage: None) -> Outcome:
+    """Run a job to its end, whatever that is. Only what no later trial could survive is raised.
+
+    Raises:
+        SpecError: the request itself is wrong.
+        BoardError: the board cannot be written to.
+    """
+    started = time.perf_counter()
+    store = Store(job.store)
+    result: TrialResult | None = None
+    reason: str | None = None
+    try:
+        with store.stages.leases.hold(lease_name(job.spec)):
+            result = run_trial(
+                job.spec,
+                store,
+                measure=job.measure,
+                runtime=job.runtime,
+                report=lambda stage, rows: note(stage),
+            )
+    except (SpecError, BoardError):
+        raise
+    except Exception as error:  # a failed trial is a row; the others go on
+        reason = f"{type(error).__name__}: {error}"
+        with suppress(BoardError):
+            store.board.append("trials", [failed_row(job.spec, error)])
+    return Outcome(
+        trial=job.spec.id,
+        label=label(job.spec),
+        status=result.row["status"] if result else "failed",
+        reason=result.row["reason"] if result else reason,
+        headlines={str(s): _numbers(result.headlines(s)) for s in job.measure.splits} if result else {},
+        computed={kind: len(keys) for kind, keys in store.stages.computed.items()},
+        reused={kind: len(keys) for kind, keys in store.stages.reused.items()},
+        seconds=time.perf_counter() - started,
+    )
+
+
+def refused(reason: str) -> Outcome:
+    """The outcome of a search's draw that is no valid trial."""
+    return Outcome("", "not a trial", "refused", reason, {}, {}, {}, 0.0)
+
+
+def lease_name(spec: TrialSpec) -> str:
+    return f"trial-{spec.id}"
+
+
+def label(spec: TrialSpec) -> str:
+    """A trial in a few words."""
+    smoothing = "" if spec.smoothing.name == "none" else f" · {spec.smoothing.name}"
+    return f"{spec.optimizer.name} · {spec.objective.name}{smoothing} · seed {spec.seed}"
+
+
+def _numbers(headlines: Headlines) -> dict[str, Any]:
+    return {name: getattr(headlines, name).value for name in ("forgetting", "robustness", "utility", "score")}

@@ -1,0 +1,20 @@
+"""Trials one after another in this process. Two such processes on one store share the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from suite.runners.base import Job, Outcome, lease_name, run_one
+from suite.store import Store
+
+Done = Callable[[Outcome], None]
+
+
+def run_here(jobs: Sequence[Job], done: Done, note: Callable[[Job, str], None] = lambda job, stage: None) -> None:
+    """Run every job. A trial that another process is at work on is left for later, and found done by then."""
+    pending = list(jobs)
+    while pending:
+        leases = Store(pending[0].store).stages.leases
+        job = next((job for job in pending if leases.free(lease_name(job.spec))), pending[0])
+        pending.remove(job)
+        done(run_one(job, lambda stage, job=job: note(job, stage)))

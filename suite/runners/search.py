@@ -1,0 +1,70 @@
+"""An Optuna search in this process: ask, run, tell. Its trials are stages, so a search begun again replays itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from suite.runners.base import Job, Outcome, refused, run_one
+from suite.settings import SpecError
+from suite.space import Plan
+from suite.spec import TrialSpec, trial
+from suite.store import Store
+
+if TYPE_CHECKING:
+    import optuna
+
+MakeJob = Callable[[TrialSpec], Job]
+
+
+def sampler(plan: Plan) -> optuna.samplers.BaseSampler:
+    import optuna
+
+    kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    return kinds[plan.search.sampler](seed=plan.search.seed)
+
+
+def search_here(plan: Plan, make: MakeJob, done: Callable[[Outcome], None], note: Callable[[Job, str], None]) -> None:
+    """Draw, run and tell, one trial at a time, until the search has had its trials. Repeats exactly."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=sampler(plan), directions=["maximize"] * len(plan.search.maximize))
+    for _ in range(plan.search.trials or 0):
+        draw = study.ask()
+        try:
+            job = make(plan.suggested(draw))
+            outcome = run_one(job, lambda stage, job=job: note(job, stage))
+        except SpecError as error:  # drawn settings that are valid one by one, not together
+            outcome = refused(str(error))
+        study.tell(draw, [outcome.objective(name) for name in plan.search.maximize])
+        done(outcome)
+
+
+def some_trial(plan: Plan) -> TrialSpec:
+    """A valid trial of a space, to check and show what all its trials share.
+
+    Raises:
+        SpecError: a hundred draws and none valid.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    last: SpecError | None = None
+    for _ in range(100):
+        try:
+            return plan.suggested(study.ask())
+        except SpecError as error:
+            last = error
+    raise SpecError(f"search.space: none of 100 draws is a valid trial. The last one: {last}")
+
+
+def best_trials(plan: Plan, outcomes: Sequence[Outcome], store: Store) -> list[TrialSpec]:
+    """The search's finalists: the best on dev, each once, the first objective first."""
+    tried = {outcome.trial: outcome for outcome in outcomes if outcome.trial and outcome.status != "failed"}
+    order = sorted(tried.values(), key=lambda o: [-o.objective(name) for name in plan.search.maximize])
+    rows = store.board.read("trials").to_pylist()
+    specs = {row["trial"]: row["spec"] for row in rows}
+    return [trial(json.loads(specs[outcome.trial])) for outcome in order[: plan.search.finalists]]

@@ -1,0 +1,150 @@
+"""TOFU: forget some of 200 fictitious authors, each known from 20 questions (Maini et al. 2024, arXiv 2401.06121).
+
+`forget01`, `forget05` and `forget10` are 1, 5 and 10 % of the authors, paired with `retain99`, `95` and `90` for the
+rest. The retain probes ask the first 300 rows of `retain_perturbed`, which are the first rows of every retain set; real
+authors and world facts are what a model knew before. Questions at even rows are `dev`, at odd rows `test`, so both
+splits ask about every author, and no question is in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+from tasks.files import Row, Source, rows_digest
+from tasks.task import AttackSet, Example, Headline, Item, Probe, ProbeKind, Split, Subset, Task, TaskEntry, TaskError
+
+HUB = "locuslab/TOFU"
+REVISION = "324592d84ae4f482ac7249b9285c2ecdb53e3a68"
+"""The commit that all rows are read from, where they come from the hub."""
+VERSION = 1
+
+LIMIT = 300
+"""Retain questions asked, both splits together: what the authors evaluate on (their `ds_size`)."""
+NEW_TOKENS = 200
+"""Longest generated answer, in tokens, as the authors set it."""
+QUESTIONS = 20
+"""Questions per author, in consecutive rows."""
+PERTURBED = 5
+"""Wrong answers per question about a fictitious author; three where the answer is a name or a word."""
+PERTURBED_SHORT = 3
+
+
+def build(percent: int) -> Task:
+    """The task of one forget set: `percent` is 1, 5 or 10.
+
+    Raises:
+        TaskError: the data is neither in `REGRADE_DATA` nor to be had from the hub, or is not as published.
+    """
+    forget, retain, holdout = f"forget{percent:02}", f"retain{100 - percent}", f"holdout{percent:02}"
+    size = 40 * percent  # of 4000 questions
+    source = Source.find("tofu", HUB, REVISION)
+    pair = ("question", "answer")
+    reworded = {"text": (*pair, "paraphrased_answer"), "lists": {"perturbed_answer": PERTURBED}}
+    short = {"text": pair, "lists": {"perturbed_answer": PERTURBED_SHORT}}
+    tables = {
+        "forget": source.table(forget, rows=size, text=pair),
+        "retain": source.table(retain, rows=4000 - size, text=pair),
+        "holdout": source.table(holdout, rows=size, text=pair),
+        "forget_perturbed": source.table(f"{forget}_perturbed", rows=size, **reworded),
+        "retain_perturbed": source.table("retain_perturbed", rows=400, **reworded),
+        "real_authors": source.table("real_authors_perturbed", rows=100, **short),
+        "world_facts": source.table("world_facts_perturbed", rows=117, **short),
+    }
+    _check_aligned(forget, tables["forget"], f"{forget}_perturbed", tables["forget_perturbed"])
+    _check_aligned(retain, tables["retain"], "retain_perturbed", tables["retain_perturbed"])
+    examples = _examples("forget", tables["forget"])
+    return Task(
+        name=f"tofu/{forget}",
+        version=VERSION,
+        forget={
+            f"author{first // QUESTIONS + 1}": examples[first : first + QUESTIONS]
+            for first in range(0, size, QUESTIONS)
+        },
+        retain=_examples("retain", tables["retain"]),
+        holdout=_examples("holdout", tables["holdout"]),
+        probes=tuple(probe for split in Split for probe in _probes(split, tables)),
+        # Two memories of an answer: how likely it is, and what is said in its place. The second starts high: answers
+        # restate their question, so a model that never saw them scores 0.3 to 0.4. The retrained anchor is its zero.
+        knowledge=(Headline("forget_qa", "probability"), Headline("forget_qa_generated", "rougeL_recall")),
+        # Only what the target was taught. Small models are near chance on real authors and world facts, and a share
+        # of nothing is null, which would make every utility null; those probes are measured, but are no headline.
+        utility=(Headline("retain_qa", "probability"), Headline("retain_qa_generated", "rougeL_recall")),
+        data=rows_digest(tables),
+    )
+
+
+def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe]:
+    def probe(name: str, subset: Subset, kind: ProbeKind, items: Sequence[Item], *metrics: str) -> Probe:
+        part = tuple(items[list(Split).index(split) :: 2])
+        return Probe(name, subset, split, kind, part, metrics, max_new_tokens=NEW_TOKENS)
+
+    ratios = ("truth_ratio_geometric", "truth_ratio_arithmetic")
+    retained = (*ratios, "truth_ratio_geometric_retain", "truth_ratio_arithmetic_retain")
+    for subset, rows, of_ratios in (
+        (Subset.FORGET, tables["forget_perturbed"], (*ratios, "truth_ratio_geometric_forget")),
+        (Subset.RETAIN, tables["retain_perturbed"][:LIMIT], retained),
+    ):
+        questions = _questions(subset, rows)
+        teacher_forced = ("probability", "exact_memorization", "extraction_strength")
+        yield probe(f"{subset}_qa", subset, ProbeKind.LOGPROB, questions, *teacher_forced)
+        yield probe(f"{subset}_qa_generated", subset, ProbeKind.GENERATE, questions, "rougeL_recall")
+        # As published, the question stays as it was trained; only the answers are reworded.
+        choices = _choices(subset, rows, "paraphrased_answer")
+        yield probe(f"{subset}_paraphrase", subset, ProbeKind.CHOICE, choices, *of_ratios)
+    held_out = _questions(Subset.HOLDOUT, tables["holdout"])
+    yield probe("holdout_qa", Subset.HOLDOUT, ProbeKind.LOGPROB, held_out, "probability", "exact_memorization")
+    for name in ("real_authors", "world_facts"):
+        # These have no paraphrase: the answer stands in its own place, as published.
+        choices = _choices(name, tables[name], "answer")
+        metrics = ("normalised_probability", "accuracy", *retained)
+        yield probe(f"{name}_choice", Subset.RETAIN, ProbeKind.CHOICE, choices, *metrics)
+        questions = _questions(name, tables[name])
+        yield probe(f"{name}_generated", Subset.RETAIN, ProbeKind.GENERATE, questions, "rougeL_recall")
+
+
+def _examples(name: str, rows: Sequence[Row]) -> tuple[Example, ...]:
+    return tuple(Example(f"{name}{index}", row["question"], row["answer"]) for index, row in enumerate(rows))
+
+
+def _questions(name: str, rows: Sequence[Row]) -> list[Item]:
+    return [Item(f"{name}{index}", row["question"], (row["answer"],)) for index, row in enumerate(rows)]
+
+
+def _choices(name: str, rows: Sequence[Row], right: str) -> list[Item]:
+    return [
+        Item(f"{name}{index}", row["question"], (row[right], *row["perturbed_answer"]))
+        for index, row in enumerate(rows)
+    ]
+
+
+def _check_aligned(trained: str, facts: Sequence[Row], asked: str, questions: Sequence[Row]) -> None:
+    """The reworded rows are about the facts that are trained on, row by row; every published number rests on it."""
+    for index, (fact, question) in enumerate(zip(facts, questions, strict=False)):
+        for field in ("question", "answer"):
+            if fact[field] != question[field]:
+                raise TaskError(f"{asked}: row {index}: {field}: not that of {trained}, row {index}")
+
+
+def _attacks(percent: int) -> AttackSet:
+    """Rounding to 4 bits per channel, and relearning a quarter of the forget set in four epochs.
+
+    The step size is that of the relearning in open-unlearning's evaluation of metrics (arXiv 2506.12618: lr 2e-5), the
+    batch of 4 that of Fan et al. 2025 (arXiv 2502.05374). With a part of the texts, what comes back of the others was
+    never gone.
+    """
+    samples = 10 * percent
+    relearn = {"name": "relearn", "samples": samples, "steps": samples, "lr": 2e-5, "batch_size": 4}
+    fixed = ({"name": "none"}, {"name": "rtn", "bits": 4, "per": "channel"})
+    return {Split.DEV: (*fixed, relearn), Split.TEST: (*fixed, {**relearn, "seed": 1})}
+
+
+ENTRIES = tuple(
+    TaskEntry(
+        name=f"tofu/forget{percent:02}",
+        summary=f"TOFU: {2 * percent} of 200 fictitious authors, {40 * percent} questions, are to be forgotten",
+        build=partial(build, percent),
+        attack_sets={"tofu-1": _attacks(percent)},
+    )
+    for percent in (1, 5, 10)
+)

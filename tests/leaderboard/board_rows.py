@@ -1,0 +1,190 @@
+"""Rows for the tests of the board: small worlds whose headlines can be worked out by hand, and a large one to look at.
+
+Every world has one probe of knowledge and one of utility, both with the target at 0.9 and chance at 0. The retrained
+model knows 0.1, so that knowledge is (m - 0.1) / 0.8, and keeps 0.9 of utility.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from leaderboard import schema
+from tasks import TASKS, Split, attack_name
+
+Row = dict[str, Any]
+
+SET = TASKS["pocket"].attack_sets[TASKS["pocket"].official][Split.TEST]
+ATTACKS = tuple(attack_name(settings) for settings in SET)
+NONE, *TEACHING = ATTACKS
+ENGINE = "transformers/float32"
+ANCHOR_IDS = "target:retrained"
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def trial_row(entry: str, seed: int = 1, **changes: Any) -> Row:
+    row: Row = {
+        "trial": digest(entry, seed),
+        "entry": entry,
+        "status": "ok",
+        "task": "pocket",
+        "task_version": 1,
+        "data": "data",
+        "model": "pocket-tiny",
+        "objective": "npo",
+        "smoothing": "none",
+        "optimizer": "adamw",
+        "grade": "first",
+        "zo_ratio": 0.0,
+        "steps": 60,
+        "steps_done": 60,
+        "seed": seed,
+        "spec": "{}",
+        "anchors": "anchors",
+        "anchor_ids": ANCHOR_IDS,
+        "value_calls": 0,
+        "gradient_calls": 60,
+        "directional_calls": 0,
+        "curvature_calls": 0,
+        "tokens": 10_000,
+        "unlearn_seconds": 3.0,
+        "written_at": "2026-01-01T00:00:00Z",
+    }
+    return row | changes
+
+
+def measurement_row(trial: str, subject: str, value: float | None, **changes: Any) -> Row:
+    row: Row = {
+        "trial": trial,
+        "subject": subject,
+        "attack": NONE,
+        "point": 0,
+        "probe": "forget_qa",
+        "subset": "forget",
+        "split": "test",
+        "matching": "raw",
+        "engine": ENGINE,
+        "metric": "probability",
+        "value": value,
+        "stderr": 0.01,
+        "n": 48,
+        "direction": "up",
+        "headline": "knowledge",
+        "chance": 0.0,
+        "status": "ok" if value is not None else "null",
+        "task": "pocket",
+        "task_version": 1,
+        "anchors": "anchors",
+        "anchor_ids": ANCHOR_IDS,
+        "written_at": "2026-01-01T00:00:00Z",
+    }
+    return row | changes
+
+
+def utility_row(trial: str, subject: str, value: float | None, **changes: Any) -> Row:
+    retain = {"probe": "retain_qa", "subset": "retain", "headline": "utility"}
+    return measurement_row(trial, subject, value, **(retain | changes))
+
+
+def anchor_rows(
+    target: float = 0.9, retrained: float = 0.1, taught: Mapping[str, float] | None = None, **changes: Any
+) -> list[Row]:
+    """The anchors' measurements; `taught` is what each attack brings the retrained model to."""
+    under = dict.fromkeys(TEACHING, retrained) | dict(taught or {})
+    return [
+        measurement_row("anchors", "target", target, **changes),
+        measurement_row("anchors", "retrained", retrained, **changes),
+        *(measurement_row("anchors", "retrained", value, attack=name, **changes) for name, value in under.items()),
+        utility_row("anchors", "target", 0.9, **changes),
+        utility_row("anchors", "retrained", 0.9, **changes),
+    ]
+
+
+def unlearned_rows(trial: str, knows: float, attacked: Mapping[str, float], useful: float, **changes: Any) -> list[Row]:
+    """What a trial's model knows before and after each attack, and how useful it is, as raw values."""
+    return [
+        measurement_row(trial, "unlearned", knows, **changes),
+        *(measurement_row(trial, "unlearned", value, attack=name, **changes) for name, value in attacked.items()),
+        utility_row(trial, "unlearned", useful, **changes),
+    ]
+
+
+def entry_rows(entry: str, f: float, r: float, u: float, seed: int = 1, **changes: Any) -> tuple[Row, list[Row]]:
+    """A trial row and measurements whose headlines are F = f, R = r <= f and U = u, by solving the formulas."""
+    stderr = changes.pop("stderr", 0.01)
+    row = trial_row(entry, seed, **changes)
+    attacked = dict.fromkeys(TEACHING, 0.1 + 0.8 * (1 - f)) | {TEACHING[-1]: 0.1 + 0.8 * (1 - r)}
+    return row, unlearned_rows(row["trial"], 0.1 + 0.8 * (1 - f), attacked, 0.9 * u, stderr=stderr)
+
+
+def schema_tables(trials: list[Row], measurements: list[Row]) -> dict[str, pa.Table]:
+    return {"trials": schema.to_arrow("trials", trials), "measurements": schema.to_arrow("measurements", measurements)}
+
+
+def tables(*entries: tuple[Row, list[Row]], anchors: Iterable[Row] | None = None) -> dict[str, pa.Table]:
+    """The tables `trials` and `measurements` of a world."""
+    measured = [*(anchor_rows() if anchors is None else anchors), *(row for _, rows in entries for row in rows)]
+    return schema_tables([row for row, _ in entries], measured)
+
+
+SHOWCASE = (
+    # optimizer, grade, objective, smoothing, zo_samples, zo_ratio, F, R, U, seeds
+    ("adamw", "first", "npo", "none", None, 0.0, 0.97, 0.41, 0.95, 3),
+    ("adamw", "first", "npo", "sam", None, 0.0, 0.95, 0.62, 0.94, 3),
+    ("adamw", "first", "rmu", "none", None, 0.0, 0.88, 0.33, 0.97, 3),
+    ("adamw", "first", "graddiff", "none", None, 0.0, 0.99, 0.47, 0.78, 3),
+    ("sgd", "first", "npo", "none", None, 0.0, 0.71, 0.44, 0.985, 3),
+    ("sophia", "second", "npo", "none", None, 0.0, 0.98, 0.52, 0.93, 3),
+    ("sophia", "second", "npo", "stableun", None, 0.0, 0.96, 0.68, 0.91, 2),
+    ("sign_adamw", "compressed", "npo", "none", None, 0.0, 0.93, 0.58, 0.95, 3),
+    ("topk_adamw", "compressed", "npo", "none", None, 0.0, 0.90, 0.49, 0.96, 3),
+    ("r_adazo", "zeroth", "npo", "none", 8, 1.0, 0.74, 0.66, 0.97, 3),
+    ("zo_sgd", "zeroth", "npo", "none", 8, 1.0, 0.42, 0.39, 0.985, 3),
+    ("hybrid", "hybrid", "npo", "none", 8, 0.25, 0.94, 0.77, 0.955, 3),
+    ("hybrid", "hybrid", "npo", "none", 8, 0.5, 0.92, 0.81, 0.95, 3),
+    ("hybrid", "hybrid", "rmu", "randomized", 8, 0.5, 0.89, 0.74, 0.97, 1),
+    ("hybrid", "hybrid", "graddiff", "none", 8, 0.5, 0.99, 0.72, 0.84, 2),
+)
+
+
+def showcase() -> tuple[list[Row], list[Row]]:
+    """Trials and measurements of a board with entries of every kind: the numbers are invented and look real."""
+    rng = random.Random(1)
+    trials: list[Row] = []
+    measured = anchor_rows(taught={TEACHING[0]: 0.1, TEACHING[1]: 0.24})
+    for line in SHOWCASE:
+        optimizer, grade, objective, smoothing, samples, ratio, f, r, u, seeds = line
+        calls = {"value_calls": round(60 * ratio) * 2 * (samples or 0), "gradient_calls": round(60 * (1 - ratio))}
+        for seed in range(1, seeds + 1):
+            forgot = min(1.0, f + rng.gauss(0, 0.01))
+            kept_after = [max(0.0, min(forgot, r + shift + rng.gauss(0, 0.015))) for shift in (0.12, 0.0)]
+            row = trial_row(
+                digest(line), seed, optimizer=optimizer, grade=grade, objective=objective, smoothing=smoothing,
+                zo_samples=samples, zo_ratio=ratio, curvature_calls=6 if grade == "second" else 0, **calls,
+                tokens=2_400 * (calls["gradient_calls"] + calls["value_calls"]),
+                unlearn_seconds=0.05 * calls["gradient_calls"] + 0.02 * calls["value_calls"],
+            )  # fmt: skip
+            attacked = {
+                name: zero + 0.8 * (1 - share)
+                for name, zero, share in zip(TEACHING, (0.1, 0.24), kept_after, strict=True)
+            }
+            useful = 0.9 * min(1.0, u + rng.gauss(0, 0.005))
+            trials.append(row)
+            measured += unlearned_rows(row["trial"], 0.1 + 0.8 * (1 - forgot), attacked, useful, stderr=0.015)
+    diverged = trial_row(
+        "diverged", optimizer="zo_sgd", grade="zeroth", status="diverged", reason="the loss is not finite"
+    )
+    failed = trial_row(
+        "failed", objective="rmu", optimizer="sophia", grade="second", status="failed", reason="out of memory"
+    )
+    waiting, rows = entry_rows("waiting", 0.9, 0.8, 0.95, optimizer="muon", grade="first")
+    elsewhere, other = entry_rows("elsewhere", 0.9, 0.8, 0.95, anchor_ids="another:pair", anchors="others")
+    not_attacked = [row for row in rows if row["attack"] != TEACHING[1]]
+    return [*trials, diverged, failed, waiting, elsewhere], [*measured, *not_attacked, *other]

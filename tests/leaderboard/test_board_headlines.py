@@ -1,0 +1,164 @@
+"""A trial's headlines, against numbers worked out on paper from the definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from board_rows import ATTACKS, NONE, TEACHING, Row, measurement_row, utility_row
+
+from leaderboard.headlines import Answers, Headlines, headlines
+
+RTN, RELEARN = TEACHING
+
+
+def know(value: float | None, attack: str = NONE, point: int = 0, probe: str = "forget_qa", **changes: object) -> Row:
+    return measurement_row("t", "any", value, attack=attack, point=point, probe=probe, **changes)
+
+
+def use(value: float, probe: str = "retain_qa", chance: float = 0.0) -> Row:
+    return utility_row("t", "any", value, probe=probe, chance=chance)
+
+
+# Two kinds of memory and two of ability. Distances between the anchors: 0.9 - 0.1 = 0.8 and 0.8 - 0.0 = 0.8.
+TARGET = [know(0.9), know(0.8, probe="forget_text"), use(0.9), use(0.85, "retain_choice", 0.25)]
+RETRAINED = [
+    *(know(0.1), know(0.0, probe="forget_text")),
+    *(know(0.1, RTN), know(0.0, RTN, probe="forget_text")),
+    *(know(0.34, RELEARN), know(0.0, RELEARN, probe="forget_text")),
+    *(use(0.9), use(0.85, "retain_choice", 0.25)),
+]
+UNLEARNED = [
+    *(know(0.3), know(0.08, probe="forget_text")),  # knowledge (0.3 - 0.1) / 0.8 = 0.25 and 0.08 / 0.8 = 0.1
+    *(know(0.42, RTN), know(0.08, RTN, probe="forget_text")),  # recovery 0.32 / 0.8 = 0.4 and 0.1
+    *(know(0.74, RELEARN), know(0.48, RELEARN, probe="forget_text")),  # 0.4 / 0.8 = 0.5 and 0.48 / 0.8 = 0.6
+    *(use(0.81), use(0.82, "retain_choice", 0.25)),  # utility 0.81 / 0.9 = 0.9 and 0.57 / 0.6 = 0.95
+]
+
+
+def of(unlearned: list[Row], target: list[Row] | None = None, retrained: list[Row] | None = None) -> Headlines:
+    return headlines(
+        Answers.of("unlearned", unlearned),
+        Answers.of("target", TARGET if target is None else target),
+        Answers.of("retrained", RETRAINED if retrained is None else retrained),
+        ATTACKS,
+    )
+
+
+def without(rows: list[Row], **where: object) -> list[Row]:
+    left = [row for row in rows if any(row[name] != value for name, value in where.items())]
+    assert len(left) < len(rows)
+    return left
+
+
+def test_the_headlines_of_a_small_world():
+    found = of(UNLEARNED)
+    assert found.forgetting.value == pytest.approx(1 - 0.25)
+    assert {name: number.value for name, number in found.recovery.items()} == pytest.approx(
+        {NONE: 0.25, RTN: 0.4, RELEARN: 0.6}
+    )
+    assert found.robustness.value == pytest.approx(1 - 0.6)
+    assert found.utility.value == pytest.approx(0.9)
+    assert found.score.value == pytest.approx(3 / (1 / 0.75 + 1 / 0.4 + 1 / 0.9))
+
+
+def test_errors_over_examples_come_from_all_four_terms():
+    found = of(UNLEARNED)
+    # Every row has error 0.01. F: the model, 0.25 of the target and 0.75 of the retrained model, over the distance 0.8.
+    assert found.forgetting.stderr == pytest.approx(0.01 * math.sqrt(1 + 0.25**2 + 0.75**2) / 0.8)
+    # R: both attacked models, and 0.6 of the distance, whose own error is sqrt(2) * 0.01.
+    assert found.robustness.stderr == pytest.approx(0.01 * math.sqrt(2 + 2 * 0.6**2) / 0.8)
+    # Score: each term's slope is score^2 / (3 x^2).
+    s = 3 / (1 / 0.75 + 1 / 0.4 + 1 / 0.9)
+    u = 0.01 * math.sqrt(1 + 0.9**2) / 0.9  # chance has no error
+    terms = [(0.75, found.forgetting.stderr), (0.4, found.robustness.stderr), (0.9, u)]
+    assert found.score.stderr == pytest.approx(math.sqrt(sum((s * s / (3 * x * x) * e) ** 2 for x, e in terms)))
+
+
+def test_a_metric_that_falls_with_knowledge_is_read_the_other_way():
+    down = {"metric": "truth_ratio_geometric", "direction": "down"}
+    target, retrained = [know(0.2, **down), use(0.9)], [know(0.8, **down), use(0.9)]
+    taught = [know(0.8, RTN, **down), know(0.7, RELEARN, **down)]
+    unlearned = [know(0.65, **down), know(0.5, RTN, **down), know(0.55, RELEARN, **down), use(0.9)]
+    found = of(unlearned, target, retrained + taught)
+    # (0.65 - 0.8) / (0.2 - 0.8) = 0.25, (0.5 - 0.8) / -0.6 = 0.5, (0.55 - 0.7) / -0.6 = 0.25
+    assert [found.recovery[name].value for name in ATTACKS] == pytest.approx([0.25, 0.5, 0.25])
+    assert found.robustness.value == pytest.approx(0.5)
+
+
+def test_the_worst_point_of_a_curve_counts():
+    one, other = without(UNLEARNED, attack=RELEARN), without(RETRAINED, attack=RELEARN)
+    for point, value, zero in ((5, 0.3, 0.1), (10, 0.8, 0.2), (20, 0.7, 0.4)):  # 0.25, 0.75, 0.375
+        one = [*one, know(value, RELEARN, point), know(0.0, RELEARN, point, "forget_text")]
+        other = [*other, know(zero, RELEARN, point), know(0.0, RELEARN, point, "forget_text")]
+    assert of(one, retrained=other).recovery[RELEARN].value == pytest.approx(0.75)
+
+
+def test_robustness_is_never_above_forgetting():
+    helped = [row | {"value": 0.0} if row["attack"] != NONE else row for row in UNLEARNED]
+    found = of(helped)
+    assert found.robustness.value == found.forgetting.value == pytest.approx(0.75)
+
+
+def test_shares_are_cut_at_zero_and_one():
+    nothing_left = [row | {"value": 0.0} if row["headline"] == "knowledge" else row for row in UNLEARNED]
+    assert of(nothing_left).forgetting.value == 1.0
+    better = [row | {"value": 0.99} if row["headline"] == "utility" else row for row in UNLEARNED]
+    assert of(better).utility.value == 1.0
+
+
+def test_an_attack_that_was_not_run_makes_robustness_null_and_is_named():
+    found = of(without(without(UNLEARNED, attack=RTN), attack=RELEARN))
+    assert found.robustness.value is None and found.score.value is None
+    assert found.robustness.reason == f"not measured under {RTN}, {RELEARN}"
+    assert found.forgetting.value == pytest.approx(0.75) and found.utility.value == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("attack", TEACHING)
+def test_a_probe_that_was_not_asked_under_an_attack_is_not_left_out_of_the_maximum(attack: str):
+    found = of(without(UNLEARNED, attack=attack, probe="forget_text"))
+    assert found.robustness.value is None
+    assert found.robustness.reason == (
+        f"forget_text probability was not measured on the unlearned model under {attack} at 0"
+    )
+
+
+def test_an_attack_that_was_not_run_on_the_retrained_model_has_no_zero():
+    found = of(UNLEARNED, retrained=without(RETRAINED, attack=RELEARN))
+    assert (
+        found.robustness.reason == f"forget_qa probability was not measured on the retrained model under {RELEARN} at 0"
+    )
+
+
+def test_a_headline_that_only_the_anchors_have_makes_the_trial_null():
+    found = of(without(UNLEARNED, attack=NONE, probe="forget_text"))
+    assert found.forgetting.reason == "forget_text probability was not measured on the unlearned model"
+    found = of(without(UNLEARNED, probe="retain_choice"))
+    assert found.utility.reason == "retain_choice probability was not measured on the unlearned model"
+
+
+def test_without_a_retrained_model_there_is_utility_and_nothing_else():
+    found = of(UNLEARNED, retrained=[])
+    assert "no retrained model" in found.forgetting.reason and "no retrained model" in found.robustness.reason
+    assert found.score.value is None and found.utility.value == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_a_number_that_could_not_be_computed_stays_null_with_its_reason(value: float | None):
+    null = [
+        row | {"value": value, "reason": "the text was empty"} if row["attack"] == RTN else row for row in UNLEARNED
+    ]
+    found = of(null)
+    assert found.robustness.value is None and found.robustness.reason == "the text was empty"
+    assert found.recovery[RELEARN].value == pytest.approx(0.6)
+
+
+def test_anchors_that_know_the_same_are_no_scale():
+    found = of(UNLEARNED, target=[row | {"value": 0.15} if row["probe"] == "forget_qa" else row for row in TARGET])
+    assert found.forgetting.value is None and "anchors are too close" in found.forgetting.reason
+
+
+def test_nothing_measured_is_null_everywhere():
+    found = of([], [], [])
+    for number in (found.forgetting, found.robustness, found.utility, found.score):
+        assert number.value is None and number.reason

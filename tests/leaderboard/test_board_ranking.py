@@ -1,0 +1,310 @@
+"""The ranking: who leads, who shares a rank, who is left out, and that the order of rows is nobody's business."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scipy.stats
+from board_rows import (
+    ATTACKS,
+    ENGINE,
+    NONE,
+    TEACHING,
+    Row,
+    anchor_rows,
+    entry_rows,
+    schema_tables,
+    showcase,
+    tables,
+    trial_row,
+    unlearned_rows,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leaderboard.entry import Entry
+from leaderboard.ranking import Ranking, rank
+from leaderboard.store import Board, BoardError
+
+
+def ranked(*entries: tuple[Row, list[Row]], anchors: list[Row] | None = None, **options: Any) -> Ranking:
+    return rank(tables(*entries, anchors=anchors), "pocket", **options)
+
+
+def by_name(ranking: Ranking) -> dict[str, Entry]:
+    return {entry.entry: entry for entry in ranking.entries}
+
+
+def test_a_trial_is_measured_against_its_own_anchors():
+    # Recovery is what comes back beyond what relearning teaches the retrained model: 0.74 - 0.34, over 0.9 - 0.1.
+    trial = trial_row("a")
+    rows = unlearned_rows(trial["trial"], 0.3, {TEACHING[0]: 0.42, TEACHING[1]: 0.74}, 0.855)
+    [entry] = ranked((trial, rows), anchors=anchor_rows(taught={TEACHING[1]: 0.34})).entries
+    assert entry.forgetting.value == pytest.approx(0.75)
+    assert entry.robustness.value == pytest.approx(0.5)
+    assert entry.utility.value == pytest.approx(0.95)
+    assert entry.score.value == pytest.approx(3 / (1 / 0.75 + 1 / 0.5 + 1 / 0.95))
+    assert [entry.recovery[name].value for name in ATTACKS] == pytest.approx([0.25, 0.4, 0.5])
+    assert (entry.worst_attack, entry.rank, entry.pareto) == (TEACHING[1], 1, True)
+
+
+def test_utility_comes_before_the_score():
+    found = ranked(
+        entry_rows("wrecked", 1.0, 1.0, 0.5),
+        entry_rows("weak", 0.6, 0.2, 0.95),
+        entry_rows("good", 0.9, 0.8, 0.95),
+        (trial_row("broken", status="failed", reason="out of memory"), []),
+    )
+    assert [entry.entry for entry in found.entries] == ["good", "weak", "wrecked", "broken"]
+    assert [entry.rank for entry in found.entries] == [1, 2, 3, None]
+    assert [entry.below_floor for entry in found.entries] == [False, False, True, False]
+    assert found.entries[3].reason == "failed: out of memory"
+    assert not ranked(entry_rows("wrecked", 1.0, 1.0, 0.5), floor=0.5).entries[0].below_floor
+
+
+def test_overlapping_intervals_share_the_leaders_rank_but_do_not_chain():
+    # With an error of 0.02 on each row, scores 0.04 apart overlap and scores 0.3 apart do not.
+    shares = (0.95, 0.9, 0.55, 0.5, 0.1)
+    found = ranked(*(entry_rows(str(share), share, share, 1.0, stderr=0.02) for share in shares))
+    assert [entry.entry for entry in found.entries] == [str(share) for share in shares]
+    assert [entry.rank for entry in found.entries] == [1, 1, 3, 3, 5]
+    exact = [entry_rows(str(share), share, share, 1.0, stderr=0.0) for share in shares]
+    assert [entry.rank for entry in ranked(*exact, anchors=anchor_rows(stderr=0.0)).entries] == [1, 2, 3, 4, 5]
+
+
+def test_robustness_of_what_was_not_forgotten_is_marked():
+    found = by_name(ranked(entry_rows("kept", 0.3, 0.3, 1.0), entry_rows("gone", 0.6, 0.3, 1.0)))
+    assert found["kept"].did_not_forget and not found["gone"].did_not_forget
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_seeds_are_averaged_and_have_an_interval_from_three_on(seeds: int):
+    shares = [0.6, 0.7, 0.65, 0.8, 0.75][:seeds]
+    found = ranked(*(entry_rows("a", share, share, 0.95, seed) for seed, share in enumerate(shares, 1)))
+    [entry] = found.entries
+    assert entry.forgetting.seed_values == pytest.approx(shares)
+    assert entry.forgetting.value == pytest.approx(statistics.fmean(shares))
+    assert [seed.seed for seed in entry.seeds] == list(range(1, seeds + 1)) and entry.statuses == {"ok": seeds}
+    if seeds < 3:
+        assert entry.forgetting.seed_interval is None
+    else:
+        spread = statistics.stdev(shares) / math.sqrt(seeds)
+        wanted = scipy.stats.t.interval(0.95, seeds - 1, loc=statistics.fmean(shares), scale=spread)
+        assert entry.forgetting.seed_interval == pytest.approx(wanted)
+
+
+def test_more_seeds_do_not_shrink_the_error_over_examples():
+    one = ranked(entry_rows("a", 0.7, 0.7, 0.95)).entries[0]
+    three = ranked(*(entry_rows("a", 0.7, 0.7, 0.95, seed) for seed in (1, 2, 3))).entries[0]
+    assert three.score.over_examples == pytest.approx(one.score.over_examples) and one.score.over_examples > 0
+
+
+def test_a_failed_seed_is_not_counted_and_a_diverged_one_costs_the_rank():
+    sound = [entry_rows(name, 0.8, 0.7, 0.95, seed) for name in ("failing", "diverging") for seed in (1, 2)]
+    failed = (trial_row("failing", 3, status="failed", reason="out of memory"), [])
+    diverged = (trial_row("diverging", 3, status="diverged", reason="the loss is not finite"), [])
+    found = by_name(ranked(*sound, failed, diverged))
+    assert found["failing"].rank == 1
+    assert found["failing"].score.seed_values == pytest.approx([3 / (1 / 0.8 + 1 / 0.7 + 1 / 0.95)] * 2)
+    assert found["failing"].notes == ("seed 3 failed: out of memory",)
+    assert found["failing"].statuses == {"failed": 1, "ok": 2}
+    assert found["diverging"].rank is None
+    assert found["diverging"].reason == "seed 3 diverged: the loss is not finite"
+
+
+def test_a_seed_without_a_number_leaves_none_for_the_entry():
+    one, (trial, rows) = entry_rows("a", 0.8, 0.7, 0.95, 1), entry_rows("a", 0.8, 0.7, 0.95, 2)
+    [entry] = ranked(one, (trial, [row for row in rows if row["attack"] != TEACHING[1]])).entries
+    assert entry.score.value is None and entry.rank is None and entry.worst_attack is None
+    assert entry.robustness.reason == entry.reason == f"seed 2: not measured under {TEACHING[1]}"
+    assert entry.robustness.seed_values == (pytest.approx(0.7), None)
+    assert entry.forgetting.value == pytest.approx(0.8)
+
+
+def test_what_a_search_did_not_measure_is_counted_unless_another_seed_was_measured():
+    finished = [(trial_row(name, seed), []) for name, seed in (("searched", 1), ("searched", 2), ("picked", 2))]
+    found = ranked(entry_rows("picked", 0.9, 0.9, 1.0, 1), entry_rows("whole", 0.5, 0.4, 1.0), *finished)
+    assert [(entry.entry, entry.rank) for entry in found.entries] == [("whole", 1), ("picked", None)]
+    assert found.entries[1].forgetting.reason == "seed 2: not measured under none"
+    assert found.unmeasured == 1
+
+
+def test_costs_are_means_over_seeds():
+    costs = [{"value_calls": 100, "unlearn_seconds": 2.0}, {"value_calls": 201, "unlearn_seconds": None}]
+    rows = [entry_rows("a", 0.8, 0.7, 0.95, seed, **cost) for seed, cost in enumerate(costs, 1)]
+    [entry] = ranked(*rows).entries
+    assert (entry.cost.value_calls, entry.cost.gradient_calls, entry.cost.unlearn_seconds) == (150.5, 60, None)
+
+
+def test_the_pareto_front_is_what_nobody_beats():
+    points = {"all": (0.9, 0.8, 0.9), "worse": (0.9, 0.7, 0.9), "useful": (0.5, 0.4, 1.0), "twin": (0.9, 0.8, 0.9)}
+    found = ranked(*(entry_rows(name, *point) for name, point in points.items()))
+    front = {entry.entry for entry in found.entries if entry.pareto}
+    assert front == {"all", "useful", "twin"}
+
+
+def _of_group(name: str, anchors: str, engine: str = ENGINE, **changes: Any) -> tuple[Row, list[Row]]:
+    trial, rows = entry_rows(name, 0.8, 0.7, 0.95, anchors=anchors, anchor_ids=anchors, **changes)
+    return trial, [row | {"engine": engine} for row in rows]
+
+
+def _anchors_of(*recipes: tuple[str, str]) -> list[Row]:
+    return [row | {"trial": name, "engine": engine} for name, engine in recipes for row in anchor_rows()]
+
+
+def test_other_anchors_and_other_engines_are_left_out_and_counted():
+    world = tables(
+        *(_of_group(name, "A") for name in "ab"),
+        _of_group("c", "B"),
+        _of_group("d", "A", "vllm/bfloat16"),
+        _of_group("e", "A", data="another revision"),
+        (trial_row("early", status="failed", reason="no model", anchors=None, anchor_ids=None), []),
+        anchors=_anchors_of(("A", ENGINE), ("B", ENGINE), ("A", "vllm/bfloat16")),
+    )
+    found = rank(world, "pocket")
+    assert {entry.entry for entry in found.entries} == {"a", "b", "early"}
+    assert (found.group.anchor_ids, found.group.engine, found.group.trials) == ("A", ENGINE, 3)
+    left_out = [(g.anchor_ids, g.engine, g.data, g.trials) for g in found.left_out]
+    assert sorted(left_out) == [
+        *(("A", ENGINE, "another revision", 1), ("A", "vllm/bfloat16", "data", 2), ("B", ENGINE, "data", 2)),
+    ]
+    assert {entry.entry for entry in rank(world, "pocket", anchor_ids="B").entries} == {"c", "early"}
+    assert {entry.entry for entry in rank(world, "pocket", engine="vllm/bfloat16").entries} == {"d", "early"}
+    with pytest.raises(BoardError, match=r"no trial with engine llama, anchors any\. There is: engine transformers"):
+        rank(world, "pocket", engine="llama")
+
+
+def test_only_raw_headlines_of_the_split_are_read():
+    trial, rows = entry_rows("a", 0.8, 0.7, 0.95)
+    others = {"split": "dev", "matching": "utility>=0.9", "subject": "unlearned@10"}
+    flattering = [row | {name: other, "value": 0.1} for row in rows for name, other in others.items()]
+    assert ranked((trial, rows)).entries == ranked((trial, [*rows, *flattering])).entries
+
+
+def test_entries_are_called_by_what_tells_them_apart():
+    zo = {"optimizer": "hybrid", "grade": "hybrid", "zo_samples": 8}
+    found = ranked(
+        entry_rows("a", 0.9, 0.8, 1.0, **zo, zo_ratio=0.25),
+        entry_rows("b", 0.9, 0.8, 1.0, **zo, zo_ratio=0.5),
+        entry_rows("c", 0.9, 0.8, 1.0, smoothing="sam"),
+        entry_rows("d", 0.9, 0.8, 1.0, spec='{"optimizer": {"lr": 0.001}, "seed": 1}'),
+        entry_rows("e", 0.9, 0.8, 1.0, spec='{"optimizer": {"lr": 0.01}, "seed": 2}'),
+        entry_rows("twin-aaaaaaaa", 0.9, 0.8, 1.0, objective="rmu", spec="not json"),
+        entry_rows("twin-bbbbbbbb", 0.9, 0.8, 1.0, objective="rmu", spec="not json"),
+        entry_rows("alone", 0.9, 0.8, 1.0, optimizer="sgd", spec='{"optimizer": {"lr": 7}}'),
+    )
+    assert {entry.entry: entry.label for entry in found.entries} == {
+        "a": "hybrid · npo · zo 25%",
+        "b": "hybrid · npo · zo 50%",
+        "c": "adamw · npo · sam",
+        "d": "adamw · npo · lr=0.001",
+        "e": "adamw · npo · lr=0.01",
+        "twin-aaaaaaaa": "adamw · rmu · twin-aaa",
+        "twin-bbbbbbbb": "adamw · rmu · twin-bbb",
+        "alone": "sgd · npo",
+    }
+
+
+def test_a_spec_of_any_depth_does_not_stop_the_board():
+    deep = "[" * 100_000
+    rows = [entry_rows(name * 8, 0.9, 0.8, 1.0, spec=spec) for name, spec in (("a", deep), ("b", "{}"))]
+    assert len(ranked(*rows).entries) == 2
+
+
+def test_a_board_and_its_tables_rank_alike(tmp_path: Path):
+    board = Board(tmp_path)
+    trials, measurements = showcase()
+    board.append("trials", trials)
+    board.append("measurements", measurements)
+    found = rank(board, "pocket")
+    assert found == rank({name: board.read(name) for name in ("trials", "measurements")}, "pocket")
+    assert {entry.grade for entry in found.entries} == {"first", "second", "compressed", "zeroth", "hybrid"}
+    text = json.dumps(found.as_json(), allow_nan=False)
+    assert [entry["rank"] for entry in json.loads(text)["entries"]] == [entry.rank for entry in found.entries]
+
+
+def test_a_board_without_trials_is_an_empty_ranking(tmp_path: Path):
+    found = rank(Board(tmp_path), "pocket")
+    assert found.entries == () and found.group is None
+    json.dumps(found.as_json(), allow_nan=False)
+
+
+def test_what_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"no such task: pockets\. There are: .*pocket"):
+        rank(tables(), "pockets")
+    with pytest.raises(ValueError, match=r"no attack set pocket-0\. It has: .*pocket-1"):
+        rank(tables(), "pocket", attack_set="pocket-0")
+
+
+_SHARE = st.floats(0, 1, allow_subnormal=False)
+_ENTRIES = st.lists(
+    st.tuples(st.sampled_from("abcdef"), st.tuples(_SHARE, _SHARE).map(lambda pair: (max(pair), min(pair))), _SHARE),
+    min_size=1,
+    max_size=8,
+)
+
+
+def _world(chosen: list[tuple[str, tuple[float, float], float]]) -> tuple[list[Row], list[Row]]:
+    """Trials and measurements; a name that comes again is another seed of that entry."""
+    trials, measured = [], anchor_rows()
+    for seed, (name, (f, r), u) in enumerate(chosen):
+        trial, rows = entry_rows(name, f, r, u, seed)
+        trials.append(trial)
+        measured += rows
+    return trials, measured
+
+
+@settings(max_examples=40, deadline=None)
+@given(_ENTRIES, st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_change_the_ranking(chosen: list[Any], random: Any):
+    trials, measured = _world(chosen)
+    before = rank(schema_tables(trials, measured), "pocket")
+    random.shuffle(trials)
+    random.shuffle(measured)
+    assert rank(schema_tables(trials, measured), "pocket") == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(_ENTRIES)
+def test_a_ranking_keeps_its_promises(chosen: list[Any]):
+    found = rank(schema_tables(*_world(chosen)), "pocket")
+    assert {entry.entry for entry in found.entries} == {name for name, *_ in chosen}
+    for entry in found.entries:
+        assert entry.rank is not None
+        assert 0 <= entry.score.value <= 1
+        # The harmonic mean of a seed lies between its smallest and its largest term, and R is never above F.
+        assert entry.robustness.value <= entry.forgetting.value + 1e-9
+        assert entry.score.value <= max(entry.forgetting.value, entry.utility.value) + 1e-9
+        assert entry.recovery[NONE].value == pytest.approx(1 - entry.forgetting.value, abs=1e-9)
+    for above, below in pairwise(found.entries):
+        assert above.below_floor <= below.below_floor
+        assert above.rank <= below.rank
+        if above.below_floor == below.below_floor:
+            assert above.score.value >= below.score.value
+    assert [entry.rank for entry in found.entries] == _brute_force_ranks(found.entries)
+    points = [(e.forgetting.value, e.robustness.value, e.utility.value) for e in found.entries]
+    for entry, point in zip(found.entries, points, strict=True):
+        beaten = any(other != point and all(o >= p for o, p in zip(other, point, strict=True)) for other in points)
+        assert entry.pareto is not beaten
+
+
+def _brute_force_ranks(entries: tuple[Entry, ...]) -> list[int]:
+    """Rank by rank: the leader is the first who has none, and all down to the first clear loser share it."""
+    ranks: list[int] = []
+    while len(ranks) < len(entries):
+        leader = entries[len(ranks)]
+        limit = leader.score.value - 1.96 * leader.score.over_examples
+        tied = 0
+        for entry in entries[len(ranks) :]:
+            lost = entry.score.value + 1.96 * entry.score.over_examples < limit
+            if lost or entry.below_floor != leader.below_floor:
+                break
+            tied += 1
+        ranks += [len(ranks) + 1] * tied
+    return ranks

@@ -1,0 +1,335 @@
+"""The store, one writer: what is appended is what is read, and what is broken is named and left out."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from board_rows import Row, measurement_row, trial_row
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leaderboard import schema
+from leaderboard.schema import Role
+from leaderboard.store import Board, BoardError, BoardWarning
+
+SAMPLE: Row = {
+    "samples": "s",
+    "probe": "forget_qa",
+    "item": "1",
+    "reference": "Quorn",
+    "token_logprobs": [-0.5, -1.0],
+    "token_correct": [True, False],
+    "scalars": [("loss", 1.5), ("gradient norm", 2.5)],
+}
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return Board(tmp_path / "board")
+
+
+def _values(kind: pa.DataType) -> st.SearchStrategy[Any]:
+    finite = st.floats(allow_nan=False)
+    if pa.types.is_string(kind):
+        return st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    if pa.types.is_int64(kind):
+        return st.integers(-(2**63), 2**63 - 1)
+    if pa.types.is_float64(kind):
+        return finite
+    if pa.types.is_boolean(kind):
+        return st.booleans()
+    if pa.types.is_map(kind):
+        return st.dictionaries(st.text("abc", min_size=1, max_size=3), finite, max_size=3).map(
+            lambda d: list(d.items())
+        )
+    return st.lists(_values(kind.value_type), max_size=3)
+
+
+def _rows(table: str) -> st.SearchStrategy[list[Row]]:
+    fields = {
+        field.name: st.none() | _values(field.type) if field.nullable else _values(field.type)
+        for field in schema.TABLES[table]
+    }
+    return st.lists(st.fixed_dictionaries(fields), max_size=4, unique_by=lambda row: _key(table, row))
+
+
+def _key(table: str, row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in schema.columns(table, Role.KEY))
+
+
+@pytest.mark.parametrize("table", sorted(schema.TABLES))
+def test_rows_come_back_as_they_were(table: str):
+    @settings(max_examples=12, deadline=None)
+    @given(_rows(table))
+    def check(rows: list[Row]) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            board = Board(directory)
+            board.append(table, rows)
+            found = board.read(table)
+            assert found.schema.equals(schema.TABLES[table], check_metadata=True)
+            wanted = sorted(rows, key=lambda row: [p.encode() if isinstance(p, str) else p for p in _key(table, row)])
+            assert found.to_pylist() == wanted
+
+    check()
+
+
+def test_an_empty_board_has_every_table_with_no_row(board: Board):
+    for table, wanted in schema.TABLES.items():
+        assert board.read(table).equals(wanted.empty_table())
+    assert board.append("trials", []) is None
+    assert not board.path.exists()
+
+
+def test_the_same_rows_are_one_file_in_any_order_and_at_any_time(board: Board):
+    a, b = trial_row("a"), trial_row("b")
+    first = board.append("trials", [a, b])
+    again = board.append("trials", [b | {"host": "elsewhere", "written_at": "2027-01-01T00:00:00Z"}, a])
+    other = board.append("trials", [a, b | {"steps_done": 59}])
+    assert (first.new, again.new, other.new) == (True, False, True)
+    assert first.path == again.path != other.path
+    assert board.read("trials")["host"].to_pylist() == [None, None]
+
+
+def test_a_name_belongs_to_the_first_who_writes_it(board: Board):
+    assert board.append("trials", [trial_row("a", steps=1)], name="run.1").new
+    assert not board.append("trials", [trial_row("a", steps=2)], name="run.1").new
+    assert board.read("trials")["steps"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize("name", ["../a", ".a", "a/b", "", "a" * 201, "a\n"])
+def test_a_name_that_is_not_a_file_name_is_refused(board: Board, name: str):
+    rows = [trial_row("a")]
+    if name:
+        with pytest.raises(ValueError, match="not a file name"):
+            board.append("trials", rows, name=name)
+    with pytest.raises(ValueError, match="not a file name"):
+        board.append_file("trials", _file(board, rows), name)
+
+
+def _file(board: Board, rows: list[Row], table: str = "trials") -> Path:
+    path = board.path.parent / "source.parquet"
+    pq.write_table(schema.to_arrow(table, rows), path)
+    return path
+
+
+def test_a_written_file_is_linked_and_stays(board: Board):
+    source = _file(board, [SAMPLE, SAMPLE | {"item": "2"}], "samples")
+    added = board.append_file("samples", source, "s")
+    assert added.new and added.path.samefile(source)
+    assert not board.append_file("samples", source, "s").new
+    assert board.read("samples")["item"].to_pylist() == ["1", "2"]
+    assert [path.name for path in added.path.parent.iterdir()] == ["s.parquet"]
+
+
+def test_a_file_of_another_table_is_not_added(board: Board):
+    with pytest.raises(BoardError, match="not a file of the table samples"):
+        board.append_file("samples", _file(board, [trial_row("a")]), "s")
+    with pytest.raises(BoardError, match="no such file"):
+        board.append_file("samples", board.path / "nowhere.parquet", "s")
+
+
+def test_where_keeps_rows_that_fit_all_of_it(board: Board):
+    trials = [
+        trial_row(name, steps=steps, reason=None if steps else "x")
+        for name, steps in zip("abcd", (0, 1, 2, 2), strict=True)
+    ]
+    board.append("trials", trials)
+
+    def entries(**where: object) -> list[str]:
+        return sorted(board.read("trials", where)["entry"].to_pylist())
+
+    assert entries(steps=2) == ["c", "d"]
+    assert entries(steps=[0, 1], status="ok") == ["a", "b"]
+    assert entries(reason=None, entry=["a", "b"]) == ["b"]
+    assert entries(entry=[]) == []
+    assert entries(entry="' OR true --") == []
+    with pytest.raises(BoardError, match="no column 'stepz'"):
+        entries(stepz=2)
+
+
+def test_a_finished_trial_beats_a_failed_one_and_then_the_first_written_wins(board: Board):
+    def row(hour: int, status: str, **changes: Any) -> Row:
+        return trial_row("a", status=status, written_at=f"2026-01-01T0{hour}:00:00Z", **changes)
+
+    for each in (row(1, "failed", reason="out of memory"), row(3, "ok", steps=3), row(2, "diverged", steps=2)):
+        board.append("trials", [each])
+    assert board.read("trials")["steps"].to_pylist() == [2]
+    # Filters are asked of the rows that won, not of those that lost.
+    assert len(board.read("trials", {"status": "failed"})) == 0
+
+
+def _conflicting(choice: tuple[str, int, bool]) -> Row:
+    """A row whose time follows from what it says: two writers of one file differ in nothing then."""
+    trial, steps, failed = choice
+    return {
+        "trial": trial,
+        "steps": steps,
+        "status": "failed" if failed else "ok",
+        "written_at": f"2026-01-01T0{steps % 2}:00:00Z",
+    }
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.booleans()), unique=True, max_size=5),
+    st.randoms(use_true_random=False),
+)
+def test_any_order_of_appends_gives_the_same_rows(choices: list[tuple[str, int, bool]], random: Any):
+    found = []
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as directory:
+            board = Board(directory)
+            names = {c: board.append("trials", [_conflicting(c)]).path.name for c in choices}
+            found.append(board.result_rows("trials"))
+        random.shuffle(choices)
+    assert found[0].equals(found[1])
+    best = {}
+    for choice in choices:
+        order = (choice[2], choice[1] % 2, names[choice])
+        best[choice[0]] = min(best.get(choice[0], (order, choice)), (order, choice))
+    assert [(row["trial"], row["steps"]) for row in found[0].to_pylist()] == [
+        best[trial][1][:2] for trial in sorted(best)
+    ]
+
+
+def test_result_rows_leave_out_what_may_differ(board: Board):
+    board.append(
+        "measurements", [measurement_row("b", "target", 0.5), measurement_row("a", "target", 0.5, host="here")]
+    )
+    found = board.result_rows("measurements")
+    assert found["trial"].to_pylist() == ["a", "b"]
+    assert not set(found.column_names) & set(schema.columns("measurements", Role.OBSERVED))
+
+
+def test_columns_that_an_old_file_lacks_are_null(board: Board):
+    old = schema.to_arrow("trials", [trial_row("old")]).drop(["tokens", "unlearn_seconds"])
+    (board.path / "trials").mkdir(parents=True)
+    pq.write_table(old, board.path / "trials" / "old.parquet")
+    assert board.read("trials")["tokens"].to_pylist() == [None]
+    board.append("trials", [trial_row("new")])
+    found = {row["entry"]: row["tokens"] for row in board.read("trials").to_pylist()}
+    assert found == {"old": None, "new": 10_000}
+
+
+def _cut_short(content: bytes) -> bytes:
+    return content[:-40]
+
+
+def _emptied(content: bytes) -> bytes:
+    return b""
+
+
+def _zeroed_inside(content: bytes) -> bytes:
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    return content[:4] + bytes(len(content) - 4 - footer) + content[-footer:]
+
+
+@pytest.mark.parametrize("damage", [_cut_short, _emptied, _zeroed_inside])
+def test_a_broken_file_is_named_left_out_and_replaced(board: Board, damage: Any):
+    board.append("trials", [trial_row("sound")])
+    rows = [trial_row("hurt", seed) for seed in range(20)]
+    path = board.append("trials", rows).path
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(BoardWarning, match=rf"{path.name}.*delete it and run again"):
+        assert board.read("trials")["entry"].to_pylist() == ["sound"]
+    with pytest.warns(BoardWarning):
+        assert board.sql("SELECT count(*) AS n FROM trials").to_pylist() == [{"n": 1}]
+    assert [broken.path for broken in board.broken()] == [path]
+    assert board.append("trials", rows).new
+    assert board.broken() == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(board.read("trials")) == 21
+
+
+def test_a_file_of_a_newer_schema_is_left_out_and_not_replaced(board: Board):
+    newer = schema.to_arrow("trials", [trial_row("new")])
+    newer = newer.replace_schema_metadata(
+        {**newer.schema.metadata, b"schema_version": str(schema.VERSION + 1).encode()}
+    )
+    (board.path / "trials").mkdir(parents=True)
+    pq.write_table(newer, board.path / "trials" / "named.parquet")
+    with pytest.warns(BoardWarning, match="newer than.*upgrade regrade"):
+        assert len(board.read("trials")) == 0
+    assert not board.append("trials", [trial_row("old")], name="named").new
+    assert pq.read_table(board.path / "trials" / "named.parquet")["entry"].to_pylist() == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: t.replace_schema_metadata({}), "not a file of the table trials"),
+        (lambda t: t.drop(["trial"]), "lacks the key column trial"),
+        (lambda t: t.set_column(1, pa.field("entry", pa.int64()), [[7]]), "column entry is int64, not string"),
+    ],
+)
+def test_a_file_that_is_not_of_the_table_is_left_out(board: Board, change: Any, reason: str):
+    (board.path / "trials").mkdir(parents=True)
+    pq.write_table(change(schema.to_arrow("trials", [trial_row("a")])), board.path / "trials" / "other.parquet")
+    with pytest.warns(BoardWarning, match=reason):
+        assert len(board.read("trials")) == 0
+
+
+def test_sql_answers_over_all_tables(board: Board):
+    board.append("trials", [trial_row("a"), trial_row("b", optimizer="sgd")])
+    measured = [measurement_row(row["trial"], "unlearned", 0.25) for row in board.read("trials").to_pylist()]
+    board.append("measurements", measured)
+    query = "SELECT optimizer, avg(value) AS mean FROM trials JOIN measurements USING (trial) GROUP BY ALL ORDER BY 1"
+    assert board.sql(query).to_pylist() == [{"optimizer": "adamw", "mean": 0.25}, {"optimizer": "sgd", "mean": 0.25}]
+
+
+def test_sql_says_what_is_wrong_with_a_query(board: Board):
+    with pytest.raises(BoardError, match="syntax error"):
+        board.sql("SELEC 1")
+    with pytest.raises(BoardError, match='"optimiser" not found'):
+        board.sql("SELECT optimiser FROM trials")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "COPY (SELECT 1) TO '{}/out.csv'",
+        "SELECT 1; SELECT 2",
+        "CREATE TABLE t (i INT)",
+        "SET threads = 1",
+        "",
+        "ATTACH '{}/x.db'",
+    ],
+)
+def test_sql_takes_one_select_and_nothing_else(board: Board, query: str):
+    with pytest.raises(BoardError, match="one SELECT"):
+        board.sql(query.format(board.path.parent))
+    assert list(board.path.parent.iterdir()) == []
+
+
+def test_sql_reads_nothing_but_the_board(board: Board):
+    secret = board.path.parent / "secret.csv"
+    secret.write_text("word\nhidden\n")
+    for query in (f"SELECT * FROM '{secret}'", f"SELECT * FROM read_text('{secret}')", "SELECT * FROM secret"):
+        with pytest.raises(BoardError):
+            board.sql(query)
+
+
+def test_a_path_may_hold_any_character(tmp_path: Path):
+    odd, decoy = Board(tmp_path / "it's [1] *?"), Board(tmp_path / "it's 1 *?")
+    for board in (odd, decoy):
+        board.append("trials", [trial_row(board.path.name)])
+    assert odd.read("trials")["entry"].to_pylist() == [odd.path.name]
+    assert len(odd.sql("SELECT * FROM trials")) == 1
+
+
+def test_two_boards_with_the_same_trials_are_equal(tmp_path: Path):
+    rows = [trial_row(name, seed) for name, seed in itertools.product("ab", (1, 2))]
+    one, other = Board(tmp_path / "one"), Board(tmp_path / "other")
+    one.append("trials", rows)
+    for row in reversed(rows):
+        other.append("trials", [row | {"host": "there", "unlearn_seconds": 99.0}])
+    assert one.result_rows("trials").equals(other.result_rows("trials"))
+    assert not one.read("trials").equals(other.read("trials"))
