@@ -168,8 +168,8 @@ def _one_row_per_key(table: str, types: Mapping[str, str], paths: Sequence[Path]
     if paths:
         files = f"[{', '.join(map(_quoted, paths))}]"
         source += (
-            f" UNION ALL BY NAME SELECT * FROM read_parquet({files}, union_by_name = true, hive_partitioning = false,"
-            " filename = true, file_row_number = true)"
+            f" UNION ALL BY NAME SELECT * FROM read_parquet({files}, union_by_name = true, filename = true,"
+            " file_row_number = true)"
         )
     order = ["filename", "file_row_number"]
     if "written_at" in types:

@@ -14,12 +14,21 @@ from typing import Any
 import pyarrow as pa
 
 from leaderboard import schema
-from tasks import TASKS, Split, attack_name
+from tasks import Split, TaskEntry, attack_name, pocket
 
 Row = dict[str, Any]
 
-SET = TASKS["pocket"].attack_sets[TASKS["pocket"].official][Split.TEST]
-ATTACKS = tuple(attack_name(settings) for settings in SET)
+TASK = TaskEntry(
+    name="paper",
+    summary="a task that is worked out on paper; `conftest.py` puts it into the registry",
+    build=pocket.build,
+    attack_sets={
+        "paper-1": dict.fromkeys(
+            Split, ({"name": "none"}, {"name": "rtn", "bits": 2}, {"name": "relearn", "samples": 12, "steps": 20})
+        )
+    },
+)
+ATTACKS = tuple(attack_name(settings) for settings in TASK.attack_sets[TASK.official][Split.TEST])
 NONE, *TEACHING = ATTACKS
 ENGINE = "transformers/float32"
 ANCHOR_IDS = "target:retrained"
@@ -34,7 +43,7 @@ def trial_row(entry: str, seed: int = 1, **changes: Any) -> Row:
         "trial": digest(entry, seed),
         "entry": entry,
         "status": "ok",
-        "task": "pocket",
+        "task": TASK.name,
         "task_version": 1,
         "data": "data",
         "model": "pocket-tiny",
@@ -79,7 +88,7 @@ def measurement_row(trial: str, subject: str, value: float | None, **changes: An
         "headline": "knowledge",
         "chance": 0.0,
         "status": "ok" if value is not None else "null",
-        "task": "pocket",
+        "task": TASK.name,
         "task_version": 1,
         "anchors": "anchors",
         "anchor_ids": ANCHOR_IDS,

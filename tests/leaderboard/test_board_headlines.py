@@ -94,6 +94,15 @@ def test_the_worst_point_of_a_curve_counts():
     assert of(one, retrained=other).recovery[RELEARN].value == pytest.approx(0.75)
 
 
+def test_a_curve_cut_off_before_its_end_is_not_a_curve():
+    longer = [*RETRAINED, know(0.5, RELEARN, 40), know(0.5, RELEARN, 40, "forget_text")]
+    found = of(UNLEARNED, retrained=longer)
+    assert (
+        found.robustness.reason
+        == f"forget_qa probability was not measured on the unlearned model under {RELEARN} at 40"
+    )
+
+
 def test_robustness_is_never_above_forgetting():
     helped = [row | {"value": 0.0} if row["attack"] != NONE else row for row in UNLEARNED]
     found = of(helped)

@@ -56,7 +56,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def ranking() -> Ranking:
-    return rank(schema_tables(*showcase()), "pocket")
+    return rank(schema_tables(*showcase()), "paper")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_rows_of_others_cannot_run_a_script(page: str):
     names = ("optimizer", "objective", "smoothing", "grade")
     trial, rows = entry_rows(EVIL, 0.9, 0.8, 0.95, **dict.fromkeys(names, EVIL), anchor_ids=EVIL, data=EVIL)
     failed = entry_rows(EVIL + "2", 0.9, 0.8, 0.95, status="failed", reason=EVIL, anchor_ids=EVIL, data=EVIL)[0]
-    evil = rank(tables((trial, rows), (failed, [])), "pocket")
+    evil = rank(tables((trial, rows), (failed, [])), "paper")
     shown = render([evil], title=EVIL, generated=EVIL)
     assert EVIL not in shown and "&lt;script&gt;alert(1)" in shown
     reader, clean = Reader(shown), Reader(page)
@@ -121,7 +121,7 @@ def test_the_table_can_be_read_aloud(page: str):
 
 
 def test_two_boards_and_an_empty_one_share_a_page(ranking: Ranking):
-    reader = Reader(render([ranking, ranking, rank(tables(), "pocket")], generated="now"))
+    reader = Reader(render([ranking, ranking, rank(tables(), "paper")], generated="now"))
     assert len(reader.all("table")) == 2
     assert any("No trial of this task" in text for _, text in reader.texts)
     Reader(render([], generated="now"))

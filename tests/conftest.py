@@ -1,0 +1,48 @@
+"""What all tests share: no hub, one thread, the real data where there is some, and a small trial that is run once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import pytest
+
+SMALL = {
+    "task": "pocket",
+    "model": {"tiny": {"hidden": 32, "layers": 1, "heads": 2, "vocabulary": 512}},
+    "anchors": {"epochs": 1, "lr": 3e-3},
+    "objective": {"name": "npo"},
+    "optimizer": {"name": "adam", "lr": 1e-3},
+    "steps": 4,
+    "batch_size": 4,
+}
+"""A trial that takes a second: the real path with a model too small to remember anything."""
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data sets."""
+    folder = os.environ.get("REGRADE_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("REGRADE_DATA names no folder with the real data sets")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def warm_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A store in which the small trial's anchors are trained already."""
+    from suite.spec import RuntimeSpec, trial
+    from suite.store import Store
+    from suite.anchors import anchors
+    from tasks import TASKS
+
+    root = tmp_path_factory.mktemp("warm")
+    anchors(trial(SMALL), TASKS["pocket"].build(), Store(root).stages, RuntimeSpec())
+    yield root

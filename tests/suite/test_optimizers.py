@@ -1,0 +1,285 @@
+"""Every optimizer by its formula, and by what it asks."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suite.optimizers import OPTIMIZERS, Plan
+from suite.optimizers.compressed import SignAdam, SignSGD
+from suite.optimizers.first_order import SGD, Adam
+from suite.optimizers.hybrid import Hybrid, layout
+from suite.optimizers.second_order import Sophia
+from suite.optimizers.zeroth_order import CentralDifference, RAdaZO, ZerothOrder
+from suite.oracle import CurvatureSample, Displacement, Grade, Metered, Part
+
+
+class Quadratic:
+    """f(x) = x'Ax/2 + b'x as an oracle: everything is known in closed form. Values in float64, weights in fp32."""
+
+    def __init__(self, size: int = 20, seed: int = 0, f: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        root = torch.randn(size, size, generator=draw, dtype=torch.float64)
+        self.a = root @ root.T / size
+        self.b = torch.randn(size, generator=draw, dtype=torch.float64)
+        self.f = f or (lambda x: x @ self.a @ x / 2 + self.b @ x)
+        half = size // 2
+        start = torch.randn(size, generator=draw)
+        self.parameters = [start[:half].clone().view(2, -1), start[half:].clone()]
+        self.bits: list[int] = []
+
+    @property
+    def x(self) -> torch.Tensor:
+        return torch.cat([p.flatten() for p in self.parameters]).double()
+
+    def split(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        half = self.parameters[0].numel()
+        return [flat[:half].view(2, -1).float(), flat[half:].float()]
+
+    def values(self, part: Part, displacements: Sequence[Displacement | None]) -> torch.Tensor:
+        places = []
+        for displacement in displacements:
+            x = self.x.clone()
+            for scale, way in displacement.terms if displacement else ():
+                x += scale * torch.cat([w.flatten() for w in way]).double()
+            places.append(self.f(x))
+        return torch.stack(places)
+
+    def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[torch.Tensor]:
+        return self.split(self.a @ self.x + self.b)
+
+    def curvature_sample(self) -> CurvatureSample:
+        return CurvatureSample(self.split(self.a.diagonal().sqrt()), 1)
+
+    def compressed(self, bits: int) -> None:
+        self.bits.append(bits)
+
+
+def settings_of(name: str, **more: object):
+    kind = OPTIMIZERS[name].Settings
+    return kind(lr=0.01, **more)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_the_grade_is_what_the_outer_meter_says(name):
+    meter = Metered(Quadratic())
+    optimizer = OPTIMIZERS[name](settings_of(name), meter.parameters, Plan(steps=12))
+    for _ in range(12):
+        optimizer.step(meter)
+    assert meter.queries.grade() is OPTIMIZERS[name].grade
+
+
+def test_every_grade_has_an_optimizer():
+    assert {kind.grade for kind in OPTIMIZERS.values()} == set(Grade)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_run_repeats_bit_for_bit_and_another_seed_differs_only_where_something_is_drawn(name):
+    def run(seed: int) -> torch.Tensor:
+        oracle = Quadratic()
+        optimizer = OPTIMIZERS[name](settings_of(name), oracle.parameters, Plan(steps=8, seed=seed))
+        for _ in range(8):
+            optimizer.step(oracle)
+        return oracle.x
+
+    assert torch.equal(run(1), run(1))
+    draws = OPTIMIZERS[name].grade in (Grade.ZEROTH, Grade.HYBRID)
+    assert torch.equal(run(1), run(2)) is not draws
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_every_optimizer_goes_down_a_quadratic(name):
+    oracle = Quadratic()
+    optimizer = OPTIMIZERS[name](settings_of(name), oracle.parameters, Plan(steps=200))
+    before = float(oracle.f(oracle.x))
+    for _ in range(200):
+        optimizer.step(oracle)
+    assert float(oracle.f(oracle.x)) < before - 1
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (SGD.Settings(lr=0.05, momentum=0.9), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)),
+        (Adam.Settings(lr=0.05), lambda p: torch.optim.Adam(p, lr=0.05)),
+        (Adam.Settings(lr=0.05, weight_decay=0.1), lambda p: torch.optim.AdamW(p, lr=0.05, weight_decay=0.1)),
+    ],
+)
+def test_first_order_is_torch_optim(ours, theirs):
+    mine, reference = Quadratic(), Quadratic()
+    optimizer = OPTIMIZERS[ours.name](ours, mine.parameters, Plan(steps=10))
+    leaves = [p.requires_grad_() for p in reference.parameters]
+    bare = theirs(leaves)
+    for _ in range(10):
+        optimizer.step(mine)
+        for leaf, gradient in zip(leaves, reference.gradient(), strict=True):
+            leaf.grad = gradient.detach()
+        bare.step()
+    torch.testing.assert_close(mine.x, reference.x.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_sign_sgd_and_sign_adam_take_the_sign_of_the_direction():
+    """Against numpy, line by line: the sign of Adam's direction, not the average of signs."""
+    for settings_ in (SignSGD.Settings(lr=0.01), SignAdam.Settings(lr=0.01)):
+        oracle, m, v = Quadratic(), np.zeros(20), np.zeros(20)
+        optimizer = OPTIMIZERS[settings_.name](settings_, oracle.parameters, Plan(steps=15))
+        for t in range(1, 16):
+            g = torch.cat([p.flatten() for p in oracle.gradient()]).double().numpy()
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            adam = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+            before = oracle.x.numpy().copy()
+            optimizer.step(oracle)
+            expected = before - 0.01 * np.sign(g if settings_.name == "sign_sgd" else adam)
+            np.testing.assert_allclose(oracle.x.numpy(), expected, atol=1e-6)
+        assert set(oracle.bits) == {1}
+
+
+def test_sophia_by_the_paper():
+    """Algorithm 3, line by line, with curvature every third step."""
+    s = Sophia.Settings(lr=0.02, every=3, gamma=0.5)
+    oracle = Quadratic()
+    optimizer = Sophia(s, oracle.parameters, Plan(steps=10))
+    m, h, diagonal = np.zeros(20), np.zeros(20), oracle.a.diagonal().numpy()
+    for t in range(10):
+        x = oracle.x.numpy().copy()
+        g = torch.cat([p.flatten() for p in oracle.gradient()]).double().numpy()
+        m = 0.965 * m + 0.035 * g
+        if t % 3 == 0:
+            h = 0.99 * h + 0.01 * diagonal
+        optimizer.step(oracle)
+        expected = x - 0.02 * np.clip(m / np.maximum(0.5 * h, 1e-12), -1, 1)
+        np.testing.assert_allclose(oracle.x.numpy(), expected, atol=2e-6)
+
+
+def test_r_adazo_by_the_paper():
+    """The second moment averages squares of the smoothed estimate; no bias correction."""
+    s = RAdaZO.Settings(lr=0.01, zo=ZerothOrder(samples=2, radius=0.01))
+    oracle, twin = Quadratic(), Quadratic()
+    optimizer = RAdaZO(s, oracle.parameters, Plan(steps=6, seed=5))
+    estimate = CentralDifference(s.zo, twin.parameters, seed=5)
+    m, v = np.zeros(20), np.zeros(20)
+    for _ in range(6):
+        x = oracle.x.numpy().copy()
+        for mine, its in zip(twin.parameters, oracle.parameters, strict=True):
+            mine.copy_(its)
+        g = torch.cat([p.flatten() for p in estimate(twin)]).double().numpy()
+        m = 0.9 * m + 0.1 * g
+        v = 0.99 * v + 0.01 * m**2
+        optimizer.step(oracle)
+        np.testing.assert_allclose(oracle.x.numpy(), x - 0.01 * m / np.sqrt(v + 1e-8), atol=1e-5)
+
+
+def mean_estimate(oracle: Quadratic, samples: int, radius: float) -> torch.Tensor:
+    estimate = CentralDifference(ZerothOrder(samples=samples, radius=radius), oracle.parameters, seed=7)
+    return torch.cat([part.flatten() for part in estimate(oracle)]).double()
+
+
+def test_sphere_estimate_converges_to_the_gradient_of_a_quadratic():
+    """The smoothed quadratic has the same gradient, Ax + b, at any radius."""
+    oracle = Quadratic()
+    exact = oracle.a @ oracle.x + oracle.b
+    mean = mean_estimate(oracle, samples=20_000, radius=0.5)
+    assert float((mean - exact).norm() / exact.norm()) < 0.1  # sqrt(d / n) = 0.03 in 20 dimensions: 3 sigma
+
+
+def test_sphere_estimate_converges_to_the_smoothed_gradient_of_a_quartic():
+    """f = |x|^4: smoothed over the ball of norm R = r sqrt(d) it is |x|^4 + (2 + 4/d) E|v|^2 |x|^2 + ..., so its
+    gradient is (4 |x|^2 + 2 (2 + 4/d) E|v|^2) x with E|v|^2 = R^2 d / (d + 2)."""
+    oracle = Quadratic(size=8, f=lambda x: (x @ x) ** 2)
+    x, d, radius = oracle.x, 8, 0.6
+    second_moment = radius**2 * d * d / (d + 2)
+    exact = (4 * (x @ x) + 2 * (2 + 4 / d) * second_moment) * x
+    plain = 4 * (x @ x) * x
+    mean = mean_estimate(oracle, samples=20_000, radius=radius)
+    assert float((mean - exact).norm() / exact.norm()) < 0.07
+    assert float((mean - plain).norm() / plain.norm()) > 0.08  # the test would notice the plain gradient
+
+
+def test_directions_lie_on_the_sphere_of_root_mean_square_one():
+    """The displacements asked have norm r sqrt(d), each with its opposite."""
+    oracle = Quadratic()
+    asked: list[Displacement] = []
+    values = oracle.values
+
+    def noted(part, displacements):
+        for d in displacements:
+            ((scale, way),) = d.terms
+            asked.append(scale * torch.cat([w.flatten() for w in way]))
+        return values(part, displacements)
+
+    oracle.values = noted
+    CentralDifference(ZerothOrder(samples=3, radius=0.02), oracle.parameters, seed=0)(oracle)
+    assert [float(a.norm()) for a in asked] == pytest.approx([0.02 * math.sqrt(20)] * 6, rel=1e-5)
+    assert all(torch.equal(asked[i], -asked[i + 1]) for i in (0, 2, 4))
+
+
+def test_a_difference_that_drowns_in_rounding_is_recorded_and_told_once():
+    oracle = Quadratic(f=lambda x: 1e6 + 1e-9 * x.sum())
+    estimate = CentralDifference(ZerothOrder(samples=3, radius=1e-3), oracle.parameters, seed=0)
+    with pytest.warns(UserWarning, match="radius"):
+        estimate(oracle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        estimate(oracle)
+    assert estimate.drowned == 6
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 200), st.floats(0, 1), st.integers(2, 60))
+def test_hybrid_layout(steps, ratio, block):
+    made = layout(steps, ratio, block)
+    zeroth = math.floor(ratio * steps + 0.5)
+    assert len(made) == steps
+    assert sum(made) == zeroth
+    if zeroth:
+        assert made[-1], "a run ends on zeroth"
+    for end in range(steps, 0, -block):
+        period = made[max(0, end - block) : end]
+        assert period == sorted(period), "within a period the first-order steps come first"
+
+
+def test_layout_of_the_paper():
+    """N first-order steps, then N zeroth-order steps, and so on, ending on zeroth."""
+    assert layout(8, 0.5, 4) == [False, False, True, True] * 2
+    assert layout(10, 0.3, 10) == [False] * 7 + [True] * 3
+
+
+def test_hybrid_is_its_parts_with_states_of_their_own():
+    """In each block the hybrid does what Adam, or R-AdaZO, would have done there with the state it left off with."""
+    s = Hybrid.Settings(lr=0.02, zo_lr=0.01, zo_ratio=0.5, block=4, zo=ZerothOrder(samples=2))
+    oracle, twin = Quadratic(), Quadratic()
+    hybrid = Hybrid(s, oracle.parameters, Plan(steps=12, seed=3))
+    adam = Adam(Adam.Settings(lr=0.02), twin.parameters, Plan(steps=12, seed=3))
+    zeroth = RAdaZO(RAdaZO.Settings(lr=0.01, zo=s.zo), twin.parameters, Plan(steps=12, seed=3))
+    for is_zeroth in layout(12, 0.5, 4):
+        hybrid.step(oracle)
+        (zeroth if is_zeroth else adam).step(twin)
+        assert torch.equal(oracle.x, twin.x)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_schedules_start_at_the_step_size_and_fall_to_nothing(schedule):
+    s = SGD.Settings(lr=1.0, schedule=schedule)
+    factors = [s.factor(step, 100) for step in range(100)]
+    assert factors[0] == 1
+    assert factors == sorted(factors, reverse=True)
+    assert factors[-1] == (1 if schedule == "constant" else pytest.approx(0, abs=0.011))
+    assert SGD.Settings(lr=1.0, warmup=3).factor(0, 10) == 0.25
+
+
+def test_weights_of_bf16_take_fp32_directions():
+    oracle = Quadratic()
+    oracle.parameters = [p.bfloat16() for p in oracle.parameters]
+    optimizer = RAdaZO(RAdaZO.Settings(lr=0.1), oracle.parameters, Plan(steps=3))
+    before = oracle.x
+    for _ in range(3):
+        optimizer.step(oracle)
+    assert all(p.dtype is torch.bfloat16 for p in oracle.parameters)
+    assert not torch.equal(before, oracle.x)
