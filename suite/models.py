@@ -16,7 +16,7 @@ from suite.settings import SpecError
 from suite.spec import ModelSpec, TinyModel
 from suite.stages import StageStore
 from suite.text import Encoder, Template
-from tasks.task import Task
+from tasks.task import Task, examples_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +48,9 @@ def base_model(spec: ModelSpec, task: Task, seed: int, store: StageStore) -> Bas
         SpecError: no such model, or one that cannot be used, saying why.
     """
     if spec.name == "tiny":
-        inputs = {"version": VERSION, "tiny": spec.tiny.changed(), "seed": seed, "data": task.data, "dtype": spec.dtype}
+        # Not the task's own digest: the tokenizer is made from the texts that are taught, and these may be limited.
+        texts = examples_digest((*task.forget_examples(), *task.retain, *task.holdout))
+        inputs = {"version": VERSION, "tiny": spec.tiny.changed(), "seed": seed, "texts": texts, "dtype": spec.dtype}
         artifact = store.run("base", inputs, lambda folder: _make_tiny(folder, spec, task, seed))
         folder, identity = artifact.folder, {"base": artifact.key}
     else:

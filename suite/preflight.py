@@ -45,7 +45,7 @@ def preflight(trials: Sequence[TrialSpec], measure: MeasureSpec, runtime: Runtim
     tasks: dict[str, Task] = {}
     costs = []
     for spec in trials:
-        task = tasks.setdefault(spec.task, TASKS[spec.task].build())
+        task = tasks.get(spec.task) or tasks.setdefault(spec.task, TASKS[spec.task].build())
         _fits(spec, task, measure)
         costs.append((spec, cost(spec, task, measure)))
     return costs

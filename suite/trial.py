@@ -7,7 +7,7 @@ nothing. Nothing here knows how trials are distributed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -27,7 +27,7 @@ from suite.unlearning import Judge, unlearn
 from tasks import TASKS
 from tasks.scoring import score
 from tasks.scoring.headline import knowledge, largest
-from tasks.task import Split, Task
+from tasks.task import Split, Task, limited
 
 ATTACK_SEED = 0
 """Attacks do not follow the trial's seed, so what the anchors went through serves every trial."""
@@ -82,7 +82,7 @@ def run_trial(
         StageError, CheckpointError, BoardError: something stored is damaged, or the disk is full.
     """
     measure, runtime = measure or MeasureSpec(), runtime or RuntimeSpec()
-    task = TASKS[spec.task].build()
+    task = load_task(spec, measure)
     attacks = {split: measure.attacks_for(spec.task, split) for split in measure.splits}
     with numeric(runtime) as device:
         both = anchors(spec, task, store.stages, runtime)
@@ -132,6 +132,18 @@ def run_trial(
             measured("attack", attacked)
         store.board.append("trials", [result.row])
     return result
+
+
+def load_task(spec: TrialSpec, measure: MeasureSpec) -> Task:
+    """The trial's task, with as much retain text and as many items per probe as it asks for.
+
+    Raises:
+        TaskError: the task's data is missing or malformed.
+    """
+    task = TASKS[spec.task].build()
+    if spec.anchors.retain_limit:
+        task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
+    return replace(task, probes=limited(task.probes, measure.limit)) if measure.limit else task
 
 
 def _engine(spec: TrialSpec, measure: MeasureSpec) -> Callable[[Encoder, torch.device], Engine]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+for folder in ("", "suite"):  # importlib mode does not: `from small import SMALL`
+    sys.path.insert(0, str(Path(__file__).parent / folder))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,18 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import pytest
-
-SMALL = {
-    "task": "pocket",
-    "model": {"tiny": {"hidden": 32, "layers": 1, "heads": 2, "vocabulary": 512}},
-    "anchors": {"epochs": 1, "lr": 3e-3},
-    "objective": {"name": "npo"},
-    "optimizer": {"name": "adam", "lr": 1e-3},
-    "steps": 4,
-    "batch_size": 4,
-}
-"""A trial that takes a second: the real path with a model too small to remember anything."""
-
+from small import SMALL
 
 @pytest.fixture(scope="session")
 def data() -> Path:

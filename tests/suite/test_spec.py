@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import SMALL
+from small import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
