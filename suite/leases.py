@@ -58,7 +58,9 @@ class Leases:
 
     def _acquire(self, path: Path, until: Callable[[], bool]) -> bool:
         self.root.mkdir(parents=True, exist_ok=True)
-        token = json.dumps({"host": platform.node(), "pid": os.getpid(), "born": _born(os.getpid()), "id": uuid.uuid4().hex})
+        token = json.dumps(
+            {"host": platform.node(), "pid": os.getpid(), "born": _born(os.getpid()), "id": uuid.uuid4().hex}
+        )
         seen, since, pause = None, time.monotonic(), POLL[0]
         while True:
             if self._take(path, token):

@@ -103,7 +103,10 @@ def plot(ranking: Ranking, folder: Path) -> list[Path]:
     shown = [e for e in ranking.entries if e.forgetting.value is not None and e.utility.value is not None]
     if not shown:
         return []
-    return [_front(ranking, shown, folder / f"{stem}-front.svg"), _recovery(ranking, shown, folder / f"{stem}-attacks.svg")]
+    return [
+        _front(ranking, shown, folder / f"{stem}-front.svg"),
+        _recovery(ranking, shown, folder / f"{stem}-attacks.svg"),
+    ]
 
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the marker says the grade again.

@@ -60,7 +60,9 @@ def parse(kind: type[S], data: Mapping[str, Any], prefix: str = "") -> S:
     except ValueError:
         raise SpecError(f"{prefix.rstrip('.') or 'spec'}: a number in it is not finite") from None
     except TypeError as error:
-        raise SpecError(f"{prefix.rstrip('.') or 'spec'}: {error}. Numbers, text, lists and mappings are read") from None
+        raise SpecError(
+            f"{prefix.rstrip('.') or 'spec'}: {error}. Numbers, text, lists and mappings are read"
+        ) from None
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

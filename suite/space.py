@@ -129,9 +129,7 @@ def plan(data: Mapping[str, Any]) -> Plan:
     return found
 
 
-def grid_points(
-    data: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], used: set[str]
-) -> Iterator[dict[str, Any]]:
+def grid_points(data: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], used: set[str]) -> Iterator[dict[str, Any]]:
     """Every combination of the axes that exist for it. Names come first: they decide which other keys exist."""
     names = [key for key in grid if key.endswith(".name")]
     rest = [key for key in grid if key not in names]
@@ -192,7 +190,9 @@ def _keys(kind: type[Settings], data: Any, prefix: str = "") -> set[str]:
             section = members.get(chosen)
             keys.add(f"{prefix}{name}.name")
         for one in [section] if section else members.values() if data is None else []:
-            keys |= _keys(one, None if data is None else (below if isinstance(below, Mapping) else {}), f"{prefix}{name}.")
+            keys |= _keys(
+                one, None if data is None else (below if isinstance(below, Mapping) else {}), f"{prefix}{name}."
+            )
     return keys
 
 

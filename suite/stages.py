@@ -92,9 +92,7 @@ class StageStore:
             self.reused.setdefault(kind, set()).add(key)
         return artifact
 
-    def run(
-        self, kind: str, inputs: Mapping[str, Any], compute: Callable[[Path], Mapping[str, Any]]
-    ) -> Artifact:
+    def run(self, kind: str, inputs: Mapping[str, Any], compute: Callable[[Path], Mapping[str, Any]]) -> Artifact:
         """The stage that depends on `inputs`, computed by `compute` if nobody has published it.
 
         Args:
@@ -154,7 +152,9 @@ class StageStore:
     def _publish(
         self, kind: str, key: str, folder: Path, inputs: Mapping[str, Any], meta: Mapping[str, Any]
     ) -> Artifact:
-        files = {path.relative_to(folder).as_posix(): _seal(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+        files = {
+            path.relative_to(folder).as_posix(): _seal(path) for path in sorted(folder.rglob("*")) if path.is_file()
+        }
         manifest = {"key": key, "inputs": inputs, "folder": folder.name, "files": files, "meta": meta}
         path = self._manifest(kind, key)
         draft = path.with_name(f".{folder.name}.json")

@@ -100,7 +100,9 @@ def run_trial(
                 rows.setdefault(trial, []).extend(measurement_rows(evaluated, trial, task, both, ask))
                 store.board.append_file("samples", evaluated.artifact.file("samples.parquet"), evaluated.artifact.key)
             for of_trial in rows.values():
-                of_trial.sort(key=lambda r: (r["subject"], r["attack"], r["point"], r["split"], r["probe"], r["metric"]))
+                of_trial.sort(
+                    key=lambda r: (r["subject"], r["attack"], r["point"], r["split"], r["probe"], r["metric"])
+                )
                 store.board.append("measurements", of_trial)
                 result.measurements += of_trial
             return bool(report(stage, [row for of_trial in rows.values() for row in of_trial]))

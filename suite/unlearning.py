@@ -204,7 +204,9 @@ def _draws(total: int, size: int, draw: random.Random) -> Iterator[list[int]]:
 @torch.no_grad()
 def _reference_logprobs(model: torch.nn.Module, texts: Sequence[Encoded], device: torch.device) -> torch.Tensor:
     """Summed log-probability of each answer under the reference model, nats, float64."""
-    return torch.cat([sequence_logprobs(model, Tokens.collate(texts[i : i + 16], device)) for i in range(0, len(texts), 16)])
+    return torch.cat(
+        [sequence_logprobs(model, Tokens.collate(texts[i : i + 16], device)) for i in range(0, len(texts), 16)]
+    )
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -183,6 +183,7 @@ class Task:
     def probes_of(self, split: Split) -> tuple[Probe, ...]:
         return tuple(probe for probe in self.probes if probe.split is split)
 
+
 AttackSettings = Mapping[str, Any]
 """Settings of one attack (see `suite.attacks`), `name` among them; settings at their default are left out."""
 

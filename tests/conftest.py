@@ -19,6 +19,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import pytest
 from small import SMALL
 
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real data sets."""
@@ -31,9 +32,9 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def warm_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A store in which the small trial's anchors are trained already."""
+    from suite.anchors import anchors
     from suite.spec import RuntimeSpec, trial
     from suite.store import Store
-    from suite.anchors import anchors
     from tasks import TASKS
 
     root = tmp_path_factory.mktemp("warm")

@@ -76,7 +76,9 @@ def _rankings(store: Path, task: str | None, split: str, floor: float, attacks: 
         known = [name for entry in TASKS.values() for name in entry.attack_sets]
         raise SpecError(f"--attacks {attacks}: unknown.{nearest(attacks, known)} (allowed: {', '.join(known)})")
     if not (store / "board").is_dir():
-        raise SpecError(f"--store {store}: there is no board here. Run something first: regrade run SPEC --store {store}")
+        raise SpecError(
+            f"--store {store}: there is no board here. Run something first: regrade run SPEC --store {store}"
+        )
     board = Board(store / "board")
     there = sorted({row["task"] for row in board.read("trials").to_pylist()})
     if task and task not in there:

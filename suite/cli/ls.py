@@ -19,9 +19,7 @@ class Axis(StrEnum):
     METRICS = "metrics"
 
 
-def ls(
-    axis: Annotated[Axis, typer.Argument(help="What to list.", show_default=False)], as_json: Json = False
-) -> None:
+def ls(axis: Annotated[Axis, typer.Argument(help="What to list.", show_default=False)], as_json: Json = False) -> None:
     """List tasks, objectives, optimizers, smoothings, attacks or metrics."""
     rows = _rows(axis)
     if as_json:

@@ -61,7 +61,9 @@ def print_ranking(ranking: Ranking) -> None:
         for note in [*([entry.reason] if entry.reason else []), *entry.notes]:
             out.print(Text(f"{entry.label}: {note}", style="dim"))
     for group in ranking.left_out:
-        out.print(Text(f"left out: {group.trials} trials with other anchors, data or engine ({group.engine})", style="dim"))
+        out.print(
+            Text(f"left out: {group.trials} trials with other anchors, data or engine ({group.engine})", style="dim")
+        )
 
 
 def _number(number: Number, dim: bool = False) -> Text:

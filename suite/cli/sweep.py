@@ -101,9 +101,7 @@ def _grid(
         run_here(jobs, progress.finished, lambda job, stage: progress.stage(job.spec.optimizer.name, stage))
 
 
-def _optuna(
-    plan: Plan, root: Store, progress: Progress, runner: Runner, address: str | None, many: int | None
-) -> None:
+def _optuna(plan: Plan, root: Store, progress: Progress, runner: Runner, address: str | None, many: int | None) -> None:
     """Search on dev, then measure the best on test."""
     from suite.preflight import preflight
     from suite.runners import Job

@@ -20,7 +20,15 @@ def validate(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> 
         print_json({"valid": True, "search": plan.search.changed() if search else None, "trials": listed})
         return
     rows = [
-        [label(s), s.id[:12], str(c.steps), str(c.value_calls), str(c.gradient_calls), str(c.curvature_calls), str(c.evaluations)]
+        [
+            label(s),
+            s.id[:12],
+            str(c.steps),
+            str(c.value_calls),
+            str(c.gradient_calls),
+            str(c.curvature_calls),
+            str(c.evaluations),
+        ]
         for s, c in checked
     ]
     names = ["trial", "id", "steps", "values", "gradients", "curvature", "evaluations"]

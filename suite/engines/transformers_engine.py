@@ -116,9 +116,7 @@ class TransformersEngine:
             length = max(len(keys[i]) for i in batch)
             # The padding is masked, so any id will do for it; 0 exists in every vocabulary.
             ids = torch.tensor([[0] * (length - len(keys[i])) + list(keys[i]) for i in batch], device=self.device)
-            real = torch.tensor(
-                [[0] * (length - len(keys[i])) + [1] * len(keys[i]) for i in batch], device=self.device
-            )
+            real = torch.tensor([[0] * (length - len(keys[i])) + [1] * len(keys[i]) for i in batch], device=self.device)
             new = model.generate(
                 input_ids=ids,
                 attention_mask=real,

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
-from suite.optimizers.first_order import adam, feed
+from suite.optimizers.first_order import feed
 from suite.oracle import Grade, Oracle
 
 

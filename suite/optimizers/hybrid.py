@@ -67,9 +67,7 @@ class Hybrid(Optimizer):
         super().__init__(settings, parameters, plan)
         shared = {"schedule": settings.schedule, "warmup": settings.warmup}
         first = Adam.Settings(lr=settings.lr, betas=settings.betas, **shared)
-        zeroth = RAdaZO.Settings(
-            lr=settings.zo_lr or settings.lr, betas=settings.zo_betas, zo=settings.zo, **shared
-        )
+        zeroth = RAdaZO.Settings(lr=settings.zo_lr or settings.lr, betas=settings.zo_betas, zo=settings.zo, **shared)
         self.first, self.zeroth = Adam(first, parameters, plan), RAdaZO(zeroth, parameters, plan)
         self.layout = layout(plan.steps, settings.zo_ratio, settings.block)
 

@@ -110,9 +110,7 @@ def _cluster(address: str | None, runtime: RuntimeSpec) -> Iterator[int]:
         ray.shutdown()
 
 
-def _fit(
-    shared: Job, space: dict[str, Any] | None, config: Any, objectives: Sequence[str], done: Done
-) -> None:
+def _fit(shared: Job, space: dict[str, Any] | None, config: Any, objectives: Sequence[str], done: Done) -> None:
     import ray
     from ray import tune
 

@@ -34,9 +34,7 @@ def scene(warm_store):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 5), st.integers(1, 9), st.integers(2, 8), st.sampled_from([None, 0, 2, 4]), st.integers(0, 10**6)
-)
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(2, 8), st.sampled_from([None, 0, 2, 4]), st.integers(0, 10**6))
 def test_rounding_takes_the_nearest_point_of_the_grid(rows, columns, bits, group, seed):
     """Brute force in float64: every weight against every point of its group's grid."""
     weight = np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)

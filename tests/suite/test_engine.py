@@ -26,9 +26,7 @@ def both(warm_store):
 
 
 def engine(both, batch_tokens: int = 512) -> TransformersEngine:
-    return TransformersEngine(
-        both.base.encoder, dtype="float32", device=torch.device("cpu"), batch_tokens=batch_tokens
-    )
+    return TransformersEngine(both.base.encoder, dtype="float32", device=torch.device("cpu"), batch_tokens=batch_tokens)
 
 
 @pytest.fixture(scope="module")

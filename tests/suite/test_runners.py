@@ -19,7 +19,12 @@ from leaderboard.store import Board
 from suite.stages import StageStore
 
 MEASURE = {"attacks": [{"name": "rtn", "bits": 3}], "limit": 3}
-SWEEP = {**SMALL, "steps": 2, "measure": MEASURE, "search": {"grid": {"optimizer.name": ["adam", "hybrid"], "seed": [0, 1]}}}
+SWEEP = {
+    **SMALL,
+    "steps": 2,
+    "measure": MEASURE,
+    "search": {"grid": {"optimizer.name": ["adam", "hybrid"], "seed": [0, 1]}},
+}
 TABLES = ("trials", "measurements", "samples")
 
 
@@ -31,7 +36,16 @@ def spec(tmp_path) -> Path:
 
 
 def command(spec: Path, store: Path, *more: str) -> list[str]:
-    return [sys.executable, "-c", "from suite.cli import main; main()", "sweep", str(spec), "--store", str(store), *more]
+    return [
+        sys.executable,
+        "-c",
+        "from suite.cli import main; main()",
+        "sweep",
+        str(spec),
+        "--store",
+        str(store),
+        *more,
+    ]
 
 
 def rows(store: Path) -> dict:

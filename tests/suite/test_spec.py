@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from small import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import SMALL
 
 from suite.attacks import ATTACKS, attack
 from suite.objectives import OBJECTIVES
@@ -132,7 +132,9 @@ def test_values_of_the_command_line_are_read_as_json_would_be(value):
     assert parse_value(json.dumps(value)) == value
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("3E5", 3e5), ("-2.5e+1", -25.0), ("adam", "adam"), ("[1, 2]", [1, 2])])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 1e-3), ("3E5", 3e5), ("-2.5e+1", -25.0), ("adam", "adam"), ("[1, 2]", [1, 2])]
+)
 def test_exponents_are_numbers(text, value):
     assert split_override(f"a.b={text}") == ("a.b", value)
 
@@ -144,7 +146,11 @@ def test_overrides_that_are_none(text):
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    for name, content, words in [("a.yaml", None, "No such file"), ("b.yaml", "a: [", "not YAML"), ("c.yaml", "- 1", "mapping")]:
+    for name, content, words in [
+        ("a.yaml", None, "No such file"),
+        ("b.yaml", "a: [", "not YAML"),
+        ("c.yaml", "- 1", "mapping"),
+    ]:
         if content is not None:
             (tmp_path / name).write_text(content)
         with pytest.raises(SpecError, match=words) as refusal:
@@ -153,8 +159,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 
 def test_a_grid_crosses_its_axes_and_drops_those_that_do_not_exist():
-    made = plan(with_(search={"grid": {"optimizer.name": ["adam", "hybrid"], "optimizer.zo.samples": [1, 2], "seed": [0, 1]}}))
-    found = [(s.optimizer.name, getattr(getattr(s.optimizer, "zo", None), "samples", None), s.seed) for s in made.trials()]
+    made = plan(
+        with_(search={"grid": {"optimizer.name": ["adam", "hybrid"], "optimizer.zo.samples": [1, 2], "seed": [0, 1]}})
+    )
+    found = [
+        (s.optimizer.name, getattr(getattr(s.optimizer, "zo", None), "samples", None), s.seed) for s in made.trials()
+    ]
     assert found == [
         ("adam", None, 0), ("adam", None, 1),
         ("hybrid", 1, 0), ("hybrid", 1, 1), ("hybrid", 2, 0), ("hybrid", 2, 1),

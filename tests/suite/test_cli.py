@@ -1,0 +1,208 @@
+"""The command as its user sees it: exit codes, messages, JSON, and the board after a small run."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from small import SMALL
+
+from suite.cli import main
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@dataclass
+class Said:
+    stdout: str
+    stderr: str
+
+
+def regrade(*words: object, code: int = 0, cwd: Path | None = None) -> Said:
+    """Run the command in this process: importing torch anew for each of fifty calls would take minutes."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["regrade", *map(str, words)])
+        if cwd:
+            patch.chdir(cwd)
+        try:
+            main()
+            ended = 0
+        except SystemExit as end:
+            ended = end.code or 0
+    assert ended == code, out.getvalue() + err.getvalue()
+    return Said(out.getvalue(), err.getvalue())
+
+
+def test_the_command_is_a_process_with_exit_codes(tmp_path):
+    call = [sys.executable, "-c", "from suite.cli import main; main()"]
+    assert subprocess.run([*call, "ls", "tasks"], capture_output=True).returncode == 0
+    wrong = subprocess.run([*call, "run", "nowhere.yaml"], capture_output=True, text=True, cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr) == (2, "regrade: nowhere.yaml: No such file or directory\n")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> tuple[Path, Path]:
+    """A spec file and a store after one small run of it."""
+    folder = tmp_path_factory.mktemp("cli")
+    spec = folder / "small.yaml"
+    # A model that remembers: else the anchors are too close for any headline.
+    learns = {
+        "model": {"tiny": {"hidden": 64, "layers": 1, "heads": 2, "vocabulary": 512}},
+        "anchors": {"epochs": 20, "lr": 1e-2},
+    }
+    spec.write_text(yaml.safe_dump({**SMALL, **learns}))
+    regrade("run", spec, "--store", folder / "store")
+    return spec, folder / "store"
+
+
+def test_a_second_run_computes_no_stage_and_says_so(ran):
+    spec, store = ran
+    assert "no stage computed" in regrade("run", spec, "--store", store).stdout
+    said = json.loads(regrade("run", spec, "--store", store, "--json").stdout)
+    assert said["computed"] == {}
+    assert said["status"] == "ok"
+
+
+def test_the_board_is_shown_written_and_reported(ran):
+    _, store = ran
+    shown = regrade("board", "show", "--store", store).stdout
+    assert "pocket" in shown
+    assert "adam" in shown
+    (ranking,) = json.loads(regrade("board", "show", "--store", store, "--json").stdout)
+    assert ranking["task"] == "pocket"
+    assert len(ranking["entries"]) == 1
+    page = Path(json.loads(regrade("board", "page", "--store", store, "--json").stdout)["page"])
+    assert "adam" in page.read_text()
+    (reported,) = json.loads(regrade("report", store, "--json").stdout)
+    assert all(Path(plot).stat().st_size > 1000 for plot in reported["plots"])
+    assert "plot:" in regrade("report", store).stdout
+
+
+def test_sweeps_are_said_in_the_call(ran, tmp_path):
+    spec, _ = ran
+    said = json.loads(
+        regrade("sweep", spec, "--grid", "optimizer.name=adam,hybrid", "--grid", "seed=0,1", "steps=2",
+                "measure.attacks=[]", "--store", tmp_path, "--json").stdout
+    )  # fmt: skip
+    assert [t["status"] for t in said["trials"]] == ["ok"] * 4
+    assert len({t["trial"] for t in said["trials"]}) == 4
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda f: f.relative_to(CONFIGS).as_posix())
+def test_every_config_that_is_shipped_is_valid(file):
+    if "task: tofu" in file.read_text():
+        pytest.skip("needs the TOFU files; tests/tasks covers it")
+    done = json.loads(regrade("validate", file, "--json").stdout)
+    assert done["valid"]
+    assert all(t["cost"]["steps"] > 0 for t in done["trials"])
+
+
+@pytest.mark.parametrize(
+    "axis", ["tasks", "objectives", "optimizers", "smoothings", "attacks", "metrics"]
+)  # fmt: skip
+def test_ls_lists_every_axis(axis):
+    rows = json.loads(regrade("ls", axis, "--json").stdout)
+    assert len(rows) >= 2
+    assert all(row["name"] for row in rows)
+    assert rows[0]["name"] in regrade("ls", axis).stdout
+
+
+def test_ls_optimizers_gives_name_and_grade():
+    grades = {row["name"]: row["grade"] for row in json.loads(regrade("ls", "optimizers", "--json").stdout)}
+    assert grades["adam"] == "first"
+    assert grades["hybrid"] == "hybrid"
+    assert set(grades.values()) == {"second", "first", "compressed", "zeroth", "hybrid"}
+
+
+def test_doctor_says_what_there_is(ran):
+    found = json.loads(regrade("doctor", "--store", ran[1], "--json").stdout)
+    assert found["python"]["found"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["store"]["found"] == "sound"
+    assert "torch" in regrade("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "SPEC", "stepz=3"], "stepz: unknown key. Did you mean steps?"),
+        (["run", "SPEC", "optimizer.zo.samples=2"], "optimizer.zo"),
+        (["run", "SPEC", "optimizer.name=hybrid", "optimizer.zo_ratio=2"], "optimizer.zo_ratio"),
+        (["run", "SPEC", "steps=0"], "steps"),
+        (["run", "SPEC", "steps=many"], "steps"),
+        (["run", "SPEC", "task=pockets"], "Did you mean pocket?"),
+        (["run", "SPEC", "optimizer.name=adamm"], "Did you mean adam?"),
+        (["run", "SPEC", "measure.attacks=pocket-9"], "pocket-1"),
+        (
+            ["run", "SPEC", "measure.attacks=[{name: relearn, samples: 999, steps: 1, lr: 0.1}]"],
+            "only 112 forget texts",
+        ),
+        (["run", "SPEC", "batch_size=500"], "batch_size"),
+        (["run", "SPEC", "model.name=/nowhere/at/all"], "tiny belongs to name=tiny"),
+        (["run", "POCKET", "model.name=/nowhere/at/all"], "model.name"),
+        (["run", "SPEC", "runtime.device=cuda"], "runtime.device"),
+        (["run", "SPEC", "search.grid={seed: [0, 1]}"], "regrade sweep"),
+        (["run", "nowhere.yaml"], "nowhere.yaml"),
+        (["sweep", "SPEC", "--grid", "seeds=0,1"], "Did you mean seed?"),
+        (["sweep", "SPEC", "--grid", "seed"], "--grid key=value"),
+        (["sweep", "SPEC", "--search", "optuna"], "search.space"),
+        (["sweep", "SPEC", "--concurrency", "2"], "--runner ray"),
+        (["sweep", "SPEC", "--runner", "slurm"], "slurm"),
+        (["validate", "SPEC", "forget=[people]"], "passages"),
+        (["ls", "optimisers"], "optimizers"),
+        (["board", "show", "--store", "EMPTY"], "no board here"),
+        (["board", "show", "--store", "STORE", "--split", "train"], "dev, test"),
+        (["board", "show", "--store", "STORE", "--task", "pocet"], "pocket"),
+        (["report", "EMPTY"], "no board here"),
+        (["fly"], "fly"),
+    ],
+)
+def test_what_is_asked_wrongly_ends_in_2_and_computes_nothing(ran, tmp_path, words, said):
+    if "cuda" in str(words):
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+    spec, store = ran
+    places = {"POCKET": CONFIGS / "pocket.yaml", "SPEC": spec, "STORE": store, "EMPTY": tmp_path / "empty"}
+    asked = [places.get(word, word) for word in words]
+    if asked[0] in ("run", "sweep"):
+        asked += ["--store", tmp_path / "untouched"]
+    done = regrade(*asked, code=2, cwd=tmp_path)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "untouched").glob("stages/*")), "nothing was computed"
+
+
+def test_packages_without_torch_and_ray():
+    code = "import tasks, leaderboard, leaderboard.ranking, leaderboard.page, sys; assert not {'torch', 'ray'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_imports_only_go_one_way():
+    """suite -> tasks, suite -> leaderboard, leaderboard -> tasks; Ray in its runner alone."""
+    import ast
+
+    root = CONFIGS.parent
+    for file in [
+        *(root / "tasks").rglob("*.py"),
+        *(root / "leaderboard").rglob("*.py"),
+        *(root / "suite").rglob("*.py"),
+    ]:
+        names = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.split(".")[0])
+        room = file.relative_to(root).parts[0]
+        forbidden = {"tasks": {"suite", "leaderboard", "torch", "ray"}, "leaderboard": {"suite", "torch", "ray"}}
+        assert not names & forbidden.get(room, set()), file
+        assert "ray" not in names or file.name == "ray_tune.py", file
