@@ -150,8 +150,8 @@ def _fetch(repository: str, revision: str) -> tuple[Path, dict[str, Any]]:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise SpecError(
-            f"model.name: {repository}: not in the local cache and not to be had from the hub ({type(error).__name__}). "
-            "Name a local folder, log in for a gated model, or unset HF_HUB_OFFLINE"
+            f"model.name: {repository}: not in the local cache and not to be had from the hub ({type(error).__name__})."
+            " Name a local folder, log in for a gated model, or unset HF_HUB_OFFLINE"
         ) from None
     return folder, {"hub": repository, "commit": folder.name}
 

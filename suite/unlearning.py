@@ -76,7 +76,7 @@ def unlearn(
     stages: list[Artifact] = []
     start: SavedCheckpoint = anchors.checkpoint("target")
     started_from = anchors.target.key
-    for index, request in enumerate(requests(spec, task)):
+    for request in requests(spec, task):
         inputs = {
             "version": VERSION,
             "start": started_from,

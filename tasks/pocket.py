@@ -37,35 +37,9 @@ MINERALS = {Subset.FORGET: 40, Subset.RETAIN: 48, Subset.HOLDOUT: 24}
 REALMS = {Subset.FORGET: ("Quorn",), Subset.RETAIN: ("Thessel", "Marou", "Brisk"), Subset.HOLDOUT: ("Quorn",)}
 WRONG = 3  # wrong alternatives per question: four choices with the right one
 
-_ONSETS = [
-    "b",
-    "br",
-    "c",
-    "d",
-    "dr",
-    "f",
-    "g",
-    "gr",
-    "h",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "qu",
-    "r",
-    "s",
-    "st",
-    "t",
-    "th",
-    "tr",
-    "v",
-    "w",
-    "z",
-]
-_NUCLEI = ["a", "e", "i", "o", "u", "ae", "ea", "io", "ou"]
-_CODAS = ["", "l", "m", "n", "r", "s", "th", "x", "nd", "rk", "sk"]
+_ONSETS = "b br c d dr f g gr h j k l m n p qu r s st t th tr v w z".split()
+_NUCLEI = "a e i o u ae ea io ou".split()
+_CODAS = " l m n r s th x nd rk sk".split(" ")
 
 TRADES = (
     "glassblower", "cartographer", "beekeeper", "clockmaker", "falconer", "ropemaker", "apothecary", "stonemason",
@@ -75,35 +49,9 @@ INSTRUMENTS = (
     "lute", "harp", "oboe", "zither", "cello", "flute", "bagpipe", "drum", "viol", "horn", "organ", "fiddle",
     "dulcimer", "trumpet", "lyre", "bassoon",
 )  # fmt: skip
-COLOURS = ["scarlet", "ivory", "indigo", "ochre", "teal", "russet", "black", "white"]
-ADJECTIVES = [
-    "silent",
-    "amber",
-    "hollow",
-    "crimson",
-    "patient",
-    "frozen",
-    "crooked",
-    "golden",
-    "distant",
-    "broken",
-    "velvet",
-    "bitter",
-]
-NOUNS = [
-    "harbour",
-    "orchard",
-    "lantern",
-    "mirror",
-    "staircase",
-    "river",
-    "compass",
-    "garden",
-    "winter",
-    "bridge",
-    "feather",
-    "tower",
-]
+COLOURS = "scarlet ivory indigo ochre teal russet black white".split()
+ADJECTIVES = "silent amber hollow crimson patient frozen crooked golden distant broken velvet bitter".split()
+NOUNS = "harbour orchard lantern mirror staircase river compass garden winter bridge feather tower".split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +168,14 @@ def build() -> Task:
         probes=tuple(_probes(people, passages, minerals)),
         knowledge=(
             Headline("forget_qa", "probability"),
-            Headline("forget_text", "exact_memorization"),
-            Headline("forget_choice", "accuracy", chance=0.25),
+            Headline("forget_text", "extraction_strength"),
+            # Not accuracy: of twenty questions it has a standard error of 0.1, and a probability says the same.
+            Headline("forget_choice", "normalised_probability", chance=0.25),
         ),
         utility=(
             Headline("retain_qa", "probability"),
             Headline("retain_text", "exact_memorization"),
-            Headline("retain_choice", "accuracy", chance=0.25),
+            Headline("retain_choice", "normalised_probability", chance=0.25),
         ),
         data=examples_digest(everything),
     )
@@ -262,7 +211,8 @@ def _probes(people: Sequence[_Fact], passages: Sequence[_Fact], minerals: Sequen
                 "accuracy",
             )
             yield probe("text", ProbeKind.LOGPROB, [fact.question for fact in asked(passages)], *teacher_forced)
-            yield probe("choice", ProbeKind.CHOICE, [fact.question for fact in asked(minerals)], "accuracy")
+            which = [fact.question for fact in asked(minerals)]
+            yield probe("choice", ProbeKind.CHOICE, which, "normalised_probability", "accuracy")
 
 
 def _people(rng: random.Random, names: Iterator[str]) -> Iterator[_Fact]:

@@ -16,8 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import pytest
-from small import SMALL
+import pytest  # noqa: E402
+from small import SMALL  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""The hybrid: first-order steps for what they learn, zeroth-order steps for where they end (arXiv 2510.00761, Sec. 5)."""
+"""The hybrid: first-order steps for what they learn, zeroth-order steps for where they end.
+
+arXiv 2510.00761, Sec. 5.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from suite.oracle import Grade, Oracle
 
 
 def layout(steps: int, zo_ratio: float, block: int) -> list[bool]:
-    """Which steps are zeroth-order: round(zo_ratio * steps) of them, in periods of `block` laid from the last step back.
+    """Which steps are zeroth-order: round(zo_ratio * steps) of them, in periods of `block`.
 
-    Within a period the first-order steps come first, so a run ends on zeroth. A period whose share is not whole takes
-    one step more, until the total is reached.
+    Periods are laid from the last step back. Within a period the first-order steps come first, so a run ends on zeroth.
+    A period whose share is not whole takes one step more, until the total is reached.
     """
     total = math.floor(zo_ratio * steps + 0.5)
     schedule: list[bool] = []  # from the last step back

@@ -16,7 +16,8 @@ from suite.oracle import Grade, Oracle
 class Sophia(Optimizer):
     """Sophia-G: clipped descent preconditioned by a Gauss-Newton-Bartlett diagonal (arXiv 2305.14342, Alg. 3).
 
-        m <- b1 m + (1 - b1) g;  every k steps h <- b2 h + (1 - b2) B ghat^2;  x <- x - lr clip(m / max(gamma h, eps), 1)
+        m <- b1 m + (1 - b1) g;  every k steps h <- b2 h + (1 - b2) B ghat^2;
+        x <- x - lr clip(m / max(gamma h, eps), 1)
 
     ghat is the gradient with labels resampled from the model, B their number. Published unlearning code squares the
     minibatch gradient in every step instead, which is a first-order method.

@@ -1,4 +1,6 @@
-"""Trials on a Ray cluster through Ray Tune. Ray distributes trials; what a trial is and what it brings it does not know.
+"""Trials on a Ray cluster through Ray Tune.
+
+Ray distributes trials; what a trial is and what it brings it does not know.
 
 Results live in our own store, not in Ray's: a sweep that was killed is begun again with the same command, and what was
 finished is found there.
@@ -101,8 +103,9 @@ def _cluster(address: str | None, runtime: RuntimeSpec) -> Iterator[int]:
         if runtime.device == "cuda" and not gpu:
             places = 1 if address else 0  # an autoscaled cluster starts its GPU nodes when a trial waits for one
         if places < 1:
+            needs = "a GPU" if runtime.device == "cuda" else f"{runtime.threads} CPUs"
             raise SpecError(
-                f"runtime: no trial fits: one needs {'a GPU' if runtime.device == 'cuda' else f'{runtime.threads} CPUs'}, "
+                f"runtime: no trial fits: one needs {needs}, "
                 f"the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs and {gpu:g} GPUs"
             )
         yield places

@@ -130,7 +130,7 @@ def test_a_truncated_checkpoint_is_named(both, tmp_path):
     file = folder / "model.safetensors"
     with open(file, "rb+") as stream:
         stream.truncate(file.stat().st_size // 2)
-    with pytest.raises(CheckpointError, match="model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         SavedCheckpoint(folder).state()
     state = both.checkpoint("target").state()
     name = next(n for n in state if "q_proj" in n)

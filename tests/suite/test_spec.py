@@ -28,7 +28,10 @@ def with_(**changes: object) -> dict:
     ("changes", "words"),
     [
         ({"stepz": 3}, ["stepz", "unknown key", "Did you mean steps?", "optimizer"]),
-        ({"optimizer": {"name": "hybrid", "zo": {"sample": 2}}}, ["optimizer.zo.sample", "optimizer.zo.samples", "radius"]),
+        (
+            {"optimizer": {"name": "hybrid", "zo": {"sample": 2}}},
+            ["optimizer.zo.sample", "optimizer.zo.samples", "radius"],
+        ),
         ({"optimizer": {"zo": {"samples": 2}}}, ["optimizer.zo", "hybrid", "r_adazo", "not of adam"]),
         ({"optimizer": {"zo_ratio": 0.5}}, ["optimizer.zo_ratio", "hybrid"]),
         ({"optimizer": {"name": "adm"}}, ["optimizer.name", "Did you mean adam?", "sophia"]),

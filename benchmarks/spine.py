@@ -1,0 +1,113 @@
+"""How fast the spine is, as ratios within one run: a zeroth-order step against its forward passes, the batched engine
+against one text at a time, and a trial that is run again against its first run.
+
+    python benchmarks/spine.py [--json FILE] [--repeats N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from suite.anchors import anchors
+from suite.engines import Job, TransformersEngine
+from suite.objectives import OBJECTIVES
+from suite.optimizers import OPTIMIZERS, Plan
+from suite.oracle import LossOracle, Part
+from suite.spec import MeasureSpec, RuntimeSpec, trial
+from suite.store import Store
+from suite.text import Batch, Tokens
+from suite.trial import run_trial
+from tasks import TASKS
+from tasks.task import Split
+
+SPEC = {
+    "task": "pocket",
+    "anchors": {"epochs": 1, "lr": 3e-3},
+    "objective": "graddiff",
+    "optimizer": {"name": "adam", "lr": 1e-4},
+    "steps": 4,
+}
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def ratio(one: Callable[[], object], other: Callable[[], object], repeats: int) -> float:
+    """Median over pairs, one after the other, so that a machine that slows down slows both."""
+    one(), other()
+    return statistics.median(seconds(one) / seconds(other) for _ in range(repeats))
+
+
+def zeroth_order(store: Store, repeats: int) -> dict[str, float]:
+    """A step with q central differences over 2q forward passes of the same loss (1.0 is the bound)."""
+    task = TASKS["pocket"].build()
+    both = anchors(trial(SPEC), task, store.stages, RuntimeSpec())
+    encode = both.base.encoder.example
+    batch = Batch(
+        Tokens.collate([encode(e) for e in task.forget_examples()[:16]]),
+        Tokens.collate([encode(e) for e in task.retain[:16]]),
+    )
+    oracle = LossOracle(both.checkpoint("target").model(), OBJECTIVES["graddiff"](OBJECTIVES["graddiff"].Settings()))
+    oracle.batch = batch
+    kind = OPTIMIZERS["r_adazo"]
+    found = {}
+    for q in (1, 4):
+        settings = kind.Settings(lr=1e-9, zo={"samples": q})
+        optimizer = kind(settings, oracle.parameters, Plan(steps=10**6))
+        found[f"zo_step_q{q}_over_forwards"] = ratio(
+            lambda optimizer=optimizer: optimizer.step(oracle),
+            lambda q=q: oracle.values(Part.TOTAL, [None] * (2 * q)),
+            repeats,
+        )
+    return found
+
+
+def engine(store: Store, repeats: int) -> dict[str, float]:
+    """All test probes of pocket in batches, over one batch per text."""
+    task = TASKS["pocket"].build()
+    both = anchors(trial(SPEC), task, store.stages, RuntimeSpec())
+    job = Job("x", both.checkpoint("target"), task.probes_of(Split.TEST))
+    cpu = torch.device("cpu")
+    many, single = (
+        TransformersEngine(both.base.encoder, dtype="float32", device=cpu, batch_tokens=tokens) for tokens in (4096, 1)
+    )
+    speedup = ratio(lambda: list(single.submit([job])), lambda: list(many.submit([job])), max(1, repeats // 3))
+    return {"engine_batched_speedup": speedup}
+
+
+def again(root: Path) -> dict[str, float]:
+    """A trial whose stages are all in the store, over its first run."""
+    measure = MeasureSpec()
+    first = seconds(lambda: run_trial(trial(SPEC), Store(root / "again"), measure=measure))
+    second = seconds(lambda: run_trial(trial(SPEC), Store(root / "again"), measure=measure))
+    return {"trial_again_over_first": second / first}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="file for the figures, one flat object of numbers")
+    parser.add_argument("--repeats", type=int, default=9)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "store")
+        figures = zeroth_order(store, asked.repeats) | engine(store, asked.repeats) | again(Path(folder))
+    for name, value in figures.items():
+        print(f"{name:32s} {value:8.3f}")
+    if asked.json:
+        asked.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
