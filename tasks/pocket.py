@@ -168,7 +168,7 @@ def build() -> Task:
         probes=tuple(_probes(people, passages, minerals)),
         knowledge=(
             Headline("forget_qa", "probability"),
-            Headline("forget_text", "extraction_strength"),
+            Headline("forget_text", "exact_memorization"),
             # Not accuracy: of twenty questions it has a standard error of 0.1, and a probability says the same.
             Headline("forget_choice", "normalised_probability", chance=0.25),
         ),

@@ -18,6 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray import tune
+from ray.tune.search.optuna import OptunaSearch
+
 from suite.runners.base import Job, Outcome, refused, run_one
 from suite.runners.search import sampler
 from suite.settings import SpecError, parse
@@ -31,7 +35,6 @@ LOST = 2
 
 def run_on_ray(jobs: Sequence[Job], done: Done, *, address: str | None, concurrency: int | None) -> None:
     """Run every job on the cluster at `address`, or on a Ray of this machine alone."""
-    from ray import tune
 
     specs = [json.dumps(job.spec.canonical) for job in jobs]
     with _cluster(address, jobs[0].runtime) as places:
@@ -45,8 +48,6 @@ def search_on_ray(plan: Plan, template: Job, done: Done, *, address: str | None,
     Args:
         template: any job of the search, for what all of them share.
     """
-    from ray import tune
-    from ray.tune.search.optuna import OptunaSearch
 
     def define(draw: Any) -> dict[str, Any]:
         suggest(plan.base, plan.search.space, draw)
@@ -78,7 +79,6 @@ def _cluster(address: str | None, runtime: RuntimeSpec) -> Iterator[int]:
     Raises:
         SpecError: no cluster at the address, or one on which no trial fits.
     """
-    import ray
 
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our rows are the log
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -114,8 +114,6 @@ def _cluster(address: str | None, runtime: RuntimeSpec) -> Iterator[int]:
 
 
 def _fit(shared: Job, space: dict[str, Any] | None, config: Any, objectives: Sequence[str], done: Done) -> None:
-    import ray
-    from ray import tune
 
     gpu = 1 if shared.runtime.device != "cpu" and ray.cluster_resources().get("GPU") else 0
     if shared.runtime.device == "cuda":
@@ -130,19 +128,9 @@ def _fit(shared: Job, space: dict[str, Any] | None, config: Any, objectives: Seq
         tune.with_parameters(_trainable, context=context), {"cpu": shared.runtime.threads, "gpu": gpu}
     )
 
-    class Telling(tune.Callback):
-        """Passes outcomes on as they come."""
-
-        def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-            if "outcome" in result:
-                done(Outcome(**json.loads(result["outcome"])))
-
-        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            reason = " ".join(str(trial.error_file and Path(trial.error_file).read_text()).split())[-300:]
-            done(Outcome("", str(trial), "failed", f"its worker was lost: {reason}", {}, {}, {}, 0.0))
-
     folder = shared.store / "ray"
     name = uuid.uuid4().hex[:12]
+    _LISTENERS[name] = done
     tuner = tune.Tuner(
         trainable,
         param_space=space,
@@ -151,17 +139,40 @@ def _fit(shared: Job, space: dict[str, Any] | None, config: Any, objectives: Seq
             name=name,
             storage_path=str(folder),
             verbose=0,
-            callbacks=[Telling()],
+            callbacks=[Telling(name)],
             failure_config=tune.FailureConfig(max_failures=LOST),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        del _LISTENERS[name]
     shutil.rmtree(folder / name, ignore_errors=True)  # everything of worth is in the stages and on the board
+
+
+_LISTENERS: dict[str, Done] = {}
+"""Who is told of outcomes, by experiment. Tune pickles its callbacks, and a terminal cannot be pickled."""
+
+
+class Telling(tune.Callback):
+    """Passes outcomes on as they come."""
+
+    def __init__(self, experiment: str) -> None:
+        self.experiment = experiment
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        if "outcome" in result:
+            _LISTENERS[self.experiment](Outcome(**json.loads(result["outcome"])))
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        file = trial.error_file
+        reason = " ".join(Path(file).read_text().split())[-300:] if file else "no reason given"
+        lost = Outcome("", str(trial), "failed", f"its worker was lost: {reason}", {}, {}, {}, 0.0)
+        _LISTENERS[self.experiment](lost)
 
 
 def _trainable(config: Mapping[str, Any], context: Mapping[str, Any]) -> None:
     """One trial on a worker. Reports finite numbers only: a NaN would leave an Optuna trial running for ever."""
-    from ray import tune
 
     outcome = _outcome(config, context)
     numbers = {name: outcome.objective(name) for name in context["objectives"]}
