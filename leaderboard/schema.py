@@ -33,7 +33,7 @@ class Status(StrEnum):
 
     OK = "ok"
     STOPPED = "stopped"
-    """Ended early because it was asked to (`until`, or a scheduler)."""
+    """Ended early because it was asked to (`until`)."""
     DIVERGED = "diverged"
     """The loss or the weights stopped being finite; the last finite weights were measured, if there are any."""
     FAILED = "failed"

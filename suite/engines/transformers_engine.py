@@ -7,7 +7,6 @@ generate from is generated from once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -38,7 +37,7 @@ class TransformersEngine:
         self.name = f"transformers-{dtype}"
         self.version = transformers.__version__
         self._model: torch.nn.Module | None = None
-        self._architecture: tuple[Path, torch.dtype] | None = None
+        self._architecture: tuple[str, torch.dtype] | None = None
 
     def identity(self) -> dict[str, Any]:
         return {"engine": self.name, "version": self.version, "batch_tokens": self.batch_tokens}

@@ -153,10 +153,13 @@ def test_a_run_that_diverges_is_a_row(store):
         assert (measured["value"] is None) == (measured["status"] == "null") == (measured["reason"] is not None)
 
 
-def test_a_report_may_end_the_trial(store):
+def test_a_report_may_end_the_trial_and_the_next_run_goes_on(store):
     result = run_trial(trial(SMALL), store, measure=FEW, report=lambda stage, rows: stage == "evaluate")
-    assert result.row["status"] == "stopped"
     assert {r["attack"] for r in result.measurements} == {"none"}
+    assert "not measured under" in result.headlines(Split.TEST).robustness.reason
+    whole = run_trial(trial(SMALL), store, measure=FEW)
+    assert {r["attack"] for r in whole.measurements} > {"none"}
+    assert len(store.board.read("trials")) == 1
 
 
 def test_trainable_patterns(store):
