@@ -82,7 +82,9 @@ def _cluster(address: str | None, runtime: RuntimeSpec) -> Iterator[int]:
 
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our rows are the log
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    variables = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    # A trial stays in the driver's folder, so that relative paths mean what they say.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    variables = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
     for name in ("REGRADE_DATA", "HF_HUB_OFFLINE", "HF_HOME"):
         if name in os.environ:
             variables[name] = os.environ[name]
