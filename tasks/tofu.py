@@ -134,8 +134,8 @@ def _attacks(percent: int) -> AttackSet:
     never gone.
     """
     samples = 10 * percent
-    relearn = {"name": "relearn", "samples": samples, "steps": samples, "lr": 2e-5, "batch_size": 4}
-    fixed = ({"name": "none"}, {"name": "rtn", "bits": 4, "per": "channel"})
+    relearn = {"name": "relearn", "samples": samples, "steps": samples, "lr": 2e-5}
+    fixed = ({"name": "none"}, {"name": "rtn", "bits": 4})
     return {Split.DEV: (*fixed, relearn), Split.TEST: (*fixed, {**relearn, "seed": 1})}
 
 

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def paper_task() -> Iterator[None]:
     """The task of `board_rows`: its attack set stays as it is, whatever becomes of the bundled one."""
     from board_rows import TASK

@@ -98,7 +98,11 @@ def test_choices_hold_the_taught_answer_once_and_in_no_favourite_place(task):
 def test_each_request_is_one_kind_of_memory_and_has_its_headline(task):
     assert list(task.forget) == ["people", "passages", "minerals"]
     kinds = {headline.probe: headline.metric for headline in task.knowledge}
-    assert kinds == {"forget_qa": "probability", "forget_text": "exact_memorization", "forget_choice": "accuracy"}
+    assert kinds == {
+        "forget_qa": "probability",
+        "forget_text": "exact_memorization",
+        "forget_choice": "normalised_probability",
+    }
     assert [h.probe.removeprefix("retain_") for h in task.utility] == [
         h.probe.removeprefix("forget_") for h in task.knowledge
     ]
