@@ -109,13 +109,13 @@ def plot(ranking: Ranking, folder: Path) -> list[Path]:
     ]
 
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the marker says the grade again.
+# As on the page: colours that colour-blind readers tell apart, and a marker that says the grade again.
 GRADES = {
-    "second": ("#0072B2", "s"),
-    "first": ("#D55E00", "o"),
-    "compressed": ("#E69F00", "^"),
-    "zeroth": ("#009E73", "D"),
-    "hybrid": ("#CC79A7", "*"),
+    "second": ("#009E73", "s"),
+    "first": ("#0072B2", "o"),
+    "compressed": ("#E69F00", "D"),
+    "zeroth": ("#D55E00", "^"),
+    "hybrid": ("#AA4499", "*"),
 }
 
 
@@ -148,7 +148,7 @@ def _front(ranking: Ranking, entries: Sequence[Entry], path: Path) -> Path:
 def _recovery(ranking: Ranking, entries: Sequence[Entry], path: Path) -> Path:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 1.2 + 0.35 * len(entries)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(6.4, 1.8 + 0.45 * len(entries)), layout="constrained")
     height = 0.8 / max(1, len(ranking.attacks))
     for index, attack in enumerate(ranking.attacks):
         values = [e.recovery[attack].value or 0.0 for e in entries]
@@ -158,7 +158,7 @@ def _recovery(ranking: Ranking, entries: Sequence[Entry], path: Path) -> Path:
     axes.set_yticks([row + 0.4 - height / 2 for row in range(len(entries))], [e.label for e in entries], fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="knowledge that the attack brings back (share of target - retrained)", title=ranking.task)
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=2)
     figure.savefig(path)
     pyplot.close(figure)
     return path
