@@ -35,7 +35,6 @@ LOST = 2
 
 def run_on_ray(jobs: Sequence[Job], done: Done, *, address: str | None, concurrency: int | None) -> None:
     """Run every job on the cluster at `address`, or on a Ray of this machine alone."""
-
     specs = [json.dumps(job.spec.canonical) for job in jobs]
     with _cluster(address, jobs[0].runtime) as places:
         config = tune.TuneConfig(max_concurrent_trials=concurrency or places, reuse_actors=True)
@@ -48,14 +47,9 @@ def search_on_ray(plan: Plan, template: Job, done: Done, *, address: str | None,
     Args:
         template: any job of the search, for what all of them share.
     """
-
-    def define(draw: Any) -> dict[str, Any]:
-        suggest(plan.base, plan.search.space, draw)
-        return {"base": json.dumps(plan.base)}
-
     names = plan.search.maximize
     search = OptunaSearch(
-        space=define,
+        space=Draw(plan.base, plan.search.space),
         metric=list(names) if len(names) > 1 else names[0],
         mode=["max"] * len(names) if len(names) > 1 else "max",
         sampler=sampler(plan),
@@ -70,6 +64,17 @@ def search_on_ray(plan: Plan, template: Job, done: Done, *, address: str | None,
             reuse_actors=True,
         )
         _fit(template, None, config, names, done)
+
+
+class Draw:
+    """The define-by-run space of a plan. A class, because Tune pickles its searcher."""
+
+    def __init__(self, base: Mapping[str, Any], space: Mapping[str, Any]) -> None:
+        self.base, self.space = base, space
+
+    def __call__(self, draw: Any) -> dict[str, Any]:
+        suggest(self.base, self.space, draw)
+        return {"base": json.dumps(self.base)}
 
 
 @contextmanager

@@ -145,7 +145,6 @@ def test_an_optuna_search_repeats_and_measures_its_best_on_test(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_an_optuna_search_runs_on_ray(tmp_path):
     file = tmp_path / "search.yaml"
     file.write_text(yaml.safe_dump(SEARCH))
