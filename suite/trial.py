@@ -107,27 +107,25 @@ def run_trial(
                 result.measurements += of_trial
             return bool(report(stage, [row for of_trial in rows.values() for row in of_trial]))
 
-        def of_anchors(splits: Iterable[Split]) -> list[Evaluation]:
+        def of_anchors(split: Split) -> list[Evaluation]:
             return [
                 evaluation
                 for subject, stage in (("target", both.target), ("retrained", both.retrained))
-                for split in splits
                 for evaluation in evaluations_of(
-                    subject, both.checkpoint(subject), stage.key, "", task, split, attacks.get(split, ())
+                    subject, both.checkpoint(subject), stage.key, "", task, split, attacks[split]
                 )
             ]
 
-        judge = _judge(spec, task, both, ask, evaluator) if spec.until else None
+        judge = _judge(task, both, ask) if spec.until else None
         stages = unlearn(spec, task, both, store.stages, runtime, judge, {"engine": ask.identity()})
         result.row = trial_row(spec, task, both, stages, Numeric.of(runtime))
         report("unlearn", [])
         clean, attacked = [], []
         for split in measure.splits:
-            clean += [e for e in of_anchors([split]) if e.attack.name == "none"]
+            asked = [*of_anchors(split), *_final(task, stages, split, attacks[split])]
             clean += _kept(task, stages, split, attacks[split][:1])
-            final = _final(task, stages, split, attacks[split])
-            clean += [e for e in final if e.attack.name == "none"]
-            attacked += [e for e in (*of_anchors([split]), *final) if e.attack.name != "none"]
+            clean += [e for e in asked if e.attack.name == "none"]
+            attacked += [e for e in asked if e.attack.name != "none"]
         # Whoever stops here leaves a sound trial that lacks attacks; the next run adds them.
         if not measured("evaluate", clean):
             measured("attack", attacked)
@@ -173,7 +171,7 @@ def _kept(task: Task, stages: Sequence[Artifact], split: Split, none: Sequence) 
     return found
 
 
-def _judge(spec: TrialSpec, task: Task, both: Anchors, engine: Engine, evaluator: Evaluator) -> Judge:
+def _judge(task: Task, both: Anchors, engine: Engine) -> Judge:
     """Knowledge on dev, from the task's knowledge headlines alone."""
     wanted = {headline.probe for headline in task.knowledge}
     probes = tuple(probe for probe in task.probes_of(Split.DEV) if probe.name in wanted)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from suite.cli.common import STORE, Json, StoreDir, console, print_json
+from suite.cli.common import STORE, Json, StoreDir, console, open_board, print_json
 
 if TYPE_CHECKING:
     from leaderboard.ranking import Ranking
@@ -63,23 +63,15 @@ def page(
 
 def _rankings(store: Path, task: str | None, split: str, floor: float, attacks: str | None) -> list[Ranking]:
     from leaderboard.ranking import rank
-    from leaderboard.store import Board
     from suite.settings import SpecError, nearest
     from tasks import TASKS
-    from tasks.task import Split
 
-    if split not in list(Split):
-        raise SpecError(f"--split {split}: unknown (allowed: {', '.join(Split)})")
+    board = open_board(store, split)
     if task and task not in TASKS:
         raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (allowed: {', '.join(TASKS)})")
     if attacks and not any(attacks in entry.attack_sets for entry in TASKS.values()):
         known = [name for entry in TASKS.values() for name in entry.attack_sets]
         raise SpecError(f"--attacks {attacks}: unknown.{nearest(attacks, known)} (allowed: {', '.join(known)})")
-    if not (store / "board").is_dir():
-        raise SpecError(
-            f"--store {store}: there is no board here. Run something first: regrade run SPEC --store {store}"
-        )
-    board = Board(store / "board")
     there = sorted({row["task"] for row in board.read("trials").to_pylist()})
     if task and task not in there:
         raise SpecError(f"--task {task}: this board has no such trials (there are: {', '.join(there) or 'none'})")

@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from leaderboard.store import Board
     from suite.runners import Outcome
     from suite.space import Plan
 
@@ -38,6 +39,23 @@ def read_plan(spec: Path, overrides: Sequence[str] | None, extra: dict[str, Any]
 
     data = load_file(spec, overrides or ())
     return plan(merged(data, extra) if extra else data)
+
+
+def open_board(store: Path, split: str) -> Board:
+    """The board of a store.
+
+    Raises:
+        SpecError: there is none, or no such split.
+    """
+    from leaderboard.store import Board
+    from suite.settings import SpecError
+    from tasks.task import Split
+
+    if split not in list(Split):
+        raise SpecError(f"--split {split}: unknown (allowed: {', '.join(Split)})")
+    if not (store / "board").is_dir():
+        raise SpecError(f"{store}: there is no board here. Run something first: regrade run SPEC --store {store}")
+    return Board(store / "board")
 
 
 def print_json(value: Any) -> None:

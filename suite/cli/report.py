@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from suite.cli.common import Json, console, print_json, table
+from suite.cli.common import Json, console, open_board, print_json, table
 
 
 def report(
@@ -16,17 +16,10 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Ranked tables, plots (in STORE/report), and what each setting was worth."""
-    from leaderboard.store import Board
     from suite import report as reports
     from suite.cli.ranked import print_ranking
-    from suite.settings import SpecError
-    from tasks.task import Split
 
-    if split not in list(Split):
-        raise SpecError(f"--split {split}: unknown (allowed: {', '.join(Split)})")
-    if not (store / "board").is_dir():
-        raise SpecError(f"{store}: there is no board here. Run something first: regrade run SPEC --store {store}")
-    board = Board(store / "board")
+    board = open_board(store, split)
     found = reports.rankings(board, split)
     plots = {ranking.task: reports.plot(ranking, store / "report") for ranking in found}
     knobs = {ranking.task: reports.knobs(board, ranking) for ranking in found}

@@ -84,7 +84,6 @@ def _cluster(address: str | None, runtime: RuntimeSpec) -> Iterator[int]:
     Raises:
         SpecError: no cluster at the address, or one on which no trial fits.
     """
-
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our rows are the log
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # A trial stays in the driver's folder, so that relative paths mean what they say.
@@ -105,7 +104,7 @@ def _cluster(address: str | None, runtime: RuntimeSpec) -> Iterator[int]:
     except ConnectionError as error:
         raise SpecError(f"--address {address}: no Ray cluster answers there ({error})") from None
     try:
-        gpu = ray.cluster_resources().get("GPU", 0) if runtime.device != "cpu" else 0
+        gpu = _gpus(runtime)
         places = int(gpu) if gpu else int(ray.cluster_resources().get("CPU", 0)) // runtime.threads
         if runtime.device == "cuda" and not gpu:
             places = 1 if address else 0  # an autoscaled cluster starts its GPU nodes when a trial waits for one
@@ -120,11 +119,13 @@ def _cluster(address: str | None, runtime: RuntimeSpec) -> Iterator[int]:
         ray.shutdown()
 
 
-def _fit(shared: Job, space: dict[str, Any] | None, config: Any, objectives: Sequence[str], done: Done) -> None:
+def _gpus(runtime: RuntimeSpec) -> float:
+    """GPUs of the cluster, as it is now, that trials may use."""
+    return ray.cluster_resources().get("GPU", 0) if runtime.device != "cpu" else 0
 
-    gpu = 1 if shared.runtime.device != "cpu" and ray.cluster_resources().get("GPU") else 0
-    if shared.runtime.device == "cuda":
-        gpu = 1
+
+def _fit(shared: Job, space: dict[str, Any] | None, config: Any, objectives: Sequence[str], done: Done) -> None:
+    wants_gpu = shared.runtime.device == "cuda" or _gpus(shared.runtime) > 0
     context = {
         "measure": shared.measure.changed(),
         "runtime": shared.runtime.changed(),
@@ -132,7 +133,7 @@ def _fit(shared: Job, space: dict[str, Any] | None, config: Any, objectives: Seq
         "objectives": list(objectives),
     }
     trainable = tune.with_resources(
-        tune.with_parameters(_trainable, context=context), {"cpu": shared.runtime.threads, "gpu": gpu}
+        tune.with_parameters(_trainable, context=context), {"cpu": shared.runtime.threads, "gpu": int(wants_gpu)}
     )
 
     folder = shared.store / "ray"
@@ -180,7 +181,6 @@ class Telling(tune.Callback):
 
 def _trainable(config: Mapping[str, Any], context: Mapping[str, Any]) -> None:
     """One trial on a worker. Reports finite numbers only: a NaN would leave an Optuna trial running for ever."""
-
     outcome = _outcome(config, context)
     numbers = {name: outcome.objective(name) for name in context["objectives"]}
     tune.report({**numbers, "outcome": json.dumps(asdict(outcome))})
