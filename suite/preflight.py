@@ -35,13 +35,19 @@ class Cost:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-def preflight(trials: Sequence[TrialSpec], measure: MeasureSpec, runtime: RuntimeSpec) -> list[tuple[TrialSpec, Cost]]:
+def preflight(
+    trials: Sequence[TrialSpec], measure: MeasureSpec, runtime: RuntimeSpec, *, here: bool = True
+) -> list[tuple[TrialSpec, Cost]]:
     """Check every trial against its task, data and machine, and say what it costs.
+
+    Args:
+        here: whether the trials run on this machine; the head of a cluster may have no GPU while its workers have.
 
     Raises:
         SpecError: what cannot work, and what to change.
     """
-    choose_device(runtime)
+    if here:
+        choose_device(runtime)
     tasks: dict[str, Task] = {}
     costs = []
     for spec in trials:

@@ -58,7 +58,7 @@ def sweep(
             _optuna(plan, root, progress, runner, address, concurrency)
         else:
             specs = plan.trials()
-            preflight(specs, plan.measure, plan.runtime)
+            preflight(specs, plan.measure, plan.runtime, here=runner is Runner.LOCAL)
             _grid(plan, specs, root, progress, runner, address, concurrency)
     if as_json:
         print_json({"trials": [vars(o) for o in progress.outcomes], "store": str(root.root)})
@@ -110,8 +110,8 @@ def _optuna(plan: Plan, root: Store, progress: Progress, runner: Runner, address
 
     dev = plan.measure.model_copy(update={"splits": (Split.DEV,)})
     example = some_trial(plan)
-    preflight([example], dev, plan.runtime)
-    preflight([example], plan.measure, plan.runtime)
+    for measure in (dev, plan.measure):
+        preflight([example], measure, plan.runtime, here=runner is Runner.LOCAL)
     if runner is Runner.RAY:
         from suite.runners.ray_tune import search_on_ray
 
