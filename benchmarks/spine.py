@@ -18,9 +18,10 @@ import torch
 
 from suite.anchors import anchors
 from suite.engines import Job, TransformersEngine
+from suite.loss_oracle import LossOracle
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Plan
-from suite.oracle import LossOracle, Part
+from suite.oracle import Part
 from suite.spec import MeasureSpec, RuntimeSpec, trial
 from suite.store import Store
 from suite.text import Batch, Tokens

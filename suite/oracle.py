@@ -6,9 +6,7 @@ is an oracle around an oracle. The innermost oracle moves the weights for a ques
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -17,8 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from suite.objectives import Objective
-    from suite.text import Batch
+    pass
 
 Tensors = Sequence[Tensor]
 """One tensor per trainable parameter, in the order of `Oracle.parameters`."""
@@ -30,6 +27,8 @@ class Part(StrEnum):
     TOTAL = "total"
     FORGET = "forget"
     RETAIN = "retain"
+    RELEARN = "relearn"
+    """Cross-entropy of the forget answers, whatever the objective: what an attack that relearns them goes down."""
 
 
 class Grade(StrEnum):
@@ -137,7 +136,7 @@ class Oracle(Protocol):
         """Gradient of the loss, shaped and typed like the parameters."""
         ...
 
-    def directional(self, part: Part, direction: Tensors) -> float:
+    def directional(self, part: Part, direction: Tensors, at: Displacement | None = None) -> float:
         """Forward-mode derivative along a direction: gradient . direction, in the memory of one forward pass."""
         ...
 
@@ -145,7 +144,7 @@ class Oracle(Protocol):
         """One Gauss-Newton-Bartlett sample of the model's own loss on the batch's tokens."""
         ...
 
-    def hvp(self, part: Part, direction: Tensors) -> list[Tensor]:
+    def hvp(self, part: Part, direction: Tensors, at: Displacement | None = None) -> list[Tensor]:
         """Hessian-vector product by double backward."""
         ...
 
@@ -153,131 +152,9 @@ class Oracle(Protocol):
         """Told by a compressor: this step's direction reaches the weights with so many bits a coordinate."""
         ...
 
-
-class LossOracle:
-    """The innermost oracle: a model, an objective and the step's batch.
-
-    Args:
-        model: any causal language model of transformers, in eval mode.
-        objective: forget and retain losses.
-        seed: of the labels that `curvature_sample` draws.
-    """
-
-    def __init__(self, model: torch.nn.Module, objective: Objective, seed: int = 0) -> None:
-        self.model = model
-        self.objective = objective
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.batch: Batch | None = None
-        self.queries = Queries()
-        self._kept: list[Tensor] = []
-        self._labels = torch.Generator(device=self.parameters[0].device).manual_seed(seed)
-
-    def values(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
-        answers = torch.empty(len(displacements), dtype=torch.float64)
-        with torch.no_grad(), self._moving() as move:
-            for index, displacement in enumerate(displacements):
-                move(displacement)
-                answers[index] = self._loss(part)
-        self.queries.value += len(displacements)
-        if not bool(answers.isfinite().all()):
-            raise Diverged("the loss is not finite")
-        return answers
-
-    def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[Tensor]:
-        with self._moving() as move:
-            move(at)
-            gradient = self._gradient(self._loss(part))
-        self.queries.gradient += 1
-        return gradient
-
-    def directional(self, part: Part, direction: Tensors) -> float:
-        names = {id(parameter): f"model.{name}" for name, parameter in self.model.named_parameters()}
-        keys = [names[id(parameter)] for parameter in self.parameters]
-        question = _Question(self.model, lambda: self._loss(part))
-
-        def loss(weights: dict[str, Tensor]) -> Tensor:
-            return torch.func.functional_call(question, weights)
-
-        at = dict(zip(keys, (p.detach() for p in self.parameters), strict=True))
-        with torch.no_grad(), _plain_attention():
-            _, tangent = torch.func.jvp(loss, (at,), (dict(zip(keys, direction, strict=True)),))
-        self.queries.directional += 1
-        return _finite(float(tangent))
-
-    def curvature_sample(self) -> CurvatureSample:
-        batch = self._current()
-        loss, count = self.objective.resampled(self.model, batch, self._labels)
-        self.queries.tokens += sum(map(batch.tokens, self.objective.parts))
-        gradient = self._gradient(loss)
-        self.queries.curvature += 1
-        return CurvatureSample(gradient, count)
-
-    def hvp(self, part: Part, direction: Tensors) -> list[Tensor]:
-        with _plain_attention():  # the fused kernels have no second derivative
-            gradient = torch.autograd.grad(self._loss(part), self.parameters, create_graph=True)
-            product = torch.autograd.grad(gradient, self.parameters, grad_outputs=list(direction))
-        self.queries.curvature += 1
-        return [p.detach() for p in product]
-
-    def compressed(self, bits: int) -> None:
-        self.queries.bits.add(bits)
-
-    def _current(self) -> Batch:
-        if self.batch is None:
-            raise RuntimeError("the oracle has no batch: set `batch` before a step")
-        return self.batch
-
-    def _loss(self, part: Part) -> Tensor:
-        batch = self._current()
-        total = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
-        for one in self.objective.parts:
-            if part in (one, Part.TOTAL):
-                self.queries.tokens += batch.tokens(one)
-                ask = self.objective.forget if one is Part.FORGET else self.objective.retain
-                total = total + ask(self.model, batch)
-        return total
-
-    def _gradient(self, loss: Tensor) -> list[Tensor]:
-        _finite(float(loss.detach()))
-        if not loss.requires_grad:  # e.g. a retain weight of 0
-            return [torch.zeros_like(p) for p in self.parameters]
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        gradient = [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.parameters, strict=True)]
-        _finite(float(norm(gradient)))
-        return gradient
-
-    @contextmanager
-    def _moving(self) -> Iterator:
-        """A function that puts the weights at a displacement; on leaving, the weights are what they were, bit for bit.
-
-        Restored from a copy: adding and subtracting in place leaves about half of all bf16 weights (and 46 % of fp32
-        ones) changed by rounding. The sum is taken in fp32 and rounded to the weights' dtype once.
-        """
-        weights = [parameter.detach() for parameter in self.parameters]
-        moved = False
-
-        def move(displacement: Displacement | None) -> None:
-            nonlocal moved
-            if displacement is None:
-                if moved:
-                    torch._foreach_copy_(weights, self._kept)
-                return
-            if not moved:
-                self._keep(weights)
-            moved = True
-            _place(weights, self._kept, displacement)
-
-        try:
-            yield move
-        finally:
-            if moved:
-                torch._foreach_copy_(weights, self._kept)
-
-    def _keep(self, weights: list[Tensor]) -> None:
-        """Copy the weights. The copy's memory stays: a fresh one costs more in page faults than in copying."""
-        if not self._kept:
-            self._kept = [torch.empty_like(weight) for weight in weights]
-        torch._foreach_copy_(self._kept, weights)
+    def stepped(self) -> None:
+        """Told by the loop: the optimizer has moved the weights, and the step's batch is still there."""
+        ...
 
 
 class Metered:
@@ -303,63 +180,26 @@ class Metered:
         self.queries.gradient += 1
         return self.oracle.gradient(part, at)
 
-    def directional(self, part: Part, direction: Tensors) -> float:
+    def directional(self, part: Part, direction: Tensors, at: Displacement | None = None) -> float:
         self.queries.directional += 1
-        return self.oracle.directional(part, direction)
+        return self.oracle.directional(part, direction, at)
 
     def curvature_sample(self) -> CurvatureSample:
         self.queries.curvature += 1
         return self.oracle.curvature_sample()
 
-    def hvp(self, part: Part, direction: Tensors) -> list[Tensor]:
+    def hvp(self, part: Part, direction: Tensors, at: Displacement | None = None) -> list[Tensor]:
         self.queries.curvature += 1
-        return self.oracle.hvp(part, direction)
+        return self.oracle.hvp(part, direction, at)
 
     def compressed(self, bits: int) -> None:
         self.queries.bits.add(bits)
         self.oracle.compressed(bits)
 
-
-class _Question(torch.nn.Module):
-    """The model with a question about it as its forward pass, so that the question can be asked at other weights."""
-
-    def __init__(self, model: torch.nn.Module, question: Callable[[], Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.question = question
-
-    def forward(self) -> Tensor:
-        return self.question()
+    def stepped(self) -> None:
+        self.oracle.stepped()
 
 
 def norm(tensors: Tensors) -> Tensor:
     """Global L2 norm, a 0-dimensional tensor in float64."""
     return torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64) for t in tensors]).norm()
-
-
-def _place(weights: Tensors, kept: Tensors, displacement: Displacement) -> None:
-    (scale, direction), *rest = displacement.terms
-    if not rest and kept[0].dtype is torch.float32:
-        for weight, origin, way in zip(weights, kept, direction, strict=True):
-            torch.add(origin, way, alpha=scale, out=weight)
-        return
-    for index, (weight, origin) in enumerate(zip(weights, kept, strict=True)):
-        place = origin.float()
-        for scale, direction in displacement.terms:
-            place = place.add(direction[index], alpha=scale)
-        weight.copy_(place)
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise Diverged("the loss or its gradient is not finite")
-    return value
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention written out in plain operations, which can be differentiated twice and forwards."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.MATH):
-        yield

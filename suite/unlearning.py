@@ -17,10 +17,11 @@ from suite.anchors import Anchors
 from suite.checkpoints import Checkpoint, SavedCheckpoint, TensorCheckpoint, change, weights_digest
 from suite.environment import Numeric, numeric
 from suite.likelihood import sequence_logprobs
+from suite.loss_oracle import LossOracle
 from suite.models import save
 from suite.objectives import OBJECTIVES, Reference
 from suite.optimizers import OPTIMIZERS, Plan
-from suite.oracle import Diverged, LossOracle, Metered
+from suite.oracle import Diverged, Metered
 from suite.settings import SpecError
 from suite.smoothing import SMOOTHINGS
 from suite.spec import RuntimeSpec, TrialSpec
@@ -28,7 +29,7 @@ from suite.stages import Artifact, StageStore
 from suite.text import Batch, Encoded, Tokens
 from tasks.task import Example, Task, examples_digest
 
-VERSION = 1
+VERSION = 2
 """Raised when the same trial gives other weights."""
 
 Judge = Callable[[Checkpoint], float | None]
@@ -132,11 +133,10 @@ class _Run:
         if not kind.needs_reference(spec.objective):
             reference = None  # its answers are known; the model itself need not stay in memory
         self.oracle = LossOracle(self.model, kind(spec.objective, reference), seed=spec.seed)
-        smoothed = SMOOTHINGS[spec.smoothing.name](self.oracle, spec.smoothing)
-        self.asked = Metered(smoothed)
-        self.optimizer = OPTIMIZERS[spec.optimizer.name](
-            spec.optimizer, self.oracle.parameters, Plan(spec.steps, spec.seed)
-        )
+        plan = Plan(spec.steps, spec.seed)
+        self.smoothed = SMOOTHINGS[spec.smoothing.name](self.oracle, spec.smoothing, plan)
+        self.asked = Metered(self.smoothed)
+        self.optimizer = OPTIMIZERS[spec.optimizer.name](spec.optimizer, self.oracle.parameters, plan)
 
     def into(self, folder: Path, judge: Judge | None) -> dict[str, Any]:
         """Make the steps, write the checkpoints, and say what happened."""
@@ -147,6 +147,7 @@ class _Run:
             self.oracle.batch = batch
             try:
                 self.optimizer.step(self.asked)
+                self.asked.stepped()
             except Diverged as error:
                 status, reason = "diverged", f"step {done + 1} of {spec.steps}: {error}"
                 break

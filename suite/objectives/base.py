@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from suite import settings
 from suite.likelihood import answer_labels, answer_logits, mean_nll, token_logprobs
 from suite.oracle import Part
+from suite.state import Stateful
 from suite.text import Batch, Tokens
 
 
@@ -42,7 +44,7 @@ class Reference:
         return self._logits
 
 
-class Objective:
+class Objective(Stateful):
     """A forget loss and a retain loss on a batch; the total is their weighted sum.
 
     Objectives get the model, not its logits: some read hidden states. Losses are 0-dimensional float64 tensors.
@@ -69,6 +71,18 @@ class Objective:
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         raise NotImplementedError
+
+    def relearn(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """What relearning the forget answers goes down: their cross-entropy."""
+        return mean_nll(model, batch.forget)
+
+    def stepped(self, model: torch.nn.Module, batch: Batch) -> int:
+        """The optimizer has moved the weights. Returns the tokens that were passed through the model to take note."""
+        return 0
+
+    def edited(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights to publish, by name, from those before and after the steps. Most objectives publish the last."""
+        return after
 
     def forget(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         return self.settings.forget_weight * self.forget_loss(model, batch)

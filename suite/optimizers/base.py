@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from suite import settings
 from suite.oracle import Grade, Oracle
+from suite.state import Stateful
 
 
 class OptimizerSettings(settings.Settings):
@@ -38,6 +40,10 @@ class OptimizerSettings(settings.Settings):
             case "cosine":
                 return rise * (1 + math.cos(math.pi * step / steps)) / 2
 
+    def plainest(self) -> OptimizerSettings:
+        """The same optimizer under its plainest name: a hybrid that never alternates is its part."""
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -47,8 +53,10 @@ class Plan:
     seed: int = 0
 
 
-class Optimizer:
+class Optimizer(Stateful):
     """Moves the weights, in place, by what an oracle answers. States belong to one run and start empty.
+
+    A new one says its `direction`; moving against it, by the step size, is the same for all.
 
     Args:
         parameters: the oracle's parameters.
@@ -57,6 +65,10 @@ class Optimizer:
     Settings: ClassVar[type[OptimizerSettings]] = OptimizerSettings
     grade: ClassVar[Grade]
     source: ClassVar[str]
+    asks: ClassVar[str]
+    """Questions per step, e.g. `2q value` or `1 gradient + 1 curvature every k` (q: samples, k: the setting `every`).
+    A test compares it with the meter."""
+    state = ("taken",)
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
         self.settings = settings
@@ -79,4 +91,18 @@ class Optimizer:
         self.taken += 1
 
     def move(self, oracle: Oracle) -> None:
+        """Ask, and move the weights."""
+        self.apply(self.direction(oracle), self.lr)
+
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        """The direction of the step to come, of which the weights move -lr. The next call may overwrite it.
+
+        It does not depend on the step size, and asking for it advances the optimizer's own averages.
+        """
         raise NotImplementedError
+
+    @torch.no_grad()
+    def apply(self, direction: Sequence[Tensor], lr: float) -> None:
+        """Move the weights by -lr times a direction, in the direction's precision, rounded once."""
+        for weight, part in zip(self.parameters, direction, strict=True):
+            weight.add_(part, alpha=-lr)

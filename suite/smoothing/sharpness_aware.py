@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from suite.oracle import Displacement, Part, norm
+from suite.oracle import Displacement, Order, Part, norm
 from suite.smoothing.base import Smoothing, SmoothingSettings
 
 
@@ -17,6 +17,9 @@ class SharpnessAware(Smoothing):
     Loss values are those of the point itself: the worst point is found with a gradient, and a zeroth-order optimizer
     must not be handed one. Its norm is global over all trainable tensors.
     """
+
+    smooths = frozenset({Order.GRADIENT})
+    source = "arXiv 2502.05374"
 
     class Settings(SmoothingSettings):
         """rho: radius of the ball, L2 over all weights."""

@@ -7,8 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suite.likelihood import mean_nll
+from suite.loss_oracle import LossOracle
 from suite.objectives import OBJECTIVES, Objective, Reference
-from suite.oracle import Displacement, Diverged, Grade, LossOracle, Metered, Part, Queries, norm
+from suite.optimizers import Plan
+from suite.oracle import Displacement, Diverged, Grade, Metered, Part, Queries, norm
 from suite.smoothing import SMOOTHINGS
 from suite.text import Batch, Encoded, Tokens
 
@@ -111,6 +114,7 @@ def test_gradient_agrees_with_backward_and_with_differences(part):
     asked = oracle()
     loss = {Part.FORGET: lambda: asked.objective.forget(asked.model, asked.batch),
             Part.RETAIN: lambda: asked.objective.retain(asked.model, asked.batch),
+            Part.RELEARN: lambda: mean_nll(asked.model, asked.batch.forget),
             Part.TOTAL: lambda: sum_of_parts(asked)}[part]  # fmt: skip
     loss().backward()
     expected = [p.grad.clone() for p in asked.parameters]
@@ -193,7 +197,7 @@ def test_grade_follows_from_what_was_asked(queries, grade):
 
 def test_smoothing_shows_in_the_cost_and_not_in_the_grade():
     inner = oracle()
-    outer = Metered(SMOOTHINGS["sam"](inner, SMOOTHINGS["sam"].Settings()))
+    outer = Metered(SMOOTHINGS["sam"](inner, SMOOTHINGS["sam"].Settings(), Plan(1)))
     outer.gradient()
     assert (outer.queries.gradient, inner.queries.gradient) == (1, 3)
     assert outer.queries.grade() is Grade.FIRST
@@ -203,7 +207,7 @@ def test_sharpness_aware_gradient_is_that_of_the_worst_point():
     """Against the formula, with weights moved by hand."""
     rho = 0.05
     asked = oracle()
-    got = SMOOTHINGS["sam"](asked, SMOOTHINGS["sam"].Settings(rho=rho)).gradient()
+    got = SMOOTHINGS["sam"](asked, SMOOTHINGS["sam"].Settings(rho=rho), Plan(1)).gradient()
     by_hand = oracle()
     ascent = by_hand.gradient(Part.FORGET)
     length = float(torch.cat([a.flatten() for a in ascent]).norm())
