@@ -1,7 +1,4 @@
-"""The hybrid: first-order steps for what they learn, zeroth-order steps for where they end.
-
-arXiv 2510.00761, Sec. 5.
-"""
+"""Hybrids: first-order steps for what they learn, zeroth-order steps for where they end (arXiv 2510.00761, Sec. 5)."""
 
 from __future__ import annotations
 
@@ -9,12 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
-from suite.optimizers.first_order import Adam
-from suite.optimizers.zeroth_order import RAdaZO, ZerothOrder
+from suite.optimizers.estimates import ZerothOrder
+from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, part_settings, whole
 from suite.oracle import Grade, Oracle
 
 
@@ -38,43 +36,94 @@ def layout(steps: int, zo_ratio: float, block: int) -> list[bool]:
 
 
 class Hybrid(Optimizer):
-    """Alternates blocks of Adam and of R-AdaZO, each with its own state, and ends on R-AdaZO."""
+    """A first-order and a zeroth-order optimizer in one run, each with its own state.
+
+    `alternate`: blocks of one and blocks of the other (the paper's). `mix`: every step goes
+    lr (1 - w) d_first + zo_lr w d_zeroth, with w the `mix_weight` and d the parts' directions.
+    """
 
     grade = Grade.HYBRID
     source = "arXiv 2510.00761"
+    asks = "1 gradient, or 2q value"
+    state = ("taken", "first", "zeroth")
 
     class Settings(OptimizerSettings):
-        """zo_ratio: share of the steps that are zeroth-order. block: steps of one first + zeroth period.
+        """What is alternated or mixed, and how much of which.
 
-        zo_lr: step size of the zeroth-order steps; `lr` where it is not given.
+        Attributes:
+            zo_ratio: share of the steps that are zeroth-order. block: steps of one first + zeroth period.
+            ends: the part whose steps end the run.
+            mix_weight: weight of the zeroth-order direction in a mix.
+            zo_lr: step size of the zeroth-order part; `lr` where it is not given.
+            first, zeroth: the parts, with their own settings.
+            zo: directions of the zeroth-order part.
         """
 
         name: Literal["hybrid"] = "hybrid"
+        kind: Literal["alternate", "mix"] = "alternate"
         zo_ratio: float = Field(0.5, ge=0, le=1)
         block: int = Field(40, ge=2)
+        ends: Literal["zeroth", "first"] = "zeroth"
+        mix_weight: float | None = Field(None, ge=0, le=1)
         zo_lr: float | None = Field(None, gt=0)
-        betas: tuple[float, float] = (0.9, 0.999)
-        zo_betas: tuple[float, float] = (0.9, 0.99)
+        first: FIRST_ORDER.parts = Field(default_factory=lambda: part_settings(FIRST_ORDER["adam"])())  # type: ignore[name-defined]
+        zeroth: ZEROTH_ORDER.parts = Field(default_factory=lambda: part_settings(ZEROTH_ORDER["r_adazo"])())  # type: ignore[name-defined]
         zo: ZerothOrder = ZerothOrder()
 
-        def pure(self) -> OptimizerSettings | None:
-            """The pure optimizer that a ratio of 0 or 1 is."""
-            shared = {"schedule": self.schedule, "warmup": self.warmup}
-            if self.zo_ratio == 0:
-                return Adam.Settings(lr=self.lr, betas=self.betas, **shared)
-            if self.zo_ratio == 1:
-                return RAdaZO.Settings(lr=self.zo_lr or self.lr, betas=self.zo_betas, zo=self.zo, **shared)
-            return None
+        @model_validator(mode="after")
+        def _belong_together(self) -> Hybrid.Settings:
+            if self.kind == "mix":
+                if self.mix_weight is None:
+                    raise ValueError("kind=mix needs mix_weight, the weight of the zeroth-order direction: 0..1")
+                if alone := {"zo_ratio", "block", "ends"} & self.changed().keys():
+                    raise ValueError(f"{min(alone)} belongs to kind=alternate. A mix has mix_weight")
+            elif self.mix_weight is not None:
+                raise ValueError("mix_weight belongs to kind=mix. An alternating hybrid has zo_ratio and block")
+            self.first_whole(), self.zeroth_whole()
+            return self
+
+        @property
+        def share(self) -> float:
+            """Share of zeroth-order in the run: of the steps, or of each step."""
+            return self.zo_ratio if self.mix_weight is None else self.mix_weight
+
+        def first_whole(self) -> OptimizerSettings:
+            return whole(FIRST_ORDER, self.first, self, lr=self.lr)
+
+        def zeroth_whole(self) -> OptimizerSettings:
+            return whole(ZEROTH_ORDER, self.zeroth, self, lr=self.zo_lr or self.lr, zo=self.zo)
+
+        def plainest(self) -> OptimizerSettings:
+            """A share of 0 or 1 is the pure part."""
+            return {0.0: self.first_whole, 1.0: self.zeroth_whole}.get(self.share, lambda: self)()
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
         super().__init__(settings, parameters, plan)
-        shared = {"schedule": settings.schedule, "warmup": settings.warmup}
-        first = Adam.Settings(lr=settings.lr, betas=settings.betas, **shared)
-        zeroth = RAdaZO.Settings(lr=settings.zo_lr or settings.lr, betas=settings.zo_betas, zo=settings.zo, **shared)
-        self.first, self.zeroth = Adam(first, parameters, plan), RAdaZO(zeroth, parameters, plan)
-        self.layout = layout(plan.steps, settings.zo_ratio, settings.block)
+        first, zeroth = settings.first_whole(), settings.zeroth_whole()
+        self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, plan)
+        self.zeroth: Optimizer = ZEROTH_ORDER[zeroth.name](zeroth, parameters, plan)
+        self._is_zeroth = layout(plan.steps, settings.zo_ratio, settings.block)
+        if settings.ends == "first":
+            flipped = layout(plan.steps, 1 - settings.zo_ratio, settings.block)
+            self._is_zeroth = [not first for first in flipped]
+
+    @property
+    def drowned(self) -> int:
+        """Differences so far that rounding may have made."""
+        return self.zeroth.drowned
 
     def move(self, oracle: Oracle) -> None:
-        part = self.zeroth if self.layout[self.taken] else self.first
-        part.taken = self.taken  # both follow the run's schedule, not their own count
-        part.move(oracle)
+        self.first.taken = self.zeroth.taken = self.taken  # both follow the run's schedule, not their own count
+        if self.settings.kind == "mix":
+            self._mix(oracle)
+        else:
+            (self.zeroth if self._is_zeroth[self.taken] else self.first).move(oracle)
+
+    @torch.no_grad()
+    def _mix(self, oracle: Oracle) -> None:
+        weight = self.settings.mix_weight
+        with torch.enable_grad():
+            first = self.first.direction(oracle)
+        zeroth = self.zeroth.direction(oracle)  # both are asked before the weights move
+        self.first.apply(first, self.first.lr * (1 - weight))
+        self.zeroth.apply(zeroth, self.zeroth.lr * weight)

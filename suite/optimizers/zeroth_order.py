@@ -1,16 +1,7 @@
-"""Zeroth-order optimizers: only loss values are asked for.
-
-A central difference along random directions u with root-mean-square 1 per coordinate,
-    g = 1 / (2 r q) * sum_i [f(x + r u_i) - f(x - r u_i)] u_i,
-is, for u uniform on the sphere of norm sqrt(d), an unbiased estimate of the gradient of the smoothed loss
-f_r(x) = E f(x + r v), v uniform in the ball of norm sqrt(d) (Flaxman et al. 2005; Eq. 3 of arXiv 2510.00761, whose
-unit-sphere mu is r sqrt(d) here and whose factor d is written out).
-"""
+"""Zeroth-order optimizers: what becomes of an estimate of the gradient that was made from loss values alone."""
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,73 +9,135 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite import settings
+from suite.directions import Lazily
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
+from suite.optimizers.estimates import Differences, Estimate, ForwardMode, RandomDirections, ZerothOrder
 from suite.oracle import Displacement, Grade, Oracle, Part
 
-ULPS = 10
-"""A difference of fewer units in the last place of the loss (as fp32 computes it) is rounding, not slope."""
+
+class ZerothOrderOptimizer(Optimizer):
+    """An optimizer of an estimate. Its averages are fp32 whatever the weights' dtype."""
+
+    grade = Grade.ZEROTH
+    asks = "2q value"
+    state = (*Optimizer.state, "estimate")
+
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
+        super().__init__(settings, parameters, plan)
+        self.estimate: Estimate = self.estimator(settings.zo, parameters, plan.seed)
+
+    estimator: type[Estimate] = Differences
+
+    @property
+    def drowned(self) -> int:
+        """Differences so far that rounding may have made."""
+        return getattr(self.estimate, "drowned", 0)
+
+    def zeros(self) -> list[Tensor]:
+        return [torch.zeros_like(p, dtype=torch.float32) for p in self.parameters]
 
 
-class ZerothOrder(settings.Settings):
-    """How the gradient is estimated.
+class ZOSGD(ZerothOrderOptimizer):
+    """Descent along the estimate (ZO-SGD; MeZO, arXiv 2305.17333), or along its running sum with momentum.
 
-    Attributes:
-        samples: random directions per step, q; each costs two values.
-        radius: root-mean-square displacement per coordinate, r.
+    m <- momentum m + g;  x <- x - lr m
     """
 
-    samples: int = Field(1, ge=1)
-    radius: float = Field(1e-3, gt=0)
+    source = "arXiv 1309.5549"
+    state = (*ZerothOrderOptimizer.state, "mean")
+
+    class Settings(OptimizerSettings):
+        name: Literal["zo_sgd"] = "zo_sgd"
+        momentum: float = Field(0.0, ge=0, lt=1)
+        zo: ZerothOrder = ZerothOrder()
+
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
+        super().__init__(settings, parameters, plan)
+        self.mean = self.zeros() if settings.momentum else []
+
+    @torch.no_grad()
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        estimate = self.estimate(oracle)
+        for mean, part in zip(self.mean, estimate, strict=False):
+            mean.mul_(self.settings.momentum).add_(part)
+        return self.mean or estimate
 
 
-class CentralDifference:
-    """The two-point estimate along q directions on the sphere. Draws each direction once, on the weights' device.
+class ZOSignSGD(ZerothOrderOptimizer):
+    """The sign of the estimate, coordinate by coordinate (ZO-signSGD, Liu et al. 2019).
 
-    Attributes:
-        drowned: differences so far that rounding may have made.
+    With one sample on a dense direction it is the sign of the slope times the signs of u.
     """
 
-    def __init__(self, settings: ZerothOrder, parameters: Sequence[Tensor], seed: int) -> None:
-        self.settings = settings
-        device = parameters[0].device
-        self.generator = torch.Generator(device=device).manual_seed(seed)
-        size = sum(p.numel() for p in parameters)
-        self._noise = torch.empty(size, device=device)  # fp32 for weights of any dtype
-        self._sum = torch.empty(size, device=device)
-        self._noise_parts = _split(self._noise, parameters)
-        self._sum_parts = _split(self._sum, parameters)
-        self.drowned = 0
+    source = "openreview BJe-DsC5Fm"
 
-    def __call__(self, oracle: Oracle, part: Part = Part.TOTAL) -> list[Tensor]:
-        """The estimate, in fp32, shaped like the parameters; overwritten by the next call."""
-        q, r = self.settings.samples, self.settings.radius
-        self._sum.zero_()
-        for _ in range(q):
-            self._noise.normal_(generator=self.generator)
-            # The noise becomes a direction on the sphere by a factor alone, which spares a pass over the weights.
-            to_sphere = math.sqrt(self._noise.numel()) / float(torch.linalg.vector_norm(self._noise))
-            reach = r * to_sphere
-            forth, back = Displacement.along(self._noise_parts, reach), Displacement.along(self._noise_parts, -reach)
-            ahead, behind = oracle.values(part, [forth, back]).tolist()
-            self._guard(ahead, behind)
-            self._sum.add_(self._noise, alpha=(ahead - behind) / (2 * r * q) * to_sphere)
-        return self._sum_parts
+    class Settings(OptimizerSettings):
+        name: Literal["zo_sign_sgd"] = "zo_sign_sgd"
+        zo: ZerothOrder = ZerothOrder()
 
-    def _guard(self, ahead: float, behind: float) -> None:
-        ulp = max(abs(ahead), abs(behind)) * torch.finfo(torch.float32).eps
-        if abs(ahead - behind) >= ULPS * ulp:
-            return
-        if not self.drowned:
-            warnings.warn(
-                f"a zeroth-order difference drowned in rounding: |{ahead:.9g} - {behind:.9g}| is under {ULPS} ulp. "
-                f"Raise optimizer.zo.radius (now {self.settings.radius:g})",
-                stacklevel=2,
-            )
-        self.drowned += 1
+    @torch.no_grad()
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        estimate = self.estimate(oracle)
+        return Lazily(len(estimate), lambda i: estimate[i].sign())
 
 
-class RAdaZO(Optimizer):
+class ZOSlopeSign(ZerothOrderOptimizer):
+    """Steps of one length along the directions: 1/q sum_i sign(slope_i) u_i.
+
+    Published code calls this ZO-signSGD; the sign is that of one number per direction, not of each coordinate.
+    """
+
+    source = "arXiv 2402.11592 (its code)"
+
+    class Settings(OptimizerSettings):
+        name: Literal["zo_slope_sign"] = "zo_slope_sign"
+        zo: ZerothOrder = ZerothOrder()
+
+    class _Signs(Differences):
+        def slopes(self, *asked) -> list[float]:
+            return [float(slope > 0) - float(slope < 0) for slope in super().slopes(*asked)]
+
+    estimator = _Signs
+
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        return self.estimate(oracle)
+
+
+class ZOAdam(ZerothOrderOptimizer):
+    """Adam on the estimate (ZO-Adam, arXiv 2402.11592), with Adam's bias correction.
+
+    m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  x <- x - lr mhat / (sqrt(vhat) + eps)
+    """
+
+    source = "arXiv 2402.11592"
+    state = (*ZerothOrderOptimizer.state, "mean", "square")
+
+    class Settings(OptimizerSettings):
+        name: Literal["zo_adam"] = "zo_adam"
+        betas: tuple[float, float] = (0.9, 0.999)
+        eps: float = Field(1e-8, gt=0)
+        zo: ZerothOrder = ZerothOrder()
+
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
+        super().__init__(settings, parameters, plan)
+        self.mean, self.square = self.zeros(), self.zeros()
+
+    @torch.no_grad()
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        (b1, b2), eps = self.settings.betas, self.settings.eps
+        for mean, square, part in zip(self.mean, self.square, self.estimate(oracle), strict=True):
+            mean.lerp_(part, 1 - b1)
+            square.mul_(b2).addcmul_(part, part, value=1 - b2)
+        steps = self.estimate.drawn // self.settings.zo.samples  # its own: a hybrid takes others in between
+        of_mean, of_square = 1 - b1**steps, 1 - b2**steps
+
+        def step(i: int) -> Tensor:
+            return (self.mean[i] / of_mean).div_((self.square[i] / of_square).sqrt_().add_(eps))
+
+        return Lazily(len(self.mean), step)
+
+
+class RAdaZO(ZerothOrderOptimizer):
     """R-AdaZO (Shu et al. 2025, arXiv 2502.01014): Adam whose second moment comes from the *smoothed* estimate.
 
         m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) m^2;  x <- x - lr m / sqrt(v + eps)
@@ -92,8 +145,8 @@ class RAdaZO(Optimizer):
     As published there is no bias correction, so a run begins with steps of up to sqrt(1 / (1 - b2)) lr: warm up.
     """
 
-    grade = Grade.ZEROTH
     source = "arXiv 2502.01014"
+    state = (*ZerothOrderOptimizer.state, "mean", "square")
 
     class Settings(OptimizerSettings):
         """betas: decay of the first moment, and of the second moment's average of squared first moments."""
@@ -105,23 +158,52 @@ class RAdaZO(Optimizer):
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
         super().__init__(settings, parameters, plan)
-        self.estimate = CentralDifference(settings.zo, parameters, plan.seed)
-        self.mean = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-        self.square = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        self.mean, self.square = self.zeros(), self.zeros()
 
     @torch.no_grad()
-    def move(self, oracle: Oracle) -> None:
-        s = self.settings
-        torch._foreach_lerp_(self.mean, self.estimate(oracle), 1 - s.betas[0])
-        torch._foreach_mul_(self.square, s.betas[1])
-        torch._foreach_addcmul_(self.square, self.mean, self.mean, value=1 - s.betas[1])
-        scale = torch._foreach_add(self.square, s.eps)
-        torch._foreach_sqrt_(scale)
-        step = torch._foreach_div(self.mean, scale)
-        for weight, part in zip(self.parameters, step, strict=True):
-            weight.add_(part, alpha=-self.lr)
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        b1, b2 = self.settings.betas
+        for mean, square, part in zip(self.mean, self.square, self.estimate(oracle), strict=True):
+            mean.lerp_(part, 1 - b1)
+            square.mul_(b2).addcmul_(mean, mean, value=1 - b2)
+        return Lazily(len(self.mean), lambda i: self.mean[i] / (self.square[i] + self.settings.eps).sqrt_())
 
 
-def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a flat tensor, one shaped like each of these."""
-    return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in like]), like, strict=True)]
+class ZOConservative(ZerothOrderOptimizer):
+    """The best of three: a step down the estimate, a step up it, or none (ZO-Conservative, arXiv 2402.11592).
+
+    All three are compared on the step's batch, so the loss on it never rises.
+    """
+
+    source = "arXiv 2402.11592"
+    asks = "2q + 3 value"
+
+    class Settings(OptimizerSettings):
+        name: Literal["zo_conservative"] = "zo_conservative"
+        zo: ZerothOrder = ZerothOrder()
+
+    @torch.no_grad()
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        estimate = self.estimate(oracle)
+        down, up = Displacement.along(estimate, -self.lr), Displacement.along(estimate, self.lr)
+        here, below, above = oracle.values(Part.TOTAL, [None, down, up]).tolist()
+        sign = 0.0 if here <= min(below, above) else 1.0 if below <= above else -1.0
+        return Lazily(len(estimate), lambda i: estimate[i] * sign)
+
+
+class ForwardGradient(ZerothOrderOptimizer):
+    """Descent along 1/q sum_i (gradient . u_i) u_i, the slopes by forward-mode differentiation (arXiv 2202.08587).
+
+    Unbiased for the gradient itself: there is no radius, hence no smoothing and no rounding of differences.
+    """
+
+    source = "arXiv 2202.08587"
+    asks = "q directional"
+    estimator = ForwardMode
+
+    class Settings(OptimizerSettings):
+        name: Literal["forward_gradient"] = "forward_gradient"
+        zo: RandomDirections = RandomDirections()
+
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        return self.estimate(oracle)
