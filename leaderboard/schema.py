@@ -68,6 +68,9 @@ TRIALS = _table(
     _column("objective", _STRING, _R, "what forgetting means"),
     _column("smoothing", _STRING, _R, "which neighbourhood is asked"),
     _column("optimizer", _STRING, _R, "name of the optimizer"),
+    _column(
+        "adapter", _STRING, _R, "what the steps moved: full (the weights themselves), or an adapter merged into them"
+    ),
     _column("grade", _STRING, _R, "second, first, compressed, zeroth or hybrid"),
     _column("zo_samples", _INT, _R, "random directions per zeroth-order step; null without such steps"),
     _column("zo_ratio", _FLOAT, _R, "share of zeroth-order steps: 0 and 1 for pure optimizers"),
@@ -85,6 +88,11 @@ TRIALS = _table(
     _column("tokens", _INT, _R, "tokens that passed through the model forwards while unlearning"),
     _column("change_norm", _FLOAT, _R, "L2 norm of the weights' change"),
     _column("changed_share", _FLOAT, _R, "share of the weights that changed, in the model's dtype"),
+    _column("changed_share_bf16", _FLOAT, _R, "share of the weights that differ once rounded to bfloat16"),
+    _column("flipped_share_4bit", _FLOAT, _R, "share of the linear layers' weights whose 4-bit code changed (rtn)"),
+    _column("flipped_share_8bit", _FLOAT, _R, "share of the linear layers' weights whose 8-bit code changed (rtn)"),
+    _column("drift", _FLOAT, _R, "share of the weights left changed by a probe of the neighbourhood; 0 when restored"),
+    _column("drowned", _INT, _R, "zeroth-order differences small enough to be rounding; null where none are taken"),
     _column("dtype", _STRING, _R, "dtype of the weights"),
     _column("device", _STRING, _R, "kind of device: cpu, or the GPU's name"),
     _column("torch", _STRING, _R, "torch version"),

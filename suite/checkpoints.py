@@ -158,29 +158,3 @@ def weights_digest(model: torch.nn.Module) -> str:
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
         digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What an update did to the weights.
-
-    Attributes:
-        norm: L2 norm of the change, over all trainable weights.
-        share: share of the trainable weights that differ, in their own dtype.
-    """
-
-    norm: float
-    share: float
-
-
-def change(before: Mapping[str, Tensor], model: torch.nn.Module) -> Change:
-    """How far a model's parameters are from `before` (tensors by parameter name)."""
-    square, differ, total = 0.0, 0, 0
-    for name, parameter in model.named_parameters():
-        if name not in before:
-            continue
-        origin, now = before[name].to(parameter.device), parameter.detach()
-        square += float((now.double() - origin.double()).square().sum())
-        differ += int((now != origin).sum())
-        total += now.numel()
-    return Change(square**0.5, differ / total if total else 0.0)

@@ -20,15 +20,30 @@ from suite.checkpoints import EditedCheckpoint
 def round_to_nearest(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
     """The nearest point of a symmetric grid, per output channel or per group of inputs, in the weight's dtype.
 
+    Args:
+        weight: (outputs, inputs), any float dtype; computed in fp32.
+        group: as for `grid_codes`.
+    """
+    rows, columns = weight.shape
+    codes, scale = grid_codes(weight, bits, group)
+    return codes.mul_(scale).reshape(rows, -1)[:, :columns].to(weight.dtype)
+
+
+def grid_codes(weight: Tensor, bits: int, group: int | None = None) -> tuple[Tensor, Tensor]:
+    """Code of each weight and scale of each block: the weight is rounded to code * scale.
+
     The grid is s * {-(2^(bits-1) - 1), ..., 2^(bits-1) - 1} with s = max|w| / (2^(bits-1) - 1); ties go to even.
 
     Args:
         weight: (outputs, inputs), any float dtype; computed in fp32.
         group: inputs that share a scale; None for a whole row, 0 for the whole tensor. The last group of a row may be
-            shorter.
+            shorter, and is then filled up with zeros.
+
+    Returns:
+        Codes, whole numbers in fp32, (blocks, weights of a block); scales, (blocks, 1).
     """
     levels = 2 ** (bits - 1) - 1
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     if group == 0:
         blocks = weight.float().reshape(1, -1)
     elif group is None or group >= columns:
@@ -37,8 +52,7 @@ def round_to_nearest(weight: Tensor, bits: int, group: int | None = None) -> Ten
         padded = torch.nn.functional.pad(weight.float(), (0, -columns % group))
         blocks = padded.reshape(-1, group)
     scale = blocks.abs().amax(1, keepdim=True) / levels
-    grid = torch.where(scale > 0, blocks / scale, 0.0).round_().mul_(scale)
-    return grid.reshape(rows, -1)[:, :columns].to(weight.dtype)
+    return torch.where(scale > 0, blocks / scale, 0.0).round_(), scale
 
 
 class RoundToNearest(Attack):

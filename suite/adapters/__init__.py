@@ -1,0 +1,19 @@
+"""What the steps move: the weights themselves, or a small adapter that is merged into them when they are published."""
+
+from __future__ import annotations
+
+from suite.adapters.base import Adapter, AdapterSettings, Full
+from suite.adapters.bounded import Bounded
+from suite.adapters.lora import LoRA
+from suite.registry import Registry
+
+__all__ = ["ADAPTERS", "Adapter", "AdapterSettings"]
+
+ADAPTERS: Registry[type[Adapter]] = Registry(
+    "adapter",
+    [
+        Full,
+        LoRA,
+        Bounded,
+    ],
+)

@@ -1,0 +1,47 @@
+"""LoRA, by peft."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from suite.adapters.low_rank import LowRankAdapter, LowRankSettings
+
+
+class LoRA(LowRankAdapter):
+    """Low-rank changes of the linear layers: W + alpha / rank * B A (arXiv 2106.09685).
+
+    A starts random (Kaiming-uniform, peft's), B at zero, so the first step starts from the model itself. No dropout:
+    within a step the loss is a fixed function. Rank and alpha are those of MeZO's experiments (arXiv 2305.17333).
+    """
+
+    source = "arXiv 2106.09685"
+
+    class Settings(LowRankSettings):
+        """alpha: the change is alpha / rank times B A, so that a step size serves several ranks."""
+
+        name: Literal["lora"] = "lora"
+        alpha: float = Field(16.0, gt=0)
+
+    def _put_in(self, seed: int) -> Mapping[str, tuple[nn.Parameter, nn.Parameter]]:
+        from peft import LoraConfig, inject_adapter_in_model  # seconds to import
+
+        config = LoraConfig(
+            r=self.settings.rank,
+            lora_alpha=self.settings.alpha,
+            lora_dropout=0.0,
+            target_modules="|".join(map(re.escape, self._ordinary)),  # a list would match ends of names
+        )
+        with torch.random.fork_rng(devices=[]):  # peft draws from torch's own generator
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, self.model)
+        layers = {name: self.model.get_submodule(name) for name in self._ordinary}
+        return {name: (at.lora_A["default"].weight, at.lora_B["default"].weight) for name, at in layers.items()}
+
+    def delta(self, a: Tensor, b: Tensor) -> Tensor:
+        return (b @ a) * (self.settings.alpha / self.settings.rank)

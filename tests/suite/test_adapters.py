@@ -1,0 +1,375 @@
+"""Adapters against peft's own merge, torch.func on an ordinary model, and numpy."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from small import SMALL
+from test_oracle import batch, direction, llama, same_bits
+
+from suite import adapters
+from suite.adapters import ADAPTERS
+from suite.adapters.bounded import bounded_change
+from suite.anchors import anchors
+from suite.checkpoints import SavedCheckpoint, weights_digest
+from suite.directions import Lazily, LowRank
+from suite.loss_oracle import LossOracle
+from suite.objectives import OBJECTIVES, Reference
+from suite.oracle import Displacement, Part
+from suite.settings import SpecError
+from suite.spec import RuntimeSpec, merged, trial
+from suite.store import Store
+from suite.unlearning import unlearn
+from tasks import TASKS
+
+LOW_RANK = ["lora", "bounded"]
+MLP = [f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in (0, 1) for part in ("gate", "up", "down")]
+
+
+def adapted(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
+    """An adapter in a model, with A and B away from their start."""
+    kind = ADAPTERS[name]
+    adapter = kind(kind.Settings(**{"rank": 3, "targets": ("*mlp*",), **changes}), llama(dtype=dtype), seed)
+    draw = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in adapter.parameters:
+            p.add_(0.1 * torch.randn(p.shape, generator=draw))
+    return adapter
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=batch().forget.ids).logits
+
+
+def ask(adapter) -> LossOracle:
+    kind = OBJECTIVES["npo"]
+    asked = LossOracle(adapter.model, kind(kind.Settings(), Reference(llama(1).requires_grad_(False))))
+    asked.batch = batch()
+    return asked
+
+
+def delta(name: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The formulas, with the settings' defaults at rank 3."""
+    return (16 / 3) * (b @ a) if name == "lora" else 0.02 * torch.sin(100 * (b @ a))
+
+
+def factors(adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """A and B in the order of the modules: they are the only parameters that can be trained."""
+    own = [p.detach() for p in adapter.model.parameters() if p.requires_grad]
+    return {name: (own[2 * i], own[2 * i + 1]) for i, name in enumerate(adapter.before)}
+
+
+def test_full_is_the_default_and_leaves_ids_alone():
+    assert "adapter" not in trial(SMALL).canonical
+    assert trial({**SMALL, "adapter": "full"}).id == trial(SMALL).id
+    assert trial({**SMALL, "adapter": {"name": "lora"}}).id != trial(SMALL).id
+    assert trial({**SMALL, "adapter": "lora"}).id == trial({**SMALL, "adapter": {"name": "lora", "rank": 8}}).id
+
+
+def test_patterns_of_trainable_weights_and_an_adapter_are_refused():
+    with pytest.raises(SpecError, match=r"trainable: with adapter.name=lora .* adapter.targets"):
+        trial({**SMALL, "adapter": "lora", "trainable": "*mlp*"})
+
+
+def test_adapters_are_listed():
+    from suite.cli.ls import Axis, _rows
+
+    listed = {row["name"]: row["summary"] for row in _rows(Axis.ADAPTERS)}
+    assert listed.keys() == {"full", *LOW_RANK}
+    assert listed["full"] == "The weights themselves."
+
+
+def test_a_bare_pattern_is_a_list_of_one():
+    one = trial({**SMALL, "adapter": {"name": "lora", "targets": "*mlp*"}})
+    assert one.id == trial({**SMALL, "adapter": {"name": "lora", "targets": ["*mlp*"]}}).id
+
+
+def test_peft_is_imported_only_where_it_is_used(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)  # an import of it fails
+    for file in Path(adapters.__file__).parent.glob("*.py"):
+        runpy.run_path(str(file))
+    with pytest.raises(ImportError):
+        ADAPTERS["lora"](ADAPTERS["lora"].Settings(), llama(), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_a_fresh_adapter_changes_nothing(name, dtype):
+    kind, model = ADAPTERS[name], llama(dtype=dtype)
+    before = logits(model)
+    adapter = kind(kind.Settings(), model, 0)
+    assert torch.equal(logits(adapter.model), before)
+    assert any(bool(p.any()) for p in adapter.parameters), "A and B at zero would never move"
+    assert all(torch.equal(w.to(dtype), adapter.before[n]) for n, w in adapter.merged().items())
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_only_the_adapter_is_trained_in_fp32(name):
+    adapter = adapted(name, torch.bfloat16)
+    trained = {n for n, p in adapter.model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * len(MLP)
+    assert not trained & {n for n, _ in llama().named_parameters()}
+    assert {p.dtype for p in ask(adapter).parameters} == {torch.float32}
+    assert not any(m.training for m in adapter.model.modules())
+
+
+def test_lora_publishes_what_peft_would_merge():
+    from peft import LoraConfig, get_peft_model
+
+    adapter = adapted("lora", targets=("*",))
+    peft_model = get_peft_model(llama(), LoraConfig(r=3, lora_alpha=16.0, target_modules="all-linear"))
+    theirs = {n: p for n, p in peft_model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for p, ours in zip(theirs.values(), adapter.parameters, strict=True):
+            p.copy_(ours)
+    whole = peft_model.merge_and_unload().state_dict()
+    with adapter.published(adapter.merged()) as model:
+        assert model.state_dict().keys() == whole.keys()
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(tensor, whole[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_gradients_are_those_of_the_formula_in_an_ordinary_model(name):
+    """torch.func over a plain model whose weights are W + delta(A, B)."""
+    adapter = adapted(name)
+    plain = llama()
+    kind = OBJECTIVES["npo"]
+    objective = kind(kind.Settings(), Reference(llama(1).requires_grad_(False)))
+    base = {n: p.detach() for n, p in plain.named_parameters()}
+
+    def loss(pairs):
+        changed = {n: base[n] + delta(name, a, b) for n, (a, b) in pairs.items()}
+
+        def call(*args, **kwargs):
+            return torch.func.functional_call(plain, {**base, **changed}, args, kwargs)
+
+        return objective.forget(call, batch()) + objective.retain(call, batch())
+
+    expected = torch.func.grad(loss)(factors(adapter))
+    got = ask(adapter).gradient()
+    for g, e in zip(got, [t for pair in expected.values() for t in pair], strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_every_kind_of_direction_is_understood(name):
+    """Dense, made on demand and low-rank directions through the adapter give one loss each, and weights come back."""
+    asked = ask(adapted(name))
+    before = [p.detach().clone() for p in asked.parameters]
+    way = LowRank(asked.parameters, 2, (1, 2))
+    dense = [way[i] for i in range(len(way))]
+    lazy = Lazily(len(way), way.__getitem__)
+    expected = asked.values(Part.TOTAL, [Displacement.along(dense, s) for s in (0.01, -0.01)]).tolist()
+    for kind in (way, lazy):
+        got = asked.values(Part.TOTAL, [Displacement.along(kind, s) for s in (0.01, -0.01)]).tolist()
+        assert got == pytest.approx(expected, rel=1e-5)
+    assert same_bits(before, [p.detach() for p in asked.parameters])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(np.float32, (2, 3), elements=st.floats(-1e6, 1e6, width=32)),
+    arrays(np.float32, (4, 2), elements=st.floats(-1e6, 1e6, width=32)),
+    st.floats(1e-4, 10.0),
+    st.floats(0.1, 1e3),
+)
+def test_a_bounded_change_is_within_its_bound_for_any_factors(a, b, bound, frequency):
+    change = bounded_change(torch.from_numpy(a), torch.from_numpy(b), bound, frequency)
+    assert change.shape == (4, 3)
+    assert float(change.abs().max()) <= np.float32(bound)
+
+
+def test_a_bounded_change_is_the_sine_of_the_product():
+    draw = np.random.default_rng(0)
+    a, b = (0.05 * draw.standard_normal(shape).astype(np.float32) for shape in ((2, 5), (4, 2)))
+    expected = 0.3 * np.sin(7.0 * (b.astype(np.float64) @ a))
+    np.testing.assert_allclose(bounded_change(torch.from_numpy(a), torch.from_numpy(b), 0.3, 7.0), expected, rtol=1e-4)
+
+
+def test_ascent_on_a_bounded_adapter_cannot_move_a_weight_beyond_the_bound():
+    adapter = adapted("bounded", bound=0.05)
+    asked = ask(adapter)
+    for _ in range(5):
+        gradient = asked.gradient(Part.FORGET)
+        with torch.no_grad():
+            for p, g in zip(asked.parameters, gradient, strict=True):
+                p.sub_(g, alpha=10.0)
+    moved = [float((w - adapter.before[n]).abs().max()) for n, w in adapter.merged().items()]
+    assert 0.04 < max(moved) <= 0.05 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_merged_weights_are_summed_in_fp32_and_rounded_once(name, dtype):
+    adapter = adapted(name, dtype)
+    with adapter.published(adapter.merged()) as model:
+        found = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert {t.dtype for t in found.values()} == {dtype}
+    for n, before in adapter.before.items():
+        expected = (before.float() + delta(name, *factors(adapter)[n])).to(dtype)
+        assert float((found[n] != expected).float().mean()) < 0.01  # products summed in another order
+        torch.testing.assert_close(found[n], expected)
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_a_published_model_is_an_ordinary_one_and_the_training_model_is_untouched(name):
+    adapter = adapted(name)
+    ordinary = {n: p.detach() for n, p in llama().named_parameters()}
+    training, names = adapter.model, [n for n, _ in adapter.model.named_parameters()]
+    before, said = [p.detach().clone() for p in training.parameters()], logits(training)
+    with adapter.published(adapter.merged()) as model:
+        published = {n: p.detach().clone() for n, p in model.named_parameters()}
+        torch.testing.assert_close(logits(model), said, rtol=1e-4, atol=1e-4)
+        alone = llama()
+        alone.load_state_dict(model.state_dict())
+        assert torch.equal(logits(alone), logits(model))
+        assert weights_digest(alone) == weights_digest(model)
+    assert list(published) == list(ordinary)
+    assert [n for n in ordinary if not torch.equal(published[n], ordinary[n])] == MLP
+    assert [n for n, _ in adapter.model.named_parameters()] == names
+    assert same_bits(before, [p.detach() for p in training.parameters()])
+    assert torch.equal(logits(training), said)
+
+
+@pytest.mark.parametrize("name", ["full", *LOW_RANK])
+def test_the_training_model_comes_back_after_an_error_while_publishing(name):
+    kind = ADAPTERS[name]
+    adapter = kind(kind.Settings(), llama(), 0)
+    before, storage = [p.detach().clone() for p in adapter.parameters], [p.data_ptr() for p in adapter.parameters]
+    with pytest.raises(OSError), adapter.published({n: w + 1 for n, w in adapter.merged().items()}):
+        raise OSError("disk full")
+    assert same_bits(before, [p.detach() for p in adapter.parameters])
+    assert [p.data_ptr() for p in adapter.parameters] == storage
+
+
+@pytest.mark.parametrize("name", ["full", *LOW_RANK])
+def test_other_values_of_the_parameters_can_be_published(name):
+    """As an average of iterates is: the model then answers as if it stood there."""
+    kind = ADAPTERS[name]
+    adapter, there = (kind(kind.Settings(), llama(), 0) for _ in range(2))
+    values = [p.detach() + 0.05 * w for p, w in zip(adapter.parameters, direction(ask(adapter)), strict=True)]
+    with torch.no_grad():
+        for p, value in zip(there.parameters, values, strict=True):
+            p.copy_(value)
+    with adapter.published(adapter.merged(values)) as model:
+        torch.testing.assert_close(logits(model), logits(there.model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_the_start_follows_from_the_seed_alone(name):
+    kind, models = ADAPTERS[name], [llama() for _ in range(3)]
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    starts = [kind(kind.Settings(), m, s).parameters for m, s in zip(models, (3, 3, 4), strict=True)]
+    assert torch.equal(torch.rand(3), expected), "the caller's random numbers are left alone"
+    one, same, other = ([p.detach() for p in start] for start in starts)
+    assert same_bits(one, same)
+    assert not same_bits(one, other)
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_targets_choose_layers_and_never_the_output_layer(name):
+    kind = ADAPTERS[name]
+    untied = llama()
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.detach().clone())
+    everything = kind(kind.Settings(targets=("*",)), untied, 0)
+    assert len(everything.before) == 14
+    assert "lm_head.weight" not in everything.before
+    some = kind(kind.Settings(targets=("*layers.1*q_proj", "*layers.0*v_proj")), llama(), 0)
+    assert set(some.before) == {"model.layers.1.self_attn.q_proj.weight", "model.layers.0.self_attn.v_proj.weight"}
+    with pytest.raises(SpecError, match=r"adapter.targets: .*nonsense.* matches no linear layer \(there are model"):
+        kind(kind.Settings(targets=("*nonsense*",)), llama(), 0)
+
+
+@pytest.fixture(scope="module")
+def run(warm_store, tmp_path_factory):
+    """Unlearn a small trial with some changes; its meta, its final weights, and its folder."""
+    import shutil
+
+    root = tmp_path_factory.mktemp("adapters") / "store"
+    shutil.copytree(warm_store, root)
+    stages = Store(root).stages
+    task, known = TASKS["pocket"].build(), {}
+
+    def go(**changes):
+        spec = trial(merged(SMALL, changes))
+        if spec.id not in known:
+            both = anchors(spec, task, stages, RuntimeSpec())
+            (done,) = unlearn(spec, task, both, stages, RuntimeSpec())
+            known[spec.id] = done.meta, both.checkpoint("target").state(), done.folder
+        return known[spec.id]
+
+    return go
+
+
+def final(folder) -> dict[str, torch.Tensor]:
+    return SavedCheckpoint(folder / "final").state()
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_an_unlearned_adapter_is_saved_as_ordinary_weights(run, name):
+    meta, target, folder = run(adapter={"name": name, "targets": "*mlp*"}, checkpoints={"every": 2})
+    saved = final(folder)
+    assert saved.keys() == target.keys()
+    changed = {n for n in saved if not torch.equal(saved[n], target[n])}
+    assert changed
+    assert all("mlp" in n for n in changed)
+    assert meta["weights"] == weights_digest(SavedCheckpoint(folder / "final").model())
+    assert meta["kept"] == [2]
+    norm = sum(float((saved[n].double() - target[n].double()).square().sum()) for n in saved) ** 0.5
+    assert meta["change_norm"] == pytest.approx(norm, rel=1e-12)
+    of_mlp = sum(t.numel() for n, t in saved.items() if "mlp" in n)
+    assert meta["changed_share"] == sum(int((saved[n] != target[n]).sum()) for n in changed) / of_mlp
+    assert (meta["status"], meta["drift"], meta["grade"]) == ("ok", 0.0, "first")
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_zeroth_order_steps_move_an_adapter_too(run, name):
+    meta, _, _ = run(adapter=name, optimizer={"name": "zo_sgd", "lr": 1e-2}, steps=2)
+    assert (meta["grade"], meta["drift"]) == ("zeroth", 0.0)
+    assert meta["change_norm"] > 0
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_keeping_checkpoints_of_an_average_does_not_disturb_the_run(run, adapter):
+    average = {"adapter": adapter, "smoothing": {"name": "wa", "start": 2, "every": 1}}
+    alone, _, one = run(**average)
+    kept, _, other = run(**average, checkpoints={"every": 1})
+    assert kept["weights"] == alone["weights"]
+    assert all(torch.equal(a, b) for a, b in zip(final(one).values(), final(other).values(), strict=True))
+
+
+def test_the_published_average_is_the_mean_of_the_iterates(run):
+    """Against the kept checkpoints of the same steps without averaging."""
+    _, _, averaged = run(smoothing={"name": "wa", "start": 2, "every": 1}, checkpoints={"every": 1})
+    _, _, plain = run(checkpoints={"every": 1})
+    steps = [SavedCheckpoint(plain / part).state() for part in ("step2", "step3", "final")]
+    for name, tensor in final(averaged).items():
+        mean = np.mean([s[name].double().numpy() for s in steps], axis=0)
+        np.testing.assert_allclose(tensor.numpy(), mean, rtol=1e-6, atol=1e-8)
+    for n, t in SavedCheckpoint(averaged / "step3").state().items():
+        two = (steps[0][n].double() + steps[1][n].double()) / 2
+        np.testing.assert_allclose(t.numpy(), two.numpy(), rtol=1e-6, atol=1e-8)
+    assert all(torch.equal(t, steps[0][n]) for n, t in SavedCheckpoint(averaged / "step2").state().items())
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_an_edit_is_made_on_the_merged_weights(run, adapter):
+    """A task vector subtracted twice goes twice as far, from the same steps."""
+    settings_ = {"adapter": adapter, "optimizer": {"name": "sgd", "lr": 1e-2}}
+    once, target, one = run(**settings_, objective={"name": "task_vector"})
+    twice, _, two = run(**settings_, objective={"name": "task_vector", "scale": 2.0})
+    assert 0 < once["change_norm"] == pytest.approx(twice["change_norm"] / 2, rel=1e-3)
+    for name, tensor in final(two).items():
+        torch.testing.assert_close(tensor - target[name], 2 * (final(one)[name] - target[name]), rtol=0.01, atol=1e-7)
