@@ -8,6 +8,7 @@ from inspect import signature
 import torch
 from torch import Tensor
 
+from suite.settings import SpecError
 from suite.text import Tokens
 
 
@@ -18,7 +19,7 @@ def answer_logits(model: torch.nn.Module, tokens: Tokens) -> Tensor:
     of the work.
     """
     length = tokens.ids.shape[1]
-    if _keeps_logits(type(model)):
+    if _keeps_logits(type(getattr(model, "replicated", model))):
         logits = model(input_ids=tokens.ids, use_cache=False, logits_to_keep=length - tokens.start + 1).logits
     else:
         logits = model(input_ids=tokens.ids, use_cache=False).logits[:, tokens.start - 1 :]
@@ -50,6 +51,59 @@ def mean_nll(model: torch.nn.Module, tokens: Tokens) -> Tensor:
     return -sequence_logprobs(model, tokens).sum() / tokens.answer.sum()
 
 
+def answer_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of (sequences, positions) values where the mask is true, over the whole batch: float64, 0-dimensional."""
+    return values.double().masked_fill(~mask, 0.0).sum() / mask.sum()
+
+
+def hidden_states(model: torch.nn.Module, tokens: Tokens, layer: int) -> Tensor:
+    """Output of block `layer`, counted from 0, at every position: (sequences, length, hidden units), fp32.
+
+    The embeddings are no block, and no norm follows the last one. The blocks above are not run. Something that is no
+    module is run to the end and asked for `output_hidden_states`; transformers gives the last block's normed there.
+
+    Raises:
+        SpecError: the model has no such block.
+    """
+    blocks = _blocks(model)
+    if blocks is None:
+        states = model(input_ids=tokens.ids, use_cache=False, output_hidden_states=True).hidden_states[1:]
+        return states[_within(layer, len(states))].float()
+    hook = blocks[_within(layer, len(blocks))].register_forward_hook(_reached)
+    try:
+        model(input_ids=tokens.ids, use_cache=False)
+    except _Reached as reached:
+        return reached.states.float()
+    finally:
+        hook.remove()
+    raise RuntimeError(f"{type(model).__name__} does not run its block {layer}")
+
+
+class _Reached(Exception):
+    """No error: the states are there, and the rest of the model need not run."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+
+def _reached(block: torch.nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    raise _Reached(output[0] if isinstance(output, tuple) else output)
+
+
+def _blocks(model: torch.nn.Module) -> torch.nn.ModuleList | None:
+    """The blocks of a model of transformers: the outermost list that is as long as its config says."""
+    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    if count is None or not isinstance(model, torch.nn.Module):
+        return None
+    return next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count), None)
+
+
+def _within(layer: int, blocks: int) -> int:
+    if layer >= blocks:
+        raise SpecError(f"objective.layer: {layer}: the model has {blocks} blocks. Use 0 to {blocks - 1}")
+    return layer
+
+
 @cache
-def _keeps_logits(model: type[torch.nn.Module]) -> bool:
-    return "logits_to_keep" in signature(model.forward).parameters
+def _keeps_logits(model: type) -> bool:
+    return "logits_to_keep" in signature(getattr(model, "forward", model.__call__)).parameters

@@ -134,20 +134,31 @@ class Tokens:
         """Positions that a forward pass computes, padding included."""
         return self.ids.numel()
 
+    @property
+    def text(self) -> Tensor:
+        """(sequences, length) bool, true everywhere but at padding: a text ends with its answer."""
+        return self.answer.flip(-1).cumsum(-1).flip(-1) > 0
+
 
 @dataclass(frozen=True)
 class Batch:
-    """What one unlearning step sees.
+    """What one unlearning step sees. A field is None where the objective does not ask for it.
 
     Attributes:
         forget_reference: (sequences,) log-probability of each forget answer under the model before unlearning, in
-            nats, summed over its tokens; None where the objective needs none.
+            nats, summed over its tokens.
+        forget_refusals: the forget questions with a refusal each for an answer.
+        forget_refusals_reference: (sequences,) the refusals' log-probabilities, as `forget_reference`.
+        retain_refusals: the retain questions with a refusal each for an answer.
     """
 
     forget: Tokens
     retain: Tokens
     forget_reference: Tensor | None = None
+    forget_refusals: Tokens | None = None
+    forget_refusals_reference: Tensor | None = None
+    retain_refusals: Tokens | None = None
 
     def tokens(self, part: Part) -> int:
-        """Positions that one evaluation of the forget or the retain loss passes through the model."""
+        """Positions of the forget or of the retain texts, padding included."""
         return (self.forget if part is Part.FORGET else self.retain).size

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from suite.objectives.ascent import GradientAscent, GradientDifference
-from suite.objectives.base import Objective, ObjectiveSettings, Reference
-from suite.objectives.preference import NPO, SimNPO
+from suite.objectives.base import Objective, ObjectiveSettings
+from suite.objectives.distillation import CEU, Undial
+from suite.objectives.max_entropy import MaximumEntropy
+from suite.objectives.misdirection import RMU
+from suite.objectives.preference import DPO, NPO, SimNPO
+from suite.objectives.primal_dual import PDU
+from suite.objectives.reference import Reference
+from suite.objectives.task_vector import TaskVector
+from suite.objectives.weighted import WGA, SatImp
 from suite.registry import Registry
 
 __all__ = ["OBJECTIVES", "Objective", "ObjectiveSettings", "Reference"]
@@ -16,5 +23,14 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
         GradientDifference,
         NPO,
         SimNPO,
+        DPO,
+        MaximumEntropy,
+        WGA,
+        SatImp,
+        Undial,
+        CEU,
+        PDU,
+        RMU,
+        TaskVector,
     ],
 )

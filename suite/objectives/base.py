@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from suite import settings
-from suite.likelihood import answer_labels, answer_logits, mean_nll, token_logprobs
+from suite.likelihood import answer_labels, answer_logits, answer_mean, mean_nll, token_logprobs
+from suite.objectives.reference import Reference
 from suite.oracle import Part
 from suite.state import Stateful
 from suite.text import Batch, Tokens
@@ -29,21 +30,6 @@ class ObjectiveSettings(settings.Settings):
     retain_weight: float = Field(1.0, ge=0)
 
 
-class Reference:
-    """The model before unlearning, asked for its logits once per batch, however often the batch is used."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
-        self._tokens: Tokens | None = None
-        self._logits: Tensor | None = None
-
-    def logits(self, tokens: Tokens) -> Tensor:
-        if self._tokens is not tokens or self._logits is None:
-            with torch.no_grad():
-                self._tokens, self._logits = tokens, answer_logits(self.model, tokens)
-        return self._logits
-
-
 class Objective(Stateful):
     """A forget loss and a retain loss on a batch; the total is their weighted sum.
 
@@ -55,7 +41,9 @@ class Objective(Stateful):
 
     Settings: ClassVar[type[ObjectiveSettings]] = ObjectiveSettings
     uses_forget_reference: ClassVar[bool] = False
-    """Whether `Batch.forget_reference` has to be there."""
+    """Whether `Batch.forget_reference` has to be there, and `forget_refusals_reference` where there are refusals."""
+    uses_forget_refusals: ClassVar[bool] = False
+    """Whether `Batch.forget_refusals` has to be there."""
 
     def __init__(self, settings: ObjectiveSettings, reference: Reference | None = None) -> None:
         if self.needs_reference(settings) and reference is None:
@@ -69,8 +57,28 @@ class Objective(Stateful):
         """Whether the reference model is asked in every step, and so has to stay in memory."""
         return settings.retain == "kl" and settings.retain_weight > 0
 
+    @classmethod
+    def needs_retain_refusals(cls, settings: ObjectiveSettings) -> bool:
+        """Whether `Batch.retain_refusals` has to be there."""
+        return False
+
     def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """What unlearning goes down, without its weight.
+
+        Gradients and differences of values must agree: a zeroth-order optimizer knows the values alone.
+        """
         raise NotImplementedError
+
+    def retain_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """What unlearning holds down, without its weight: the `retain` of the settings."""
+        if self.settings.retain == "nll":
+            return mean_nll(model, batch.retain)
+        assert self.reference is not None
+        return token_kl(self.reference.logits(batch.retain), answer_logits(model, batch.retain), batch.retain)
+
+    def tokens(self, part: Part, batch: Batch) -> int:
+        """Positions that one evaluation of the forget or of the retain loss passes through the model."""
+        return batch.tokens(part)
 
     def relearn(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """What relearning the forget answers goes down: their cross-entropy."""
@@ -88,12 +96,7 @@ class Objective(Stateful):
         return self.settings.forget_weight * self.forget_loss(model, batch)
 
     def retain(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        if self.settings.retain == "nll":
-            loss = mean_nll(model, batch.retain)
-        else:
-            assert self.reference is not None
-            loss = token_kl(self.reference.logits(batch.retain), answer_logits(model, batch.retain), batch.retain)
-        return self.settings.retain_weight * loss
+        return self.settings.retain_weight * self.retain_loss(model, batch)
 
     def resampled(self, model: torch.nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
         """Mean cross-entropy of labels drawn from the model at the answers' positions, and how many labels there are.
@@ -116,5 +119,4 @@ def token_kl(reference: Tensor, logits: Tensor, tokens: Tokens) -> Tensor:
     """KL(reference || model) in nats, averaged over the answers' tokens alone: padding and prompts do not count."""
     _, mask = answer_labels(tokens)
     p, q = reference.log_softmax(-1), logits.log_softmax(-1)
-    divergence = (p.exp() * (p - q)).sum(-1).double()
-    return divergence.masked_fill(~mask, 0.0).sum() / mask.sum()
+    return answer_mean((p.exp() * (p - q)).sum(-1), mask)

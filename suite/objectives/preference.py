@@ -1,4 +1,7 @@
-"""Negative preference optimization and its reference-free form: ascent that stops pulling once an answer is gone."""
+"""Preference optimization: answers are made less likely than before, or than a refusal.
+
+NPO and its reference-free form are ascent that stops pulling once an answer is gone; DPO has something to prefer.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from suite.likelihood import sequence_logprobs
 from suite.objectives.base import Objective, ObjectiveSettings
+from suite.oracle import Part
 from suite.text import Batch
 
 
@@ -31,6 +35,16 @@ def simnpo(logprobs: Tensor, lengths: Tensor, beta: float, margin: float) -> Ten
         margin: in nats per token; the paper's gamma is beta * margin.
     """
     return -(2 / beta) * logsigmoid(-beta * (logprobs / lengths + margin)).mean()
+
+
+def dpo(winner: Tensor, loser: Tensor, beta: float) -> Tensor:
+    """-(2 / beta) mean log sigmoid(beta (winner - loser)), over sequences (DPO, arXiv 2305.18290, Eq. 7; 2 as in NPO).
+
+    Args:
+        winner, loser: (sequences,) log p - log p_ref of the preferred and of the other answer, in nats, summed over
+            their tokens.
+    """
+    return -(2 / beta) * logsigmoid(beta * (winner - loser)).mean()
 
 
 class NPO(Objective):
@@ -62,3 +76,27 @@ class SimNPO(Objective):
     def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         lengths = batch.forget.answer.sum(-1)
         return simnpo(sequence_logprobs(model, batch.forget), lengths, self.settings.beta, self.settings.margin)
+
+
+class DPO(Objective):
+    """Direct preference optimization of a refusal over the answer, IdkDPO (Rafailov et al. 2023, arXiv 2305.18290)."""
+
+    uses_forget_reference = True
+    uses_forget_refusals = True
+
+    class Settings(ObjectiveSettings):
+        """beta: inverse temperature, per nat of a whole answer's log-ratio."""
+
+        name: Literal["dpo"] = "dpo"
+        beta: float = Field(0.1, gt=0)
+
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        assert batch.forget_reference is not None and batch.forget_refusals is not None
+        assert batch.forget_refusals_reference is not None
+        winner = sequence_logprobs(model, batch.forget_refusals) - batch.forget_refusals_reference
+        loser = sequence_logprobs(model, batch.forget) - batch.forget_reference
+        return dpo(winner, loser, self.settings.beta)
+
+    def tokens(self, part: Part, batch: Batch) -> int:
+        refusals = batch.forget_refusals if part is Part.FORGET else None
+        return super().tokens(part, batch) + (refusals.size if refusals else 0)

@@ -1,0 +1,82 @@
+"""Distillation towards a distribution from which the true token has been taken: UNDIAL and CE-U."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.likelihood import answer_labels, answer_logits, answer_mean
+from suite.objectives.base import Objective, ObjectiveSettings
+from suite.text import Batch
+
+
+def undial(reference: Tensor, logits: Tensor, labels: Tensor, mask: Tensor, strength: float) -> Tensor:
+    """Cross-entropy to softmax(z_ref - strength onehot(y)) in nats, averaged over the answers' tokens alone.
+
+    UNDIAL, Dong et al. 2025, arXiv 2402.10052. Prompts and padding teach nothing.
+
+    Args:
+        reference, logits: (sequences, positions, vocabulary) z_ref before unlearning and z now.
+        labels, mask: (sequences, positions) true token y, and whether it is an answer's.
+    """
+    target = reference.scatter_add(-1, labels.unsqueeze(-1), torch.full_like(reference[..., :1], -strength))
+    return answer_mean(-(target.softmax(-1) * logits.log_softmax(-1)).sum(-1), mask)
+
+
+def ce_u(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """mean -log(1 - p_y), whose gradient is that of the published cross-entropy to a detached target.
+
+    CE-U (Yang 2025, arXiv 2503.01224) is cross-entropy to the model's own distribution q without the true token,
+    q = softmax(z with z_y = -inf), taken as fixed. Its gradient p - q is exactly that of unlikelihood, -log(1 - p_y);
+    with this as the loss, differences of values agree with the gradient, which cross-entropy to a moving q does not.
+
+    Args:
+        logits, labels, mask: as `undial`.
+    """
+    z = logits.double()  # 1 - p of a token known by heart is a difference of numbers that are nearly the same
+    others = z.scatter(-1, labels.unsqueeze(-1), -torch.inf)
+    return answer_mean(z.logsumexp(-1) - others.logsumexp(-1), mask)
+
+
+def without_first(mask: Tensor, skip: int) -> Tensor:
+    """The mask without the first `skip` true places of each row; an answer that would vanish keeps its last."""
+    order = mask.cumsum(-1)
+    return mask & (order > order[:, -1:].sub(1).clamp(max=skip))
+
+
+class Undial(Objective):
+    """Self-distillation from the old model with the true token's logit lowered (Dong et al., arXiv 2402.10052)."""
+
+    class Settings(ObjectiveSettings):
+        """strength: by how much the true token's logit is lowered, in logits."""
+
+        name: Literal["undial"] = "undial"
+        strength: float = Field(10.0, gt=0)
+        retain_weight: float = Field(0.0, ge=0)
+
+    @classmethod
+    def needs_reference(cls, settings: ObjectiveSettings) -> bool:
+        return True
+
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        assert self.reference is not None
+        logits = answer_logits(model, batch.forget)
+        return undial(self.reference.logits(batch.forget), logits, *answer_labels(batch.forget), self.settings.strength)
+
+
+class CEU(Objective):
+    """Cross-entropy unlearning: towards the own distribution without the true token (Yang 2025, arXiv 2503.01224)."""
+
+    class Settings(ObjectiveSettings):
+        """skip: first tokens of each answer that are left alone; an answer keeps at least one that is not."""
+
+        name: Literal["ce_u"] = "ce_u"
+        skip: int = Field(1, ge=0)
+        retain_weight: float = Field(0.0, ge=0)
+
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        labels, mask = answer_labels(batch.forget)
+        return ce_u(answer_logits(model, batch.forget), labels, without_first(mask, self.settings.skip))

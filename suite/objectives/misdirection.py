@@ -1,0 +1,69 @@
+"""Representation misdirection: forget texts are steered to one random place inside the model."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.likelihood import answer_mean, hidden_states
+from suite.objectives.base import Objective, ObjectiveSettings
+from suite.text import Batch, Tokens
+
+
+def activation_distance(states: Tensor, target: Tensor, tokens: Tokens) -> Tensor:
+    """Mean squared distance over all tokens, prompts included and padding not, and over hidden units.
+
+    Args:
+        states: (sequences, length, hidden units). target: of the same shape, or (hidden units,).
+    """
+    return answer_mean((states - target).square().mean(-1), tokens.text)
+
+
+@cache
+def control_vector(size: int, seed: int) -> Tensor:
+    """Random unit vector of the positive orthant, uniform numbers of [0, 1) normalised, as published: (size,), fp32."""
+    vector = torch.rand(size, generator=torch.Generator().manual_seed(seed))
+    return vector / vector.norm()
+
+
+class RMU(Objective):
+    """Representation misdirection for unlearning (Li et al. 2024, arXiv 2403.03218, Eq. 1 and 2).
+
+    ||h_f - steering u||^2 + retain_weight ||h_r - h_r before unlearning||^2 after one block, per token and hidden unit.
+    Published runs move the second layer of the MLP of this block and of the two below alone (see `trainable`).
+    """
+
+    class Settings(ObjectiveSettings):
+        """layer: the block after which states are read, from 0. steering: length of the place steered to.
+
+        seed: of the place's direction u. retain: the states unless it is asked for `nll` or `kl`. For zephyr-7b the
+        paper has layer 7, steering 6.5 and retain_weight 1200; both depend on the size of the model's states.
+        """
+
+        name: Literal["rmu"] = "rmu"
+        layer: int = Field(7, ge=0)
+        steering: float = Field(2.0, gt=0)
+        seed: int = Field(0, ge=0)
+        retain: Literal["nll", "kl", "states"] = "states"  # type: ignore[assignment]
+
+    @classmethod
+    def needs_reference(cls, settings: ObjectiveSettings) -> bool:
+        return settings.retain != "nll" and settings.retain_weight > 0
+
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        states = hidden_states(model, batch.forget, self.settings.layer)
+        place = self.settings.steering * control_vector(states.shape[-1], self.settings.seed).to(states.device)
+        return activation_distance(states, place, batch.forget)
+
+    def retain_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        if self.settings.retain != "states":
+            return super().retain_loss(model, batch)
+        assert self.reference is not None
+        states = hidden_states(model, batch.retain, self.settings.layer)
+        return activation_distance(
+            states, self.reference.hidden_states(batch.retain, self.settings.layer), batch.retain
+        )

@@ -1,0 +1,68 @@
+"""Primal-dual unlearning: forget as much as the retain loss's bound allows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.likelihood import answer_labels, answer_logits, answer_mean
+from suite.objectives.base import Objective, ObjectiveSettings
+from suite.objectives.reference import Reference
+from suite.text import Batch
+
+
+def logit_margin(logits: Tensor, mask: Tensor) -> Tensor:
+    """mean (max z - mean z)^2 over the answers' tokens: 0 where all tokens are equally likely.
+
+    Args:
+        logits, mask: (sequences, positions, vocabulary), and (sequences, positions) true where an answer's token is
+            predicted.
+    """
+    return answer_mean((logits.amax(-1) - logits.mean(-1)).square(), mask)
+
+
+class PDU(Objective):
+    """Primal-dual unlearning: flat forget logits under a bound on the retain loss (PDU, arXiv 2506.05314).
+
+    The Lagrangian is forget_weight * forget + dual * (L_r - retain_bound). Within a step the dual variable is a
+    constant; after each step it goes up by dual_step * (L_r - retain_bound), at the new weights on the step's batch,
+    and never under 0. So -dual * retain_bound has no gradient, and a loose bound lets the retain loss go.
+    """
+
+    state = ("dual", "taken")
+
+    class Settings(ObjectiveSettings):
+        """retain_weight: dual variable at the start. retain_bound: of the retain loss, in nats per token.
+
+        dual_step: step size of the dual variable. dual_warmup: steps before it first moves (published: half the run).
+        """
+
+        name: Literal["pdu"] = "pdu"
+        retain_weight: float = Field(100.0, gt=0)
+        retain_bound: float = Field(0.3, ge=0)
+        dual_step: float = Field(5.0, ge=0)
+        dual_warmup: int = Field(0, ge=0)
+
+    def __init__(self, settings: ObjectiveSettings, reference: Reference | None = None) -> None:
+        super().__init__(settings, reference)
+        self.dual = settings.retain_weight
+        self.taken = 0
+
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        _, mask = answer_labels(batch.forget)
+        return logit_margin(answer_logits(model, batch.forget), mask)
+
+    def retain(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        return self.dual * (self.retain_loss(model, batch) - self.settings.retain_bound)
+
+    @torch.no_grad()
+    def stepped(self, model: torch.nn.Module, batch: Batch) -> int:
+        self.taken += 1
+        if self.taken <= self.settings.dual_warmup:
+            return 0
+        excess = float(self.retain_loss(model, batch)) - self.settings.retain_bound
+        self.dual = max(0.0, self.dual + self.settings.dual_step * excess)
+        return batch.retain.size

@@ -1,0 +1,40 @@
+"""Task arithmetic: learn the forget set better still, then go the other way (Ilharco et al. 2023, arXiv 2212.04089)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.likelihood import mean_nll
+from suite.objectives.base import Objective, ObjectiveSettings
+from suite.text import Batch
+
+
+def negated(before: Tensor, after: Tensor, scale: float) -> Tensor:
+    """before - scale (after - before), in fp32, rounded to the weights' dtype once."""
+    return (before.float() - scale * (after.float() - before.float())).to(before.dtype)
+
+
+class TaskVector(Objective):
+    """Task vector: cross-entropy on the forget answers goes down, and the change is subtracted (arXiv 2212.04089)."""
+
+    class Settings(ObjectiveSettings):
+        """scale: how much of the change is subtracted from the weights before it."""
+
+        name: Literal["task_vector"] = "task_vector"
+        scale: float = Field(1.0, gt=0)
+        retain_weight: float = Field(0.0, ge=0)
+
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        return mean_nll(model, batch.forget)
+
+    def edited(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights before minus `scale` times what the steps did to them; a name without a before stays."""
+        return {
+            name: negated(before[name].to(tensor.device), tensor, self.settings.scale) if name in before else tensor
+            for name, tensor in after.items()
+        }

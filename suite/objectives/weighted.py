@@ -1,0 +1,94 @@
+"""Weighted gradient ascent: every token is pulled down by a weight that depends on its own probability p.
+
+The papers write the loss as mean_t[-sg(w(p_t)) CE_t] with a stop-gradient sg. That has the right gradient and the wrong
+values: the differences that a zeroth-order optimizer takes see the weight move too, and for w = p they push every token
+up that is less likely than 1/e. So the loss here is the function that has the published gradient,
+    mean_t W(p_t),  W(p) = integral of w(s) / s from 0 to p,
+and values, gradients and curvature agree. It falls to 0 as the answers are forgotten.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.likelihood import answer_labels, answer_logits, answer_mean, token_logprobs
+from suite.objectives.base import Objective, ObjectiveSettings
+from suite.text import Batch, Tokens
+
+NODES = 16
+"""Of the quadrature: exact for whole beta2 up to 31."""
+
+
+def wga(logprobs: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """mean p^beta / beta, whose gradient is that of -mean[sg(p^beta) CE] (Wang et al. 2025, arXiv 2502.19301).
+
+    For beta = 1 it is the mean probability of the answers' tokens; for beta -> 0 its gradient is gradient ascent's.
+
+    Args:
+        logprobs, mask: (sequences, positions) log p of each token in nats, and whether it is an answer's.
+    """
+    return answer_mean((beta * logprobs).exp() / beta, mask)
+
+
+def satimp(logprobs: Tensor, mask: Tensor, beta1: float, beta2: float) -> Tensor:
+    """mean B(p; beta1, beta2 + 1), B(p; a, b) = integral of s^(a-1) (1-s)^(b-1) from 0 to p, the incomplete beta.
+
+    Its gradient is that of -mean[sg(p^beta1 (1-p)^beta2) CE] (SatImp; Yang et al. 2025, arXiv 2505.11953): tokens that
+    are known are pulled (saturation), those that are known by heart less (importance). Without beta2 it is `wga`.
+    """
+    # s = p t leaves p^beta1 times the integral over t in [0, 1] of t^(beta1-1) (1 - p t)^beta2: Gauss-Jacobi.
+    p = logprobs.exp()
+    places, weights = _quadrature(beta1)
+    total = torch.zeros_like(p)
+    for place, weight in zip(places, weights, strict=True):
+        total = total + weight * (1 - place * p) ** beta2
+    return answer_mean((beta1 * logprobs).exp() * total, mask)
+
+
+@cache
+def _quadrature(power: float) -> tuple[list[float], list[float]]:
+    """Places and weights of the integral over [0, 1] of t^(power-1) f(t)."""
+    from scipy.special import roots_jacobi
+
+    places, weights = roots_jacobi(NODES, 0.0, power - 1)
+    return ((places + 1) / 2).tolist(), (weights / 2**power).tolist()
+
+
+class WGA(Objective):
+    """Weighted gradient ascent: a token is pulled in proportion to p^beta (Wang et al. 2025, arXiv 2502.19301)."""
+
+    class Settings(ObjectiveSettings):
+        """beta: power of the weight."""
+
+        name: Literal["wga"] = "wga"
+        beta: float = Field(1.0, gt=0)
+
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        return wga(*_scored(model, batch.forget), self.settings.beta)
+
+
+class SatImp(Objective):
+    """Saturation and importance: a token is pulled by p^beta1 (1-p)^beta2 (Yang et al. 2025, arXiv 2505.11953).
+
+    Published settings disagree on which of the two losses is weighted by 0.1; here both weights are 1.
+    """
+
+    class Settings(ObjectiveSettings):
+        """beta1: power of p, saturation. beta2: power of 1 - p, importance."""
+
+        name: Literal["satimp"] = "satimp"
+        beta1: float = Field(5.0, gt=0)
+        beta2: float = Field(1.0, ge=0)
+
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        return satimp(*_scored(model, batch.forget), self.settings.beta1, self.settings.beta2)
+
+
+def _scored(model: torch.nn.Module, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    labels, mask = answer_labels(tokens)
+    return token_logprobs(answer_logits(model, tokens), labels, mask), mask
