@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from suite.registry import Registry
+from suite.smoothing.averaging import ExponentialMovingAverage, WeightAveraging
 from suite.smoothing.base import NoSmoothing, Smoothing
-from suite.smoothing.sharpness_aware import SharpnessAware
+from suite.smoothing.extrapolation import Extrapolation
+from suite.smoothing.invariance import Invariance
+from suite.smoothing.penalties import CurvaturePenalty, GradientPenalty
+from suite.smoothing.randomized import RandomizedSmoothing
+from suite.smoothing.sharpness_aware import AdaptiveSharpnessAware, SharpnessAware
+from suite.smoothing.stable_un import StableUnlearning
+from suite.smoothing.universal_sam import UniversalSharpness
 
 __all__ = ["SMOOTHINGS", "Smoothing"]
 
@@ -13,5 +20,15 @@ SMOOTHINGS: Registry[type[Smoothing]] = Registry(
     [
         NoSmoothing,
         SharpnessAware,
+        AdaptiveSharpnessAware,
+        RandomizedSmoothing,
+        GradientPenalty,
+        CurvaturePenalty,
+        UniversalSharpness,
+        StableUnlearning,
+        Invariance,
+        Extrapolation,
+        WeightAveraging,
+        ExponentialMovingAverage,
     ],
 )

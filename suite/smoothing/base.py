@@ -10,6 +10,7 @@ from torch import Tensor
 from suite import settings
 from suite.optimizers.base import Plan
 from suite.oracle import CurvatureSample, Displacement, Oracle, Order, Part, Tensors
+from suite.smoothing.arithmetic import combined
 from suite.state import Stateful
 
 
@@ -22,6 +23,9 @@ class Smoothing(Stateful):
 
     Args:
         plan: the run that it is part of: its length in steps, and the seed of what it draws.
+
+    Attributes:
+        steps: steps that the optimizer has taken.
     """
 
     Settings: ClassVar[type[SmoothingSettings]] = SmoothingSettings
@@ -29,11 +33,13 @@ class Smoothing(Stateful):
     """Orders of the questions that it answers differently, or for which it does its work after the step. An optimizer
     that asks none of them would not notice it, and a trial of the two is refused."""
     source: ClassVar[str] = ""
+    state = ("steps",)
 
     def __init__(self, oracle: Oracle, settings: SmoothingSettings, plan: Plan) -> None:
         self.oracle = oracle
         self.settings = settings
         self.plan = plan
+        self.steps = 0
 
     @property
     def parameters(self) -> Sequence[Tensor]:
@@ -60,6 +66,7 @@ class Smoothing(Stateful):
     def stepped(self) -> None:
         """The optimizer has moved the weights; averages of iterates take note here."""
         self.oracle.stepped()
+        self.steps += 1
 
     def published(self) -> list[Tensor] | None:
         """The weights to publish, shaped like the parameters; None: where they stand."""
@@ -71,3 +78,54 @@ class NoSmoothing(Smoothing):
 
     class Settings(SmoothingSettings):
         name: Literal["none"] = "none"
+
+
+class ForgetSmoothing(Smoothing):
+    """Another forget loss. Retain and relearn questions are passed on as they are.
+
+    A subclass answers about the forget loss alone, and `smooths` says which of its answers count: derivatives along a
+    direction are there for optimizers that ask for values, so they go with the values. The total is the smoothed
+    forget loss plus the retain loss.
+    """
+
+    def forget_values(self, displacements: Sequence[Displacement | None]) -> Tensor:
+        return self.oracle.values(Part.FORGET, displacements)
+
+    def forget_gradient(self, at: Displacement | None) -> list[Tensor]:
+        return self.oracle.gradient(Part.FORGET, at)
+
+    def forget_directional(self, direction: Tensors, at: Displacement | None) -> float:
+        return self.oracle.directional(Part.FORGET, direction, at)
+
+    def forget_hvp(self, direction: Tensors, at: Displacement | None) -> list[Tensor]:
+        return self.oracle.hvp(Part.FORGET, direction, at)
+
+    def values(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
+        if not self._changes(Order.VALUE, part):
+            return self.oracle.values(part, displacements)
+        forget = self.forget_values(displacements)
+        return forget if part is Part.FORGET else forget + self.oracle.values(Part.RETAIN, displacements)
+
+    def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[Tensor]:
+        if not self._changes(Order.GRADIENT, part):
+            return self.oracle.gradient(part, at)
+        forget = self.forget_gradient(at)
+        return forget if part is Part.FORGET else self._sum(forget, self.oracle.gradient(Part.RETAIN, at))
+
+    def directional(self, part: Part, direction: Tensors, at: Displacement | None = None) -> float:
+        if not self._changes(Order.VALUE, part):
+            return self.oracle.directional(part, direction, at)
+        forget = self.forget_directional(direction, at)
+        return forget if part is Part.FORGET else forget + self.oracle.directional(Part.RETAIN, direction, at)
+
+    def hvp(self, part: Part, direction: Tensors, at: Displacement | None = None) -> list[Tensor]:
+        if not self._changes(Order.CURVATURE, part):
+            return self.oracle.hvp(part, direction, at)
+        forget = self.forget_hvp(direction, at)
+        return forget if part is Part.FORGET else self._sum(forget, self.oracle.hvp(Part.RETAIN, direction, at))
+
+    def _changes(self, order: Order, part: Part) -> bool:
+        return order in self.smooths and part in (Part.FORGET, Part.TOTAL)
+
+    def _sum(self, one: Tensors, other: Tensors) -> list[Tensor]:
+        return combined([(1.0, one), (1.0, other)], like=self.parameters)

@@ -1,0 +1,101 @@
+"""Averages of iterates: what a run publishes, or goes on from, is not its last step but a mean of its steps.
+
+The averages are fp32 whatever the weights' dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.optimizers.base import Plan
+from suite.oracle import Oracle
+from suite.settings import SpecError
+from suite.smoothing.base import Smoothing, SmoothingSettings
+
+
+class WeightAveraging(Smoothing):
+    """Publishes the mean of the weights after steps start, start + every, ...; the steps themselves go on unaffected.
+
+    (WA in arXiv 2502.05374; stochastic weight averaging, arXiv 1803.05407.) The published start is for 125 steps.
+
+    Raises:
+        SpecError: the run is over before there are two iterates to average.
+    """
+
+    source = "arXiv 1803.05407"
+    state = ("steps", "count", "total")
+
+    class Settings(SmoothingSettings):
+        """
+        Attributes:
+            start: first step, counted from 1, whose weights enter the mean.
+            every: steps from one iterate of the mean to the next.
+        """
+
+        name: Literal["wa"] = "wa"
+        start: int = Field(100, ge=1)
+        every: int = Field(5, ge=1)
+
+    def __init__(self, oracle: Oracle, settings: Settings, plan: Plan) -> None:
+        if settings.start >= plan.steps:
+            raise SpecError(
+                f"smoothing.start: {settings.start}, but the run has {plan.steps} steps, so there would be nothing to "
+                "average. Make it smaller than steps"
+            )
+        super().__init__(oracle, settings, plan)
+        self.count = 0
+        self.total = [torch.zeros_like(p, dtype=torch.float32) for p in oracle.parameters]
+
+    def stepped(self) -> None:
+        super().stepped()
+        late = self.steps - self.settings.start
+        if late >= 0 and late % self.settings.every == 0:
+            self.count += 1
+            for total, weight in zip(self.total, self.parameters, strict=True):
+                total.add_(weight.detach())
+
+    def published(self) -> list[Tensor] | None:
+        if not self.count:
+            return None
+        return [(t / self.count).to(p.dtype) for t, p in zip(self.total, self.parameters, strict=True)]
+
+
+class ExponentialMovingAverage(Smoothing):
+    """Every few steps the weights become their own moving average, and training goes on from there (arXiv 2508.12531).
+
+        shadow <- decay * shadow + (1 - decay) * theta;  theta <- shadow
+
+    The shadow begins as the weights before the first step. As theta sets out from the shadow each time, every block of
+    `every` steps moves (1 - decay) of the way that the optimizer went: with every = 1 it is a shorter step, otherwise
+    Lookahead (arXiv 1907.08610) with the slow step 1 - decay, whose published settings are the defaults here.
+    """
+
+    source = "arXiv 2508.12531"
+    state = ("steps", "shadow")
+
+    class Settings(SmoothingSettings):
+        """
+        Attributes:
+            decay: share of the shadow that stays.
+            every: steps from one average to the next.
+        """
+
+        name: Literal["ema"] = "ema"
+        decay: float = Field(0.5, gt=0, lt=1)
+        every: int = Field(5, ge=1)
+
+    def __init__(self, oracle: Oracle, settings: Settings, plan: Plan) -> None:
+        super().__init__(oracle, settings, plan)
+        self.shadow = [p.detach().to(torch.float32, copy=True) for p in oracle.parameters]
+
+    def stepped(self) -> None:
+        if (self.steps + 1) % self.settings.every == 0:
+            with torch.no_grad():
+                for shadow, weight in zip(self.shadow, self.parameters, strict=True):
+                    shadow.lerp_(weight.float(), 1 - self.settings.decay)
+                    weight.copy_(shadow)
+        super().stepped()  # the oracle inside takes note of the weights that the run goes on from

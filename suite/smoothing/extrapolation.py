@@ -1,0 +1,69 @@
+"""Extrapolation: the gradient is taken ahead of the weights, and the step starts from the weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.optimizers.base import Plan
+from suite.oracle import Displacement, Oracle, Order, Part, norm
+from suite.smoothing.arithmetic import combined
+from suite.smoothing.base import Smoothing, SmoothingSettings
+from suite.smoothing.neighbourhood import Neighbourhood
+
+
+class Extrapolation(Smoothing):
+    """Gradients of all parts at theta - gamma * (gradient of the step before) (Extrap-SGD, arXiv 2006.05720).
+
+    With `kind: noise` the way ahead is a random direction of that gradient's length instead, so the two kinds differ
+    in nothing but the direction. The first step has no step before it and takes the gradient where it stands. No gamma
+    is published for unlearning; the default is ours.
+    """
+
+    smooths = frozenset({Order.GRADIENT})
+    source = "arXiv 2006.05720"
+    state = ("steps", "previous", "length")
+
+    class Settings(SmoothingSettings):
+        """gamma: step ahead, in units of the parameter per unit of gradient; kind: where to."""
+
+        name: Literal["extrapolation"] = "extrapolation"
+        gamma: float = Field(0.01, gt=0)
+        kind: Literal["gradient", "noise"] = "gradient"
+
+    def __init__(self, oracle: Oracle, settings: Settings, plan: Plan) -> None:
+        super().__init__(oracle, settings, plan)
+        self.previous: list[Tensor] | None = None
+        self.length = 0.0
+        self._noise = Neighbourhood(oracle.parameters, plan.seed, settings.name)
+        self._asked: dict[Part, list[Tensor]] = {}
+
+    def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[Tensor]:
+        ahead = self._ahead()
+        gradient = self.oracle.gradient(part, at if ahead is None else ahead + at)
+        if at is None and part is not Part.RELEARN:
+            self._asked[part] = [g.clone() for g in gradient]  # whoever asked may overwrite the answer
+        return gradient
+
+    def stepped(self) -> None:
+        super().stepped()
+        asked, self._asked = self._asked, {}
+        if not asked:  # e.g. a hybrid's zeroth-order step: the last gradient is still the last one
+            return
+        parts = [asked[Part.TOTAL]] if Part.TOTAL in asked else list(asked.values())
+        gradient = parts[0] if len(parts) == 1 else combined([(1.0, g) for g in parts], like=self.parameters)
+        self.length = float(norm(gradient))
+        self.previous = gradient if self.settings.kind == "gradient" else None
+
+    @torch.no_grad()
+    def _ahead(self) -> Displacement | None:
+        gamma = self.settings.gamma
+        if self.previous is not None:
+            return Displacement.along(self.previous, -gamma)
+        if self.length == 0:
+            return None
+        noise = self._noise(self.steps)
+        return Displacement.along(noise, gamma * self.length / float(norm(noise)))

@@ -1,0 +1,33 @@
+"""Gaussian draws around the weights that stay the same for every question of a step."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from suite import noise
+
+
+class Neighbourhood:
+    """Standard normal noise by step and number. The same ones for every question of a step, so that differences of
+    smoothed losses are differences of one function; drawn again when asked again, so that one is in memory at a time.
+
+    Args:
+        seed: of the run.
+        name: of the smoothing that draws; each has a stream of its own.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], seed: int, name: str) -> None:
+        self._parameters = parameters
+        self._key = (seed, zlib.crc32(name.encode()))
+        self._noise: list[Tensor] = []
+
+    def __call__(self, step: int, index: int = 0) -> list[Tensor]:
+        """fp32, shaped like the parameters; overwritten by the next call."""
+        if not self._noise:
+            self._noise = [torch.empty(p.shape, device=p.device) for p in self._parameters]
+        noise.fill(self._noise, (*self._key, step, index))
+        return self._noise

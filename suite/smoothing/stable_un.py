@@ -1,0 +1,94 @@
+"""StableUN: forget where the weights will be and would be pushed to, without going against what is to be retained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.optimizers.base import Plan
+from suite.oracle import Displacement, Oracle, Order, Part, Tensors, norm
+from suite.smoothing.arithmetic import combined, place, project
+from suite.smoothing.base import Smoothing, SmoothingSettings
+from suite.smoothing.neighbourhood import Neighbourhood
+
+
+class StableUnlearning(Smoothing):
+    """Feedback from a look-ahead step (arXiv 2509.20230): our reconstruction from its description.
+
+    1. The inner step: theta' = theta - inner_lr * grad L.
+    2. Forgetting feedback g_f: the forget gradient at theta' + e.
+    3. Remembering feedback g_r: the retain gradient at theta'.
+    4. The answer: g_r + g_f, with g_f rid of what goes against g_r (`project`).
+
+    Every e has the length rho, so that the perturbations differ in their direction alone:
+        adversarial: up the forget loss, as in SAM;
+        gaussian: a random direction;
+        relearn: down the cross-entropy of the forget answers, a simulated relearning step;
+        historical: toward the mean of the weights so far, and not beyond it.
+
+    Asked about the forget loss alone it answers g_f as it is. Values and Hessian products are the point's own. The
+    defaults are ours.
+    """
+
+    smooths = frozenset({Order.GRADIENT})
+    source = "arXiv 2509.20230"
+    state = ("steps", "history")
+
+    class Settings(SmoothingSettings):
+        """
+        Attributes:
+            inner_lr: step size of the inner step, in units of the parameter per unit of gradient.
+            perturbation: where the forget loss is asked.
+            rho: how far from theta' that is, L2 over all weights.
+        """
+
+        name: Literal["stable_un"] = "stable_un"
+        inner_lr: float = Field(1e-3, gt=0)
+        perturbation: Literal["adversarial", "gaussian", "relearn", "historical"] = "adversarial"
+        rho: float = Field(0.01, gt=0)
+
+    def __init__(self, oracle: Oracle, settings: Settings, plan: Plan) -> None:
+        super().__init__(oracle, settings, plan)
+        self._noise = Neighbourhood(oracle.parameters, plan.seed, settings.name)
+        self.history: list[Tensor] = []
+        """Sum in fp32 of the weights before the first step and after each; empty where no history is needed."""
+        if settings.perturbation == "historical":
+            self.history = [p.detach().to(torch.float32, copy=True) for p in oracle.parameters]
+
+    def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[Tensor]:
+        if part in (Part.RETAIN, Part.RELEARN):
+            return self.oracle.gradient(part, at)
+        inner = Displacement.along(self.oracle.gradient(Part.TOTAL, at), -self.settings.inner_lr) + at
+        pushed = self._push(inner)
+        forget = self.oracle.gradient(Part.FORGET, inner if pushed is None else pushed + inner)
+        if part is Part.FORGET:
+            return forget
+        retain = self.oracle.gradient(Part.RETAIN, inner)
+        return combined([(1.0, project(forget, retain)), (1.0, retain)], like=self.parameters)
+
+    def stepped(self) -> None:
+        super().stepped()
+        if self.history:
+            for total, weight in zip(self.history, self.parameters, strict=True):
+                total.add_(weight.detach())
+
+    def _push(self, inner: Displacement) -> Displacement | None:
+        """The perturbation e around the place of the inner step; None where there is no direction to take."""
+        rho = self.settings.rho
+        match self.settings.perturbation:
+            case "adversarial":
+                return _along(self.oracle.gradient(Part.FORGET, inner), rho)
+            case "gaussian":
+                return _along(self._noise(self.steps), rho)
+            case "relearn":
+                return _along(self.oracle.gradient(Part.RELEARN, inner), -rho)
+        way = combined([(1 / (self.steps + 1), self.history), (-1.0, place(self.parameters, inner))], like=self.history)
+        return _along(way, min(rho, float(norm(way))))
+
+
+def _along(direction: Tensors, length: float) -> Displacement | None:
+    whole = float(norm(direction))
+    return Displacement.along(direction, length / whole) if whole else None
