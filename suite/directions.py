@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -89,12 +88,13 @@ def combination(directions: Sequence[LowRank], weights: Sequence[float]) -> Lazi
     return Lazily(len(directions[0]), make)
 
 
-@dataclass(frozen=True, slots=True)
-class Direction:
-    """u = factor * tensors. The factor spares a pass over the weights."""
+class Direction(Lazily):
+    """factor * tensors, without a pass over the tensors for the factor's sake."""
 
-    tensors: Sequence[Tensor]
-    factor: float
+    def __init__(self, tensors: Sequence[Tensor], factor: float) -> None:
+        self.tensors = tensors
+        self.factor = factor
+        super().__init__(len(tensors), lambda i: tensors[i] * factor)
 
 
 class Directions:

@@ -14,7 +14,7 @@ from suite.engines import Engine
 from suite.environment import Numeric, observed, suite_version
 from suite.evaluation import Evaluated
 from suite.optimizers import OPTIMIZERS
-from suite.optimizers.hybrid import Hybrid
+from suite.oracle import Grade
 from suite.spec import TrialSpec
 from suite.stages import Artifact
 from tasks.scoring import METRICS, score
@@ -97,6 +97,11 @@ def trial_row(spec: TrialSpec, task: Task, anchors: Anchors, stages: Sequence[Ar
         "tokens": cost["tokens"],
         "change_norm": metas[-1]["change_norm"],
         "changed_share": metas[-1]["changed_share"],
+        "changed_share_bf16": metas[-1]["changed_share_bf16"],
+        "flipped_share_4bit": metas[-1]["flipped_share_4bit"],
+        "flipped_share_8bit": metas[-1]["flipped_share_8bit"],
+        "drift": None if any(m["drift"] is None for m in metas) else max(m["drift"] for m in metas),
+        "drowned": None if any(m["drowned"] is None for m in metas) else sum(m["drowned"] for m in metas),
         "device": numeric.device,
         "torch": numeric.torch,
         "threads": numeric.threads,
@@ -113,7 +118,8 @@ def failed_row(spec: TrialSpec, error: BaseException) -> Row:
 def _identity(spec: TrialSpec) -> Row:
     optimizer = spec.optimizer
     zo = getattr(optimizer, "zo", None)
-    ratio = optimizer.zo_ratio if isinstance(optimizer, Hybrid.Settings) else float(zo is not None)
+    grade = OPTIMIZERS[optimizer.name].grade
+    ratio = {Grade.ZEROTH: 1.0, Grade.HYBRID: getattr(optimizer, "share", None)}.get(grade, 0.0)
     return {
         "trial": spec.id,
         "entry": spec.entry,
@@ -122,7 +128,8 @@ def _identity(spec: TrialSpec) -> Row:
         "objective": spec.objective.name,
         "smoothing": spec.smoothing.name,
         "optimizer": optimizer.name,
-        "grade": str(OPTIMIZERS[optimizer.name].grade),
+        "adapter": spec.adapter.name,
+        "grade": str(grade),
         "zo_samples": zo.samples if zo else None,
         "zo_ratio": ratio,
         "steps": spec.steps,

@@ -21,9 +21,10 @@ from suite.oracle import Displacement
 
 def can_replicate(model: nn.Module, displacements: Sequence[Displacement | None]) -> bool:
     """Whether every displacement is one low-rank direction, and every matrix is one of a linear or embedding layer."""
-    if len(displacements) < 2:
+    moved = [d for d in displacements if d is not None]
+    if len(displacements) < 2 or not moved:
         return False
-    if not all(d is None or (len(d.terms) == 1 and isinstance(d.terms[0][1], LowRank)) for d in displacements):
+    if not all(len(d.terms) == 1 and isinstance(d.terms[0][1], LowRank) for d in moved):
         return False
     return all(
         isinstance(module, nn.Linear | nn.Embedding)

@@ -17,10 +17,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from suite.adapters import ADAPTERS
 from suite.attacks import Attack, attack
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS
 from suite.optimizers.hybrid import Hybrid, layout
+from suite.oracle import Grade, Order
 from suite.settings import Settings, SpecError, nearest, parse
 from suite.smoothing import SMOOTHINGS
 from suite.text import Template
@@ -101,7 +103,8 @@ class TrialSpec(Settings):
     Attributes:
         forget: the task's requests to unlearn, one after another, each with the full number of steps; together they
             must be the whole forget set. `all` is everything at once.
-        trainable: patterns (as in file names) of the parameters that unlearning may move.
+        adapter: what the steps move: `full`, the weights themselves, or an adapter that is merged into them at the end.
+        trainable: patterns (as in file names) of the parameters that unlearning may move. An adapter brings its own.
         batch_size: forget texts per step, and retain texts per step.
         until: stop at the first kept checkpoint where this holds, judged on dev: `knowledge<=0.2`.
     """
@@ -112,6 +115,7 @@ class TrialSpec(Settings):
     objective: OBJECTIVES.settings
     smoothing: SMOOTHINGS.settings = Field(default_factory=lambda: SMOOTHINGS["none"].Settings())
     optimizer: OPTIMIZERS.settings
+    adapter: ADAPTERS.settings = Field(default_factory=lambda: ADAPTERS["full"].Settings())
     forget: tuple[str, ...] = ("all",)
     trainable: tuple[str, ...] = ("*",)
     steps: int = Count
@@ -136,8 +140,7 @@ class TrialSpec(Settings):
     def canonical(self) -> dict[str, Any]:
         """The settings that are not at their default, with what means the same written the same way."""
         plain = self.changed()
-        if isinstance(self.optimizer, Hybrid.Settings) and (pure := self.optimizer.pure()):
-            plain["optimizer"] = pure.changed()
+        plain["optimizer"] = self.optimizer.plainest().changed()
         return plain
 
     @cached_property
@@ -171,13 +174,25 @@ def check(spec: TrialSpec) -> None:
         ValueError: naming the key and what to change.
     """
     optimizer = spec.optimizer
-    if isinstance(optimizer, Hybrid.Settings) and optimizer.pure() is None:
+    if isinstance(optimizer, Hybrid.Settings) and optimizer.kind == "alternate" and 0 < optimizer.zo_ratio < 1:
         zeroth = sum(layout(spec.steps, optimizer.zo_ratio, optimizer.block))
         if zeroth in (0, spec.steps):
             raise ValueError(
                 f"optimizer.zo_ratio: {optimizer.zo_ratio} of {spec.steps} steps is {zeroth} zeroth-order steps, so "
                 "nothing alternates. Take more steps, another ratio, or 0 or 1 for a pure optimizer"
             )
+    asked, smoothing = ORDERS[OPTIMIZERS[optimizer.name].grade], SMOOTHINGS[spec.smoothing.name]
+    if not asked & smoothing.smooths:
+        changes = " and ".join(order.name.lower() + "s" for order in sorted(smoothing.smooths))
+        raise ValueError(
+            f"smoothing.name: {spec.smoothing.name} changes {changes}, which {optimizer.name} never asks for, so the "
+            f"trial would be one without smoothing. {_others(asked)}"
+        )
+    if spec.adapter.name != "full" and spec.trainable != ("*",):
+        raise ValueError(
+            f"trainable: with adapter.name={spec.adapter.name} only the adapter's own parameters are moved. Leave "
+            "trainable out and choose layers with adapter.targets, or take adapter.name=full"
+        )
     if spec.until is not None:
         if not _UNTIL.fullmatch(spec.until):
             raise ValueError(f"until: not understood: {spec.until}. Write knowledge<=0.2")
@@ -185,6 +200,21 @@ def check(spec: TrialSpec) -> None:
             raise ValueError("until: is judged at kept checkpoints. Set checkpoints.every too")
     if spec.checkpoints.every is not None and spec.checkpoints.every > spec.steps:
         raise ValueError(f"checkpoints.every: {spec.checkpoints.every} is more than steps={spec.steps}")
+
+
+ORDERS = {
+    Grade.SECOND: {Order.GRADIENT, Order.CURVATURE},
+    Grade.FIRST: {Order.GRADIENT},
+    Grade.COMPRESSED: {Order.GRADIENT},
+    Grade.ZEROTH: {Order.VALUE},
+    Grade.HYBRID: {Order.VALUE, Order.GRADIENT},
+}
+"""What optimizers of each grade ask for."""
+
+
+def _others(asked: set[Order]) -> str:
+    names = [name for name, kind in SMOOTHINGS.items() if kind.smooths & asked]
+    return f"With this optimizer go {', '.join(names)}"
 
 
 class MeasureSpec(Settings):
@@ -318,7 +348,7 @@ def trial(data: Mapping[str, Any]) -> TrialSpec:
     """
     plain = dict(data)
     for key, value in plain.items():
-        if isinstance(value, str) and key in ("objective", "smoothing", "optimizer"):
+        if isinstance(value, str) and key in ("objective", "smoothing", "optimizer", "adapter"):
             plain[key] = {"name": value}
         if isinstance(value, str) and key in ("forget", "trainable"):
             plain[key] = [value]

@@ -59,6 +59,6 @@ def _restored(now: Any, saved: Any) -> Any:
     if isinstance(now, torch.Generator):
         return now.set_state(saved)
     if hasattr(now, "load_state_dict"):
-        now.load_state_dict(saved)
+        now.load_state_dict(copy.deepcopy(saved))  # torch's optimizers go on in the tensors that they are given
         return now
     return _saved(saved)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from suite.adapters import ADAPTERS
 from suite.anchors import Anchors
-from suite.checkpoints import Checkpoint, SavedCheckpoint, TensorCheckpoint, change, weights_digest
+from suite.batches import Batches
+from suite.checkpoints import Checkpoint, SavedCheckpoint, weights_digest
 from suite.environment import Numeric, numeric
-from suite.likelihood import sequence_logprobs
 from suite.loss_oracle import LossOracle
 from suite.models import save
 from suite.objectives import OBJECTIVES, Reference
@@ -26,11 +27,11 @@ from suite.settings import SpecError
 from suite.smoothing import SMOOTHINGS
 from suite.spec import RuntimeSpec, TrialSpec
 from suite.stages import Artifact, StageStore
-from suite.text import Batch, Encoded, Tokens
+from suite.updates import change, drift
 from tasks.task import Example, Task, examples_digest
 
-VERSION = 2
-"""Raised when the same trial gives other weights."""
+VERSION = 3
+"""Raised when the same trial gives other weights, or says more about them."""
 
 Judge = Callable[[Checkpoint], float | None]
 """Knowledge of a checkpoint, judged on dev; None where it cannot be computed."""
@@ -118,18 +119,14 @@ class _Run:
         if not trainable:
             some = ", ".join(name for name, _ in list(self.model.named_parameters())[:3])
             raise SpecError(f"trainable: {list(spec.trainable)} matches no parameter (there are {some}, ...)")
-        self.before = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+        self.adapter = ADAPTERS[spec.adapter.name](spec.adapter, self.model, spec.seed)
 
         kind = OBJECTIVES[spec.objective.name]
         reference = None
         if kind.uses_forget_reference or kind.needs_reference(spec.objective):
             # The reference is the model before any unlearning, also when this is not the first request.
             reference = Reference(anchors.checkpoint("target").model(device).requires_grad_(False))
-        self.forget = [self.encoder.example(text) for text in request.texts]
-        self.retain = [self.encoder.example(text) for text in task.retain]
-        self.forget_reference = (
-            _reference_logprobs(reference.model, self.forget, device) if kind.uses_forget_reference else None
-        )
+        self.batches = Batches(request.texts, task.retain, self.encoder, spec.objective, task.name, device, reference)
         if not kind.needs_reference(spec.objective):
             reference = None  # its answers are known; the model itself need not stay in memory
         self.oracle = LossOracle(self.model, kind(spec.objective, reference), seed=spec.seed)
@@ -143,7 +140,7 @@ class _Run:
         spec, every, bound = self.spec, self.spec.checkpoints.every, self.spec.until_knowledge
         started, done, status, reason = time.perf_counter(), 0, "ok", None
         kept: list[int] = []
-        for batch in self._batches():
+        for batch in self.batches.draw(spec.batch_size, spec.steps, spec.seed):
             self.oracle.batch = batch
             try:
                 self.optimizer.step(self.asked)
@@ -154,60 +151,54 @@ class _Run:
             done += 1
             if every and done % every == 0 and done < spec.steps:
                 kept.append(done)
-                save(self.model, self.encoder.tokenizer, folder / f"step{done}")
+                with self._published() as model:
+                    save(model, self.encoder.tokenizer, folder / f"step{done}")
                 if bound is not None and judge is not None:
-                    known = judge(TensorCheckpoint.of(self.model, folder / f"step{done}"))
+                    known = judge(SavedCheckpoint(folder / f"step{done}"))
                     if known is not None and known <= bound:
                         status, reason = "stopped", f"{spec.until} at step {done}"
                         break
-        seconds = time.perf_counter() - started
-        if not all(bool(p.isfinite().all()) for p in self.oracle.parameters):
-            status, reason = "diverged", f"weights are not finite after step {done} of {spec.steps}"
-        save(self.model, self.encoder.tokenizer, folder / "final")
-        changed = change(self.before, self.model)
+        observed = {"seconds": time.perf_counter() - started, "peak_bytes": _peak_bytes(self.device)}
+        cost = self.oracle.queries.as_dict()
+        with self._published() as model:
+            if not all(bool(p.isfinite().all()) for p in model.parameters()):
+                status, reason = "diverged", f"weights are not finite after step {done} of {spec.steps}"
+            save(model, self.encoder.tokenizer, folder / "final")
+            digest = weights_digest(model)
+            changed = change(self.adapter.before, model)
+        sound = status != "diverged"
         return {
             "status": status,
             "reason": reason,
             "steps_done": done,
             "kept": kept,
-            "weights": weights_digest(self.model),
+            "weights": digest,
             "asked": self.asked.queries.as_dict(),
             "grade": str(self.asked.queries.grade()) if done else None,
-            "cost": self.oracle.queries.as_dict(),
-            "change_norm": changed.norm if status != "diverged" else None,
+            "cost": cost,
+            "change_norm": changed.norm if sound else None,
             "changed_share": changed.share,
-            "observed": {"seconds": seconds, "peak_bytes": _peak_bytes(self.device)},
+            "changed_share_bf16": changed.share_bf16,
+            "flipped_share_4bit": changed.flipped_4bit if sound else None,
+            "flipped_share_8bit": changed.flipped_8bit if sound else None,
+            "drift": self._drift() if sound else None,
+            "drowned": getattr(self.optimizer, "drowned", None),
+            "observed": observed,
         }
 
-    def _batches(self) -> Iterator[Batch]:
-        draw = random.Random(self.spec.seed)
-        forget = _draws(len(self.forget), self.spec.batch_size, draw)
-        retain = _draws(len(self.retain), self.spec.batch_size, draw)
-        for _ in range(self.spec.steps):
-            rows = next(forget)
-            yield Batch(
-                Tokens.collate([self.forget[i] for i in rows], self.device),
-                Tokens.collate([self.retain[i] for i in next(retain)], self.device),
-                None if self.forget_reference is None else self.forget_reference[rows],
-            )
+    def _published(self) -> AbstractContextManager[torch.nn.Module]:
+        """The model as it would be published now: smoothed, merged, edited, rounded once. Training goes on unaffected.
 
+        Kept checkpoints, their judge and the final weights with their digest and statistics all come from here.
+        """
+        merged = self.adapter.merged(self.smoothed.published())
+        return self.adapter.published(self.oracle.objective.edited(self.adapter.before, merged))
 
-def _draws(total: int, size: int, draw: random.Random) -> Iterator[list[int]]:
-    """Indices without replacement, epoch after epoch; the last batch of an epoch is filled from the next."""
-    pending: list[int] = []
-    while True:
-        while len(pending) < size:
-            pending += draw.sample(range(total), total)
-        yield pending[:size]
-        pending = pending[size:]
-
-
-@torch.no_grad()
-def _reference_logprobs(model: torch.nn.Module, texts: Sequence[Encoded], device: torch.device) -> torch.Tensor:
-    """Summed log-probability of each answer under the reference model, nats, float64."""
-    return torch.cat(
-        [sequence_logprobs(model, Tokens.collate(texts[i : i + 16], device)) for i in range(0, len(texts), 16)]
-    )
+    def _drift(self) -> float | None:
+        try:
+            return drift(self.oracle, self.spec.seed)
+        except Diverged:  # the last step's place is finite, but its neighbourhood is not
+            return None
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -15,12 +15,13 @@ class Axis(StrEnum):
     OBJECTIVES = "objectives"
     OPTIMIZERS = "optimizers"
     SMOOTHINGS = "smoothings"
+    ADAPTERS = "adapters"
     ATTACKS = "attacks"
     METRICS = "metrics"
 
 
 def ls(axis: Annotated[Axis, typer.Argument(help="What to list.", show_default=False)], as_json: Json = False) -> None:
-    """List tasks, objectives, optimizers, smoothings, attacks or metrics."""
+    """List tasks, objectives, optimizers, smoothings, adapters, attacks or metrics."""
     rows = _rows(axis)
     if as_json:
         print_json(rows)
@@ -52,9 +53,15 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
                 for name, kind in OPTIMIZERS.items()
             ]
         case _:
+            from suite.adapters import ADAPTERS
             from suite.attacks import ATTACKS
             from suite.objectives import OBJECTIVES
             from suite.smoothing import SMOOTHINGS
 
-            of = {Axis.OBJECTIVES: OBJECTIVES, Axis.SMOOTHINGS: SMOOTHINGS, Axis.ATTACKS: ATTACKS}[axis]
+            of = {
+                Axis.OBJECTIVES: OBJECTIVES,
+                Axis.SMOOTHINGS: SMOOTHINGS,
+                Axis.ADAPTERS: ADAPTERS,
+                Axis.ATTACKS: ATTACKS,
+            }[axis]
             return [{"name": name, "summary": of.summary(name)} for name in of]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from suite.optimizers.adahessian import AdaHessian
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
-from suite.optimizers.compressed import SignAdam, SignSGD
-from suite.optimizers.first_order import SGD, Adam, MeanOfSigns
+from suite.optimizers.compressed import (
+    CompressedAdam,
+    CompressedSGD,
+    SignAdam,
+    SignSGD,
+)
+from suite.optimizers.controls import FirstAtZONorm, FirstWithZONoise, RandomAtZONorm
 from suite.optimizers.hybrid import Hybrid
+from suite.optimizers.lbfgs import LBFGS
+from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER
 from suite.optimizers.second_order import Sophia
-from suite.optimizers.zeroth_order import RAdaZO
 from suite.registry import Registry
 
 __all__ = ["OPTIMIZERS", "Optimizer", "OptimizerSettings", "Plan"]
@@ -16,12 +23,17 @@ OPTIMIZERS: Registry[type[Optimizer]] = Registry(
     "optimizer",
     [
         Sophia,
-        Adam,
-        SGD,
-        MeanOfSigns,
+        AdaHessian,
+        LBFGS,
+        *FIRST_ORDER.values(),  # whatever can be a part of a hybrid is registered in parts.py
+        CompressedAdam,
+        CompressedSGD,
         SignAdam,
         SignSGD,
-        RAdaZO,
+        *ZEROTH_ORDER.values(),
         Hybrid,
+        FirstWithZONoise,
+        FirstAtZONorm,
+        RandomAtZONorm,
     ],
 )

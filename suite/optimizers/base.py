@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite import settings
+from suite.directions import Direction
 from suite.oracle import Grade, Oracle
 from suite.state import Stateful
 
@@ -68,6 +69,8 @@ class Optimizer(Stateful):
     asks: ClassVar[str]
     """Questions per step, e.g. `2q value` or `1 gradient + 1 curvature every k` (q: samples, k: the setting `every`).
     A test compares it with the meter."""
+    control: ClassVar[bool] = False
+    """Whether it is there to be compared with rather than to be used."""
     state = ("taken",)
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
@@ -104,5 +107,7 @@ class Optimizer(Stateful):
     @torch.no_grad()
     def apply(self, direction: Sequence[Tensor], lr: float) -> None:
         """Move the weights by -lr times a direction, in the direction's precision, rounded once."""
+        if isinstance(direction, Direction):
+            direction, lr = direction.tensors, lr * direction.factor
         for weight, part in zip(self.parameters, direction, strict=True):
             weight.add_(part, alpha=-lr)

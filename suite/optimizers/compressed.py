@@ -2,71 +2,175 @@
 
 Q stands between the descent direction and the weights (arXiv 2510.00761, Sec. 4): sign-SGD takes the sign of the
 gradient, sign-Adam the sign of Adam's direction. With b = 1, Q is the sign; a coordinate whose direction is exactly
-zero (an embedding of a token that no batch has) stays where it is.
+zero (an embedding of a token that no batch has) stays where it is. Weight decay is part of the direction, so Q meets it
+too.
+
+A compressor before the optimizer, on the gradient, is something else: what Adam makes of a sign has 32 bits again.
+Those are here as controls, of grade first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
-from suite.optimizers.first_order import feed
+from suite.optimizers.first_order import SGD, Adam, TorchOptimizer, renamed, zeros
+from suite.optimizers.quantization import Scale, quantize, scaled_sign
 from suite.oracle import Grade, Oracle
 
 
 class Compressed(Optimizer):
-    """The direction of a torch optimizer, compressed. The step is lr in every coordinate that moves.
-
-    The direction is what the optimizer would add to weights of zero with a step size of one, so it is torch's own.
-    """
+    """Q of another optimizer's direction."""
 
     grade = Grade.COMPRESSED
+    asks = "1 gradient"
+    state = (*Optimizer.state, "inner")
+    uncompressed: ClassVar[type[TorchOptimizer]]
+    bits: int = 1
+    scale: Scale = "tensor"
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
         super().__init__(settings, parameters, plan)
-        self.shadow = [torch.zeros_like(p, requires_grad=True) for p in parameters]
-        self.inner = self.build(self.shadow)
+        self.inner = self.uncompressed(settings, parameters, plan)
 
-    def build(self, shadow: Sequence[Tensor]) -> torch.optim.Optimizer:
-        raise NotImplementedError
-
-    def move(self, oracle: Oracle) -> None:
-        with torch.no_grad():
-            torch._foreach_zero_(self.shadow)
-        feed(self.inner, self.shadow, oracle.gradient(), lr=1.0)
-        oracle.compressed(bits=1)
-        with torch.no_grad():
-            torch._foreach_add_(list(self.parameters), [s.sign() for s in self.shadow], alpha=self.lr)
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        direction = self.inner.direction(oracle)
+        oracle.compressed(self.bits)
+        return [quantize(part, self.bits, self.scale) for part in direction]
 
 
 class SignSGD(Compressed):
     """sign-SGD: the sign of the gradient (Bernstein et al. 2018), or of its running mean with momentum (Signum)."""
 
     source = "arXiv 1802.04434"
+    uncompressed = SGD
 
-    class Settings(OptimizerSettings):
+    class Settings(SGD.Settings):
         name: Literal["sign_sgd"] = "sign_sgd"
-        momentum: float = Field(0.0, ge=0, lt=1)
-
-    def build(self, shadow: Sequence[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(shadow, momentum=self.settings.momentum, fused=True)
 
 
 class SignAdam(Compressed):
     """sign-Adam: the sign of Adam's direction (arXiv 2510.00761, Sec. 4)."""
 
     source = "arXiv 2510.00761"
+    uncompressed = Adam
 
-    class Settings(OptimizerSettings):
+    class Settings(Adam.Settings):
         name: Literal["sign_adam"] = "sign_adam"
-        betas: tuple[float, float] = (0.9, 0.999)
-        eps: float = Field(1e-8, gt=0)
 
-    def build(self, shadow: Sequence[Tensor]) -> torch.optim.Optimizer:
-        s = self.settings
-        return torch.optim.Adam(shadow, betas=s.betas, eps=s.eps, fused=True)
+
+class Quantized(Compressed):
+    """Q(m; b) for any number of bits, with or without error feedback (Karimireddy et al. 2019, arXiv 1901.09847).
+
+    With feedback, what Q left out of a step is added to the next one (Alg. 1),
+        p = lr m + e;  x <- x - C(p);  e <- p - C(p),
+    where C is Q, for one bit mean|p| sign(p). The error e is in units of the weights, not of the direction: the step
+    size may change between the step that left it over and the one that makes up for it.
+    """
+
+    state = (*Compressed.state, "error")
+
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
+        super().__init__(settings, parameters, plan)
+        self.bits, self.scale = settings.bits, settings.scale
+        self.error = zeros(parameters) if settings.error_feedback else []
+
+    def move(self, oracle: Oracle) -> None:
+        if self.error:
+            self.apply(self._fed_back(oracle), 1.0)
+        else:
+            super().move(oracle)
+
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        """The compressed direction. With error feedback it depends on the step size, which weighs the error in it."""
+        return torch._foreach_div(self._fed_back(oracle), self.lr) if self.error else super().direction(oracle)
+
+    def _fed_back(self, oracle: Oracle) -> list[Tensor]:
+        """C(lr m + e), in units of the weights."""
+        torch._foreach_add_(self.error, list(self.inner.direction(oracle)), alpha=self.lr)
+        oracle.compressed(self.bits)
+        if self.bits == 1:
+            step = [scaled_sign(p, self.scale) for p in self.error]
+        else:
+            step = [quantize(p, self.bits, self.scale) for p in self.error]
+        torch._foreach_sub_(self.error, step)
+        return step
+
+
+class CompressedSGD(Quantized):
+    """The direction of SGD (momentum and decay included) in b bits a coordinate."""
+
+    source = "arXiv 2510.00761"
+    uncompressed = SGD
+
+    class Settings(SGD.Settings):
+        """bits: per coordinate of the direction. scale: which coordinates share one.
+
+        error_feedback: whether what compression leaves out of a step is added to the next.
+        """
+
+        name: Literal["compressed_sgd"] = "compressed_sgd"
+        bits: int = Field(4, ge=1, le=8)
+        scale: Scale = "tensor"
+        error_feedback: bool = False
+
+        def plainest(self) -> OptimizerSettings:
+            return self if self.bits > 1 or self.error_feedback else renamed(self, SignSGD.Settings)
+
+
+class CompressedAdam(Quantized):
+    """The direction of Adam (decay included) in b bits a coordinate."""
+
+    source = "arXiv 2510.00761"
+    uncompressed = Adam
+
+    class Settings(Adam.Settings):
+        """bits: per coordinate of the direction. scale: which coordinates share one.
+
+        error_feedback: whether what compression leaves out of a step is added to the next.
+        """
+
+        name: Literal["compressed_adam"] = "compressed_adam"
+        bits: int = Field(4, ge=1, le=8)
+        scale: Scale = "tensor"
+        error_feedback: bool = False
+
+        def plainest(self) -> OptimizerSettings:
+            return self if self.bits > 1 or self.error_feedback else renamed(self, SignAdam.Settings)
+
+
+class OnQuantizedGradient(TorchOptimizer):
+    """A torch optimizer that is fed with Q(g; b). Its direction has 32 bits again, so its grade is first."""
+
+    source = "control"
+    control = True
+
+    def gradient(self, oracle: Oracle) -> Sequence[Tensor]:
+        return [quantize(part, self.settings.bits, self.settings.scale) for part in oracle.gradient()]
+
+
+class SGDOnQuantizedGradient(OnQuantizedGradient, SGD):
+    """SGD on a gradient of b bits a coordinate: momentum averages what was compressed."""
+
+    class Settings(SGD.Settings):
+        """bits: per coordinate of the gradient. scale: which coordinates share one."""
+
+        name: Literal["sgd_on_quantized_gradient"] = "sgd_on_quantized_gradient"
+        bits: int = Field(4, ge=1, le=8)
+        scale: Scale = "tensor"
+
+
+class AdamOnQuantizedGradient(OnQuantizedGradient, Adam):
+    """Adam on a gradient of b bits a coordinate: both moments average what was compressed."""
+
+    class Settings(Adam.Settings):
+        """bits: per coordinate of the gradient. scale: which coordinates share one."""
+
+        name: Literal["adam_on_quantized_gradient"] = "adam_on_quantized_gradient"
+        bits: int = Field(4, ge=1, le=8)
+        scale: Scale = "tensor"

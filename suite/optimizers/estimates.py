@@ -89,7 +89,8 @@ class Estimate(Stateful):
         elif self.settings.memory == "seed":
             asked = [self.directions(number) for number in numbers]
             slopes = self.slopes(oracle, part, asked)
-            found = _added_up(asked, self._weights([s * d.factor for s, d in zip(slopes, asked, strict=True)]))
+            weights = self._weights([s * d.factor for s, d in zip(slopes, asked, strict=True)])
+            found = _added_up([d.tensors for d in asked], weights)
         else:
             found = self._one_by_one(oracle, part, numbers)
         self.drawn = numbers.stop
@@ -99,16 +100,14 @@ class Estimate(Stateful):
         return [slope / self.settings.samples for slope in slopes]
 
     @torch.no_grad()
-    def _one_by_one(self, oracle: Oracle, part: Part, numbers: range) -> list[Tensor]:
+    def _one_by_one(self, oracle: Oracle, part: Part, numbers: range) -> Sequence[Tensor]:
         """Each direction is asked and added before the next is taken, so that two are in memory."""
         for number in numbers:
             one = self.directions(number)
             (slope,) = self.slopes(oracle, part, [one])
             weight = slope * one.factor / len(numbers)
             if len(numbers) == 1:
-                for part_ in one.tensors:
-                    part_.mul_(weight)
-                return list(one.tensors)
+                return Direction(one.tensors, weight)
             if number == numbers.start:
                 self._sum = self._sum or [torch.empty_like(t) for t in one.tensors]
                 for total, part_ in zip(self._sum, one.tensors, strict=True):
@@ -118,14 +117,17 @@ class Estimate(Stateful):
         return self._sum
 
 
-def _added_up(directions: Sequence[Direction], weights: Sequence[float]) -> Lazily:
+def _added_up(directions: Sequence[Sequence[Tensor]], weights: Sequence[float]) -> Lazily:
+    if len(directions) == 1:
+        return Direction(directions[0], weights[0])
+
     def make(index: int) -> Tensor:
-        total = directions[0].tensors[index].mul_(weights[0])
-        for direction, weight in zip(directions[1:], weights[1:], strict=True):
-            total.add_(direction.tensors[index], alpha=weight)
+        total = directions[0][index].mul_(weights[0])
+        for tensors, weight in zip(directions[1:], weights[1:], strict=True):
+            total.add_(tensors[index], alpha=weight)
         return total
 
-    return Lazily(len(directions[0].tensors), make)
+    return Lazily(len(directions[0]), make)
 
 
 class Differences(Estimate):

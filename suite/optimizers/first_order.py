@@ -2,33 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
 from suite.oracle import Grade, Oracle
 
-Beta = Field(ge=0, lt=1)
+S = TypeVar("S", bound=OptimizerSettings)
+
+
+def fp32(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors in fp32, outside of any graph; those that are fp32 are not copied."""
+    return [t.detach().float() for t in tensors]
+
+
+def zeros(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Averages at their start, in fp32 whatever the weights' dtype: in bf16 one of decay 0.999 stands still."""
+    return [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+
+
+def renamed(settings: OptimizerSettings, kind: type[S]) -> S:
+    """These settings as those of another optimizer, without what it does not have."""
+    return kind(**{key: value for key, value in settings if key in kind.model_fields and key != "name"})
 
 
 class TorchOptimizer(Optimizer):
-    """An optimizer of torch.optim, fed with the oracle's gradient."""
+    """An optimizer of torch.optim, fed with the oracle's gradient.
+
+    It steps on the weights themselves, in torch's own kernel and the weights' dtype. Asked for its direction, it steps
+    on fp32 zeros instead, with a step size of one, and from then on it keeps to them.
+    """
 
     grade = Grade.FIRST
+    asks = "1 gradient"
+    state = (*Optimizer.state, "directed", "inner")
+    decoupled: ClassVar[bool]
+    """Whether weight decay stays out of the averages (AdamW) or is part of the gradient (SGD)."""
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
         super().__init__(settings, parameters, plan)
         self.inner = self.build(parameters)
+        self.shadow: list[Tensor] = []
+        self.directed = False
 
     def build(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         raise NotImplementedError
 
+    def gradient(self, oracle: Oracle) -> Sequence[Tensor]:
+        """What the optimizer is fed with."""
+        return oracle.gradient()
+
     def move(self, oracle: Oracle) -> None:
-        feed(self.inner, self.parameters, oracle.gradient(), self.lr)
+        if self.directed:
+            super().move(oracle)
+        else:
+            feed(self.inner, self.parameters, self.gradient(oracle), self.lr)
+
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        gradient, decay = fp32(self.gradient(oracle)), self.settings.weight_decay
+        if not self.directed:
+            self._leave_the_weights()
+        if decay and not self.decoupled:
+            gradient = torch._foreach_add(gradient, fp32(self.parameters), alpha=decay)
+        # At zero weights torch's own decay is nothing, so the step is the direction without it.
+        torch._foreach_zero_(self.shadow)
+        feed(self.inner, self.shadow, gradient, lr=1.0)
+        torch._foreach_neg_(self.shadow)
+        if decay and self.decoupled:
+            torch._foreach_add_(self.shadow, fp32(self.parameters), alpha=decay)
+        return self.shadow
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        if saved.get("directed"):
+            self._leave_the_weights()
+        super().load_state_dict(saved)
+
+    def _leave_the_weights(self) -> None:
+        averages = self.inner.state_dict()
+        self.shadow = zeros(self.parameters)
+        self.inner = self.build(self.shadow)
+        self.inner.load_state_dict(averages)
+        self.directed = True
 
 
 def feed(inner: torch.optim.Optimizer, parameters: Sequence[Tensor], gradient: Sequence[Tensor], lr: float) -> None:
@@ -46,15 +104,26 @@ class SGD(TorchOptimizer):
     """Stochastic gradient descent, with momentum where it is set."""
 
     source = "torch.optim.SGD"
+    decoupled = False
 
     class Settings(OptimizerSettings):
+        """nesterov: step along the gradient plus the decayed momentum, as if one step ahead."""
+
         name: Literal["sgd"] = "sgd"
         momentum: float = Field(0.0, ge=0, lt=1)
         weight_decay: float = Field(0.0, ge=0)
+        nesterov: bool = False
+
+        @model_validator(mode="after")
+        def _nesterov_has_momentum(self) -> OptimizerSettings:
+            if self.nesterov and not self.momentum:
+                raise ValueError("nesterov looks ahead along the momentum, and momentum is 0. Set momentum too")
+            return self
 
     def build(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        s = self.settings
         return torch.optim.SGD(
-            parameters, momentum=self.settings.momentum, weight_decay=self.settings.weight_decay, fused=True
+            parameters, momentum=s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov, fused=True
         )
 
 
@@ -62,6 +131,7 @@ class Adam(TorchOptimizer):
     """Adam (Kingma and Ba 2015); with weight decay, AdamW's decoupled form (Loshchilov and Hutter 2019)."""
 
     source = "torch.optim.AdamW"
+    decoupled = True
 
     class Settings(OptimizerSettings):
         name: Literal["adam"] = "adam"
@@ -70,13 +140,21 @@ class Adam(TorchOptimizer):
         weight_decay: float = Field(0.0, ge=0)
 
     def build(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        return adam(parameters, self.settings)
+        s = self.settings
+        return torch.optim.AdamW(parameters, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay, fused=True)
 
 
-def adam(parameters: Sequence[Tensor], settings: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        parameters, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay, fused=True
-    )
+class AdamW(Adam):
+    """AdamW with its published weight decay: `adam` with weight_decay 0.01, and the same trial."""
+
+    source = "arXiv 1711.05101"
+
+    class Settings(Adam.Settings):
+        name: Literal["adamw"] = "adamw"
+        weight_decay: float = Field(0.01, ge=0)
+
+        def plainest(self) -> OptimizerSettings:
+            return renamed(self, Adam.Settings)
 
 
 class MeanOfSigns(Optimizer):
@@ -88,6 +166,9 @@ class MeanOfSigns(Optimizer):
 
     grade = Grade.FIRST
     source = "control"
+    control = True
+    asks = "1 gradient"
+    state = (*Optimizer.state, "mean")
 
     class Settings(OptimizerSettings):
         name: Literal["mean_of_signs"] = "mean_of_signs"
@@ -95,10 +176,9 @@ class MeanOfSigns(Optimizer):
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
         super().__init__(settings, parameters, plan)
-        self.mean = [torch.zeros_like(p) for p in parameters]
+        self.mean = zeros(parameters)
 
-    def move(self, oracle: Oracle) -> None:
-        signs = [g.sign() for g in oracle.gradient()]
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        signs = [g.sign() for g in fp32(oracle.gradient())]
         torch._foreach_lerp_(self.mean, signs, 1 - self.settings.beta)
-        with torch.no_grad():
-            torch._foreach_add_(list(self.parameters), self.mean, alpha=-self.lr)
+        return self.mean

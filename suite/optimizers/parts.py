@@ -9,8 +9,11 @@ from typing import Annotated, Any
 from pydantic import Field, create_model
 
 from suite import settings
+from suite.optimizers.adam8bit import Adam8bit
 from suite.optimizers.base import Optimizer, OptimizerSettings
-from suite.optimizers.first_order import SGD, Adam, MeanOfSigns
+from suite.optimizers.compressed import AdamOnQuantizedGradient, SGDOnQuantizedGradient
+from suite.optimizers.first_order import SGD, Adam, AdamW, MeanOfSigns
+from suite.optimizers.second_order import EmpiricalFisher
 from suite.optimizers.zeroth_order import (
     ZOSGD,
     ForwardGradient,
@@ -65,8 +68,13 @@ FIRST_ORDER = Parts(
     "first-order optimizer",
     [
         Adam,
+        AdamW,
+        Adam8bit,
         SGD,
         MeanOfSigns,
+        EmpiricalFisher,
+        AdamOnQuantizedGradient,
+        SGDOnQuantizedGradient,
     ],
 )
 

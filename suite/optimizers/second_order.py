@@ -1,4 +1,4 @@
-"""Second-order optimizers: the direction is scaled by an estimate of the curvature."""
+"""Clipped second-order descent: the direction is scaled by an estimate of the Hessian's diagonal, and capped at 1."""
 
 from __future__ import annotations
 
@@ -10,56 +10,104 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
-from suite.oracle import Grade, Oracle
+from suite.optimizers.first_order import fp32, zeros
+from suite.oracle import Grade, Oracle, Tensors
 
 
-class Sophia(Optimizer):
+def clipped(mean: Tensors, curvature: Tensors, gamma: float, eps: float) -> list[Tensor]:
+    """clip(m / max(gamma h, eps), 1), coordinate by coordinate (arXiv 2305.14342, Eq. 6)."""
+    scale = torch._foreach_mul(list(curvature), gamma)
+    torch._foreach_clamp_min_(scale, eps)
+    direction = torch._foreach_div(list(mean), scale)
+    torch._foreach_clamp_min_(direction, -1.0)
+    torch._foreach_clamp_max_(direction, 1.0)
+    return list(direction)
+
+
+class Clipped(Optimizer):
+    """m <- b1 m + (1 - b1) g;  x <- x - lr (clip(m / max(gamma h, eps), 1) + decay x). What h is, a subclass says."""
+
+    state = (*Optimizer.state, "asked", "mean", "curvature")
+
+    class Settings(OptimizerSettings):
+        betas: tuple[float, float] = (0.965, 0.99)
+        gamma: float = Field(0.05, gt=0)
+        eps: float = Field(1e-12, gt=0)
+        weight_decay: float = Field(0.0, ge=0)
+
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
+        super().__init__(settings, parameters, plan)
+        self.mean, self.curvature = zeros(parameters), zeros(parameters)
+        self.asked = 0  # its own steps: in a hybrid they are fewer than the run's
+
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        s = self.settings
+        gradient = fp32(oracle.gradient())
+        self.observe(oracle, gradient)
+        self.asked += 1
+        torch._foreach_lerp_(self.mean, gradient, 1 - s.betas[0])
+        direction = clipped(self.mean, self.curvature, s.gamma, s.eps)
+        if s.weight_decay:
+            torch._foreach_add_(direction, fp32(self.parameters), alpha=s.weight_decay)
+        return direction
+
+    def observe(self, oracle: Oracle, gradient: Tensors) -> None:
+        """Renew the estimate h, given the step's gradient."""
+        raise NotImplementedError
+
+    def average(self, gradient: Tensors, count: int) -> None:
+        """h <- b2 h + (1 - b2) B g^2, where B = count is the number of labels that g is the mean over."""
+        decay = self.settings.betas[1]
+        torch._foreach_mul_(self.curvature, decay)
+        torch._foreach_addcmul_(self.curvature, list(gradient), list(gradient), value=(1 - decay) * count)
+
+
+class Sophia(Clipped):
     """Sophia-G: clipped descent preconditioned by a Gauss-Newton-Bartlett diagonal (arXiv 2305.14342, Alg. 3).
 
         m <- b1 m + (1 - b1) g;  every k steps h <- b2 h + (1 - b2) B ghat^2;
-        x <- x - lr clip(m / max(gamma h, eps), 1)
+        x <- x - lr (clip(m / max(gamma h, eps), 1) + decay x)
 
     ghat is the gradient with labels resampled from the model, B their number. Published unlearning code squares the
-    minibatch gradient in every step instead, which is a first-order method.
+    minibatch gradient in every step instead, which is a first-order method: `empirical_fisher`.
     """
 
     grade = Grade.SECOND
     source = "arXiv 2305.14342"
+    asks = "1 gradient + 1 curvature every k"
 
-    class Settings(OptimizerSettings):
+    class Settings(Clipped.Settings):
         """gamma: how much of the curvature counts; larger means smaller steps along curved coordinates.
 
         every: steps between two curvature samples.
         """
 
         name: Literal["sophia"] = "sophia"
-        betas: tuple[float, float] = (0.965, 0.99)
-        gamma: float = Field(0.05, gt=0)
-        eps: float = Field(1e-12, gt=0)
         every: int = Field(10, ge=1)
-        weight_decay: float = Field(0.0, ge=0)
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
-        self.mean = [torch.zeros_like(p) for p in parameters]
-        self.curvature = [torch.zeros_like(p) for p in parameters]
+    def observe(self, oracle: Oracle, gradient: Tensors) -> None:
+        if self.asked % self.settings.every == 0:
+            sample = oracle.curvature_sample()
+            self.average(fp32(sample.gradient), sample.count)
 
-    @torch.no_grad()
-    def move(self, oracle: Oracle) -> None:
-        s, lr, weights = self.settings, self.lr, list(self.parameters)
-        with torch.enable_grad():
-            gradient = oracle.gradient()
-            sample = oracle.curvature_sample() if self.taken % s.every == 0 else None
-        if sample:
-            torch._foreach_mul_(self.curvature, s.betas[1])
-            scale = (1 - s.betas[1]) * sample.count
-            torch._foreach_addcmul_(self.curvature, sample.gradient, sample.gradient, value=scale)
-        torch._foreach_lerp_(self.mean, gradient, 1 - s.betas[0])
-        scaled = torch._foreach_mul(self.curvature, s.gamma)
-        torch._foreach_clamp_min_(scaled, s.eps)
-        step = torch._foreach_div(self.mean, scaled)
-        torch._foreach_clamp_min_(step, -1.0)
-        torch._foreach_clamp_max_(step, 1.0)
-        if s.weight_decay:
-            torch._foreach_mul_(weights, 1 - lr * s.weight_decay)
-        torch._foreach_add_(weights, step, alpha=-lr)
+
+class EmpiricalFisher(Clipped):
+    """Sophia's step with squared minibatch gradients for curvature, in every step: h <- b2 h + (1 - b2) B g^2.
+
+    It is what published "second-order" unlearning code computes (without that code's second averaging of m in the same
+    step). The labels are the data's, so h is no estimate of the Gauss-Newton diagonal, and the grade is first.
+    """
+
+    grade = Grade.FIRST
+    source = "control"
+    control = True
+    asks = "1 gradient"
+
+    class Settings(Clipped.Settings):
+        """labels: the constant B. Published code takes 5120, whatever the batch."""
+
+        name: Literal["empirical_fisher"] = "empirical_fisher"
+        labels: int = Field(1, ge=1)
+
+    def observe(self, oracle: Oracle, gradient: Tensors) -> None:
+        self.average(gradient, self.settings.labels)

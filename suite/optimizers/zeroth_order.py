@@ -176,7 +176,7 @@ class ZOConservative(ZerothOrderOptimizer):
     """
 
     source = "arXiv 2402.11592"
-    asks = "2q + 3 value"
+    asks = "2q value + 3 value"
 
     class Settings(OptimizerSettings):
         name: Literal["zo_conservative"] = "zo_conservative"

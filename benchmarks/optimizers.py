@@ -1,0 +1,315 @@
+"""How fast the optimizers are: a zeroth-order step against its forward passes, low-rank places together against one by
+one, a hybrid against its parts, Adam against a bare torch loop. Ratios within one run, on the CPU and on a GPU if any.
+
+    python benchmarks/optimizers.py [--json FILE] [--threads N] [--repeats N] [--models 27m,1m]
+
+`textbook` is the way of published code: noise drawn four times from one generator, added to and taken from the weights
+in place. It is here to be compared with; it leaves weights changed, and the benchmark says how many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from suite import noise
+from suite.directions import LowRank
+from suite.loss_oracle import LossOracle, _place
+from suite.objectives import OBJECTIVES
+from suite.optimizers import OPTIMIZERS, Optimizer, Plan
+from suite.optimizers.estimates import ZerothOrder
+from suite.oracle import Displacement, Part
+from suite.text import Batch, Tokens
+
+MODELS = {
+    "27m": {
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 7,
+        "vocab_size": 8192,
+        "batch": (8, 64),
+    },
+    "1m": {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 2, "vocab_size": 1024, "batch": (16, 48)},
+}
+STEPS = 10**6
+"""Longer than any benchmark runs, so that no schedule ends."""
+
+
+def oracle_of(name: str, device: torch.device, retain: bool = False) -> LossOracle:
+    """A random Llama of this size, asked for the cross-entropy of whole texts: gradient ascent, one forward a value."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = dict(MODELS[name])
+    sequences, length = shape.pop("batch")
+    config = LlamaConfig(**shape, num_attention_heads=8, num_key_value_heads=8, tie_word_embeddings=True)
+    model = LlamaForCausalLM(config).eval().to(device)
+
+    def texts() -> Tokens:
+        ids = torch.randint(0, config.vocab_size, (sequences, length), device=device)
+        answer = torch.ones_like(ids, dtype=torch.bool)
+        answer[:, 0] = False
+        return Tokens(ids, answer, 1)
+
+    kind = OBJECTIVES["graddiff" if retain else "gradient_ascent"]
+    oracle = LossOracle(model, kind(kind.Settings()))
+    oracle.batch = Batch(texts(), texts())
+    return oracle
+
+
+def optimizer_of(oracle: LossOracle, name: str, **settings: object) -> Optimizer:
+    kind = OPTIMIZERS[name]
+    return kind(kind.Settings(lr=1e-9, **settings), oracle.parameters, Plan(STEPS))
+
+
+class Clock:
+    """Times work on a device, a ratio's two sides in turn, so that a machine that slows down slows both."""
+
+    def __init__(self, device: torch.device, repeats: int) -> None:
+        self.device, self.repeats = device, repeats
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        self.wait()
+        started = time.perf_counter()
+        work()
+        self.wait()
+        return time.perf_counter() - started
+
+    def median(self, work: Callable[[], object]) -> float:
+        work()
+        return statistics.median(self.seconds(work) for _ in range(self.repeats))
+
+    def ratio(self, one: Callable[[], object], other: Callable[[], object]) -> float:
+        one(), other()
+        return statistics.median(self.seconds(one) / self.seconds(other) for _ in range(self.repeats))
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class Textbook:
+    """ZO-SGD with q samples in place: noise from a seed, drawn for +r, for -2r, for +r and for the update."""
+
+    def __init__(self, oracle: LossOracle, samples: int, radius: float = 1e-3, lr: float = 1e-9) -> None:
+        self.oracle, self.samples, self.radius, self.lr = oracle, samples, radius, lr
+        self.seed = 0
+
+    def step(self) -> None:
+        for _ in range(self.samples):
+            self.seed += 1
+            difference = self.probe()
+            self._add(-self.lr * difference / (2 * self.radius * self.samples))
+
+    @torch.no_grad()
+    def probe(self) -> float:
+        self._add(self.radius)
+        ahead = float(self.oracle.values(Part.FORGET, [None]))
+        self._add(-2 * self.radius)
+        behind = float(self.oracle.values(Part.FORGET, [None]))
+        self._add(self.radius)
+        return ahead - behind
+
+    @torch.no_grad()
+    def _add(self, scale: float) -> None:
+        device = self.oracle.parameters[0].device
+        draw = torch.Generator(device=device).manual_seed(self.seed)
+        for p in self.oracle.parameters:
+            p.add_(torch.randn(p.shape, generator=draw, device=device, dtype=p.dtype), alpha=scale)
+
+
+def changed_by_one_probe(oracle: LossOracle) -> float:
+    before = [p.detach().clone() for p in oracle.parameters]
+    Textbook(oracle, 1).probe()
+    changed = sum(int((p != b).sum()) for p, b in zip(oracle.parameters, before, strict=True))
+    return changed / sum(p.numel() for p in before)
+
+
+def zeroth_order(name: str, clock: Clock, samples: list[int]) -> Iterator[tuple[str, float]]:
+    """Steps of ZO-SGD over 2q forward passes."""
+    oracle = oracle_of(name, clock.device)
+    for q in samples:
+        forwards = [None] * (2 * q)
+        for kind in ("sphere", "gaussian", "rademacher", "low_rank"):
+            optimizer = optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(samples=q, direction=kind, radius=1e-2))
+            yield (
+                f"{name}_{kind}_q{q}",
+                clock.ratio(
+                    lambda optimizer=optimizer: optimizer.step(oracle),
+                    lambda forwards=forwards: oracle.values(Part.FORGET, forwards),
+                ),
+            )
+    q = samples[0]
+    for label, optimizer in {
+        "r_adazo": optimizer_of(oracle, "r_adazo", zo=ZerothOrder(samples=q, radius=1e-2)),
+        "memory_seed": optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(samples=q, radius=1e-2, memory="seed")),
+    }.items():
+        yield (
+            f"{name}_{label}_q{q}",
+            clock.ratio(
+                lambda optimizer=optimizer: optimizer.step(oracle),
+                lambda: oracle.values(Part.FORGET, [None] * (2 * q)),
+            ),
+        )
+    textbook = Textbook(oracle, q)
+    yield f"{name}_textbook_q{q}", clock.ratio(textbook.step, lambda: oracle.values(Part.FORGET, [None] * (2 * q)))
+    yield f"{name}_textbook_changed_share", changed_by_one_probe(oracle)
+
+
+def shares(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
+    """What a step with one sample is made of, each part timed alone, as shares of the step."""
+    oracle = oracle_of(name, clock.device)
+    drawn = noise.gaussian(oracle.parameters, (0,))
+    weights = [p.data for p in oracle.parameters]
+    places = [torch.empty_like(w) for w in weights]
+    displacement = Displacement.along(drawn, 1e-2)
+    optimizer = optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(radius=1e-2))
+    step = clock.median(lambda: optimizer.step(oracle))
+    parts = {
+        "forwards": clock.median(lambda: oracle.values(Part.FORGET, [None, None])),
+        "drawing": clock.median(lambda: noise.fill(drawn, (1,))),
+        "moving": 2 * clock.median(lambda: _place(places, weights, displacement)),
+    }
+    for part, seconds in parts.items():
+        yield f"{name}_share_{part}", seconds / step
+    yield f"{name}_step_seconds", step
+
+
+def low_rank(name: str, clock: Clock, samples: int = 4) -> Iterator[tuple[str, float]]:
+    """2q low-rank places in one pass over the same places one by one."""
+    oracle = oracle_of(name, clock.device)
+    draws = [LowRank(oracle.parameters, 1, (0, n)) for n in range(samples)]
+    places = [Displacement.along(d, s) for d in draws for s in (1e-2, -1e-2)]
+
+    def one_by_one() -> None:
+        for place in places:
+            oracle.values(Part.FORGET, [place])
+
+    yield (
+        f"{name}_low_rank_together_over_apart_q{samples}",
+        clock.ratio(lambda: oracle.values(Part.FORGET, places), one_by_one),
+    )
+
+
+def hybrid(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
+    """Two first-order and two zeroth-order steps, as a hybrid and as its parts; and one mixed step."""
+    oracle = oracle_of(name, clock.device, retain=True)
+    zo = ZerothOrder(radius=1e-2)
+    whole = optimizer_of(oracle, "hybrid", block=4, zo=zo)
+    mixed = optimizer_of(oracle, "hybrid", kind="mix", mix_weight=0.5, zo=zo)
+    first, zeroth = optimizer_of(oracle, "adam"), optimizer_of(oracle, "r_adazo", zo=zo)
+
+    def steps(*optimizers: Optimizer) -> Callable[[], None]:
+        return lambda: [optimizer.step(oracle) for optimizer in optimizers] and None
+
+    yield f"{name}_hybrid_over_parts", clock.ratio(steps(*[whole] * 4), steps(first, first, zeroth, zeroth))
+    yield f"{name}_mix_over_parts", clock.ratio(steps(mixed), steps(first, zeroth))
+
+
+def adam(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
+    """Adam through an oracle over a bare loop of forward, backward and torch's fused AdamW."""
+    oracle = oracle_of(name, clock.device, retain=True)
+    ours = optimizer_of(oracle, "adam")
+    bare = torch.optim.AdamW(oracle.parameters, lr=1e-9, weight_decay=0.0, fused=True)
+    model, batch, objective = oracle.model, oracle.batch, oracle.objective
+
+    def step() -> None:
+        loss = objective.forget(model, batch) + objective.retain(model, batch)
+        loss.backward()
+        bare.step()
+        bare.zero_grad()
+
+    yield f"{name}_adam_over_bare", clock.ratio(lambda: ours.step(oracle), step)
+
+
+def peak(name: str, way: str, device: torch.device) -> float:
+    """Peak memory of two steps, beyond the model and one forward pass, in copies of the weights."""
+    if device.type == "cuda":
+        return _peak_here(name, way, device)
+    command = [sys.executable, __file__, "--peak", f"{name},{way}"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _peak_here(name: str, way: str, device: torch.device) -> float:
+    oracle = oracle_of(name, device)
+    size = sum(p.numel() * p.element_size() for p in oracle.parameters)
+    oracle.values(Part.FORGET, [None])
+    step: Callable[[], object]
+    if way == "textbook":
+        step = Textbook(oracle, 1).step
+    else:
+        optimizer = optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(radius=1e-2, memory=way))
+        step = lambda: optimizer.step(oracle)  # noqa: E731
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        oracle.values(Part.FORGET, [None])
+        before = torch.cuda.max_memory_allocated()
+        step(), step()
+        return (torch.cuda.max_memory_allocated() - before) / size
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(), step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / size
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a random model's slopes may drown; nothing here reads them
+        yield
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file for the figures, one flat object of numbers")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--models", default="27m,1m")
+    parser.add_argument("--samples", default="1,4,16")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with quiet():
+        if asked.peak:
+            print(_peak_here(*asked.peak.split(","), torch.device("cpu")))
+            return
+        figures: dict[str, float] = {}
+        clock = Clock(device, asked.repeats)
+        label = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {asked.threads} threads"
+        table = Table("figure", label)
+        samples = [int(q) for q in asked.samples.split(",")]
+        for name in asked.models.split(","):
+            for part in (
+                zeroth_order(name, clock, samples),
+                shares(name, clock),
+                low_rank(name, clock),
+                hybrid(name, clock),
+                adam(name, clock),
+            ):
+                for key, value in part:
+                    figures[key] = value
+                    table.add_row(key, f"{value:.3f}")
+                    print(f"{key:44s} {value:8.3f}", file=sys.stderr, flush=True)
+            for way in ("keep", "seed", "textbook"):
+                figures[f"{name}_peak_copies_{way}"] = value = peak(name, way, device)
+                table.add_row(f"{name}_peak_copies_{way}", f"{value:.3f}")
+    Console().print(table)
+    if asked.json:
+        asked.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

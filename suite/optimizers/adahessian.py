@@ -1,0 +1,99 @@
+"""AdaHessian: Adam whose second moment is of the Hessian's diagonal, estimated by Hutchinson's method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite import noise
+from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
+from suite.optimizers.first_order import fp32, zeros
+from suite.oracle import Grade, Oracle, Part
+
+_KEY = 2006_00719
+"""Keeps the signs drawn here apart from what others draw with the run's seed and a count."""
+
+
+def spatial_average(diagonal: Tensor, block: int) -> Tensor:
+    """The mean over each `block` neighbours along the last dimension, in the places of all of them (Eq. 10).
+
+    The last block of a row may be shorter. Vectors (biases, norms) stay as they are.
+    """
+    if block == 1 or diagonal.ndim < 2:
+        return diagonal
+    width = diagonal.shape[-1]
+    rows = diagonal.reshape(1, -1, width)
+    means = torch.nn.functional.avg_pool1d(rows, block, ceil_mode=True)
+    return means.repeat_interleave(block, -1)[..., :width].reshape(diagonal.shape)
+
+
+class AdaHessian(Optimizer):
+    """AdaHessian (Yao et al. 2021, arXiv 2006.00719, Alg. 1, and its published code for decay and eps).
+
+        m <- b1 m + (1 - b1) g;  D = |z * Hz| with z of random signs, spatially averaged;
+        every k steps v <- b2 v + (1 - b2) D^2;
+        x <- x - lr (mhat / (vhat^(power/2) + eps) + decay x)
+
+    mhat and vhat are corrected for their start at zero, each by the number of terms that it averages. E[z * Hz] is the
+    diagonal of the Hessian, and for a diagonal Hessian every draw is. A coordinate whose first draw happens to be small
+    takes a long first step, of up to mhat / eps: warm up. One Hessian-vector product costs about two gradients and, by
+    double backward, several times a gradient's memory.
+    """
+
+    grade = Grade.SECOND
+    source = "arXiv 2006.00719"
+    asks = "1 gradient + 1 curvature every k"
+    state = (*Optimizer.state, "asked", "mean", "square")
+
+    class Settings(OptimizerSettings):
+        """power: of the curvature in the step; 1 divides by it, towards 0 it counts less.
+
+        block: neighbours in a row whose curvature is averaged; 1, as in the published code for linear layers, is none.
+        every: steps between two Hessian-vector products; published is 1.
+        """
+
+        name: Literal["adahessian"] = "adahessian"
+        betas: tuple[float, float] = (0.9, 0.999)
+        eps: float = Field(1e-4, gt=0)
+        power: float = Field(1.0, gt=0, le=1)
+        block: int = Field(1, ge=1)
+        every: int = Field(1, ge=1)
+        weight_decay: float = Field(0.0, ge=0)
+
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
+        super().__init__(settings, parameters, plan)
+        self.mean, self.square = zeros(parameters), zeros(parameters)
+        self.asked = 0  # its own steps: in a hybrid they are fewer than the run's
+
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        s = self.settings
+        gradient = fp32(oracle.gradient())
+        if self.asked % s.every == 0:
+            diagonal = [spatial_average(d.abs_(), s.block) for d in hutchinson(oracle, (self.plan.seed, self.asked))]
+            torch._foreach_mul_(self.square, s.betas[1])
+            torch._foreach_addcmul_(self.square, diagonal, diagonal, value=1 - s.betas[1])
+        torch._foreach_lerp_(self.mean, gradient, 1 - s.betas[0])
+        self.asked += 1
+        of_mean = 1 - s.betas[0] ** self.asked
+        of_square = 1 - s.betas[1] ** math.ceil(self.asked / s.every)
+        scale = torch._foreach_div(self.square, of_square)
+        torch._foreach_pow_(scale, s.power / 2)
+        torch._foreach_add_(scale, s.eps)
+        direction = torch._foreach_div(self.mean, of_mean)
+        torch._foreach_div_(direction, scale)
+        if s.weight_decay:
+            torch._foreach_add_(direction, fp32(self.parameters), alpha=s.weight_decay)
+        return direction
+
+
+def hutchinson(oracle: Oracle, key: noise.Key, part: Part = Part.TOTAL) -> list[Tensor]:
+    """z * Hz with z of random signs, in fp32: an unbiased estimate of the Hessian's diagonal from one product."""
+    z = zeros(oracle.parameters)
+    noise.fill_signs(z, (*key, _KEY))
+    product = oracle.hvp(part, [t.to(p.dtype) for t, p in zip(z, oracle.parameters, strict=True)])
+    return list(torch._foreach_mul(fp32(product), z))

@@ -1,0 +1,257 @@
+"""What every objective, smoothing, optimizer and adapter keeps to, alone and with each other, over the registries."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from small import SMALL
+from test_oracle import same_bits
+
+from suite.adapters import ADAPTERS
+from suite.loss_oracle import LossOracle
+from suite.objectives import OBJECTIVES, Reference
+from suite.optimizers import OPTIMIZERS, Optimizer, Plan
+from suite.oracle import Metered, Queries
+from suite.settings import SpecError
+from suite.smoothing import SMOOTHINGS, Smoothing
+from suite.spec import merged, trial
+from suite.text import Batch, Encoded, Tokens
+
+STEPS = 3
+NEEDED: dict[str, dict[str, Any]] = {
+    # Settings without which an entry does not exist, or would do nothing in so few steps.
+    "wa": {"start": 1, "every": 1},
+    "rmu": {"layer": 0},
+}
+
+
+@dataclass
+class Run:
+    """A run on a language model of a thousand weights."""
+
+    oracle: LossOracle
+    smoothed: Smoothing
+    asked: Metered
+    optimizer: Optimizer
+
+    def steps(self, numbers: range) -> Run:
+        for number in numbers:
+            self.oracle.batch = batch(number)
+            self.optimizer.step(self.asked)
+            self.asked.stepped()
+        return self
+
+    def weights(self) -> list[torch.Tensor]:
+        ends = self.smoothed.published()
+        return [w.detach().clone() for w in (self.oracle.parameters if ends is None else ends)]
+
+    def state(self) -> dict[str, Any]:
+        parts = {"oracle": self.oracle, "smoothing": self.smoothed, "optimizer": self.optimizer}
+        return {name: part.state_dict() for name, part in parts.items()} | {
+            "weights": [p.detach().clone() for p in self.oracle.parameters]
+        }
+
+    def load(self, saved: dict[str, Any]) -> Run:
+        with torch.no_grad():
+            torch._foreach_copy_(self.oracle.parameters, saved["weights"])
+        for name, part in {"oracle": self.oracle, "smoothing": self.smoothed, "optimizer": self.optimizer}.items():
+            part.load_state_dict(saved[name])
+        return self
+
+
+def llama(seed: int) -> torch.nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=17, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=16, tie_word_embeddings=True, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def batch(number: int) -> Batch:
+    draw = torch.Generator().manual_seed(number)
+
+    def texts(*lengths: tuple[int, int]) -> Tokens:
+        return Tokens.collate(
+            [Encoded(tuple(torch.randint(0, 17, (n,), generator=draw).tolist()), start) for n, start in lengths]
+        )
+
+    known = torch.tensor([-7.0, -9.0], dtype=torch.float64)
+    return Batch(
+        texts((7, 3), (5, 2)), texts((6, 4), (8, 3)), known,
+        forget_refusals=texts((6, 3), (5, 2)), forget_refusals_reference=known - 1,
+        retain_refusals=texts((6, 4), (7, 3)),
+    )  # fmt: skip
+
+
+def section(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name} | NEEDED.get(name, {}) | more
+
+
+def made(
+    objective: str, smoothing: str, optimizer: str, adapter: str = "full", more: dict[str, Any] | None = None
+) -> Run:
+    """The run that a trial of these names makes.
+
+    Raises:
+        SpecError: such a trial is refused.
+    """
+    data = merged(
+        SMALL,
+        {
+            "objective": section(objective),
+            "smoothing": section(smoothing),
+            "optimizer": {"name": optimizer, "lr": 1e-5},
+            "adapter": {"name": adapter},
+            "steps": 2 * STEPS,
+        },
+    )
+    data["objective"], data["optimizer"] = section(objective), section(optimizer, lr=1e-5)
+    checked = trial(merged(data, more or {}))
+    model = llama(0)
+    ADAPTERS[adapter](checked.adapter, model, 0)
+    kind = OBJECTIVES[objective]
+    oracle = LossOracle(model, kind(checked.objective, Reference(llama(1).requires_grad_(False))), seed=3)
+    plan = Plan(checked.steps, seed=5)
+    smoothed = SMOOTHINGS[smoothing](oracle, checked.smoothing, plan)
+    return Run(oracle, smoothed, Metered(smoothed), OPTIMIZERS[optimizer](checked.optimizer, oracle.parameters, plan))
+
+
+def runs_or_is_refused(objective: str, smoothing: str, optimizer: str, adapter: str = "full") -> bool:
+    """Whether the run exists. Where it does, it ends with finite weights that have moved, and the grade is as told."""
+    try:
+        run = made(objective, smoothing, optimizer, adapter)
+    except SpecError as refusal:
+        assert len(str(refusal)) > 40, f"says why: {refusal}"
+        return False
+    before = [p.detach().clone() for p in run.oracle.parameters]
+    run.steps(range(STEPS))
+    moved = [not torch.equal(b, p) for b, p in zip(before, run.oracle.parameters, strict=True)]
+    assert all(bool(w.isfinite().all()) for w in run.weights())
+    assert any(moved) or optimizer == "zo_conservative", "a conservative step may stay"
+    grade = run.asked.queries.grade()
+    assert optimizer == "hybrid" or grade is OPTIMIZERS[optimizer].grade  # three steps of a hybrid may be of one kind
+    return True
+
+
+def available(optimizer: str) -> str:
+    if optimizer == "adam8bit":
+        pytest.importorskip("bitsandbytes", reason="adam8bit needs bitsandbytes")
+    return optimizer
+
+
+PLAIN = ("npo", "none", "sgd", "full")
+AXES: tuple[list[str], ...] = (list(OBJECTIVES), list(SMOOTHINGS), list(OPTIMIZERS), list(ADAPTERS))
+PAIRS = list(itertools.combinations(range(4), 2))
+
+
+@pytest.mark.parametrize("axes", PAIRS, ids=lambda axes: "x".join("osna"[axis] for axis in axes))
+@pytest.mark.filterwarnings("ignore:a zeroth-order difference drowned")
+def test_every_pair_runs_or_is_refused(axes):
+    ran = 0
+    for names in itertools.product(*(AXES[axis] for axis in axes)):
+        choice = list(PLAIN)
+        for axis, name in zip(axes, names, strict=True):
+            choice[axis] = name
+        if choice[2] == "adam8bit":
+            continue
+        ran += runs_or_is_refused(*choice)
+    assert ran > 0.75 * len(AXES[axes[0]]) * len(AXES[axes[1]]), "most go together"
+
+
+def triples() -> Iterator[tuple[str, str, str]]:
+    return itertools.product(*AXES[:3])
+
+
+@pytest.mark.filterwarnings("ignore:a zeroth-order difference drowned")
+def test_a_sample_of_triples_runs_or_is_refused():
+    for choice in random.Random(0).sample(list(triples()), 150):
+        if choice[2] != "adam8bit":
+            runs_or_is_refused(*choice)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.filterwarnings("ignore:a zeroth-order difference drowned")
+def test_the_whole_cube_runs_or_is_refused(objective):
+    for choice in triples():
+        if choice[0] == objective and choice[2] != "adam8bit":
+            runs_or_is_refused(*choice)
+
+
+def alone() -> list[tuple[str, str, str]]:
+    """Every entry of the three axes once, with something that asks for what it does."""
+    return [
+        *((objective, "none", "adam") for objective in OBJECTIVES),
+        *(("npo", smoothing, "hybrid") for smoothing in SMOOTHINGS),
+        *(("npo", "none", optimizer) for optimizer in OPTIMIZERS),
+    ]
+
+
+HYBRID = {"optimizer": {"block": 2}}
+
+
+@pytest.mark.parametrize("choice", alone(), ids="-".join)
+@pytest.mark.filterwarnings("ignore:a zeroth-order difference drowned")
+def test_a_run_repeats_bit_for_bit_and_goes_on_from_its_state_in_mid_run(choice):
+    """Three steps, saved and loaded through a file into new objects, three more: the bits of six steps."""
+    available(choice[2])
+    more = HYBRID if choice[2] == "hybrid" else {}
+    whole = made(*choice, more=more).steps(range(2 * STEPS)).weights()
+    again = made(*choice, more=more).steps(range(2 * STEPS)).weights()
+    assert same_bits(whole, again)
+    half = made(*choice, more=more).steps(range(STEPS))
+    file = io.BytesIO()
+    torch.save(half.state(), file)
+    half.steps(range(STEPS, 2 * STEPS))  # what was saved must not follow the run
+    file.seek(0)
+    taken_up = made(*choice, more=more).load(torch.load(file, weights_only=True))
+    assert same_bits(whole, taken_up.steps(range(STEPS, 2 * STEPS)).weights())
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_what_an_optimizer_says_it_asks_is_what_the_meter_counts(name):
+    """`2q value + 1 curvature every k`, with q = 3 samples, over as many steps as k needs."""
+    available(name)
+    fields = OPTIMIZERS[name].Settings.model_fields
+    more: dict[str, Any] = {}
+    if "zo" in fields:
+        more["zo"] = {"samples": 3}
+    if "every" in fields:
+        more["every"] = 2
+    if name == "hybrid":
+        more["block"] = 2
+    run = made("npo", "none", name, more={"optimizer": more})
+    run.steps(range(2))
+    meter = run.asked.queries
+    counted = {kind: getattr(meter, kind) for kind in ("value", "gradient", "directional", "curvature")}
+    assert counted == expected(OPTIMIZERS[name].asks, q=3, k=2, steps=2)
+
+
+def expected(asks: str, q: int, k: int, steps: int) -> dict[str, int]:
+    counts = dict.fromkeys(("value", "gradient", "directional", "curvature"), 0)
+    either = asks.split(", or ")  # each of them in one of the steps
+    for asked in either:
+        for term in asked.split(" + "):
+            number = 0
+            found = re.fullmatch(r"(?:(\d*)(q?)(?: \+ (\d+))?) (value|gradient|directional|curvature)( every k)?", term)
+            assert found, f"not understood: {term}"
+            times, of_q, _, kind, interval = found.groups()
+            number = int(times or 1) * (q if of_q else 1)
+            counts[kind] += number * (steps // len(either)) // (k if interval else 1)
+    return counts
+
+
+def test_a_meter_that_counted_nothing_has_no_grade():
+    with pytest.raises(ValueError, match="nothing was asked"):
+        Queries().grade()
