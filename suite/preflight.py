@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+import torch
 
 from suite.attacks.relearning import Relearning
 from suite.environment import choose_device
-from suite.optimizers.hybrid import Hybrid, layout
-from suite.optimizers.second_order import Sophia
+from suite.objectives import OBJECTIVES
+from suite.optimizers import OPTIMIZERS, Plan
+from suite.optimizers.base import KINDS
+from suite.oracle import Displacement, Part, Queries, Tensors
+from suite.refusals import check_refusable
 from suite.settings import SpecError
+from suite.smoothing import SMOOTHINGS
 from suite.spec import MeasureSpec, RuntimeSpec, TrialSpec
 from suite.unlearning import requests
 from tasks import TASKS
@@ -28,6 +33,7 @@ class Cost:
     steps: int
     value_calls: int
     gradient_calls: int
+    directional_calls: int
     curvature_calls: int
     evaluations: int
 
@@ -61,6 +67,11 @@ def _fits(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
     for request in requests(spec, task):
         if spec.batch_size > len(request.texts):
             raise SpecError(f"batch_size: {spec.batch_size}, but {request.name} has only {len(request.texts)} texts")
+    objective = OBJECTIVES[spec.objective.name]
+    if objective.uses_forget_refusals:
+        check_refusable(task.forget_examples(), spec.objective.name, task.name)
+    if objective.needs_retain_refusals(spec.objective):
+        check_refusable(task.retain, spec.objective.name, task.name)
     texts = len(task.forget_examples())
     for split in measure.splits:
         for attack in measure.attacks_for(spec.task, split):
@@ -69,16 +80,63 @@ def _fits(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
 
 
 def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:
-    steps = spec.steps * len(requests(spec, task))
-    optimizer: Any = spec.optimizer
-    zeroth = 0
-    if isinstance(optimizer, Hybrid.Settings):
-        zeroth = sum(layout(spec.steps, optimizer.zo_ratio, optimizer.block)) * steps // spec.steps
-    elif hasattr(optimizer, "zo"):
-        zeroth = steps
-    values = 2 * optimizer.zo.samples * zeroth if zeroth else 0
-    curvature = -(-steps // optimizer.every) if isinstance(optimizer, Sophia.Settings) else 0
-    smoothing = 3 if spec.smoothing.name == "sam" else 1
+    asked = OPTIMIZERS[spec.optimizer.name].asked(spec.optimizer, spec.steps)
+    counts = dict.fromkeys(KINDS, 0)
+    for kind, times in asked.items():
+        if times:
+            for of, number in _answering(spec, kind).items():
+                counts[of] += times * number * len(requests(spec, task))
     points = sum(len(a.points) for split in measure.splits for a in measure.attacks_for(spec.task, split))
     kept = (spec.steps - 1) // spec.checkpoints.every if spec.checkpoints.every else 0
-    return Cost(steps, values, smoothing * (steps - zeroth), curvature, 3 * points + kept * len(measure.splits))
+    return Cost(
+        steps=spec.steps * len(requests(spec, task)),
+        value_calls=counts["value"],
+        gradient_calls=counts["gradient"],
+        directional_calls=counts["directional"],
+        curvature_calls=counts["curvature"],
+        evaluations=3 * points + kept * len(measure.splits),
+    )
+
+
+def _answering(spec: TrialSpec, kind: str) -> dict[str, int]:
+    """What the model is asked for one question of an optimizer, by kind: found out on a bowl of two weights."""
+    bowl = _Bowl()
+    smoothed = SMOOTHINGS[spec.smoothing.name](bowl, spec.smoothing, Plan(spec.steps, spec.seed))
+    direction = [torch.ones(2)]
+    match kind:
+        case "value":
+            smoothed.values(Part.TOTAL, [Displacement.along(direction)])
+        case "gradient":
+            smoothed.gradient()
+        case "directional":
+            smoothed.directional(Part.TOTAL, direction)
+        case "curvature":
+            smoothed.hvp(Part.TOTAL, direction)
+    return {of: getattr(bowl.queries, of) for of in KINDS}
+
+
+class _Bowl:
+    """The oracle of f(x) = |x|^2 / 2, for either part and for both."""
+
+    def __init__(self) -> None:
+        self.parameters = [torch.tensor([1.0, 2.0])]
+        self.queries = Queries()
+
+    def _at(self, at: Displacement | None) -> torch.Tensor:
+        return self.parameters[0] + sum(scale * direction[0] for scale, direction in (at.terms if at else ()))
+
+    def values(self, part: Part, displacements: Sequence[Displacement | None]) -> torch.Tensor:
+        self.queries.value += len(displacements)
+        return torch.stack([self._at(at).double().square().sum() / 2 for at in displacements])
+
+    def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[torch.Tensor]:
+        self.queries.gradient += 1
+        return [self._at(at)]
+
+    def directional(self, part: Part, direction: Tensors, at: Displacement | None = None) -> float:
+        self.queries.directional += 1
+        return float(self._at(at) @ direction[0])
+
+    def hvp(self, part: Part, direction: Tensors, at: Displacement | None = None) -> list[torch.Tensor]:
+        self.queries.curvature += 1
+        return [direction[0].clone()]

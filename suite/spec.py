@@ -23,7 +23,7 @@ from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS
 from suite.optimizers.hybrid import Hybrid, layout
 from suite.oracle import Grade, Order
-from suite.settings import Settings, SpecError, nearest, parse
+from suite.settings import Settings, SpecError, nearest, parse, settings_in
 from suite.smoothing import SMOOTHINGS
 from suite.text import Template
 from tasks import TASKS
@@ -193,6 +193,12 @@ def check(spec: TrialSpec) -> None:
             f"trainable: with adapter.name={spec.adapter.name} only the adapter's own parameters are moved. Leave "
             "trainable out and choose layers with adapter.targets, or take adapter.name=full"
         )
+    layer = getattr(spec.objective, "layer", None)
+    if layer is not None and spec.model.name == "tiny" and layer >= spec.model.tiny.layers:
+        raise ValueError(
+            f"objective.layer: {layer}, but model.tiny has {spec.model.tiny.layers} blocks. Use 0 to "
+            f"{spec.model.tiny.layers - 1}, or more model.tiny.layers"
+        )
     if spec.until is not None:
         if not _UNTIL.fullmatch(spec.until):
             raise ValueError(f"until: not understood: {spec.until}. Write knowledge<=0.2")
@@ -346,10 +352,21 @@ def trial(data: Mapping[str, Any]) -> TrialSpec:
     Raises:
         SpecError: naming the key, the allowed values and the nearest match.
     """
-    plain = dict(data)
-    for key, value in plain.items():
-        if isinstance(value, str) and key in ("objective", "smoothing", "optimizer", "adapter"):
-            plain[key] = {"name": value}
-        if isinstance(value, str) and key in ("forget", "trainable"):
-            plain[key] = [value]
+    plain = named(TrialSpec, data)
+    for key in ("forget", "trainable"):
+        if isinstance(plain.get(key), str):
+            plain[key] = [plain[key]]
     return parse(TrialSpec, plain).normalised
+
+
+def named(kind: type[Settings], data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with a mapping wherever a bare name stands for a section, at any depth."""
+    plain = dict(data)
+    for key, field in kind.model_fields.items():
+        section, members = settings_in(field.annotation)
+        if members and isinstance(plain.get(key), str):
+            plain[key] = {"name": plain[key]}
+        if isinstance(plain.get(key), Mapping):
+            chosen = section or members.get(plain[key].get("name", ""))
+            plain[key] = named(chosen, plain[key]) if chosen else dict(plain[key])
+    return plain

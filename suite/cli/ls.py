@@ -49,7 +49,13 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
             from suite.optimizers import OPTIMIZERS
 
             return [
-                {"name": name, "grade": str(kind.grade), "source": kind.source, "summary": OPTIMIZERS.summary(name)}
+                {
+                    "name": name,
+                    "grade": str(kind.grade) + (" (control)" if kind.control else ""),
+                    "asks per step": kind.asks,
+                    "source": kind.source,
+                    "summary": OPTIMIZERS.summary(name),
+                }
                 for name, kind in OPTIMIZERS.items()
             ]
         case _:

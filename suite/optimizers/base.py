@@ -16,6 +16,9 @@ from suite.directions import Direction
 from suite.oracle import Grade, Oracle
 from suite.state import Stateful
 
+KINDS = ("value", "gradient", "directional", "curvature")
+"""Kinds of questions, as the meter names them."""
+
 
 class OptimizerSettings(settings.Settings):
     """Settings that every optimizer has.
@@ -68,7 +71,7 @@ class Optimizer(Stateful):
     source: ClassVar[str]
     asks: ClassVar[str]
     """Questions per step, e.g. `2q value` or `1 gradient + 1 curvature every k` (q: samples, k: the setting `every`).
-    A test compares it with the meter."""
+    `asked` reads it, and a test compares that with the meter."""
     control: ClassVar[bool] = False
     """Whether it is there to be compared with rather than to be used."""
     state = ("taken",)
@@ -78,6 +81,19 @@ class Optimizer(Stateful):
         self.parameters = parameters
         self.plan = plan
         self.taken = 0
+
+    @classmethod
+    def asked(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
+        """Questions of a run of so many steps, by kind, as the meter will count them."""
+        counts = dict.fromkeys(KINDS, 0)
+        for term in cls.asks.split(" + "):
+            number, kind, *interval = term.split(" ", 2)
+            times = int(number.rstrip("q"))
+            if number.endswith("q"):
+                forward = getattr(settings.zo, "difference", "") == "forward"
+                times = settings.zo.samples + 1 if forward else times * settings.zo.samples
+            counts[kind] += times * (-(-steps // settings.every) if interval else steps)
+        return counts
 
     @property
     def lr(self) -> float:

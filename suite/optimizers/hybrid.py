@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
+from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Plan
 from suite.optimizers.estimates import ZerothOrder
 from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, part_settings, whole
 from suite.oracle import Grade, Oracle
@@ -96,6 +96,14 @@ class Hybrid(Optimizer):
         def plainest(self) -> OptimizerSettings:
             """A share of 0 or 1 is the pure part."""
             return {0.0: self.first_whole, 1.0: self.zeroth_whole}.get(self.share, lambda: self)()
+
+    @classmethod
+    def asked(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
+        zeroth = steps if settings.kind == "mix" else sum(layout(steps, settings.zo_ratio, settings.block))
+        first, other = settings.first_whole(), settings.zeroth_whole()
+        of_first = FIRST_ORDER[first.name].asked(first, steps if settings.kind == "mix" else steps - zeroth)
+        of_zeroth = ZEROTH_ORDER[other.name].asked(other, zeroth)
+        return {kind: of_first[kind] + of_zeroth[kind] for kind in KINDS}
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
         super().__init__(settings, parameters, plan)

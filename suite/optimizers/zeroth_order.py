@@ -198,7 +198,7 @@ class ForwardGradient(ZerothOrderOptimizer):
     """
 
     source = "arXiv 2202.08587"
-    asks = "q directional"
+    asks = "1q directional"
     estimator = ForwardMode
 
     class Settings(OptimizerSettings):
