@@ -100,8 +100,8 @@ def test_the_central_difference_is_unbiased_on_a_quadratic(kind):
     """Its smoothed form has the same gradient, Ax + b, at any radius."""
     quadratic = Quadratic(size=8)
     exact = quadratic.a @ quadratic.x + quadratic.b
-    mean = estimate_of(quadratic, samples=20_000, radius=0.5, direction=kind)
-    assert float((mean - exact).norm() / exact.norm()) < 0.1  # low rank is the most spread: 3 sigma
+    mean = estimate_of(quadratic, samples=6_000, radius=0.5, direction=kind)
+    assert float((mean - exact).norm() / exact.norm()) < 0.12  # sqrt(d / n) = 0.04; low rank is spread more
 
 
 @pytest.mark.parametrize("kind", [Kind.SPHERE, Kind.GAUSSIAN, Kind.RADEMACHER])
@@ -109,8 +109,8 @@ def test_the_forward_difference_is_unbiased_on_a_quadratic_for_even_directions(k
     """f(x + ru) - f(x) has the extra term r/2 u'Au, and E[u'Au u] = 0 because -u is as likely as u."""
     quadratic = Quadratic(size=8)
     exact = quadratic.a @ quadratic.x + quadratic.b
-    mean = estimate_of(quadratic, samples=20_000, radius=0.3, direction=kind, difference="forward")
-    assert float((mean - exact).norm() / exact.norm()) < 0.1
+    mean = estimate_of(quadratic, samples=6_000, radius=0.3, direction=kind, difference="forward")
+    assert float((mean - exact).norm() / exact.norm()) < 0.12
 
 
 @pytest.mark.parametrize("kind", [Kind.SPHERE, Kind.GAUSSIAN])
@@ -122,7 +122,7 @@ def test_the_central_difference_is_unbiased_for_the_smoothed_quartic(kind):
     second_moment = radius**2 * d * (d / (d + 2) if kind is Kind.SPHERE else 1)
     exact = (4 * (quartic.x @ quartic.x) + 2 * (2 + 4 / d) * second_moment) * quartic.x
     plain = 4 * (quartic.x @ quartic.x) * quartic.x
-    mean = estimate_of(quartic, samples=20_000, radius=radius, direction=kind)
+    mean = estimate_of(quartic, samples=6_000, radius=radius, direction=kind)
     assert float((mean - exact).norm() / exact.norm()) < 0.08
     assert float((mean - plain).norm() / plain.norm()) > 0.08, "the test would notice the plain gradient"
 
@@ -131,7 +131,7 @@ def test_rademacher_is_biased_on_a_quartic_as_the_docs_say():
     """f = sum x_i^4: with signs the difference sees x_i^3 + r^2 x_i (and r^2 x_j coupling vanishes), where smoothing
     over any isotropic v with E v_i^2 = r^2 gives 4 x_i^3 + 12 r^2 x_i."""
     quartic = Quadratic(size=8, f=lambda x: (x**4).sum())
-    mean = estimate_of(quartic, samples=20_000, radius=0.8, direction=Kind.RADEMACHER)
+    mean = estimate_of(quartic, samples=6_000, radius=0.8, direction=Kind.RADEMACHER)
     smoothed = 4 * quartic.x**3 + 12 * 0.64 * quartic.x
     signs = 4 * quartic.x**3 + 4 * 0.64 * quartic.x
     assert float((mean - signs).norm() / signs.norm()) < 0.08
@@ -141,7 +141,7 @@ def test_rademacher_is_biased_on_a_quartic_as_the_docs_say():
 def test_forward_mode_is_unbiased_for_the_gradient_itself():
     quadratic = Quadratic(size=8)
     exact = quadratic.a @ quadratic.x + quadratic.b
-    mean = flat(ForwardMode(RandomDirections(samples=20_000), quadratic.parameters, seed=1)(quadratic))
+    mean = flat(ForwardMode(RandomDirections(samples=6_000), quadratic.parameters, seed=1)(quadratic))
     assert float((mean - exact).norm() / exact.norm()) < 0.08
 
 

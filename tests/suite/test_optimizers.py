@@ -187,32 +187,6 @@ def test_r_adazo_by_the_paper():
         np.testing.assert_allclose(oracle.x.numpy(), x - 0.01 * m / np.sqrt(v + 1e-8), atol=1e-5)
 
 
-def mean_estimate(oracle: Quadratic, samples: int, radius: float) -> torch.Tensor:
-    estimate = Differences(ZerothOrder(samples=samples, radius=radius), oracle.parameters, seed=7)
-    return torch.cat([part.flatten() for part in estimate(oracle)]).double()
-
-
-def test_sphere_estimate_converges_to_the_gradient_of_a_quadratic():
-    """The smoothed quadratic has the same gradient, Ax + b, at any radius."""
-    oracle = Quadratic()
-    exact = oracle.a @ oracle.x + oracle.b
-    mean = mean_estimate(oracle, samples=20_000, radius=0.5)
-    assert float((mean - exact).norm() / exact.norm()) < 0.1  # sqrt(d / n) = 0.03 in 20 dimensions: 3 sigma
-
-
-def test_sphere_estimate_converges_to_the_smoothed_gradient_of_a_quartic():
-    """f = |x|^4: smoothed over the ball of norm R = r sqrt(d) it is |x|^4 + (2 + 4/d) E|v|^2 |x|^2 + ..., so its
-    gradient is (4 |x|^2 + 2 (2 + 4/d) E|v|^2) x with E|v|^2 = R^2 d / (d + 2)."""
-    oracle = Quadratic(size=8, f=lambda x: (x @ x) ** 2)
-    x, d, radius = oracle.x, 8, 0.6
-    second_moment = radius**2 * d * d / (d + 2)
-    exact = (4 * (x @ x) + 2 * (2 + 4 / d) * second_moment) * x
-    plain = 4 * (x @ x) * x
-    mean = mean_estimate(oracle, samples=20_000, radius=radius)
-    assert float((mean - exact).norm() / exact.norm()) < 0.07
-    assert float((mean - plain).norm() / plain.norm()) > 0.08  # the test would notice the plain gradient
-
-
 def test_directions_lie_on_the_sphere_of_root_mean_square_one():
     """The displacements asked have norm r sqrt(d), each with its opposite."""
     oracle = Quadratic()
