@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from rich.table import Table
 
 from suite import noise
 from suite.directions import LowRank
-from suite.loss_oracle import LossOracle, _place
+from suite.loss_oracle import LossOracle
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Optimizer, Plan
 from suite.optimizers.estimates import ZerothOrder
@@ -48,8 +47,12 @@ STEPS = 10**6
 """Longer than any benchmark runs, so that no schedule ends."""
 
 
-def oracle_of(name: str, device: torch.device, retain: bool = False) -> LossOracle:
-    """A random Llama of this size, asked for the cross-entropy of whole texts: gradient ascent, one forward a value."""
+def oracle_of(name: str, device: torch.device, retain: bool = True) -> LossOracle:
+    """A random Llama of this size, and gradient difference on a batch of forget and one of retain texts.
+
+    Args:
+        retain: without, gradient ascent on the forget texts alone: one forward pass per value instead of two.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -108,7 +111,7 @@ class Textbook:
         self.oracle, self.samples, self.radius, self.lr = oracle, samples, radius, lr
         self.seed = 0
 
-    def step(self) -> None:
+    def step(self, oracle: object = None) -> None:
         for _ in range(self.samples):
             self.seed += 1
             difference = self.probe()
@@ -117,9 +120,9 @@ class Textbook:
     @torch.no_grad()
     def probe(self) -> float:
         self._add(self.radius)
-        ahead = float(self.oracle.values(Part.FORGET, [None]))
+        ahead = float(self.oracle.values(Part.TOTAL, [None]))
         self._add(-2 * self.radius)
-        behind = float(self.oracle.values(Part.FORGET, [None]))
+        behind = float(self.oracle.values(Part.TOTAL, [None]))
         self._add(self.radius)
         return ahead - behind
 
@@ -149,39 +152,43 @@ def zeroth_order(name: str, clock: Clock, samples: list[int]) -> Iterator[tuple[
                 f"{name}_{kind}_q{q}",
                 clock.ratio(
                     lambda optimizer=optimizer: optimizer.step(oracle),
-                    lambda forwards=forwards: oracle.values(Part.FORGET, forwards),
+                    lambda forwards=forwards: oracle.values(Part.TOTAL, forwards),
                 ),
             )
     q = samples[0]
-    for label, optimizer in {
-        "r_adazo": optimizer_of(oracle, "r_adazo", zo=ZerothOrder(samples=q, radius=1e-2)),
-        "memory_seed": optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(samples=q, radius=1e-2, memory="seed")),
-    }.items():
+    forwards = [None] * (2 * q)
+    others: dict[str, Callable[[], object]] = {
+        "r_adazo": optimizer_of(oracle, "r_adazo", zo=ZerothOrder(samples=q, radius=1e-2)).step,
+        "memory_seed": optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(samples=q, radius=1e-2, memory="seed")).step,
+        "textbook": Textbook(oracle, q).step,
+    }
+    for label, step in others.items():
         yield (
             f"{name}_{label}_q{q}",
-            clock.ratio(
-                lambda optimizer=optimizer: optimizer.step(oracle),
-                lambda: oracle.values(Part.FORGET, [None] * (2 * q)),
-            ),
+            clock.ratio(lambda step=step: step(oracle), lambda: oracle.values(Part.TOTAL, forwards)),
         )
-    textbook = Textbook(oracle, q)
-    yield f"{name}_textbook_q{q}", clock.ratio(textbook.step, lambda: oracle.values(Part.FORGET, [None] * (2 * q)))
     yield f"{name}_textbook_changed_share", changed_by_one_probe(oracle)
+    alone = oracle_of(name, clock.device, retain=False)
+    optimizer = optimizer_of(alone, "zo_sgd", zo=ZerothOrder(samples=q, radius=1e-2))
+    yield (
+        f"{name}_sphere_q{q}_forget_alone",
+        clock.ratio(lambda: optimizer.step(alone), lambda: alone.values(Part.TOTAL, forwards)),
+    )
 
 
 def shares(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
-    """What a step with one sample is made of, each part timed alone, as shares of the step."""
+    """What a step with one sample is made of, each part timed alone, as shares of the step. Drawing overlaps."""
     oracle = oracle_of(name, clock.device)
     drawn = noise.gaussian(oracle.parameters, (0,))
-    weights = [p.data for p in oracle.parameters]
-    places = [torch.empty_like(w) for w in weights]
-    displacement = Displacement.along(drawn, 1e-2)
+    moved = [Displacement.along(drawn, 1e-2), Displacement.along(drawn, -1e-2)]
     optimizer = optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(radius=1e-2))
     step = clock.median(lambda: optimizer.step(oracle))
+    forwards = clock.median(lambda: oracle.values(Part.TOTAL, [None, None]))
     parts = {
-        "forwards": clock.median(lambda: oracle.values(Part.FORGET, [None, None])),
+        "forwards": forwards,
         "drawing": clock.median(lambda: noise.fill(drawn, (1,))),
-        "moving": 2 * clock.median(lambda: _place(places, weights, displacement)),
+        "moving": clock.median(lambda: oracle.values(Part.TOTAL, moved)) - forwards,
+        "update": clock.median(lambda: optimizer.apply(drawn, 1e-9)),
     }
     for part, seconds in parts.items():
         yield f"{name}_share_{part}", seconds / step
@@ -196,17 +203,17 @@ def low_rank(name: str, clock: Clock, samples: int = 4) -> Iterator[tuple[str, f
 
     def one_by_one() -> None:
         for place in places:
-            oracle.values(Part.FORGET, [place])
+            oracle.values(Part.TOTAL, [place])
 
     yield (
         f"{name}_low_rank_together_over_apart_q{samples}",
-        clock.ratio(lambda: oracle.values(Part.FORGET, places), one_by_one),
+        clock.ratio(lambda: oracle.values(Part.TOTAL, places), one_by_one),
     )
 
 
 def hybrid(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
     """Two first-order and two zeroth-order steps, as a hybrid and as its parts; and one mixed step."""
-    oracle = oracle_of(name, clock.device, retain=True)
+    oracle = oracle_of(name, clock.device)
     zo = ZerothOrder(radius=1e-2)
     whole = optimizer_of(oracle, "hybrid", block=4, zo=zo)
     mixed = optimizer_of(oracle, "hybrid", kind="mix", mix_weight=0.5, zo=zo)
@@ -221,7 +228,7 @@ def hybrid(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
 
 def adam(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
     """Adam through an oracle over a bare loop of forward, backward and torch's fused AdamW."""
-    oracle = oracle_of(name, clock.device, retain=True)
+    oracle = oracle_of(name, clock.device)
     ours = optimizer_of(oracle, "adam")
     bare = torch.optim.AdamW(oracle.parameters, lr=1e-9, weight_decay=0.0, fused=True)
     model, batch, objective = oracle.model, oracle.batch, oracle.objective
@@ -246,7 +253,7 @@ def peak(name: str, way: str, device: torch.device) -> float:
 def _peak_here(name: str, way: str, device: torch.device) -> float:
     oracle = oracle_of(name, device)
     size = sum(p.numel() * p.element_size() for p in oracle.parameters)
-    oracle.values(Part.FORGET, [None])
+    oracle.values(Part.TOTAL, [None])
     step: Callable[[], object]
     if way == "textbook":
         step = Textbook(oracle, 1).step
@@ -255,13 +262,18 @@ def _peak_here(name: str, way: str, device: torch.device) -> float:
         step = lambda: optimizer.step(oracle)  # noqa: E731
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        oracle.values(Part.FORGET, [None])
+        oracle.values(Part.TOTAL, [None])
         before = torch.cuda.max_memory_allocated()
         step(), step()
         return (torch.cuda.max_memory_allocated() - before) / size
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_kibibytes()
     step(), step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / size
+    return (_peak_kibibytes() - before) * 1024 / size
+
+
+def _peak_kibibytes() -> int:
+    """Of this process alone: what getrusage says begins with the peak of whoever started it."""
+    return next(int(row.split()[1]) for row in Path("/proc/self/status").open() if row.startswith("VmHWM"))
 
 
 @contextmanager

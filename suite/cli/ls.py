@@ -26,7 +26,7 @@ def ls(axis: Annotated[Axis, typer.Argument(help="What to list.", show_default=F
     if as_json:
         print_json(rows)
     else:
-        table(axis.value, list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+        table(axis.value, list(rows[0]), [[_shown(value) for value in row.values()] for row in rows])
 
 
 def _rows(axis: Axis) -> list[dict[str, Any]]:
@@ -51,7 +51,8 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
             return [
                 {
                     "name": name,
-                    "grade": str(kind.grade) + (" (control)" if kind.control else ""),
+                    "grade": str(kind.grade),
+                    "control": kind.control,
                     "asks per step": kind.asks,
                     "source": kind.source,
                     "summary": OPTIMIZERS.summary(name),
@@ -71,3 +72,7 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
                 Axis.ATTACKS: ATTACKS,
             }[axis]
             return [{"name": name, "summary": of.summary(name)} for name in of]
+
+
+def _shown(value: Any) -> str:
+    return ("yes" if value else "") if isinstance(value, bool) else str(value)

@@ -27,7 +27,9 @@ from suite.text import Batch, Encoded, Tokens
 
 STEPS = 3
 NEEDED: dict[str, dict[str, Any]] = {
-    # Settings without which an entry does not exist, or would do nothing in so few steps.
+    # Settings without which an entry does not exist, would do nothing in so few steps, or diverges on weights as
+    # sharply curved as these.
+    "universal_sam": {"weight": 1e-7},
     "wa": {"start": 1, "every": 1},
     "rmu": {"layer": 0},
 }
