@@ -34,11 +34,12 @@ class Displacing:
 
     def __enter__(self) -> Displacing:
         for module in self._modules:
-            if type(module) is nn.Embedding and module.max_norm is None:
+            if reads_rows(module):
                 self._hooks.append(module.register_forward_hook(self._rows))
             else:
                 self._hooks.append(module.register_forward_pre_hook(self._before))
-                self._hooks.append(module.register_forward_hook(self._after))
+                # always: a pass that is broken off must not leave a weight of its place to the next one
+                self._hooks.append(module.register_forward_hook(self._after, always_call=True))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -86,6 +87,11 @@ class Displacing:
         if self._scratch.numel() < like.numel() or self._scratch.device != like.device:
             self._scratch = torch.empty(like.numel(), device=like.device)
         return self._scratch[: like.numel()].view(like.shape)
+
+
+def reads_rows(module: nn.Module) -> bool:
+    """Whether a module answers with rows of its weight, as they are."""
+    return type(module) is nn.Embedding and module.max_norm is None
 
 
 def displaced(weight: Tensor, displacement: Displacement, index: int) -> Tensor:

@@ -59,12 +59,15 @@ def answer_mean(values: Tensor, mask: Tensor) -> Tensor:
 def hidden_states(model: torch.nn.Module, tokens: Tokens, layer: int) -> Tensor:
     """Output of block `layer`, counted from 0, at every position: (sequences, length, hidden units), fp32.
 
-    The embeddings are no block, and no norm follows the last one. The blocks above are not run. Something that is no
-    module is run to the end and asked for `output_hidden_states`; transformers gives the last block's normed there.
+    The embeddings are no block, and no norm follows the last one. The blocks above are not run. A model whose blocks
+    are not found is run to the end and asked for `output_hidden_states`; transformers gives the last block's normed
+    there.
 
     Raises:
         SpecError: the model has no such block.
     """
+    if hasattr(model, "replicated"):  # many places of one model, asked together
+        return model.hidden_states(tokens, layer)
     blocks = _blocks(model)
     if blocks is None:
         states = model(input_ids=tokens.ids, use_cache=False, output_hidden_states=True).hidden_states[1:]

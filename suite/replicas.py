@@ -6,9 +6,9 @@ displacement goes through W together, and through the thin factors apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,18 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from suite.directions import LowRank
+from suite.displacing import reads_rows
+from suite.likelihood import hidden_states
 from suite.oracle import Displacement
+from suite.text import Tokens
 
 
 def can_replicate(model: nn.Module, displacements: Sequence[Displacement | None]) -> bool:
-    """Whether every displacement is one low-rank direction, and every matrix is one of a linear or embedding layer."""
+    """Whether every displacement is one low-rank direction, and every matrix is one of a linear layer or of the tokens'
+    plain embedding. (Positions are embedded once for all texts, so their answer has no part for each place.)"""
     moved = [d for d in displacements if d is not None]
     if len(displacements) < 2 or not moved:
         return False
     if not all(len(d.terms) == 1 and isinstance(d.terms[0][1], LowRank) for d in moved):
         return False
     return all(
-        isinstance(module, nn.Linear | nn.Embedding)
+        isinstance(module, nn.Linear) or (reads_rows(module) and module is model.get_input_embeddings())
         for module in model.modules()
         for parameter in module.parameters(recurse=False)
         if parameter.requires_grad and parameter.dim() > 1
@@ -41,30 +45,31 @@ class Replicas:
     others are kept until they are asked for.
     """
 
-    def __init__(self, model: nn.Module, places: int, within: Replicas | None = None) -> None:
+    def __init__(self, model: nn.Module, places: int) -> None:
         self.replicated = model
         self.place = 0
-        self._within = within or self
         self._places = places
-        self._asked: dict[tuple[Any, ...], Any] = {}
-
-    @cached_property
-    def base_model(self) -> Replicas:
-        """The model's body, without its output layer, at the same place."""
-        return Replicas(self.replicated.base_model, self._places, self)
+        self._asked: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # texts stay: an id is theirs while they live
 
     def __call__(self, *, input_ids: Tensor, **how: Any) -> SimpleNamespace:
-        key = (id(input_ids), *sorted(how.items()))
-        if key not in self._asked:
-            self._asked[key] = self.replicated(input_ids=input_ids.repeat(self._places, 1), **how)
-        answer, size = self._asked[key], len(input_ids)
-        place = self._within.place
-        mine = slice(place * size, (place + 1) * size)
-        hidden = getattr(answer, "hidden_states", None)
-        return SimpleNamespace(
-            logits=None if answer.get("logits") is None else answer.logits[mine],
-            hidden_states=hidden and tuple(h[mine] for h in hidden),
-        )
+        def logits(ids: Tensor) -> Tensor:
+            return self.replicated(input_ids=ids, **how).logits
+
+        return SimpleNamespace(logits=self._mine(logits, input_ids, *sorted(how.items())))
+
+    def hidden_states(self, tokens: Tokens, layer: int) -> Tensor:
+        """`likelihood.hidden_states` of the model at this place."""
+
+        def states(ids: Tensor) -> Tensor:
+            return hidden_states(self.replicated, replace(tokens, ids=ids), layer)
+
+        return self._mine(states, tokens.ids, layer)
+
+    def _mine(self, ask: Callable[[Tensor], Tensor], ids: Tensor, *key: Any) -> Tensor:
+        if (id(ids), *key) not in self._asked:
+            self._asked[id(ids), *key] = ids, ask(ids.repeat(self._places, 1))
+        _, answer = self._asked[id(ids), *key]
+        return answer[self.place * len(ids) : (self.place + 1) * len(ids)]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from suite import noise
 from suite.directions import Lazily
-from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
+from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Plan
 from suite.optimizers.estimates import Differences, ZerothOrder
 from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, part_settings, whole
 from suite.oracle import Displacement, Grade, Oracle, Part, norm
@@ -59,12 +59,22 @@ class FirstWithZONoise(Optimizer):
         every: int = Field(1, ge=1)
         zo: ZerothOrder = ZerothOrder()
 
+        @model_validator(mode="after")
+        def _belong_together(self) -> FirstWithZONoise.Settings:
+            whole(FIRST_ORDER, self.first, self, lr=self.lr)
+            return self
+
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
         super().__init__(settings, parameters, plan)
         first = whole(FIRST_ORDER, settings.first, settings, lr=settings.lr)
         self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, plan)
         self.measure = _Slopes(settings.zo, parameters, plan.seed)
         self.squares, self.slopes = 0.0, 0
+
+    @property
+    def drowned(self) -> int:
+        """Differences so far that rounding may have made."""
+        return self.measure.drowned
 
     def move(self, oracle: Oracle) -> None:
         if self.taken % self.settings.every == 0:
@@ -104,6 +114,19 @@ class _AtZONorm(Optimizer):
         super().__init__(settings, parameters, plan)
         zeroth = whole(ZEROTH_ORDER, settings.zeroth, settings, lr=settings.lr, zo=settings.zo)
         self.zeroth: Optimizer = ZEROTH_ORDER[zeroth.name](zeroth, parameters, plan)
+
+    @classmethod
+    def asked(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
+        parts = [(ZEROTH_ORDER, whole(ZEROTH_ORDER, settings.zeroth, settings, lr=settings.lr, zo=settings.zo))]
+        if "first" in type(settings).model_fields:
+            parts.append((FIRST_ORDER, whole(FIRST_ORDER, settings.first, settings, lr=settings.lr)))
+        counts = [registry[part.name].asked(part, steps) for registry, part in parts]
+        return {kind: sum(count[kind] for count in counts) for kind in KINDS}
+
+    @property
+    def drowned(self) -> int:
+        """Differences so far that rounding may have made."""
+        return self.zeroth.drowned
 
     def length(self, oracle: Oracle) -> float:
         """Norm of the zeroth-order direction."""

@@ -10,26 +10,34 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from suite.directions import Lazily
 from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Plan
 from suite.optimizers.estimates import ZerothOrder
 from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, part_settings, whole
 from suite.oracle import Grade, Oracle
 
 
-def layout(steps: int, zo_ratio: float, block: int) -> list[bool]:
+def layout(steps: int, zo_ratio: float, block: int, ends: str = "zeroth") -> list[bool]:
     """Which steps are zeroth-order: round(zo_ratio * steps) of them, in periods of `block`.
 
-    Periods are laid from the last step back. Within a period the first-order steps come first, so a run ends on zeroth.
-    A period whose share is not whole takes one step more, until the total is reached.
+    Periods are laid from the last step back. Within a period the steps of the other part come first, so a run ends on
+    the part that `ends` names. A period whose share of these is not whole takes one more, until the total is reached.
     """
-    total = math.floor(zo_ratio * steps + 0.5)
+    zeroth = math.floor(zo_ratio * steps + 0.5)
+    if ends == "first":
+        return [not first for first in _ending_on(steps, 1 - zo_ratio, block, steps - zeroth)]
+    return _ending_on(steps, zo_ratio, block, zeroth)
+
+
+def _ending_on(steps: int, ratio: float, block: int, total: int) -> list[bool]:
+    """Which steps are of the part that ends the run; `total` of them are."""
     schedule: list[bool] = []  # from the last step back
     given = 0
     while len(schedule) < steps:
         length = min(block, steps - len(schedule))
         reached = len(schedule) + length
         # 1e-9: 0.3 * 10 is a little more than 3 in binary
-        due = total if reached == steps else min(total, math.ceil(zo_ratio * reached - 1e-9))
+        due = total if reached == steps else min(total, math.ceil(ratio * reached - 1e-9))
         schedule += [True] * (due - given) + [False] * (length - (due - given))
         given = due
     return schedule[::-1]
@@ -95,7 +103,9 @@ class Hybrid(Optimizer):
 
         def plainest(self) -> OptimizerSettings:
             """A share of 0 or 1 is the pure part."""
-            return {0.0: self.first_whole, 1.0: self.zeroth_whole}.get(self.share, lambda: self)()
+            if 0 < self.share < 1:
+                return self
+            return (self.zeroth_whole() if self.share else self.first_whole()).plainest()
 
     @classmethod
     def asked(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
@@ -110,10 +120,7 @@ class Hybrid(Optimizer):
         first, zeroth = settings.first_whole(), settings.zeroth_whole()
         self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, plan)
         self.zeroth: Optimizer = ZEROTH_ORDER[zeroth.name](zeroth, parameters, plan)
-        self._is_zeroth = layout(plan.steps, settings.zo_ratio, settings.block)
-        if settings.ends == "first":
-            flipped = layout(plan.steps, 1 - settings.zo_ratio, settings.block)
-            self._is_zeroth = [not first for first in flipped]
+        self._is_zeroth = layout(plan.steps, settings.zo_ratio, settings.block, settings.ends)
 
     @property
     def drowned(self) -> int:
@@ -133,5 +140,5 @@ class Hybrid(Optimizer):
         with torch.enable_grad():
             first = self.first.direction(oracle)
         zeroth = self.zeroth.direction(oracle)  # both are asked before the weights move
-        self.first.apply(first, self.first.lr * (1 - weight))
-        self.zeroth.apply(zeroth, self.zeroth.lr * weight)
+        of_first, of_zeroth = self.first.lr * (1 - weight), self.zeroth.lr * weight
+        self.apply(Lazily(len(first), lambda i: torch.add(first[i] * of_first, zeroth[i], alpha=of_zeroth)), 1.0)

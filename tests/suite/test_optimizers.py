@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from suite.optimizers import OPTIMIZERS, Plan
 from suite.optimizers.compressed import SignAdam, SignSGD
-from suite.optimizers.estimates import Differences, ZerothOrder
 from suite.optimizers.first_order import SGD, Adam
-from suite.optimizers.hybrid import Hybrid, layout
 from suite.optimizers.second_order import Sophia
-from suite.optimizers.zeroth_order import RAdaZO
 from suite.oracle import CurvatureSample, Displacement, Grade, Metered, Part
 
 
@@ -105,7 +98,7 @@ def test_a_run_repeats_bit_for_bit_and_another_seed_differs_only_where_something
     assert torch.equal(run(1), run(2)) is not draws
 
 
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "random_at_zo_norm"])  # a walk may rise
 def test_every_optimizer_goes_down_a_quadratic(name):
     oracle = Quadratic()
     optimizer = OPTIMIZERS[name](settings_of(name), oracle.parameters, Plan(steps=200))
@@ -169,86 +162,6 @@ def test_sophia_by_the_paper():
         np.testing.assert_allclose(oracle.x.numpy(), expected, atol=2e-6)
 
 
-def test_r_adazo_by_the_paper():
-    """The second moment averages squares of the smoothed estimate; no bias correction."""
-    s = RAdaZO.Settings(lr=0.01, zo=ZerothOrder(samples=2, radius=0.01))
-    oracle, twin = Quadratic(), Quadratic()
-    optimizer = RAdaZO(s, oracle.parameters, Plan(steps=6, seed=5))
-    estimate = Differences(s.zo, twin.parameters, seed=5)
-    m, v = np.zeros(20), np.zeros(20)
-    for _ in range(6):
-        x = oracle.x.numpy().copy()
-        for mine, its in zip(twin.parameters, oracle.parameters, strict=True):
-            mine.copy_(its)
-        g = torch.cat([p.flatten() for p in estimate(twin)]).double().numpy()
-        m = 0.9 * m + 0.1 * g
-        v = 0.99 * v + 0.01 * m**2
-        optimizer.step(oracle)
-        np.testing.assert_allclose(oracle.x.numpy(), x - 0.01 * m / np.sqrt(v + 1e-8), atol=1e-5)
-
-
-def test_directions_lie_on_the_sphere_of_root_mean_square_one():
-    """The displacements asked have norm r sqrt(d), each with its opposite."""
-    oracle = Quadratic()
-    asked: list[Displacement] = []
-    values = oracle.values
-
-    def noted(part, displacements):
-        for d in displacements:
-            ((scale, way),) = d.terms
-            asked.append(scale * torch.cat([w.flatten() for w in way]))
-        return values(part, displacements)
-
-    oracle.values = noted
-    Differences(ZerothOrder(samples=3, radius=0.02), oracle.parameters, seed=0)(oracle)
-    assert [float(a.norm()) for a in asked] == pytest.approx([0.02 * math.sqrt(20)] * 6, rel=1e-5)
-    assert all(torch.equal(asked[i], -asked[i + 1]) for i in (0, 2, 4))
-
-
-def test_a_difference_that_drowns_in_rounding_is_recorded_and_told_once():
-    oracle = Quadratic(f=lambda x: 1e6 + 1e-9 * x.sum())
-    estimate = Differences(ZerothOrder(samples=3, radius=1e-3), oracle.parameters, seed=0)
-    with pytest.warns(UserWarning, match="radius"):
-        estimate(oracle)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        estimate(oracle)
-    assert estimate.drowned == 6
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(1, 200), st.floats(0, 1), st.integers(2, 60))
-def test_hybrid_layout(steps, ratio, block):
-    made = layout(steps, ratio, block)
-    zeroth = math.floor(ratio * steps + 0.5)
-    assert len(made) == steps
-    assert sum(made) == zeroth
-    if zeroth:
-        assert made[-1], "a run ends on zeroth"
-    for end in range(steps, 0, -block):
-        period = made[max(0, end - block) : end]
-        assert period == sorted(period), "within a period the first-order steps come first"
-
-
-def test_layout_of_the_paper():
-    """N first-order steps, then N zeroth-order steps, and so on, ending on zeroth."""
-    assert layout(8, 0.5, 4) == [False, False, True, True] * 2
-    assert layout(10, 0.3, 10) == [False] * 7 + [True] * 3
-
-
-def test_hybrid_is_its_parts_with_states_of_their_own():
-    """In each block the hybrid does what Adam, or R-AdaZO, would have done there with the state it left off with."""
-    s = Hybrid.Settings(lr=0.02, zo_lr=0.01, zo_ratio=0.5, block=4, zo=ZerothOrder(samples=2))
-    oracle, twin = Quadratic(), Quadratic()
-    hybrid = Hybrid(s, oracle.parameters, Plan(steps=12, seed=3))
-    adam = Adam(Adam.Settings(lr=0.02), twin.parameters, Plan(steps=12, seed=3))
-    zeroth = RAdaZO(RAdaZO.Settings(lr=0.01, zo=s.zo), twin.parameters, Plan(steps=12, seed=3))
-    for is_zeroth in layout(12, 0.5, 4):
-        hybrid.step(oracle)
-        (zeroth if is_zeroth else adam).step(twin)
-        assert torch.equal(oracle.x, twin.x)
-
-
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_schedules_start_at_the_step_size_and_fall_to_nothing(schedule):
     s = SGD.Settings(lr=1.0, schedule=schedule)
@@ -257,14 +170,3 @@ def test_schedules_start_at_the_step_size_and_fall_to_nothing(schedule):
     assert factors == sorted(factors, reverse=True)
     assert factors[-1] == (1 if schedule == "constant" else pytest.approx(0, abs=0.011))
     assert SGD.Settings(lr=1.0, warmup=3).factor(0, 10) == 0.25
-
-
-def test_weights_of_bf16_take_fp32_directions():
-    oracle = Quadratic()
-    oracle.parameters = [p.bfloat16() for p in oracle.parameters]
-    optimizer = RAdaZO(RAdaZO.Settings(lr=0.1), oracle.parameters, Plan(steps=3))
-    before = oracle.x
-    for _ in range(3):
-        optimizer.step(oracle)
-    assert all(p.dtype is torch.bfloat16 for p in oracle.parameters)
-    assert not torch.equal(before, oracle.x)
