@@ -43,6 +43,7 @@ MODELS = {
     },
     "1m": {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 2, "vocab_size": 1024, "batch": (16, 48)},
 }
+KINDS = ("sphere", "gaussian", "rademacher", "low_rank")
 STEPS = 10**6
 """Longer than any benchmark runs, so that no schedule ends."""
 
@@ -146,7 +147,7 @@ def zeroth_order(name: str, clock: Clock, samples: list[int]) -> Iterator[tuple[
     oracle = oracle_of(name, clock.device)
     for q in samples:
         forwards = [None] * (2 * q)
-        for kind in ("sphere", "gaussian", "rademacher", "low_rank"):
+        for kind in KINDS if q == samples[0] else KINDS[:2]:
             optimizer = optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(samples=q, direction=kind, radius=1e-2))
             yield (
                 f"{name}_{kind}_q{q}",

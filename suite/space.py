@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from suite.settings import Settings, SpecError, nearest, parse, settings_in
-from suite.spec import MeasureSpec, RuntimeSpec, TrialSpec, merged, nested, trial
+from suite.spec import MeasureSpec, RuntimeSpec, TrialSpec, trial
+from suite.specfile import merged, nested
 
 if TYPE_CHECKING:
     import optuna

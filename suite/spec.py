@@ -11,10 +11,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from suite.adapters import ADAPTERS
@@ -270,78 +268,10 @@ class RuntimeSpec(Settings):
     threads: int = Field(1, ge=1)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose 1e-3 is a number, as everybody expects; YAML 1.1 takes it for text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON of a value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def load_file(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """A spec file as a mapping, with `a.b.c=value` overrides applied.
-
-    Raises:
-        SpecError: no such file, not YAML, not a mapping, or an override that cannot be applied.
-    """
-    try:
-        data = yaml.load(path.read_text(), Loader=_Loader)
-    except OSError as error:
-        raise SpecError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise SpecError(f"{path}: a mapping of settings is expected")
-    for override in overrides:
-        key, value = split_override(override)
-        data = merged(data, nested(key, value))
-    return data
-
-
-def split_override(text: str) -> tuple[str, Any]:
-    """`a.b=value` as key and value, the value read as YAML."""
-    key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
-        raise SpecError(f"{text}: an override is written key=value, e.g. optimizer.lr=1e-4")
-    return key, parse_value(value)
-
-
-def parse_value(text: str) -> Any:
-    """A value of the command line, read as in a file."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        return text
-
-
-def nested(key: str, value: Any) -> dict[str, Any]:
-    """{"a": {"b": value}} for `a.b`."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` on top; mappings are merged, everything else is replaced.
-
-    A bare name (`objective: npo`) and a mapping are the same section.
-    """
-    result = dict(base)
-    for key, value in over.items():
-        below = result.get(key)
-        if isinstance(below, str) and isinstance(value, Mapping) and "name" not in value:
-            below = {"name": below}
-        result[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return result
 
 
 def trial(data: Mapping[str, Any]) -> TrialSpec:

@@ -35,7 +35,7 @@ def read_plan(spec: Path, overrides: Sequence[str] | None, extra: dict[str, Any]
         SpecError: what is wrong with it.
     """
     from suite.space import plan
-    from suite.spec import load_file, merged
+    from suite.specfile import load_file, merged
 
     data = load_file(spec, overrides or ())
     return plan(merged(data, extra) if extra else data)

@@ -72,7 +72,7 @@ def sweep(
 def _said(grid: list[str] | None, trials: int | None, search: Search | None) -> dict[str, Any]:
     """The search as the command line says it."""
     from suite.settings import SpecError
-    from suite.spec import parse_value
+    from suite.specfile import parse_value
 
     said: dict[str, Any] = {}
     for axis in grid or ():

@@ -26,7 +26,8 @@ from suite.runners.base import Job, Outcome, refused, run_one
 from suite.runners.search import sampler
 from suite.settings import SpecError, parse
 from suite.space import Plan, suggest
-from suite.spec import MeasureSpec, RuntimeSpec, merged, nested, trial
+from suite.spec import MeasureSpec, RuntimeSpec, trial
+from suite.specfile import merged, nested
 
 Done = Callable[[Outcome], None]
 LOST = 2

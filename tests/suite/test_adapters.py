@@ -25,7 +25,8 @@ from suite.loss_oracle import LossOracle
 from suite.objectives import OBJECTIVES, Reference
 from suite.oracle import Displacement, Part
 from suite.settings import SpecError
-from suite.spec import RuntimeSpec, merged, trial
+from suite.spec import RuntimeSpec, trial
+from suite.specfile import merged
 from suite.store import Store
 from suite.unlearning import unlearn
 from tasks import TASKS

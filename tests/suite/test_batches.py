@@ -15,7 +15,8 @@ from suite.likelihood import sequence_logprobs
 from suite.objectives import OBJECTIVES, ObjectiveSettings, Reference
 from suite.refusals import REFUSALS, refused
 from suite.settings import SpecError
-from suite.spec import RuntimeSpec, merged, trial
+from suite.spec import RuntimeSpec, trial
+from suite.specfile import merged
 from suite.store import Store
 from suite.text import Tokens
 from suite.unlearning import unlearn

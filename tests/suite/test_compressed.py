@@ -21,7 +21,8 @@ from suite.optimizers.compressed import (
 )
 from suite.optimizers.quantization import quantize, scaled_sign
 from suite.oracle import Grade, Metered
-from suite.spec import merged, trial
+from suite.spec import trial
+from suite.specfile import merged
 
 
 def made(settings: OptimizerSettings, oracle: Bowl, steps: int = 20) -> Optimizer:

@@ -22,7 +22,8 @@ from suite.optimizers.base import KINDS
 from suite.oracle import Metered, Queries
 from suite.settings import SpecError
 from suite.smoothing import SMOOTHINGS, Smoothing
-from suite.spec import merged, trial
+from suite.spec import trial
+from suite.specfile import merged
 from suite.text import Batch, Encoded, Tokens
 
 STEPS = 3
@@ -32,6 +33,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "universal_sam": {"weight": 1e-7},
     "wa": {"start": 1, "every": 1},
     "rmu": {"layer": 0},
+    "pdu": {"retain_weight": 1.0},
 }
 
 

@@ -15,7 +15,8 @@ from suite.objectives import OBJECTIVES
 from suite.optimizers import Plan
 from suite.oracle import Displacement, Part, norm
 from suite.smoothing import SMOOTHINGS
-from suite.spec import MeasureSpec, merged, trial
+from suite.spec import MeasureSpec, trial
+from suite.specfile import merged
 from suite.store import Store
 from suite.trial import run_trial
 

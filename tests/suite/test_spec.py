@@ -15,7 +15,8 @@ from suite.optimizers import OPTIMIZERS
 from suite.settings import SpecError
 from suite.smoothing import SMOOTHINGS
 from suite.space import grid_points, known_keys, plan, possible_keys, suggest
-from suite.spec import load_file, merged, nested, parse_value, split_override, trial
+from suite.spec import trial
+from suite.specfile import load_file, merged, nested, parse_value, split_override
 from tasks import TASKS
 from tasks.task import attack_name
 

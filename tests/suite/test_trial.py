@@ -9,7 +9,8 @@ from small import SMALL
 
 from leaderboard.schema import columns
 from suite.settings import SpecError
-from suite.spec import MeasureSpec, RuntimeSpec, merged, trial
+from suite.spec import MeasureSpec, RuntimeSpec, trial
+from suite.specfile import merged
 from suite.store import Store
 from suite.trial import run_trial
 from tasks.task import Split

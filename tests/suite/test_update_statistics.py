@@ -10,7 +10,8 @@ from test_oracle import llama, oracle, weights
 
 from suite.attacks.quantization import round_to_nearest
 from suite.oracle import Diverged, Part
-from suite.spec import MeasureSpec, merged, trial
+from suite.spec import MeasureSpec, trial
+from suite.specfile import merged
 from suite.store import Store
 from suite.trial import run_trial
 from suite.updates import change, drift, flipped
