@@ -172,7 +172,8 @@ class RAdaZO(ZerothOrderOptimizer):
 class ZOConservative(ZerothOrderOptimizer):
     """The best of three: a step down the estimate, a step up it, or none (ZO-Conservative, arXiv 2402.11592).
 
-    All three are compared on the step's batch, so the loss on it never rises.
+    All three are compared on the step's batch, so the loss on it never rises, as long as the step is its own: a mix, or
+    a control that takes its length alone, goes another way with the same sign.
     """
 
     source = "arXiv 2402.11592"
