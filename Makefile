@@ -41,6 +41,7 @@ test-all: lint
 
 bench: $(READY)
 	$(BIN)/python benchmarks/spine.py
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/optimizers.py
 
 clean:
 	rm -rf $(VENV) $(STORE) build dist *.egg-info

@@ -1,0 +1,39 @@
+"""What the pages show exists: specs that are valid, methods that are registered, tests that are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from suite.adapters import ADAPTERS
+from suite.objectives import OBJECTIVES
+from suite.optimizers import OPTIMIZERS
+from suite.smoothing import SMOOTHINGS
+from suite.space import plan
+from suite.specfile import load_file
+
+ROOT = Path(__file__).parents[1]
+METHODS = (ROOT / "docs/methods.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"```yaml\n(.*?)```", METHODS, re.S), ids=lambda text: text.splitlines()[0]
+)
+def test_every_spec_on_the_page_is_valid(block, tmp_path):
+    (tmp_path / "spec.yaml").write_text(block)
+    assert plan(load_file(tmp_path / "spec.yaml")).trials()
+
+
+def test_every_test_that_the_page_names_is_there():
+    cited = re.findall(r"`(test_\w+\.py)::(test_\w+)`", METHODS)
+    assert len(cited) > 15
+    for file, name in cited:
+        assert f"def {name}(" in (ROOT / "tests/suite" / file).read_text(), f"{file}::{name}"
+
+
+@pytest.mark.parametrize("axis", [OBJECTIVES, SMOOTHINGS, OPTIMIZERS, ADAPTERS], ids=lambda axis: axis.axis)
+def test_every_method_has_a_line_on_the_page(axis):
+    for name in axis:
+        assert f"`{name}`" in METHODS, f"{axis.axis} {name}"
