@@ -26,6 +26,7 @@ from rich.table import Table
 
 from suite import noise
 from suite.directions import LowRank
+from suite.environment import peak_bytes
 from suite.loss_oracle import LossOracle
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Optimizer, Plan
@@ -261,20 +262,12 @@ def _peak_here(name: str, way: str, device: torch.device) -> float:
     else:
         optimizer = optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(radius=1e-2, memory=way))
         step = lambda: optimizer.step(oracle)  # noqa: E731
-    if device.type == "cuda":
+    if device.type == "cuda":  # making the model is no part of it
         torch.cuda.reset_peak_memory_stats()
         oracle.values(Part.TOTAL, [None])
-        before = torch.cuda.max_memory_allocated()
-        step(), step()
-        return (torch.cuda.max_memory_allocated() - before) / size
-    before = _peak_kibibytes()
+    before = peak_bytes(device)
     step(), step()
-    return (_peak_kibibytes() - before) * 1024 / size
-
-
-def _peak_kibibytes() -> int:
-    """Of this process alone: what getrusage says begins with the peak of whoever started it."""
-    return next(int(row.split()[1]) for row in Path("/proc/self/status").open() if row.startswith("VmHWM"))
+    return (peak_bytes(device) - before) / size
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -97,3 +99,14 @@ def observed() -> dict[str, str | int]:
         "host": platform.node(),
         "written_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that this process has had on the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # of this process alone: what getrusage says begins with the peak of whoever started it
+        return 1024 * next(int(row.split()[1]) for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -57,6 +57,8 @@ def preflight(
     tasks: dict[str, Task] = {}
     costs = []
     for spec in trials:
+        if here:
+            OPTIMIZERS[spec.optimizer.name].check_installed()
         task = tasks.get(spec.task) or tasks.setdefault(spec.task, TASKS[spec.task].build())
         _fits(spec, task, measure)
         costs.append((spec, cost(spec, task, measure)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from suite.adapters import ADAPTERS
 from suite.anchors import Anchors
 from suite.batches import Batches
 from suite.checkpoints import Checkpoint, SavedCheckpoint, weights_digest
-from suite.environment import Numeric, numeric
+from suite.environment import Numeric, numeric, peak_bytes
 from suite.loss_oracle import LossOracle
 from suite.models import save
 from suite.objectives import OBJECTIVES, Reference
@@ -158,7 +157,7 @@ class _Run:
                     if known is not None and known <= bound:
                         status, reason = "stopped", f"{spec.until} at step {done}"
                         break
-        observed = {"seconds": time.perf_counter() - started, "peak_bytes": _peak_bytes(self.device)}
+        observed = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes(self.device)}
         cost = self.oracle.queries.as_dict()
         with self._published() as model:
             if not all(bool(p.isfinite().all()) for p in model.parameters()):
@@ -199,9 +198,3 @@ class _Run:
             return drift(self.oracle, self.spec.seed)
         except Diverged:  # the last step's place is finite, but its neighbourhood is not
             return None
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kibibytes on Linux

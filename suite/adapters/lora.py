@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Literal
@@ -29,6 +30,7 @@ class LoRA(LowRankAdapter):
         alpha: float = Field(16.0, gt=0)
 
     def _put_in(self, seed: int) -> Mapping[str, tuple[nn.Parameter, nn.Parameter]]:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft loads it, and it misses optional kernels
         from peft import LoraConfig, inject_adapter_in_model  # seconds to import
 
         config = LoraConfig(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -30,13 +32,18 @@ class Adam8bit(Adam):
         name: Literal["adam8bit"] = "adam8bit"
         weight_decay: float = Field(0.01, ge=0)
 
-    def build(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError:
+    @classmethod
+    def check_installed(cls) -> None:
+        if find_spec("bitsandbytes") is None:
             raise SpecError(
                 "optimizer.name: adam8bit is bitsandbytes' own, which is not installed: "
                 "pip install 'regrade[bitsandbytes]'. Or use adamw"
-            ) from None
+            )
+
+    def build(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        self.check_installed()
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional kernels on every CPU
+        from bitsandbytes.optim import AdamW8bit
+
         s = self.settings
         return AdamW8bit(parameters, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay)

@@ -83,6 +83,14 @@ class Optimizer(Stateful):
         self.taken = 0
 
     @classmethod
+    def check_installed(cls) -> None:
+        """Refuse early what this machine lacks a package for.
+
+        Raises:
+            SpecError: naming the extra to install.
+        """
+
+    @classmethod
     def asked(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
         """Questions of a run of so many steps, by kind, as the meter will count them."""
         counts = dict.fromkeys(KINDS, 0)
