@@ -77,10 +77,9 @@ class Displacing:
         return rows.to(output.dtype)
 
     def _displaced(self, weight: Tensor, index: int) -> Tensor:
-        (scale, direction), *rest = self.displacement.terms  # type: ignore[union-attr]
-        if not rest and weight.dtype is torch.float32 and len(self._weights) == 1 and weight.is_contiguous():
-            return torch.add(weight, direction[index], alpha=scale, out=self._room(weight))
-        return displaced(weight, self.displacement, index).to(weight.dtype)  # type: ignore[arg-type]
+        alone = weight.dtype is torch.float32 and len(self._weights) == 1 and weight.is_contiguous()
+        room = self._room(weight) if alone else None
+        return displaced(weight, self.displacement, index, room).to(weight.dtype)  # type: ignore[arg-type]
 
     def _room(self, like: Tensor) -> Tensor:
         """Memory that stays from module to module: fresh memory costs more in page faults than the sum does."""
@@ -94,10 +93,10 @@ def reads_rows(module: nn.Module) -> bool:
     return type(module) is nn.Embedding and module.max_norm is None
 
 
-def displaced(weight: Tensor, displacement: Displacement, index: int) -> Tensor:
-    """One displaced tensor, in fp32."""
+def displaced(weight: Tensor, displacement: Displacement, index: int, room: Tensor | None = None) -> Tensor:
+    """One displaced tensor, in fp32; written into `room`, an fp32 tensor, where there is some."""
     (scale, direction), *rest = displacement.terms
-    place = torch.add(weight.float(), direction[index], alpha=scale)
+    place = torch.add(weight.float(), direction[index], alpha=scale, out=room)
     for scale, direction in rest:
         place.add_(direction[index], alpha=scale)
     return place

@@ -199,13 +199,11 @@ class _Question(torch.nn.Module):
 
 def _place(places: Tensors, weights: Tensors, displacement: Displacement) -> None:
     """Write weights + displacement into `places`: summed in fp32, rounded to the weights' dtype once."""
-    (scale, direction), *rest = displacement.terms
-    if not rest and weights[0].dtype is torch.float32:
-        for place, weight, way in zip(places, weights, direction, strict=True):
-            torch.add(weight, way, alpha=scale, out=place)
-        return
     for index, (place, weight) in enumerate(zip(places, weights, strict=True)):
-        place.copy_(displaced(weight, displacement, index))
+        if place.dtype is torch.float32:
+            displaced(weight, displacement, index, place)
+        else:
+            place.copy_(displaced(weight, displacement, index))
 
 
 def _finite(value: float) -> float:

@@ -24,6 +24,23 @@ from suite.optimizers.quantization import Scale, quantize, scaled_sign
 from suite.oracle import Grade, Oracle
 
 
+class BitsSettings(OptimizerSettings):
+    """bits: per coordinate of what is compressed. scale: which coordinates share one."""
+
+    bits: int = Field(4, ge=1, le=8)
+    scale: Scale = "tensor"
+
+
+class FedBackSettings(BitsSettings):
+    """error_feedback: whether what compression leaves out of a step is added to the next."""
+
+    error_feedback: bool = False
+
+    def sign_alone(self, kind: type[OptimizerSettings]) -> OptimizerSettings:
+        """One bit without feedback is the sign, under the sign's own name."""
+        return self if self.bits > 1 or self.error_feedback else renamed(self, kind)
+
+
 class Compressed(Optimizer):
     """Q of another optimizer's direction."""
 
@@ -108,19 +125,11 @@ class CompressedSGD(Quantized):
     source = "arXiv 2510.00761"
     uncompressed = SGD
 
-    class Settings(SGD.Settings):
-        """bits: per coordinate of the direction. scale: which coordinates share one.
-
-        error_feedback: whether what compression leaves out of a step is added to the next.
-        """
-
+    class Settings(SGD.Settings, FedBackSettings):
         name: Literal["compressed_sgd"] = "compressed_sgd"
-        bits: int = Field(4, ge=1, le=8)
-        scale: Scale = "tensor"
-        error_feedback: bool = False
 
         def plainest(self) -> OptimizerSettings:
-            return self if self.bits > 1 or self.error_feedback else renamed(self, SignSGD.Settings)
+            return self.sign_alone(SignSGD.Settings)
 
 
 class CompressedAdam(Quantized):
@@ -129,19 +138,11 @@ class CompressedAdam(Quantized):
     source = "arXiv 2510.00761"
     uncompressed = Adam
 
-    class Settings(Adam.Settings):
-        """bits: per coordinate of the direction. scale: which coordinates share one.
-
-        error_feedback: whether what compression leaves out of a step is added to the next.
-        """
-
+    class Settings(Adam.Settings, FedBackSettings):
         name: Literal["compressed_adam"] = "compressed_adam"
-        bits: int = Field(4, ge=1, le=8)
-        scale: Scale = "tensor"
-        error_feedback: bool = False
 
         def plainest(self) -> OptimizerSettings:
-            return self if self.bits > 1 or self.error_feedback else renamed(self, SignAdam.Settings)
+            return self.sign_alone(SignAdam.Settings)
 
 
 class OnQuantizedGradient(TorchOptimizer):
@@ -157,20 +158,12 @@ class OnQuantizedGradient(TorchOptimizer):
 class SGDOnQuantizedGradient(OnQuantizedGradient, SGD):
     """SGD on a gradient of b bits a coordinate: momentum averages what was compressed."""
 
-    class Settings(SGD.Settings):
-        """bits: per coordinate of the gradient. scale: which coordinates share one."""
-
+    class Settings(SGD.Settings, BitsSettings):
         name: Literal["sgd_on_quantized_gradient"] = "sgd_on_quantized_gradient"
-        bits: int = Field(4, ge=1, le=8)
-        scale: Scale = "tensor"
 
 
 class AdamOnQuantizedGradient(OnQuantizedGradient, Adam):
     """Adam on a gradient of b bits a coordinate: both moments average what was compressed."""
 
-    class Settings(Adam.Settings):
-        """bits: per coordinate of the gradient. scale: which coordinates share one."""
-
+    class Settings(Adam.Settings, BitsSettings):
         name: Literal["adam_on_quantized_gradient"] = "adam_on_quantized_gradient"
-        bits: int = Field(4, ge=1, le=8)
-        scale: Scale = "tensor"

@@ -17,7 +17,7 @@ from suite import noise
 from suite.directions import Lazily
 from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Plan
 from suite.optimizers.estimates import Differences, ZerothOrder
-from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, part_settings, whole
+from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, whole
 from suite.oracle import Displacement, Grade, Oracle, Part, norm
 
 NOISE = 1 << 40
@@ -55,7 +55,7 @@ class FirstWithZONoise(Optimizer):
         """every: steps between two measurements of the variance. zo: of the estimate that is imitated."""
 
         name: Literal["first_with_zo_noise"] = "first_with_zo_noise"
-        first: FIRST_ORDER.parts = Field(default_factory=lambda: part_settings(FIRST_ORDER["adam"])())  # type: ignore[name-defined]
+        first: FIRST_ORDER.parts = FIRST_ORDER.default("adam")  # type: ignore[name-defined]
         every: int = Field(1, ge=1)
         zo: ZerothOrder = ZerothOrder()
 
@@ -143,8 +143,8 @@ class FirstAtZONorm(_AtZONorm):
 
     class Settings(OptimizerSettings):
         name: Literal["first_at_zo_norm"] = "first_at_zo_norm"
-        first: FIRST_ORDER.parts = Field(default_factory=lambda: part_settings(FIRST_ORDER["adam"])())  # type: ignore[name-defined]
-        zeroth: ZEROTH_ORDER.parts = Field(default_factory=lambda: part_settings(ZEROTH_ORDER["r_adazo"])())  # type: ignore[name-defined]
+        first: FIRST_ORDER.parts = FIRST_ORDER.default("adam")  # type: ignore[name-defined]
+        zeroth: ZEROTH_ORDER.parts = ZEROTH_ORDER.default("r_adazo")  # type: ignore[name-defined]
         zo: ZerothOrder = ZerothOrder()
 
         @model_validator(mode="after")
@@ -175,7 +175,7 @@ class RandomAtZONorm(_AtZONorm):
 
     class Settings(OptimizerSettings):
         name: Literal["random_at_zo_norm"] = "random_at_zo_norm"
-        zeroth: ZEROTH_ORDER.parts = Field(default_factory=lambda: part_settings(ZEROTH_ORDER["r_adazo"])())  # type: ignore[name-defined]
+        zeroth: ZEROTH_ORDER.parts = ZEROTH_ORDER.default("r_adazo")  # type: ignore[name-defined]
         zo: ZerothOrder = ZerothOrder()
 
         @model_validator(mode="after")

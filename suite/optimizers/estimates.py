@@ -83,21 +83,16 @@ class Estimate(Stateful):
     def __call__(self, oracle: Oracle, part: Part = Part.TOTAL) -> Sequence[Tensor]:
         """The estimate, in fp32, shaped like the parameters; the next call may overwrite it."""
         numbers = range(self.drawn, self.drawn + self.settings.samples)
-        if self.settings.direction is Kind.LOW_RANK:
-            asked = [self.directions(number) for number in numbers]  # their factors are small, so they go as one
-            found = combination([d.tensors for d in asked], self._weights(self.slopes(oracle, part, asked)))
-        elif self.settings.memory == "seed":
+        low_rank = self.settings.direction is Kind.LOW_RANK
+        if low_rank or self.settings.memory == "seed":  # nothing large is held, so all are asked as one
             asked = [self.directions(number) for number in numbers]
             slopes = self.slopes(oracle, part, asked)
-            weights = self._weights([s * d.factor for s, d in zip(slopes, asked, strict=True)])
-            found = _added_up([d.tensors for d in asked], weights)
+            weights = [slope * d.factor / len(numbers) for slope, d in zip(slopes, asked, strict=True)]
+            found = (combination if low_rank else _added_up)([d.tensors for d in asked], weights)
         else:
             found = self._one_by_one(oracle, part, numbers)
         self.drawn = numbers.stop
         return found
-
-    def _weights(self, slopes: Sequence[float]) -> list[float]:
-        return [slope / self.settings.samples for slope in slopes]
 
     @torch.no_grad()
     def _one_by_one(self, oracle: Oracle, part: Part, numbers: range) -> Sequence[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from suite.directions import Lazily
 from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Plan
 from suite.optimizers.estimates import ZerothOrder
-from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, part_settings, whole
+from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, whole
 from suite.oracle import Grade, Oracle
 
 
@@ -74,8 +74,8 @@ class Hybrid(Optimizer):
         ends: Literal["zeroth", "first"] = "zeroth"
         mix_weight: float | None = Field(None, ge=0, le=1)
         zo_lr: float | None = Field(None, gt=0)
-        first: FIRST_ORDER.parts = Field(default_factory=lambda: part_settings(FIRST_ORDER["adam"])())  # type: ignore[name-defined]
-        zeroth: ZEROTH_ORDER.parts = Field(default_factory=lambda: part_settings(ZEROTH_ORDER["r_adazo"])())  # type: ignore[name-defined]
+        first: FIRST_ORDER.parts = FIRST_ORDER.default("adam")  # type: ignore[name-defined]
+        zeroth: ZEROTH_ORDER.parts = ZEROTH_ORDER.default("r_adazo")  # type: ignore[name-defined]
         zo: ZerothOrder = ZerothOrder()
 
         @model_validator(mode="after")

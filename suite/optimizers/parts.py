@@ -37,6 +37,10 @@ class Parts(Registry[type[Optimizer]]):
         """Type of a settings field that holds any of them, without what belongs to the whole."""
         return Annotated[reduce(or_, map(part_settings, self.values())), Field(discriminator="name")]
 
+    def default(self, name: str) -> Any:
+        """Default of such a field: this part with its own defaults."""
+        return Field(default_factory=lambda: part_settings(self[name])())
+
 
 @cache
 def part_settings(kind: type[Optimizer]) -> type[settings.Settings]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from suite.directions import Lazily
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
 from suite.optimizers.estimates import Differences, Estimate, ForwardMode, RandomDirections, ZerothOrder
+from suite.optimizers.first_order import zeros
 from suite.oracle import Displacement, Grade, Oracle, Part
 
 
@@ -33,8 +34,8 @@ class ZerothOrderOptimizer(Optimizer):
         """Differences so far that rounding may have made."""
         return getattr(self.estimate, "drowned", 0)
 
-    def zeros(self) -> list[Tensor]:
-        return [torch.zeros_like(p, dtype=torch.float32) for p in self.parameters]
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        return self.estimate(oracle)
 
 
 class ZOSGD(ZerothOrderOptimizer):
@@ -53,7 +54,7 @@ class ZOSGD(ZerothOrderOptimizer):
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
         super().__init__(settings, parameters, plan)
-        self.mean = self.zeros() if settings.momentum else []
+        self.mean = zeros(parameters) if settings.momentum else []
 
     @torch.no_grad()
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
@@ -99,28 +100,30 @@ class ZOSlopeSign(ZerothOrderOptimizer):
 
     estimator = _Signs
 
-    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
-        return self.estimate(oracle)
+
+class TwoMoments(ZerothOrderOptimizer):
+    """An optimizer with a running mean and a running square."""
+
+    state = (*ZerothOrderOptimizer.state, "mean", "square")
+
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
+        super().__init__(settings, parameters, plan)
+        self.mean, self.square = zeros(parameters), zeros(parameters)
 
 
-class ZOAdam(ZerothOrderOptimizer):
+class ZOAdam(TwoMoments):
     """Adam on the estimate (ZO-Adam, arXiv 2402.11592), with Adam's bias correction.
 
     m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  x <- x - lr mhat / (sqrt(vhat) + eps)
     """
 
     source = "arXiv 2402.11592"
-    state = (*ZerothOrderOptimizer.state, "mean", "square")
 
     class Settings(OptimizerSettings):
         name: Literal["zo_adam"] = "zo_adam"
         betas: tuple[float, float] = (0.9, 0.999)
         eps: float = Field(1e-8, gt=0)
         zo: ZerothOrder = ZerothOrder()
-
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
-        self.mean, self.square = self.zeros(), self.zeros()
 
     @torch.no_grad()
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
@@ -137,7 +140,7 @@ class ZOAdam(ZerothOrderOptimizer):
         return Lazily(len(self.mean), step)
 
 
-class RAdaZO(ZerothOrderOptimizer):
+class RAdaZO(TwoMoments):
     """R-AdaZO (Shu et al. 2025, arXiv 2502.01014): Adam whose second moment comes from the *smoothed* estimate.
 
         m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) m^2;  x <- x - lr m / sqrt(v + eps)
@@ -146,7 +149,6 @@ class RAdaZO(ZerothOrderOptimizer):
     """
 
     source = "arXiv 2502.01014"
-    state = (*ZerothOrderOptimizer.state, "mean", "square")
 
     class Settings(OptimizerSettings):
         """betas: decay of the first moment, and of the second moment's average of squared first moments."""
@@ -155,10 +157,6 @@ class RAdaZO(ZerothOrderOptimizer):
         betas: tuple[float, float] = (0.9, 0.99)
         eps: float = Field(1e-8, gt=0)
         zo: ZerothOrder = ZerothOrder()
-
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
-        self.mean, self.square = self.zeros(), self.zeros()
 
     @torch.no_grad()
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
@@ -205,6 +203,3 @@ class ForwardGradient(ZerothOrderOptimizer):
     class Settings(OptimizerSettings):
         name: Literal["forward_gradient"] = "forward_gradient"
         zo: RandomDirections = RandomDirections()
-
-    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
-        return self.estimate(oracle)
