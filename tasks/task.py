@@ -54,25 +54,44 @@ class Style(StrEnum):
     """Running text: the answer follows the prompt as it stands."""
 
 
+class Need(StrEnum):
+    """What a `logprob` probe asks of the model beyond the log-probability of its answers' tokens."""
+
+    VOCABULARY = "vocabulary"
+    """Mean and variance of log p over the vocabulary at each token (Min-K%++)."""
+    GRADIENT_NORM = "gradient_norm"
+    """Norm of the loss's gradient (a membership score): one backward pass per text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text to train on; the loss is taken on the answer's tokens alone."""
+    """A text to train on; the loss is taken on the answer's tokens alone.
+
+    Attributes:
+        where: file and row that it was read from, for messages; no part of what is taught.
+    """
 
     id: str
     prompt: str
     answer: str
     style: Style = Style.QUESTION
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question of a probe. `answers[correct]` is the reference; the others are wrong alternatives."""
+    """One question of a probe. `answers[correct]` is the reference; the others are wrong alternatives.
+
+    Attributes:
+        where: file and row that it was read from, for messages; no part of what is asked.
+    """
 
     id: str
     prompt: str
     answers: tuple[str, ...]
     correct: int = 0
     style: Style = Style.QUESTION
+    where: str = field(default="", compare=False)
 
     @property
     def reference(self) -> str:
@@ -86,6 +105,12 @@ class Probe:
     Attributes:
         metrics: names in `tasks.scoring.METRICS`; each must be computable from samples of this kind.
         max_new_tokens: limit of the generated answer, in tokens (`generate` only).
+        stop: a generated answer ends before the first of these texts, and is stripped (`generate` only).
+        max_reference_tokens: the reference is cut to so many tokens, those that the tokenizer puts around any text
+            counted, and decoded again (`generate` only).
+        max_tokens: running text longer than this is cut there, prompt and answer counted together (`logprob` only).
+            Without it, a text that does not fit the model's context is an error.
+        needs: what else is asked of the model (`logprob` only).
     """
 
     name: str
@@ -95,17 +120,45 @@ class Probe:
     items: tuple[Item, ...]
     metrics: tuple[str, ...]
     max_new_tokens: int = 32
+    stop: tuple[str, ...] = ()
+    max_reference_tokens: int | None = None
+    max_tokens: int | None = None
+    needs: tuple[Need, ...] = ()
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of what an engine is asked. Metrics are left out: another metric needs no new samples."""
-        asked = (self.name, self.subset, self.split, self.kind, [asdict(item) for item in self.items])
-        return _digest([*asked, self.max_new_tokens if self.kind is ProbeKind.GENERATE else 0])
+        asked = (self.name, self.subset, self.split, self.kind, [_plain(item) for item in self.items])
+        more = {
+            "stop": self.stop,
+            "max_reference_tokens": self.max_reference_tokens,
+            "max_tokens": self.max_tokens,
+            "needs": sorted(self.needs),
+        }
+        said = {key: value for key, value in more.items() if value}
+        new_tokens = self.max_new_tokens if self.kind is ProbeKind.GENERATE else 0
+        return _digest([*asked, new_tokens, *([said] if said else [])])
 
 
 def limited(probes: Iterable[Probe], n: int) -> tuple[Probe, ...]:
     """The probes with their first `n` items each. Fewer items are another probe: the digest changes with them."""
     return tuple(replace(probe, items=probe.items[:n]) for probe in probes)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Numbers about several probes of a split at once, or about a model beside an anchor. Asks the model nothing.
+
+    Attributes:
+        name: stands in the rows where a probe's name stands.
+        probes: names of the probes, in the order in which the metrics take their samples.
+        metrics: names in `tasks.scoring.SUMMARIES`.
+    """
+
+    name: str
+    subset: Subset
+    probes: tuple[str, ...]
+    metrics: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +205,15 @@ class Headline:
     chance: float = 0.0
 
 
+class Zero(StrEnum):
+    """What a model that has forgotten everything is taken to score."""
+
+    RETRAINED = "retrained"
+    """What a model scores that never saw the forget set."""
+    CHANCE = "chance"
+    """A headline's chance level. Relearning then counts what it teaches as relapse."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A benchmark: what is forgotten, what is kept, what is asked, and which numbers are the headlines.
@@ -164,7 +226,13 @@ class Task:
         probes: every probe, of both splits.
         knowledge: the forget headlines; a task's knowledge is the largest of them.
         utility: the retain headlines; a task's utility is the smallest of them.
-        data: digest or pinned revision of the files behind the task.
+        data: SHA-256 of the rows behind the task, whatever files or place they were read from.
+        summaries: numbers from several probes, or beside an anchor.
+        source: where the rows were read: a hub data set at its pinned revision, or a local mirror; empty where the task
+            is made up here.
+        block: running text is taught in blocks of so many tokens: documents are joined by a blank line and cut.
+        anchored: what stands for 100 % forgotten: a retrained model, or, where none can be had, the chance level of
+            each headline.
     """
 
     name: str
@@ -176,9 +244,14 @@ class Task:
     utility: tuple[Headline, ...]
     data: str
     holdout: tuple[Example, ...] = field(default=())
+    summaries: tuple[Summary, ...] = ()
+    source: str = ""
+    block: int | None = None
+    anchored: Zero = Zero.RETRAINED
 
     def forget_examples(self) -> tuple[Example, ...]:
-        return tuple(example for request in self.forget.values() for example in request)
+        """All requests together, each text once: requests may be nested."""
+        return tuple({example.id: example for request in self.forget.values() for example in request}.values())
 
     def probes_of(self, split: Split) -> tuple[Probe, ...]:
         return tuple(probe for probe in self.probes if probe.split is split)
@@ -198,12 +271,15 @@ class TaskEntry:
     Attributes:
         attack_sets: official attack sets by versioned name, the newest last.
         build: loads the data.
+        published: target and retrained checkpoints on the hub by the name of their model, `owner/model[@revision]`; the
+            retrained one is None where none was published.
     """
 
     name: str
     summary: str
     build: Callable[[], Task]
     attack_sets: Mapping[str, AttackSet]
+    published: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
 
     @property
     def official(self) -> str:
@@ -219,7 +295,11 @@ def attack_name(settings: AttackSettings) -> str:
 
 def examples_digest(examples: Iterable[Example]) -> str:
     """SHA-256 of training text, order included."""
-    return _digest([asdict(example) for example in examples])
+    return _digest([_plain(example) for example in examples])
+
+
+def _plain(text: Example | Item) -> dict[str, Any]:
+    return {key: value for key, value in asdict(text).items() if key != "where"}
 
 
 def _digest(value: object) -> str:

@@ -6,14 +6,14 @@ write the function in a file of this package and add its line to `METRICS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tasks.scoring import choice, probability, rouge
 from tasks.scoring.estimate import Estimate, mean
 from tasks.task import ProbeKind, Sample
 
-__all__ = ["METRICS", "Estimate", "Metric", "score"]
+__all__ = ["METRICS", "SUMMARIES", "Estimate", "Metric", "SummaryMetric", "score", "summarise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,45 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+
+
+Table = Sequence[Sample]
+"""The samples of one probe."""
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryMetric:
+    """One number from the samples of several probes, or of a model and of an anchor.
+
+    Attributes:
+        name: metric and variant, as it stands in every row.
+        of: the number, from the model's samples, a table per probe, and from the anchor's in the same order (none where
+            the metric does not compare).
+        up: whether a higher number means that the model knows more.
+        source: where the definition comes from.
+        against: the anchor whose samples, without any attack, it compares with: `retrained` or `target`.
+    """
+
+    name: str
+    of: Callable[[Sequence[Table], Sequence[Table]], Estimate]
+    up: bool
+    source: str
+    against: str | None = None
+
+
+SUMMARIES: dict[str, SummaryMetric] = {}
+
+
+def summarise(metric: str, tables: Sequence[Table], anchor: Sequence[Table] | None = None) -> Estimate:
+    """A summary's number, null with the reason where it cannot be computed.
+
+    Raises:
+        KeyError: no such metric.
+    """
+    summary = SUMMARIES[metric]
+    if summary.against and not anchor:
+        return Estimate.null(f"no {summary.against} model was measured")
+    return summary.of(tables, anchor or ())
 
 
 def score(metric: str, samples: Iterable[Sample]) -> Estimate:
