@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
+from leaderboard.schema import CHANCE
 from tasks.scoring.estimate import Estimate
 from tasks.scoring.headline import (
     excess_recovery,
@@ -69,6 +70,27 @@ class Answers:
 
     def plain(self, question: Question) -> Estimate:
         return self.under(NONE, 0, question)
+
+
+class AtChance(Answers):
+    """What stands for a retrained model where none can be had: chance, under any attack.
+
+    What an attack teaches is then counted as relapse.
+    """
+
+    @classmethod
+    def beside(cls, target: Answers) -> Self:
+        """Chance on the questions that the target was asked."""
+        return cls(CHANCE, target.estimates, target.chances)
+
+    def under(self, attack: str, point: int, question: Question) -> Estimate:
+        asked = self.estimates.get((NONE, 0, question))
+        return Estimate(self.chances.get(question, 0.0), 0.0, asked.n if asked else 0)
+
+
+def zero(anchor_ids: str | None, target: Answers, retrained: Answers) -> Answers:
+    """The answers of a model that has forgotten everything: the retrained model's, or chance if the ids say so."""
+    return AtChance.beside(target) if (anchor_ids or "").endswith(f":{CHANCE}") else retrained
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from leaderboard import schema
 from leaderboard.entry import Cost, Entry, Number, Seed, Trial, combined
-from leaderboard.headlines import Answers, headlines, kept
+from leaderboard.headlines import Answers, headlines, kept, zero
 from leaderboard.labels import labels
 from leaderboard.schema import Status
 from leaderboard.store import Board, BoardError
@@ -120,7 +120,9 @@ def rank(
     }
     seeds: defaultdict[str, list[Trial]] = defaultdict(list)
     for row in groups[group]:
-        found = headlines(subject(row["trial"], "unlearned"), *anchors[row["anchors"]], attacks)
+        target, retrained = anchors[row["anchors"]]
+        forgotten = zero(row["anchor_ids"], target, retrained)
+        found = headlines(subject(row["trial"], "unlearned"), target, forgotten, attacks)
         seeds[row["entry"]].append(Trial(row, found))
     # Once one seed is measured the others are missed, so that nobody measures the best seed alone.
     shown = {entry: same for entry, same in seeds.items() if any(_says_something(t.row, engines) for t in same)}

@@ -22,6 +22,10 @@ VERSION = 1
 """Raised when a column changes its meaning or goes. New columns do not raise it: readers fill them with null."""
 
 
+CHANCE = "chance"
+"""Stands for the retrained model in `anchor_ids` where the chance level is the zero."""
+
+
 class Role(StrEnum):
     KEY = "key"
     RESULT = "result"
@@ -36,6 +40,8 @@ class Status(StrEnum):
     """Ended early because it was asked to (`until`)."""
     DIVERGED = "diverged"
     """The loss or the weights stopped being finite; the last finite weights were measured, if there are any."""
+    UNCHANGED = "unchanged"
+    """Every weight is the target's, bit for bit: nothing was unlearned, whatever the scores say."""
     FAILED = "failed"
     """An error; the trial is run again by the next run over the same store."""
     NULL = "null"
@@ -59,11 +65,11 @@ TRIALS = _table(
     "trials",
     _column("trial", _STRING, _K, "SHA-256 of the trial's canonical JSON"),
     _column("entry", _STRING, _R, "the trial without its seed: one line of the board"),
-    _column("status", _STRING, _R, "ok, stopped, diverged or failed"),
+    _column("status", _STRING, _R, "ok, stopped, diverged, unchanged or failed"),
     _column("reason", _STRING, _R, "why the status is not ok; null where it is"),
     _column("task", _STRING, _R, "task name"),
     _column("task_version", _INT, _R, "version of the task's definition"),
-    _column("data", _STRING, _R, "pinned revision, or digest of the local files, behind the task"),
+    _column("data", _STRING, _R, "SHA-256 of the rows behind the task"),
     _column("model", _STRING, _R, "name, path or hub id of the model"),
     _column("objective", _STRING, _R, "what forgetting means"),
     _column("smoothing", _STRING, _R, "which neighbourhood is asked"),
@@ -79,7 +85,12 @@ TRIALS = _table(
     _column("seed", _INT, _R, "seed of the trial"),
     _column("spec", _STRING, _R, "canonical JSON of the trial"),
     _column("anchors", _STRING, _R, "id of the anchors' recipe; null when the trial failed before"),
-    _column("anchor_ids", _STRING, _R, "digests of the target's and the retrained model's weights, joined by ':'"),
+    _column(
+        "anchor_ids",
+        _STRING,
+        _R,
+        "digests of target and retrained model, joined by ':'; chance for no such model",
+    ),
     _column("weights", _STRING, _R, "digest of the unlearned weights"),
     _column("value_calls", _INT, _R, "loss values computed"),
     _column("gradient_calls", _INT, _R, "gradients computed"),
@@ -98,6 +109,7 @@ TRIALS = _table(
     _column("torch", _STRING, _R, "torch version"),
     _column("threads", _INT, _R, "CPU threads of the trial"),
     _column("suite_version", _STRING, _R, "version of regrade"),
+    _column("source", _STRING, _O, "where the rows behind the task were read: hub data set and revision, or mirror"),
     _column("code", _STRING, _O, "digest of the suite's source"),
     _column("unlearn_seconds", _FLOAT, _O, "wall time of unlearning when it was computed"),
     _column("peak_bytes", _INT, _O, "peak memory while unlearning"),
@@ -112,9 +124,9 @@ MEASUREMENTS = _table(
     _column("subject", _STRING, _K, "target, retrained, unlearned, or unlearned@STEP for an intermediate checkpoint"),
     _column("attack", _STRING, _K, "name and budget of the attack; none"),
     _column("point", _INT, _K, "place on the attack's curve (e.g. relearning steps); 0 where it has none"),
-    _column("probe", _STRING, _K, "question set"),
+    _column("probe", _STRING, _K, "question set, or a summary of several"),
     _column("subset", _STRING, _K, "forget, retain or holdout"),
-    _column("split", _STRING, _K, "dev or test"),
+    _column("split", _STRING, _K, "dev, test, or all: the questions of both"),
     _column("matching", _STRING, _K, "raw, or how utility was matched before measuring"),
     _column("engine", _STRING, _K, "engine that answered, with its dtype"),
     _column("metric", _STRING, _K, "metric and variant"),
@@ -128,12 +140,20 @@ MEASUREMENTS = _table(
     _column("reason", _STRING, _R, "why the value is null"),
     _column("task", _STRING, _R, "task name"),
     _column("task_version", _INT, _R, "version of the task's definition"),
-    _column("data", _STRING, _R, "revision or digest of the task's data"),
+    _column("data", _STRING, _R, "SHA-256 of the rows behind the task"),
     _column("anchors", _STRING, _R, "id of the anchors' recipe"),
-    _column("anchor_ids", _STRING, _R, "digests of the target's and the retrained model's weights, joined by ':'"),
-    _column("samples", _STRING, _R, "id of the evaluation whose samples were scored"),
+    _column(
+        "anchor_ids",
+        _STRING,
+        _R,
+        "digests of target and retrained model, joined by ':'; chance for no such model",
+    ),
+    _column(
+        "samples", _STRING, _R, "id of the evaluation whose samples were scored; of both for split all"
+    ),
     _column("engine_version", _STRING, _R, "version of the engine"),
     _column("dtype", _STRING, _R, "dtype that the engine computed in"),
+    _column("source", _STRING, _O, "where the rows behind the task were read: hub data set and revision, or mirror"),
     _column("code", _STRING, _O, "digest of the suite's source"),
     _column("host", _STRING, _O, "machine that wrote the row"),
     _column("written_at", _STRING, _O, "UTC time of writing, ISO 8601"),

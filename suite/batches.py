@@ -26,6 +26,7 @@ class Batches:
         forget, retain: texts of the request, and of the task.
         task: its name, for messages.
         reference: the model before any unlearning; needed where the objective `uses_forget_reference`.
+        block: running text is cut into blocks of so many tokens; by default each text is one of a batch.
 
     Raises:
         SpecError: the objective teaches refusals, and a text cannot be refused.
@@ -40,17 +41,18 @@ class Batches:
         task: str,
         device: torch.device,
         reference: Reference | None = None,
+        block: int | None = None,
     ) -> None:
         kind = OBJECTIVES[objective.name]
         self.device = device
-        self.forget = [encoder.example(text) for text in forget]
-        self.retain = [encoder.example(text) for text in retain]
+        self.forget = encoder.examples(forget, block)
+        self.retain = encoder.examples(retain, block)
         self.forget_refusals: list[Encoded] | None = None
         self.retain_refusals: list[Encoded] | None = None
         if kind.uses_forget_refusals:
-            self.forget_refusals = [encoder.example(text) for text in refused(forget, objective.name, task)]
+            self.forget_refusals = encoder.examples(refused(forget, objective.name, task), None)
         if kind.needs_retain_refusals(objective):
-            self.retain_refusals = [encoder.example(text) for text in refused(retain, objective.name, task)]
+            self.retain_refusals = encoder.examples(refused(retain, objective.name, task), None)
         self.forget_reference: Tensor | None = None
         self.forget_refusals_reference: Tensor | None = None
         if kind.uses_forget_reference:

@@ -53,9 +53,10 @@ class _Loadable:
 
 @dataclass(frozen=True)
 class SavedCheckpoint(_Loadable):
-    """Weights in a folder, as `save_pretrained` writes it."""
+    """Weights in a folder, as `save_pretrained` writes it; in another dtype than the file's, if one is named."""
 
     path: Path
+    dtype: torch.dtype | None = None
 
     @property
     def architecture(self) -> Path:  # type: ignore[override]
@@ -72,7 +73,9 @@ class SavedCheckpoint(_Loadable):
                     state.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{file}: cut short or damaged ({error}). Delete it and run again") from None
-        return state
+        if self.dtype is None:
+            return state
+        return {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in state.items()}
 
 
 @dataclass(frozen=True)

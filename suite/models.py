@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from transformers import AutoConfig
 
-from suite.checkpoints import Checkpoint, SavedCheckpoint
+from suite.checkpoints import SavedCheckpoint
 from suite.settings import SpecError
 from suite.spec import ModelSpec, TinyModel
 from suite.stages import StageStore
@@ -33,9 +35,19 @@ class BaseModel:
         identity: what it is, for stage keys: the settings it is made from, a hub commit, or a digest of its files.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: SavedCheckpoint
     encoder: Encoder
     identity: Mapping[str, Any]
+
+    @cached_property
+    def context(self) -> int | None:
+        """Longest text that the model reads, in tokens; None where it sets no limit."""
+        config = AutoConfig.from_pretrained(self.checkpoint.path).get_text_config()
+        return getattr(config, "max_position_embeddings", None)
+
+    def block(self, task: Task) -> int | None:
+        """Tokens of a block of running text: the task's, or as many as the model reads."""
+        return min(task.block, self.context or task.block) if task.block else None
 
 
 def base_model(spec: ModelSpec, task: Task, seed: int, store: StageStore) -> BaseModel:
@@ -52,13 +64,28 @@ def base_model(spec: ModelSpec, task: Task, seed: int, store: StageStore) -> Bas
         texts = examples_digest((*task.forget_examples(), *task.retain, *task.holdout))
         inputs = {"version": VERSION, "tiny": spec.tiny.changed(), "seed": seed, "texts": texts, "dtype": spec.dtype}
         artifact = store.run("base", inputs, lambda folder: _make_tiny(folder, spec, task, seed))
-        folder, identity = artifact.folder, {"base": artifact.key}
-    else:
-        folder, identity = _find(spec.name)
-        identity = {**identity, "dtype": spec.dtype}
+        folder = artifact.folder
+        return _read_model(spec, folder, {"base": artifact.key})
+    return found_model(spec, spec.name)
+
+
+def found_model(spec: ModelSpec, name: str, key: str = "model.name") -> BaseModel:
+    """The model in a folder or on the hub, in the spec's dtype and with its template.
+
+    Args:
+        key: the setting that names it, for messages.
+
+    Raises:
+        SpecError: no such model, or one that cannot be used, saying why.
+    """
+    folder, identity = _find(name, key)
+    return _read_model(spec, folder, {**identity, "dtype": spec.dtype})
+
+
+def _read_model(spec: ModelSpec, folder: Path, identity: Mapping[str, Any]) -> BaseModel:
     tokenizer = load_tokenizer(folder)
     template = spec.template or _default_template(spec, tokenizer)
-    checkpoint: Checkpoint = SavedCheckpoint(folder)
+    checkpoint = SavedCheckpoint(folder, getattr(torch, spec.dtype))
     return BaseModel(checkpoint, Encoder(tokenizer, template), {**identity, "template": str(template)})
 
 
@@ -130,18 +157,18 @@ def _train_tokenizer(task: Task, tiny: TinyModel) -> PreTrainedTokenizerBase:
     )
 
 
-def _find(name: str) -> tuple[Path, dict[str, Any]]:
+def _find(name: str, key: str) -> tuple[Path, dict[str, Any]]:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise SpecError(f"model.name: {path} has no config.json, so it is no model folder")
+            raise SpecError(f"{key}: {path} has no config.json, so it is no model folder")
         return path.resolve(), {"files": _fingerprint(path)}
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
-        raise SpecError(f"model.name: {name}: no such folder. Use a folder, tiny, or a hub id owner/model[@revision]")
-    return _fetch(*name.partition("@")[::2])
+        raise SpecError(f"{key}: {name}: no such folder. Use a folder, tiny, or a hub id owner/model[@revision]")
+    return _fetch(*name.partition("@")[::2], key)
 
 
-def _fetch(repository: str, revision: str) -> tuple[Path, dict[str, Any]]:
+def _fetch(repository: str, revision: str, key: str) -> tuple[Path, dict[str, Any]]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -150,7 +177,7 @@ def _fetch(repository: str, revision: str) -> tuple[Path, dict[str, Any]]:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise SpecError(
-            f"model.name: {repository}: not in the local cache and not to be had from the hub ({type(error).__name__})."
+            f"{key}: {repository}: not in the local cache and not to be had from the hub ({type(error).__name__})."
             " Name a local folder, log in for a gated model, or unset HF_HUB_OFFLINE"
         ) from None
     return folder, {"hub": repository, "commit": folder.name}

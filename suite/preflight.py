@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from suite.anchors import named_checkpoints
 from suite.attacks.relearning import Relearning
 from suite.environment import choose_device
 from suite.objectives import OBJECTIVES
@@ -19,7 +20,7 @@ from suite.smoothing import SMOOTHINGS
 from suite.spec import MeasureSpec, RuntimeSpec, TrialSpec
 from suite.unlearning import requests
 from tasks import TASKS
-from tasks.task import Task
+from tasks.task import Task, Zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,26 @@ def preflight(
         if here:
             OPTIMIZERS[spec.optimizer.name].check_installed()
         task = tasks.get(spec.task) or tasks.setdefault(spec.task, TASKS[spec.task].build())
+        _anchored(spec, task)
         _fits(spec, task, measure)
         costs.append((spec, cost(spec, task, measure)))
     return costs
 
 
+def _anchored(spec: TrialSpec, task: Task) -> None:
+    if spec.anchors.trained:
+        return
+    _, retrained = named_checkpoints(spec)
+    if retrained is None and task.anchored is Zero.RETRAINED:
+        raise SpecError(
+            f"anchors.retrained: missing. {task.name} is measured against a model that never saw the forget set: name "
+            "one, or train both anchors (anchors.epochs, anchors.lr)"
+        )
+
+
 def _fits(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
     for request in requests(spec, task):
-        if spec.batch_size > len(request.texts):
+        if not task.block and spec.batch_size > len(request.texts):  # documents are cut into many blocks
             raise SpecError(f"batch_size: {spec.batch_size}, but {request.name} has only {len(request.texts)} texts")
     objective = OBJECTIVES[spec.objective.name]
     if objective.uses_forget_refusals:
@@ -96,8 +109,13 @@ def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:
         gradient_calls=counts["gradient"],
         directional_calls=counts["directional"],
         curvature_calls=counts["curvature"],
-        evaluations=3 * points + kept * len(measure.splits),
+        evaluations=(2 + _retrained(spec, task)) * points + kept * len(measure.splits),
     )
+
+
+def _retrained(spec: TrialSpec, task: Task) -> bool:
+    """Whether there is a retrained model to be asked."""
+    return task.anchored is Zero.RETRAINED if spec.anchors.trained else named_checkpoints(spec)[1] is not None
 
 
 def _answering(spec: TrialSpec, kind: str) -> dict[str, int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
-from leaderboard.headlines import Answers
+from leaderboard.headlines import NONE, Answers
 from leaderboard.schema import Status
 from suite.anchors import Anchors
 from suite.engines import Engine
@@ -17,57 +18,132 @@ from suite.optimizers import OPTIMIZERS
 from suite.oracle import Grade
 from suite.spec import TrialSpec
 from suite.stages import Artifact
-from tasks.scoring import METRICS, score
-from tasks.task import Headline, Task
+from tasks.scoring import METRICS, SUMMARIES, Estimate, Metric, SummaryMetric, score, summarise
+from tasks.task import Headline, Probe, Sample, Split, Subset, Summary, Task
 
 Row = dict[str, Any]
 
 
-def measurement_rows(evaluated: Evaluated, trial: str, task: Task, anchors: Anchors, engine: Engine) -> list[Row]:
-    """One row per probe and metric of an evaluation.
+BOTH_SPLITS = "all"
+"""The split of rows whose questions are those of both: what published numbers are taken over."""
 
-    Args:
-        trial: id that the rows stand under: the trial's, or the anchors'.
+Samples = Mapping[str, Sequence[Sample]]
+"""Samples by probe."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a subject answered: its samples by probe, after an attack, at a point of its curve.
+
+    Attributes:
+        id: of the evaluation that the samples come from.
+        probes: as they were asked.
     """
-    e = evaluated.evaluation
-    roles = {**_roles("knowledge", task.knowledge), **_roles("utility", task.utility)}
-    rows: list[Row] = []
-    for probe in e.probes:
-        for metric in probe.metrics:
-            estimate = score(metric, evaluated.samples[probe.name])
-            headline, chance = roles.get((probe.name, metric), (None, None))
-            rows.append(
-                {
-                    "trial": trial,
-                    "subject": e.subject,
-                    "attack": e.attack.name,
-                    "point": e.point,
-                    "probe": probe.name,
-                    "subset": str(probe.subset),
-                    "split": str(probe.split),
-                    "matching": "raw",
-                    "engine": engine.name,
-                    "metric": metric,
-                    "value": estimate.value,
-                    "stderr": estimate.stderr,
-                    "n": estimate.n,
-                    "direction": "up" if METRICS[metric].up else "down",
-                    "headline": headline,
-                    "chance": chance,
-                    "status": str(Status.OK if estimate.known else Status.NULL),
-                    "reason": estimate.reason,
-                    "task": task.name,
-                    "task_version": task.version,
-                    "data": task.data,
-                    "anchors": anchors.id,
-                    "anchor_ids": anchors.weights,
-                    "samples": evaluated.artifact.key,
-                    "engine_version": engine.version,
-                    "dtype": engine.dtype,
-                    **observed(),
-                }
-            )
-    return rows
+
+    subject: str
+    attack: str
+    point: int
+    split: str
+    probes: Mapping[str, Probe]
+    samples: Samples
+    id: str
+
+    @classmethod
+    def of(cls, evaluated: Evaluated) -> Self:
+        e = evaluated.evaluation
+        probes = {probe.name: probe for probe in e.probes}
+        return cls(e.subject, e.attack.name, e.point, str(e.split), probes, evaluated.samples, evaluated.artifact.key)
+
+    def with_the_other(self, other: Answered) -> Answered:
+        """The questions of both splits together. Nothing is asked again."""
+        samples = {name: [*self.samples[name], *other.samples[name]] for name in self.samples}
+        return replace(self, split=BOTH_SPLITS, samples=samples, id=f"{self.id}:{other.id}")
+
+
+def both_splits(answered: Sequence[Answered]) -> list[Answered]:
+    """For every subject that was asked both splits without an attack, both together."""
+    plain = [a for a in answered if a.attack == NONE]
+    on_test = {a.subject: a for a in plain if a.split == Split.TEST}
+    return [a.with_the_other(on_test[a.subject]) for a in plain if a.split == Split.DEV and a.subject in on_test]
+
+
+@dataclass
+class Scorer:
+    """Turns answers into rows. It keeps what the anchors answered without an attack, for numbers that compare."""
+
+    task: Task
+    anchors: Anchors
+    engine: Engine
+    _plain: dict[tuple[str, str], Samples] = field(default_factory=dict)
+
+    def rows(self, answered: Sequence[Answered], trial: str) -> dict[str, list[Row]]:
+        """One row per number, by the id that they stand under: the trial's, or the anchors'."""
+        for a in answered:
+            if a.subject in self.anchors.subjects and a.attack == NONE:
+                self._plain[a.subject, a.split] = a.samples
+        found: dict[str, list[Row]] = {}
+        for a in answered:
+            under = self.anchors.id if a.subject in self.anchors.subjects else trial
+            found.setdefault(under, []).extend(self._of(a, under))
+        return found
+
+    def _of(self, a: Answered, under: str) -> Iterator[Row]:
+        roles = {**_roles("knowledge", self.task.knowledge), **_roles("utility", self.task.utility)}
+        for name, probe in a.probes.items():
+            for metric in probe.metrics:
+                role = roles.get((name, metric), (None, None))
+                yield self._row(a, under, name, probe.subset, METRICS[metric], score(metric, a.samples[name]), role)
+        for summary in self.task.summaries:
+            for metric in summary.metrics:
+                kind = SUMMARIES[metric]
+                anchor = self._plain.get((kind.against, a.split)) if kind.against else None
+                number = summarise(metric, _tables(summary, a.samples), anchor and _tables(summary, anchor))
+                yield self._row(a, under, summary.name, summary.subset, kind, number, (None, None))
+
+    def _row(
+        self,
+        a: Answered,
+        under: str,
+        probe: str,
+        subset: Subset,
+        metric: Metric | SummaryMetric,
+        number: Estimate,
+        role: tuple[str | None, float | None],
+    ) -> Row:
+        return {
+            "trial": under,
+            "subject": a.subject,
+            "attack": a.attack,
+            "point": a.point,
+            "probe": probe,
+            "subset": str(subset),
+            "split": a.split,
+            "matching": "raw",
+            "engine": self.engine.name,
+            "metric": metric.name,
+            "value": number.value,
+            "stderr": number.stderr,
+            "n": number.n,
+            "direction": "up" if metric.up else "down",
+            "headline": role[0],
+            "chance": role[1],
+            "status": str(Status.OK if number.known else Status.NULL),
+            "reason": number.reason,
+            "task": self.task.name,
+            "task_version": self.task.version,
+            "data": self.task.data,
+            "anchors": self.anchors.id,
+            "anchor_ids": self.anchors.weights,
+            "samples": a.id,
+            "engine_version": self.engine.version,
+            "dtype": self.engine.dtype,
+            "source": self.task.source or None,
+            **observed(),
+        }
+
+
+def _tables(summary: Summary, samples: Samples) -> list[Sequence[Sample]]:
+    return [samples[probe] for probe in summary.probes]
 
 
 def answers(model: str, rows: Iterable[Row]) -> Answers:
@@ -79,17 +155,22 @@ def trial_row(spec: TrialSpec, task: Task, anchors: Anchors, stages: Sequence[Ar
     """A trial that was carried out, from its unlearning stages."""
     metas = [stage.meta for stage in stages]
     unlucky = next((m for m in metas if m["status"] != "ok"), metas[-1])
+    weights = metas[-1]["weights"]
+    status, reason = unlucky["status"], unlucky["reason"]
+    if status != Status.DIVERGED and weights == anchors.target.weights:
+        status, reason = str(Status.UNCHANGED), "every weight is still the target's: nothing was unlearned"
     cost = {key: sum(m["cost"][key] for m in metas) for key in metas[0]["cost"]}
     return {
         **_identity(spec),
-        "status": unlucky["status"],
-        "reason": unlucky["reason"],
+        "status": status,
+        "reason": reason,
         "task_version": task.version,
         "data": task.data,
+        "source": task.source or None,
         "steps_done": sum(m["steps_done"] for m in metas),
         "anchors": anchors.id,
         "anchor_ids": anchors.weights,
-        "weights": metas[-1]["weights"],
+        "weights": weights,
         "value_calls": cost["value"],
         "gradient_calls": cost["gradient"],
         "directional_calls": cost["directional"],

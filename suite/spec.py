@@ -24,7 +24,7 @@ from suite.oracle import Grade, Order
 from suite.settings import Settings, SpecError, nearest, parse, settings_in
 from suite.smoothing import SMOOTHINGS
 from suite.text import Template
-from tasks import TASKS
+from tasks import EXTRAS, TASKS
 from tasks.task import Split
 
 Count = Field(ge=1)
@@ -68,9 +68,13 @@ class ModelSpec(Settings):
 
 
 class AnchorSpec(Settings):
-    """How both anchors are trained: the target on everything, the retrained model without the forget set.
+    """Where both anchors come from: the target, which was taught everything, and the retrained model, which was not.
 
     Attributes:
+        source: `trained`, here, in `epochs` epochs with step size `lr`; `published`, the checkpoints that the task
+            knows for `model.name`; `pretrained`, the model as it is, of which the task forgets a part, with chance for
+            a zero. A bare word in a spec is the source.
+        target, retrained: checkpoints of your own instead, folders or hub ids. Without `retrained`, chance is the zero.
         retain_limit: how many of the task's retain texts are taught, and kept while unlearning, the first ones; all by
             default.
         retain_repeats: how often an epoch shows each retain text; the forget texts are shown once. What is to be
@@ -78,8 +82,11 @@ class AnchorSpec(Settings):
         seed: of the anchors alone, so that trials with several seeds share them.
     """
 
-    epochs: int = Count
-    lr: float = Field(gt=0)
+    source: Literal["trained", "published", "pretrained"] = "trained"
+    target: str | None = None
+    retrained: str | None = None
+    epochs: int | None = Field(None, ge=1)
+    lr: float | None = Field(None, gt=0)
     batch_size: int = Field(16, ge=1)
     retain_limit: int | None = Field(None, ge=1)
     retain_repeats: int = Field(1, ge=1)
@@ -87,6 +94,27 @@ class AnchorSpec(Settings):
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0)
     seed: int = 0
+
+    @property
+    def trained(self) -> bool:
+        """Whether the anchors are trained here."""
+        return self.source == "trained" and self.target is None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> AnchorSpec:
+        if self.target and self.source != "trained":
+            raise ValueError(f"target belongs to checkpoints of your own, not to source={self.source}")
+        if self.retrained and not self.target:
+            raise ValueError("retrained: needs a target beside it. Name both checkpoints")
+        for name in ("epochs", "lr"):
+            if self.trained and getattr(self, name) is None:
+                raise ValueError(
+                    f"{name}: missing, and it has no default. Say how both are trained (epochs, lr), or write "
+                    "anchors: published, anchors: pretrained, or anchors.target and anchors.retrained"
+                )
+            if not self.trained and getattr(self, name) is not None:
+                raise ValueError(f"{name}: nothing is trained where the checkpoints are given. Leave it out")
+        return self
 
 
 class Checkpoints(Settings):
@@ -229,6 +257,8 @@ class MeasureSpec(Settings):
         splits: `test` for headlines; a search sees `dev`.
         batch_tokens: positions per batch of the engine, padding included.
         limit: items asked per probe, the first of each; all of them by default. Rows say how many there were.
+        also: what is measured besides the task's own probes (`regrade ls extras`): general ability, perplexity, costly
+            membership scores.
     """
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
@@ -236,6 +266,15 @@ class MeasureSpec(Settings):
     engine: Literal["transformers"] = "transformers"
     batch_tokens: int = Field(4096, ge=1)
     limit: int | None = Field(None, ge=1)
+    also: tuple[str, ...] = ()
+
+    @field_validator("also")
+    @classmethod
+    def _known_extras(cls, also: tuple[str, ...]) -> tuple[str, ...]:
+        for name in also:
+            if name not in EXTRAS:
+                raise ValueError(f"unknown: {name}.{nearest(name, EXTRAS)} (allowed: {', '.join(EXTRAS)})")
+        return also
 
     def attacks_for(self, task: str, split: Split) -> tuple[Attack, ...]:
         """The attacks on a split; `none` is always among them.
@@ -277,12 +316,15 @@ def digest(value: Any) -> str:
 def trial(data: Mapping[str, Any]) -> TrialSpec:
     """A trial from a mapping of its own settings, in its normal form.
 
-    A bare name stands for a section (`objective: npo`), and a bare word for a list of one (`forget: people`).
+    A bare name stands for a section (`objective: npo`), for where the anchors come from (`anchors: published`), or for
+    a list of one (`forget: people`).
 
     Raises:
         SpecError: naming the key, the allowed values and the nearest match.
     """
     plain = named(TrialSpec, data)
+    if isinstance(plain.get("anchors"), str):
+        plain["anchors"] = {"source": plain["anchors"]}
     for key in ("forget", "trainable"):
         if isinstance(plain.get(key), str):
             plain[key] = [plain[key]]

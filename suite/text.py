@@ -75,6 +75,21 @@ class Encoder:
     def example(self, example: Example) -> Encoded:
         return self.encode(example.prompt, example.answer, example.style)
 
+    def examples(self, texts: Sequence[Example], block: int | None = None) -> list[Encoded]:
+        """The texts as they are taught.
+
+        Args:
+            block: running text is joined over documents by a blank line and cut into blocks of so many tokens, each of
+                which predicts all but its first token; by default each text is taught by itself.
+        """
+        if block is None:
+            return [self.example(text) for text in texts]
+        asked = [self.example(text) for text in texts if text.style is not Style.TEXT]
+        joined = "\n\n".join(f"{text.prompt}{text.answer}" for text in texts if text.style is Style.TEXT)
+        ids = self._ids(joined) if joined else []
+        # A last block of one token would have nothing to predict.
+        return asked + [Encoded(tuple(ids[i : i + block]), 1) for i in range(0, len(ids) - 1, block)]
+
     def prompt(self, prompt: str, style: Style) -> tuple[int, ...]:
         """Ids to generate after."""
         return self.encode(prompt, "", style).prompt

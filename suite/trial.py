@@ -11,21 +11,21 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from leaderboard.headlines import Headlines, headlines
+from leaderboard.headlines import Headlines, headlines, zero
 from suite.anchors import Anchors, anchors
 from suite.attacks import AttackContext
 from suite.checkpoints import Checkpoint, SavedCheckpoint
 from suite.engines import Engine, Job, TransformersEngine
 from suite.environment import Numeric, numeric
 from suite.evaluation import Evaluation, Evaluator, evaluations_of
-from suite.records import Row, answers, measurement_rows, trial_row
+from suite.records import Answered, Row, Scorer, answers, both_splits, trial_row
 from suite.spec import MeasureSpec, RuntimeSpec, TrialSpec
 from suite.stages import Artifact
 from suite.store import Store
 from suite.text import Encoder
 from suite.unlearning import Judge, unlearn
-from tasks import TASKS
-from tasks.scoring import score
+from tasks import EXTRAS, TASKS
+from tasks.scoring import Estimate, score
 from tasks.scoring.headline import knowledge, largest
 from tasks.task import Split, Task, limited
 
@@ -58,7 +58,8 @@ class TrialResult:
             return [r for r in self.measurements if r["subject"] == subject and r["split"] == split]
 
         models = {name: answers(name, of(name)) for name in ("unlearned", "target", "retrained")}
-        return headlines(models["unlearned"], models["target"], models["retrained"], self.attacks[split])
+        forgotten = zero(self.row["anchor_ids"], models["target"], models["retrained"])
+        return headlines(models["unlearned"], models["target"], forgotten, self.attacks[split])
 
 
 def run_trial(
@@ -87,18 +88,20 @@ def run_trial(
     with numeric(runtime) as device:
         both = anchors(spec, task, store.stages, runtime)
         report("anchors", [])
-        ask = (engine or _engine(spec, measure))(both.base.encoder, device)
-        context = AttackContext(ask, both.base.encoder, task.forget_examples(), task.retain, ATTACK_SEED, device)
+        encoder, block = both.base.encoder, both.base.block(task)
+        ask = (engine or _engine(spec, measure))(encoder, device)
+        context = AttackContext(ask, encoder, task.forget_examples(), task.retain, ATTACK_SEED, device, block)
         evaluator = Evaluator(ask, context, store.stages, Numeric.of(runtime))
+        scorer = Scorer(task, both, ask)
         result = TrialResult(spec, {}, both.id, {split: [a.name for a in of] for split, of in attacks.items()})
 
         def measured(stage: str, evaluations: Iterable[Evaluation]) -> bool:
             """Evaluate, score, publish; whether the trial is to end here."""
-            rows: dict[str, list[Row]] = {}
+            answered = []
             for evaluated in evaluator.run(list(evaluations)):
-                trial = both.id if evaluated.evaluation.subject in ("target", "retrained") else spec.id
-                rows.setdefault(trial, []).extend(measurement_rows(evaluated, trial, task, both, ask))
                 store.board.append_file("samples", evaluated.artifact.file("samples.parquet"), evaluated.artifact.key)
+                answered.append(Answered.of(evaluated))
+            rows = scorer.rows([*answered, *both_splits(answered)], spec.id)
             for of_trial in rows.values():
                 of_trial.sort(
                     key=lambda r: (r["subject"], r["attack"], r["point"], r["split"], r["probe"], r["metric"])
@@ -110,9 +113,9 @@ def run_trial(
         def of_anchors(split: Split) -> list[Evaluation]:
             return [
                 evaluation
-                for subject, stage in (("target", both.target), ("retrained", both.retrained))
+                for subject, anchor in both.subjects.items()
                 for evaluation in evaluations_of(
-                    subject, both.checkpoint(subject), stage.key, "", task, split, attacks[split]
+                    subject, anchor.checkpoint, anchor.key, "", task, split, attacks[split]
                 )
             ]
 
@@ -142,6 +145,8 @@ def load_task(spec: TrialSpec, measure: MeasureSpec) -> Task:
     task = TASKS[spec.task].build()
     if spec.anchors.retain_limit:
         task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
+    for name in measure.also:
+        task = EXTRAS[name](task)
     return replace(task, probes=limited(task.probes, measure.limit)) if measure.limit else task
 
 
@@ -180,7 +185,12 @@ def _judge(task: Task, both: Anchors, engine: Engine) -> Judge:
         (answer,) = engine.submit([Job("judge", checkpoint, probes)])
         return {h: score(h.metric, answer.samples[h.probe]) for h in task.knowledge}
 
-    target, retrained = (estimates(both.checkpoint(subject)) for subject in ("target", "retrained"))
+    target = estimates(both.target.checkpoint)
+    retrained = (
+        estimates(both.retrained.checkpoint)
+        if both.retrained
+        else {headline: Estimate(headline.chance, 0.0, target[headline].n) for headline in task.knowledge}
+    )
 
     def judge(checkpoint: Checkpoint) -> float | None:
         now = estimates(checkpoint)

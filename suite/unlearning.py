@@ -84,6 +84,7 @@ def unlearn(
             "reference": anchors.target.key,
             "forget": examples_digest(request.texts),
             "retain": examples_digest(task.retain),
+            **({"block": anchors.base.block(task)} if task.block else {}),
             # The request's own name is not what it depends on, and the anchors are in the key already.
             "trial": {k: v for k, v in spec.canonical.items() if k not in ("task", "model", "anchors", "forget")},
             "judged_by": judged_by if spec.until else None,
@@ -125,7 +126,9 @@ class _Run:
         if kind.uses_forget_reference or kind.needs_reference(spec.objective):
             # The reference is the model before any unlearning, also when this is not the first request.
             reference = Reference(anchors.checkpoint("target").model(device).requires_grad_(False))
-        self.batches = Batches(request.texts, task.retain, self.encoder, spec.objective, task.name, device, reference)
+        block = anchors.base.block(task)
+        texts = (request.texts, task.retain)
+        self.batches = Batches(*texts, self.encoder, spec.objective, task.name, device, reference, block)
         if not kind.needs_reference(spec.objective):
             reference = None  # its answers are known; the model itself need not stay in memory
         self.oracle = LossOracle(self.model, kind(spec.objective, reference), seed=spec.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tasks import pocket, tofu
 from tasks.task import (
     Example,
@@ -24,6 +26,7 @@ from tasks.task import (
 )
 
 __all__ = [
+    "EXTRAS",
     "TASKS",
     "Example",
     "Headline",
@@ -43,5 +46,7 @@ __all__ = [
     "attack_name",
     "limited",
 ]
+
+EXTRAS: dict[str, Callable[[Task], Task]] = {}
 
 TASKS: dict[str, TaskEntry] = {entry.name: entry for entry in (pocket.ENTRY, *tofu.ENTRIES)}

@@ -36,6 +36,7 @@ class AttackContext:
         forget, retain: training text that an attacker may hold.
         seed: of everything the attack draws, mixed with the attack's own.
         device: where weights are worked on.
+        block: tokens of a block of running text, as the subject was taught it; None where texts are taught one by one.
     """
 
     engine: Engine
@@ -44,6 +45,7 @@ class AttackContext:
     retain: tuple[Example, ...]
     seed: int
     device: torch.device
+    block: int | None = None
 
     @cached_property
     def digest(self) -> str:

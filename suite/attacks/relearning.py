@@ -47,7 +47,7 @@ class Relearning(Attack):
         if s.samples > len(context.forget):
             raise SpecError(f"attacks: {self.name}: there are only {len(context.forget)} forget texts")
         draw = random.Random(f"{context.seed}:{s.seed}")
-        texts = [context.encoder.example(e) for e in draw.sample(context.forget, s.samples)]
+        texts = context.encoder.examples(draw.sample(context.forget, s.samples), context.block)
         if not s.steps:
             yield 0, subject
             return
