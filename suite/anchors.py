@@ -19,7 +19,7 @@ from suite.environment import Numeric, numeric
 from suite.finetuning import finetune
 from suite.models import BaseModel, base_model, found_model, save
 from suite.settings import SpecError, nearest
-from suite.spec import AnchorSpec, ModelSpec, RuntimeSpec, TrialSpec, digest
+from suite.spec import AnchorSpec, RuntimeSpec, TrialSpec, digest
 from suite.stages import StageStore
 from tasks import TASKS
 from tasks.task import Example, Task, Zero, examples_digest
@@ -116,10 +116,10 @@ def _given(spec: TrialSpec, store: StageStore) -> Anchors:
     target, retrained = named_checkpoints(spec)
     base = found_model(spec.model, target, "anchors.target")
     other = found_model(spec.model, retrained, "anchors.retrained") if retrained else None
-    return Anchors(base, _found(base, spec.model, store), _found(other, spec.model, store) if other else None)
+    return Anchors(base, found(base, store), found(other, store) if other else None)
 
 
-def _found(model: BaseModel, spec: ModelSpec, store: StageStore) -> Anchor:
+def found(model: BaseModel, store: StageStore) -> Anchor:
     """A checkpoint that is used where it lies; only the digest of its weights is kept in the store."""
     inputs = {"version": VERSION, "model": dict(model.identity)}
     stage = store.run("given", inputs, lambda folder: {"weights": weights_digest(model.checkpoint.model())})

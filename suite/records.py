@@ -27,6 +27,9 @@ Row = dict[str, Any]
 BOTH_SPLITS = "all"
 """The split of rows whose questions are those of both: what published numbers are taken over."""
 
+ANCHORS = ("target", "retrained")
+"""Subjects that belong to no single trial."""
+
 Samples = Mapping[str, Sequence[Sample]]
 """Samples by probe."""
 
@@ -69,25 +72,31 @@ def both_splits(answered: Sequence[Answered]) -> list[Answered]:
 
 @dataclass
 class Scorer:
-    """Turns answers into rows. It keeps what the anchors answered without an attack, for numbers that compare."""
+    """Turns answers into rows. It keeps what the anchors answered without an attack, for numbers that compare.
+
+    Attributes:
+        anchors: id of the anchors' recipe, which their rows stand under.
+        anchor_ids: digests of the anchors' weights.
+    """
 
     task: Task
-    anchors: Anchors
     engine: Engine
+    anchors: str | None = None
+    anchor_ids: str | None = None
     _plain: dict[tuple[str, str], Samples] = field(default_factory=dict)
 
-    def rows(self, answered: Sequence[Answered], trial: str) -> dict[str, list[Row]]:
+    def rows(self, answered: Sequence[Answered], trial: str | None) -> dict[str | None, list[Row]]:
         """One row per number, by the id that they stand under: the trial's, or the anchors'."""
         for a in answered:
-            if a.subject in self.anchors.subjects and a.attack == NONE:
+            if a.subject in ANCHORS and a.attack == NONE:
                 self._plain[a.subject, a.split] = a.samples
-        found: dict[str, list[Row]] = {}
+        found: dict[str | None, list[Row]] = {}
         for a in answered:
-            under = self.anchors.id if a.subject in self.anchors.subjects else trial
+            under = self.anchors if a.subject in ANCHORS else trial
             found.setdefault(under, []).extend(self._of(a, under))
         return found
 
-    def _of(self, a: Answered, under: str) -> Iterator[Row]:
+    def _of(self, a: Answered, under: str | None) -> Iterator[Row]:
         roles = {**_roles("knowledge", self.task.knowledge), **_roles("utility", self.task.utility)}
         for name, probe in a.probes.items():
             for metric in probe.metrics:
@@ -103,7 +112,7 @@ class Scorer:
     def _row(
         self,
         a: Answered,
-        under: str,
+        under: str | None,
         probe: str,
         subset: Subset,
         metric: Metric | SummaryMetric,
@@ -132,8 +141,8 @@ class Scorer:
             "task": self.task.name,
             "task_version": self.task.version,
             "data": self.task.data,
-            "anchors": self.anchors.id,
-            "anchor_ids": self.anchors.weights,
+            "anchors": self.anchors,
+            "anchor_ids": self.anchor_ids,
             "samples": a.id,
             "engine_version": self.engine.version,
             "dtype": self.engine.dtype,

@@ -92,7 +92,7 @@ def run_trial(
         ask = (engine or _engine(spec, measure))(encoder, device)
         context = AttackContext(ask, encoder, task.forget_examples(), task.retain, ATTACK_SEED, device, block)
         evaluator = Evaluator(ask, context, store.stages, Numeric.of(runtime))
-        scorer = Scorer(task, both, ask)
+        scorer = Scorer(task, ask, both.id, both.weights)
         result = TrialResult(spec, {}, both.id, {split: [a.name for a in of] for split, of in attacks.items()})
 
         def measured(stage: str, evaluations: Iterable[Evaluation]) -> bool:
@@ -142,11 +142,20 @@ def load_task(spec: TrialSpec, measure: MeasureSpec) -> Task:
     Raises:
         TaskError: the task's data is missing or malformed.
     """
-    task = TASKS[spec.task].build()
-    if spec.anchors.retain_limit:
-        task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
-    for name in measure.also:
-        task = EXTRAS[name](task)
+    task = asked_task(spec.task, measure)
+    retain = task.retain[: spec.anchors.retain_limit] if spec.anchors.retain_limit else task.retain
+    return replace(task, retain=retain)
+
+
+def asked_task(name: str, measure: MeasureSpec) -> Task:
+    """A task with the probes that are to be asked.
+
+    Raises:
+        TaskError: the task's data is missing or malformed.
+    """
+    task = TASKS[name].build()
+    for extra in measure.also:
+        task = EXTRAS[extra](task)
     return replace(task, probes=limited(task.probes, measure.limit)) if measure.limit else task
 
 

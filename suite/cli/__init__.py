@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from suite.cli import board, doctor, ls, report, run, sweep, validate
+from suite.cli import board, doctor, eval_, ls, report, run, sweep, validate
 
 app = typer.Typer(
     name="regrade",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("sweep")(sweep.sweep)
+app.command("eval")(eval_.eval_)
 app.command("report")(report.report)
 app.add_typer(board.app, name="board")
 app.command("ls")(ls.ls)

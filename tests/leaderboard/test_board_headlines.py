@@ -7,7 +7,7 @@ import math
 import pytest
 from board_rows import ATTACKS, NONE, TEACHING, Row, measurement_row, utility_row
 
-from leaderboard.headlines import Answers, Headlines, headlines
+from leaderboard.headlines import Answers, Headlines, headlines, zero
 
 RTN, RELEARN = TEACHING
 
@@ -88,9 +88,9 @@ def test_a_metric_that_falls_with_knowledge_is_read_the_other_way():
 
 def test_the_worst_point_of_a_curve_counts():
     one, other = without(UNLEARNED, attack=RELEARN), without(RETRAINED, attack=RELEARN)
-    for point, value, zero in ((5, 0.3, 0.1), (10, 0.8, 0.2), (20, 0.7, 0.4)):  # 0.25, 0.75, 0.375
+    for point, value, floor in ((5, 0.3, 0.1), (10, 0.8, 0.2), (20, 0.7, 0.4)):  # 0.25, 0.75, 0.375
         one = [*one, know(value, RELEARN, point), know(0.0, RELEARN, point, "forget_text")]
-        other = [*other, know(zero, RELEARN, point), know(0.0, RELEARN, point, "forget_text")]
+        other = [*other, know(floor, RELEARN, point), know(0.0, RELEARN, point, "forget_text")]
     assert of(one, retrained=other).recovery[RELEARN].value == pytest.approx(0.75)
 
 
@@ -171,3 +171,30 @@ def test_nothing_measured_is_null_everywhere():
     found = of([], [], [])
     for number in (found.forgetting, found.robustness, found.utility, found.score):
         assert number.value is None and number.reason
+
+
+def test_where_chance_is_the_zero_teaching_counts_as_relapse():
+    """No retrained model: the zero is the question's chance level, also under an attack that teaches."""
+    target = [know(0.85, chance=0.25), use(0.9)]
+    unlearned = [know(0.4, chance=0.25), know(0.55, RTN, chance=0.25), know(0.7, RELEARN, chance=0.25), use(0.81)]
+    answers = Answers.of("target", target)
+    found = headlines(
+        Answers.of("unlearned", unlearned),
+        answers,
+        zero("digest:chance", answers, Answers.of("retrained", [])),
+        ATTACKS,
+    )
+    # Shares of 0.85 - 0.25 = 0.6: 0.15, 0.3 and 0.45 above chance.
+    assert {name: number.value for name, number in found.recovery.items()} == pytest.approx(
+        {NONE: 0.25, RTN: 0.5, RELEARN: 0.75}
+    )
+    assert found.forgetting.value == pytest.approx(0.75)
+    assert found.robustness.value == pytest.approx(0.25)
+
+
+def test_a_retrained_model_that_was_not_measured_is_not_taken_for_chance():
+    answers = Answers.of("target", TARGET)
+    nobody = Answers.of("retrained", [])
+    assert zero("digest:other", answers, nobody) is nobody
+    assert zero(None, answers, nobody) is nobody
+    assert of(UNLEARNED, retrained=[]).forgetting.value is None

@@ -1,0 +1,166 @@
+"""Anchors that are not trained here, chance in a retrained model's place, and a checkpoint measured by itself."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from small import SMALL
+
+from suite.anchors import anchors, named_checkpoints
+from suite.measuring import measure_checkpoint
+from suite.preflight import preflight
+from suite.settings import SpecError, parse
+from suite.spec import MeasureSpec, ModelSpec, RuntimeSpec, trial
+from suite.specfile import merged
+from suite.store import Store
+from suite.trial import run_trial
+from tasks import TASKS, Split, Zero
+
+FEW = MeasureSpec(attacks=({"name": "rtn", "bits": 4},), limit=6)
+BARE = {"name": "/models/any", "template": "bare"}
+
+
+@pytest.fixture
+def store(warm_store, tmp_path):
+    shutil.copytree(warm_store, tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def trained(store):
+    return anchors(trial(SMALL), TASKS["pocket"].build(), store.stages, RuntimeSpec())
+
+
+def given(**where):
+    plain = {key: value for key, value in SMALL.items() if key not in ("anchors", "model")}
+    return trial({**plain, "model": BARE, "anchors": where})
+
+
+def numbers(result, subject):
+    return {
+        (r["attack"], r["probe"], r["metric"]): (r["value"], r["stderr"])
+        for r in result.measurements
+        if r["subject"] == subject
+    }
+
+
+def test_given_checkpoints_serve_as_the_anchors_that_they_are(store, trained):
+    there = {name: str(anchor.checkpoint.path) for name, anchor in trained.subjects.items()}
+    mine = run_trial(trial(SMALL), store, measure=FEW)
+    other = run_trial(given(**there), store, measure=FEW)
+    assert other.row["anchor_ids"] == mine.row["anchor_ids"]
+    assert other.row["weights"] == mine.row["weights"]
+    assert other.anchors != mine.anchors  # another recipe: found, not trained
+    for subject in ("target", "retrained", "unlearned"):
+        assert numbers(other, subject) == numbers(mine, subject)
+
+
+def test_without_a_retrained_model_chance_is_the_zero(store, trained):
+    spec = given(target=str(trained.target.checkpoint.path))
+    result = run_trial(spec, store, measure=FEW)
+    assert result.row["anchor_ids"] == f"{trained.target.weights}:chance"
+    assert {r["subject"] for r in result.measurements} == {"target", "unlearned"}
+    # The small model remembers too little for a share of it; the point is that a zero was found.
+    assert "no retrained model" not in (result.headlines(Split.TEST).forgetting.reason or "")
+
+
+def test_a_task_with_retrained_models_refuses_to_go_without_one(trained):
+    spec = given(target=str(trained.target.checkpoint.path))
+    with pytest.raises(SpecError, match=r"anchors\.retrained: missing\. pocket is measured against"):
+        preflight([spec], FEW, RuntimeSpec())
+
+
+def test_published_checkpoints_are_known_by_the_model_they_were_made_from():
+    spec = trial(
+        merged(
+            {k: v for k, v in SMALL.items() if k not in ("anchors", "model")},
+            {"task": "tofu/forget10", "model": {"name": "Llama-3.2-1B-Instruct"}, "anchors": "published"},
+        )
+    )
+    assert named_checkpoints(spec) == (
+        "open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
+        "open-unlearning/tofu_Llama-3.2-1B-Instruct_retain90",
+    )
+    unknown = trial(merged(spec.canonical, {"model": {"name": "Llama-3.2-1B"}}))
+    with pytest.raises(SpecError, match=r"no published checkpoints of Llama-3\.2-1B\. Did you mean Llama-3\.2-1B-Inst"):
+        named_checkpoints(unknown)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({}, "anchors: epochs: missing, and it has no default"),
+        ({"epochs": 1}, "anchors: lr: missing, and it has no default"),
+        ({"source": "published", "epochs": 1}, "anchors: epochs: nothing is trained where the checkpoints are given"),
+        ({"target": "a/b", "lr": 0.1}, "anchors: lr: nothing is trained"),
+        ({"retrained": "a/b", "epochs": 1, "lr": 0.1}, "anchors: retrained: needs a target beside it"),
+        ({"source": "published", "target": "a/b"}, "anchors: target belongs to checkpoints of your own"),
+    ],
+)
+def test_anchors_come_from_one_place(said, message):
+    with pytest.raises(SpecError) as error:
+        given(**said)
+    assert str(error.value).startswith(message)
+
+
+def test_a_checkpoint_by_itself_measures_what_the_trial_measured(store, trained):
+    result = run_trial(trial(SMALL), store, measure=FEW.model_copy(update={"splits": tuple(Split)}))
+    rows = measure_checkpoint(
+        str(trained.target.checkpoint.path),
+        "pocket",
+        parse(ModelSpec, BARE),
+        store.stages,
+        measure=MeasureSpec(splits=tuple(Split), limit=6),
+    )
+
+    def plain(rows):
+        return {(r["split"], r["probe"], r["metric"]): (r["value"], r["stderr"], r["n"]) for r in rows}
+
+    of_target = [r for r in result.measurements if r["subject"] == "target" and r["attack"] == "none"]
+    assert {row["split"] for row in rows} == {"dev", "test", "all"}
+    assert plain(rows) == plain(of_target)
+
+
+def test_the_questions_of_both_splits_are_those_of_each(store):
+    """A mean over both is the mean of the two means, weighted by their number of questions; nothing is asked again."""
+    result = run_trial(trial(SMALL), store, measure=FEW.model_copy(update={"splits": tuple(Split), "limit": None}))
+    rows = {
+        (r["split"], r["probe"], r["metric"]): r
+        for r in result.measurements
+        if r["subject"] == "unlearned" and r["attack"] == "none"
+    }
+    for (split, probe, metric), row in rows.items():
+        if split == "all":
+            parts = [rows[one, probe, metric] for one in Split]
+            assert row["n"] == sum(part["n"] for part in parts)
+            mean = sum(part["value"] * part["n"] for part in parts) / row["n"]
+            assert row["value"] == pytest.approx(mean, rel=1e-12, abs=1e-12)
+            assert row["samples"] == ":".join(part["samples"] for part in parts)
+
+
+def test_weights_that_never_moved_are_said_to_be_the_targets(store):
+    """Published runs report scores of models that a step size below the dtype's resolution left as they were."""
+    plain = merged(SMALL, {"optimizer": {"name": "sgd", "lr": 1e-30}})
+    result = run_trial(trial(plain), store, measure=MeasureSpec(attacks=(), limit=2))
+    assert (result.row["status"], result.row["changed_share"]) == ("unchanged", 0.0)
+    assert result.row["reason"] == "every weight is still the target's: nothing was unlearned"
+    assert run_trial(trial(SMALL), store, measure=MeasureSpec(attacks=(), limit=2)).row["status"] == "ok"
+
+
+def test_a_model_by_path_is_asked_in_the_dtype_that_the_spec_names(trained):
+    from suite.models import found_model
+
+    path = str(trained.target.checkpoint.path)
+    for dtype in ("float32", "bfloat16"):
+        state = found_model(ModelSpec(name=path, dtype=dtype), path).checkpoint.state()
+        assert {str(tensor.dtype) for tensor in state.values()} == {f"torch.{dtype}"}
+
+
+def test_a_task_anchored_by_chance_trains_no_retrained_model(store):
+    task = replace(TASKS["pocket"].build(), anchored=Zero.CHANCE)
+    both = anchors(trial(SMALL), task, store.stages, RuntimeSpec())
+    assert both.retrained is None
+    assert list(both.subjects) == ["target"]
+    assert both.id != anchors(trial(SMALL), replace(task, anchored=Zero.RETRAINED), store.stages, RuntimeSpec()).id
