@@ -20,6 +20,8 @@ from tasks.scoring.estimate import Estimate
 
 FORGOT = 0.5
 """Forgetting below which robustness says little: what was not forgotten cannot come back."""
+NOTED = (Status.FAILED, Status.UNCHANGED)
+"""Statuses that are told beside an entry and do not cost it its rank."""
 Z95 = 1.96
 """Standard errors on each side of a 95 % interval."""
 FEWEST_SEEDS = 3
@@ -154,7 +156,7 @@ def combined(label: str, trials: Sequence[Trial]) -> Entry:
         cost=Cost(**{name: _plain_mean([trial.row[name] for trial in counted]) for name in Cost.__slots__}),
         seeds=tuple(Seed(*(trial.row[name] for name in Seed.__slots__)) for trial in trials),
         statuses=dict(sorted(Counter(trial.row["status"] for trial in trials).items())),
-        notes=tuple(_said(trial, len(trials)) for trial in trials if trial.row["status"] == Status.FAILED),
+        notes=tuple(_said(trial, len(trials)) for trial in trials if trial.row["status"] in NOTED),
         reason=_reason(trials, score),
         did_not_forget=forgetting.value is not None and forgetting.value < FORGOT,
     )

@@ -113,6 +113,14 @@ def test_a_failed_seed_is_not_counted_and_a_diverged_one_costs_the_rank():
     assert found["diverging"].reason == "seed 3 diverged: the loss is not finite"
 
 
+def test_a_seed_whose_weights_never_moved_is_told_beside_the_entry():
+    trial, rows = entry_rows("still", 0.8, 0.7, 0.95, 1)
+    told = "every weight is still the target's: nothing was unlearned"
+    found = by_name(ranked(({**trial, "status": "unchanged", "reason": told}, rows)))["still"]
+    assert (found.rank, found.reason) == (1, None)
+    assert found.notes == (f"unchanged: {told}",)
+
+
 def test_a_seed_without_a_number_leaves_none_for_the_entry():
     one, (trial, rows) = entry_rows("a", 0.8, 0.7, 0.95, 1), entry_rows("a", 0.8, 0.7, 0.95, 2)
     [entry] = ranked(one, (trial, [row for row in rows if row["attack"] != TEACHING[1]])).entries
