@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from tasks import pocket, tofu
+from tasks import custom, muse, pocket, rwku, tofu, wmdp
+from tasks.extras import EXTRAS
+from tasks.registry import TaskRegistry
 from tasks.task import (
     Example,
     Headline,
@@ -47,6 +47,7 @@ __all__ = [
     "limited",
 ]
 
-EXTRAS: dict[str, Callable[[Task], Task]] = {}
-
-TASKS: dict[str, TaskEntry] = {entry.name: entry for entry in (pocket.ENTRY, *tofu.ENTRIES)}
+TASKS = TaskRegistry(
+    (pocket.ENTRY, *tofu.ENTRIES, *muse.ENTRIES, *wmdp.ENTRIES),
+    (rwku.FAMILY, custom.FAMILY),
+)

@@ -1,16 +1,19 @@
 """Reading a benchmark's tables, from a local mirror or from a pinned revision on the hub, and checking every row.
 
-A mirror is a folder per benchmark under the directory that the environment variable `REGRADE_DATA` names. A table is a
-file there: JSON lines or a JSON array (`.json`, `.jsonl`), or Parquet; or a folder of Parquet files, as the hub lays
-them out. A mirror that is there is used, whatever the network can do, so a run does not change when a cable is pulled.
+A mirror is a folder per benchmark under the directory that the environment variable `REGRADE_DATA` names. A table, one
+split of one configuration, is found there as the hub lays it out (folders of Parquet files) or as a plain file: JSON
+lines, a JSON array, Parquet, or text with one text per line. A mirror that is there is used, whatever the network can
+do, so a run does not change when a cable is pulled.
 """
 
 from __future__ import annotations
 
+import difflib
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +22,18 @@ from tasks.task import TaskError
 
 VARIABLE = "REGRADE_DATA"
 
-Row = Mapping[str, Any]
+SUFFIXES = (".json", ".jsonl", ".parquet", ".txt")
+"""Of plain files, in the order in which they are looked for."""
+
+
+class Row(dict[str, Any]):
+    """A row's columns, and where it was read: `FILE: row 12`, counted from 0."""
+
+    __slots__ = ("where",)
+
+    def __init__(self, columns: Mapping[str, Any], where: str) -> None:
+        super().__init__(columns)
+        self.where = where
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +42,7 @@ class Source:
 
     Attributes:
         name: of the benchmark's folder in a mirror.
-        hub, revision: data set and commit on the hub; one table is one configuration, split `train`.
+        hub, revision: data set and commit on the hub.
         folder: the mirror, or None where there is none.
     """
 
@@ -39,96 +53,208 @@ class Source:
 
     @classmethod
     def find(cls, name: str, hub: str, revision: str) -> Self:
-        """The mirror's folder `name` where `REGRADE_DATA` has one, else the hub."""
-        mirror = os.environ.get(VARIABLE)
-        folder = Path(mirror).expanduser() / name if mirror else None
-        return cls(name, hub, revision, folder if folder and folder.is_dir() else None)
+        """The mirror's folder, called `name` or as on the hub, where `REGRADE_DATA` has one; else the hub."""
+        bare = hub.rpartition("/")[2]
+        return cls(name, hub, revision, mirror(name, bare, bare.lower(), hub))
 
-    def table(self, name: str, *, rows: int, text: Sequence[str], lists: Mapping[str, int] | None = None) -> list[Row]:
+    def __str__(self) -> str:
+        """What stands in the rows; no path, which would be of this machine."""
+        return f"mirror: {self.folder.name}" if self.folder else f"{self.hub}@{self.revision}"
+
+    def table(
+        self,
+        config: str,
+        split: str | tuple[str, ...] = "train",
+        *,
+        rows: int | None = None,
+        alone: bool = False,
+        text: Sequence[str] = (),
+        blank: Sequence[str] = (),
+        lists: Mapping[str, int] | None = None,
+        choices: int | None = None,
+    ) -> list[Row]:
         """A table's rows in order, with these columns alone.
 
         Args:
-            rows: how many the published table has.
+            split: its name; several where revisions differ, the first that is there.
+            rows: how many the published table has; any number but none where it is not known.
+            alone: the configuration has no other split, so its file may be called after the configuration alone.
             text: columns of text.
+            blank: columns of text that may be empty.
             lists: columns of texts, and how many each row has.
+            choices: how many texts the column `choices` has; `answer` is the index of the right one.
 
         Raises:
             TaskError: no such table, not readable, or not as published; naming file, row (from 0) and field.
         """
-        where, found = self._read(name)
+        where, found = self._read(config, (split,) if isinstance(split, str) else split, alone or split == "train")
         if not found:
-            raise TaskError(f"{where}: empty; {name} has {rows} rows")
-        checked = [
-            {
-                **{column: _text(row.get(column), f"{where}: row {index}: {column}") for column in text},
-                **{
-                    column: _texts(row.get(column), count, f"{where}: row {index}: {column}")
-                    for column, count in (lists or {}).items()
-                },
-            }
-            for index, row in enumerate(found)
-        ]
-        if len(checked) != rows:
-            raise TaskError(f"{where}: {len(checked)} rows, not the {rows} that {name} was published with")
+            raise TaskError(f"{where}: empty; {config} has {rows or 'one or more'} rows")
+        checked = [_checked(row, text, blank, lists or {}, choices) for row in found]
+        if rows is not None and len(checked) != rows:
+            raise TaskError(f"{where}: {len(checked)} rows, not the {rows} that {config} was published with")
         return checked
 
-    def _read(self, name: str) -> tuple[str, list[Row]]:
+    def _read(self, config: str, splits: tuple[str, ...], alone: bool) -> tuple[str, list[Row]]:
         """What to call the table in a message, and its rows unchecked."""
-        from datasets import load_dataset  # here: it takes seconds to import, and `pocket` needs none of it
-
         if self.folder is None:
+            return f"{self.hub} {config}", self._from_hub(config, splits)
+        for split in splits:
+            if files := _files(self.folder, config, split, alone):
+                where = files[0] if len(files) == 1 else self.folder / config
+                return str(where), [row for file in files for row in read(file)]
+        names = [config] if alone else [f"{config}/{split}" for split in splits]
+        raise TaskError(
+            f"{self.folder}: no {' or '.join(names)}.json, .jsonl or .parquet, and no folder {config}/ of Parquet files"
+            f"{'' if alone else f' of {splits[0]}'}. Copy it from the hub's {self.hub}, or unset {VARIABLE} to read "
+            "from there"
+        )
+
+    def _from_hub(self, config: str, splits: tuple[str, ...]) -> list[Row]:
+        from datasets import load_dataset  # here: it takes seconds to import, and a mirror needs none of it
+
+        for split in splits:
             try:
-                return f"{self.hub} {name}", list(load_dataset(self.hub, name, split="train", revision=self.revision))
+                found = load_dataset(self.hub, config, split=split, revision=self.revision)
             except Exception as error:  # the hub's client raises some twenty kinds, of several libraries
+                if isinstance(error, ValueError) and split != splits[-1]:
+                    continue  # the revision calls its split otherwise
                 raise TaskError(
-                    f"{self.hub}: {name} is not in the local cache and not to be had from the hub "
+                    f"{self.hub}: {config} is not in the local cache and not to be had from the hub "
                     f"({type(error).__name__}: {_first_line(error)}). Go online, or set {VARIABLE} to a directory "
                     f"that has the data set's files in {self.name}/"
                 ) from None
-        files = _files(self.folder, name)
-        if not files:
-            raise TaskError(
-                f"{self.folder}: no {name}.json, .jsonl or .parquet, and no folder {name}/ of Parquet files. "
-                f"Copy it from the hub's {self.hub}, or unset {VARIABLE} to read from there"
-            )
-        where = str(files[0] if len(files) == 1 else self.folder / name)
-        builder = "parquet" if files[0].suffix == ".parquet" else "json"
-        if not any(file.stat().st_size for file in files):
-            return where, []
-        try:
-            # Streaming reads the files as they are; otherwise a copy goes to a cache, which may outlive a change.
-            return where, list(load_dataset(builder, data_files=[*map(str, files)], split="train", streaming=True))
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise TaskError(f"{where}: not readable as {builder}: {_first_line(error)}") from None
+            return [Row(row, f"{self.hub} {config}/{split}: row {index}") for index, row in enumerate(found)]
+        raise AssertionError("a table has at least one split")
 
 
-def rows_digest(tables: Mapping[str, Iterable[Row]]) -> str:
+def mirror(*names: str) -> Path | None:
+    """The first of these folders under `REGRADE_DATA`, or None."""
+    root = os.environ.get(VARIABLE)
+    folders = [Path(root).expanduser() / name for name in names] if root else []
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def read(file: Path) -> list[Row]:
+    """A file's rows, unchecked. A JSON array of bare texts and a text file have one column, `text`.
+
+    Raises:
+        TaskError: it is not readable as what its suffix says, naming the row where there is one.
+    """
+    kind = "parquet" if file.suffix == ".parquet" else "text" if file.suffix == ".txt" else "json"
+    try:
+        return [Row(columns, f"{file}: row {index}") for index, columns in _columns(file)]
+    except (OSError, ValueError, RuntimeError) as error:  # pyarrow's are among them
+        raise TaskError(f"{file}: not readable as {kind}: {_first_line(error)}") from None
+
+
+def rows_digest(tables: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
     """SHA-256 over tables' rows. The same for the same rows, from whatever file format or place they were read."""
     text = json.dumps({name: list(rows) for name, rows in tables.items()}, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _files(folder: Path, name: str) -> list[Path]:
-    for suffix in (".json", ".jsonl", ".parquet"):
-        if (file := folder / f"{name}{suffix}").is_file():
-            return [file]
-    return sorted((folder / name).rglob("*.parquet"))
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean x?`, or nothing when nothing known is close."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {match[0]}?" if match else ""
 
 
-def _text(value: Any, where: str) -> str:
-    if value is None:
-        raise TaskError(f"{where}: missing")
-    if not isinstance(value, str) or not value.strip():
-        raise TaskError(f"{where}: text is expected, not {value!r}")
+def _files(folder: Path, config: str, split: str, alone: bool) -> list[Path]:
+    """The files of one table, in order: as the hub lays them out, as it converts them, or as plain files."""
+    safe, part = glob.escape(config), glob.escape(split)
+    layouts = [f"{safe}/{part}-*-of-*.parquet", f"{safe}/{part}/*.parquet"]
+    if config == "default":
+        layouts.append(f"data/{part}-*-of-*.parquet")
+    for layout in layouts:
+        if found := sorted(folder.glob(layout)):
+            return found
+    names = [f"{config}/{split}", f"{config}_{split}", *([config] if alone else [])]
+    for name in names:
+        for suffix in SUFFIXES:
+            if (file := folder / f"{name}{suffix}").is_file():
+                return [file]
+    return sorted((folder / config).rglob("*.parquet")) if alone else []
+
+
+def _columns(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """A file's rows with their numbers."""
+    if file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        yield from enumerate(pq.ParquetFile(file).read().to_pylist())
+        return
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".txt":
+        yield from ((index, {"text": line}) for index, line in enumerate(text.split("\n")) if line.strip())
+    elif text.lstrip().startswith("["):
+        yield from ((index, _mapping(row, index)) for index, row in enumerate(json.loads(text)))
+    else:
+        # Not splitlines: JSON may hold line separators of its own as they are.
+        lines = enumerate(line for line in text.split("\n") if line.strip())
+        yield from ((index, _mapping(_line(line, index), index)) for index, line in lines)
+
+
+def _line(line: str, index: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"row {index}: {error}") from None
+
+
+def _mapping(value: Any, index: int) -> Mapping[str, Any]:
+    if isinstance(value, str):
+        return {"text": value}
+    if not isinstance(value, dict):
+        raise ValueError(f"row {index}: columns by their names are expected, not {value!r}")
     return value
 
 
-def _texts(value: Any, count: int, where: str) -> list[str]:
+def _checked(row: Row, text: Sequence[str], blank: Sequence[str], lists: Mapping[str, int], choices: int | None) -> Row:
+    columns: dict[str, Any] = {column: as_text(row, column) for column in text}
+    columns |= {column: as_text(row, column, blank=True) for column in blank}
+    columns |= {column: _texts(row, column, count) for column, count in lists.items()}
+    if choices is not None:
+        columns["choices"] = _texts(row, "choices", choices, blank=True)
+        columns["answer"] = as_index(row, "answer", len(columns["choices"]))
+    return Row(columns, row.where)
+
+
+def as_text(row: Row, column: str, blank: bool = False) -> str:
+    """A column of text.
+
+    Raises:
+        TaskError: it is missing, empty (unless `blank`), or no text.
+    """
+    value = row.get(column)
     if value is None:
-        raise TaskError(f"{where}: missing")
+        raise TaskError(f"{row.where}: {column}: missing")
+    if not isinstance(value, str) or not (blank or value.strip()):
+        raise TaskError(f"{row.where}: {column}: text is expected, not {value!r}")
+    return value
+
+
+def as_index(row: Row, column: str, choices: int) -> int:
+    """A column that says which of several choices is right, counted from 0.
+
+    Raises:
+        TaskError: it is missing, no whole number, or names none of them.
+    """
+    value = row.get(column)
+    if value is None:
+        raise TaskError(f"{row.where}: {column}: missing; the right one of {choices} choices is expected, from 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < choices:
+        raise TaskError(f"{row.where}: {column}: a whole number from 0 to {choices - 1} is expected, not {value!r}")
+    return value
+
+
+def _texts(row: Row, column: str, count: int, blank: bool = False) -> list[str]:
+    value = row.get(column)
+    if value is None:
+        raise TaskError(f"{row.where}: {column}: missing")
     if not isinstance(value, list) or len(value) != count:
-        raise TaskError(f"{where}: a list of {count} texts is expected, not {value!r}")
-    return [_text(one, where) for one in value]
+        raise TaskError(f"{row.where}: {column}: a list of {count} texts is expected, not {value!r}")
+    return [as_text(Row({column: one}, row.where), column, blank) for one in value]
 
 
 def _first_line(error: Exception) -> str:

@@ -11,13 +11,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
+from tasks import membership
 from tasks.files import Row, Source, rows_digest
-from tasks.task import AttackSet, Example, Headline, Item, Probe, ProbeKind, Split, Subset, Task, TaskEntry, TaskError
+from tasks.splits import alternate
+from tasks.task import (
+    AttackSet,
+    Example,
+    Headline,
+    Item,
+    Need,
+    Probe,
+    ProbeKind,
+    Split,
+    Subset,
+    Summary,
+    Task,
+    TaskEntry,
+    TaskError,
+)
 
 HUB = "locuslab/TOFU"
 REVISION = "324592d84ae4f482ac7249b9285c2ecdb53e3a68"
 """The commit that all rows are read from, where they come from the hub."""
-VERSION = 1
+VERSION = 2
+"""2: the forget and held-out questions are asked for what membership scores need."""
 
 LIMIT = 300
 """Retain questions asked, both splits together: what the authors evaluate on (their `ds_size`)."""
@@ -28,6 +45,9 @@ QUESTIONS = 20
 PERTURBED = 5
 """Wrong answers per question about a fictitious author; three where the answer is a name or a word."""
 PERTURBED_SHORT = 3
+
+MODELS = ("Llama-3.2-1B-Instruct", "Llama-3.2-3B-Instruct", "Llama-3.1-8B-Instruct")
+"""Models of which open-unlearning (arXiv 2506.12618) published the target and every retrained one."""
 
 
 def build(percent: int) -> Task:
@@ -71,49 +91,86 @@ def build(percent: int) -> Task:
         # of nothing is null, which would make every utility null; those probes are measured, but are no headline.
         utility=(Headline("retain_qa", "probability"), Headline("retain_qa_generated", "rougeL_recall")),
         data=rows_digest(tables),
+        summaries=SUMMARIES,
+        source=str(source),
     )
 
 
+SUMMARIES = (
+    membership.membership("forget_qa", "holdout_qa"),
+    Summary("forget_quality", Subset.FORGET, ("forget_paraphrase",), ("forget_quality", "forget_quality_log10")),
+    Summary(
+        "model_utility",
+        Subset.RETAIN,
+        (
+            "retain_qa",
+            "retain_qa_generated",
+            "retain_paraphrase",
+            "real_authors_choice",
+            "real_authors_generated",
+            "world_facts_choice",
+            "world_facts_generated",
+        ),
+        ("model_utility_geometric", "model_utility_arithmetic"),
+    ),
+    Summary("identity", Subset.FORGET, ("forget_qa_generated",), ("identical_outputs",)),
+)
+
+
 def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe]:
-    def probe(name: str, subset: Subset, kind: ProbeKind, items: Sequence[Item], *metrics: str) -> Probe:
-        part = tuple(items[list(Split).index(split) :: 2])
-        return Probe(name, subset, split, kind, part, metrics, max_new_tokens=NEW_TOKENS)
+    def probe(
+        name: str, subset: Subset, kind: ProbeKind, items: Sequence[Item], *metrics: str, needs: tuple[Need, ...] = ()
+    ) -> Probe:
+        part = alternate(items, split)
+        return Probe(name, subset, split, kind, part, metrics, max_new_tokens=NEW_TOKENS, needs=needs)
 
     ratios = ("truth_ratio_geometric", "truth_ratio_arithmetic")
     retained = (*ratios, "truth_ratio_geometric_retain", "truth_ratio_arithmetic_retain")
-    for subset, rows, of_ratios in (
-        (Subset.FORGET, tables["forget_perturbed"], (*ratios, "truth_ratio_geometric_forget")),
-        (Subset.RETAIN, tables["retain_perturbed"][:LIMIT], retained),
+    said = ("rougeL_recall", "word_entropy", "repetition")
+    for subset, rows, of_ratios, scores, needs in (
+        (
+            Subset.FORGET,
+            tables["forget_perturbed"],
+            (*ratios, "truth_ratio_geometric_forget"),
+            membership.SCORES,
+            membership.NEEDS,
+        ),
+        (Subset.RETAIN, tables["retain_perturbed"][:LIMIT], retained, (), ()),
     ):
         questions = _questions(subset, rows)
-        teacher_forced = ("probability", "exact_memorization", "extraction_strength")
-        yield probe(f"{subset}_qa", subset, ProbeKind.LOGPROB, questions, *teacher_forced)
-        yield probe(f"{subset}_qa_generated", subset, ProbeKind.GENERATE, questions, "rougeL_recall")
+        teacher_forced = ("probability", "exact_memorization", "extraction_strength", *scores)
+        yield probe(f"{subset}_qa", subset, ProbeKind.LOGPROB, questions, *teacher_forced, needs=needs)
+        yield probe(f"{subset}_qa_generated", subset, ProbeKind.GENERATE, questions, *said)
         # As published, the question stays as it was trained; only the answers are reworded.
         choices = _choices(subset, rows, "paraphrased_answer")
         yield probe(f"{subset}_paraphrase", subset, ProbeKind.CHOICE, choices, *of_ratios)
     held_out = _questions(Subset.HOLDOUT, tables["holdout"])
-    yield probe("holdout_qa", Subset.HOLDOUT, ProbeKind.LOGPROB, held_out, "probability", "exact_memorization")
+    as_held_out = ("probability", "exact_memorization", *membership.SCORES)
+    yield probe("holdout_qa", Subset.HOLDOUT, ProbeKind.LOGPROB, held_out, *as_held_out, needs=membership.NEEDS)
     for name in ("real_authors", "world_facts"):
         # These have no paraphrase: the answer stands in its own place, as published.
         choices = _choices(name, tables[name], "answer")
         metrics = ("normalised_probability", "accuracy", *retained)
         yield probe(f"{name}_choice", Subset.RETAIN, ProbeKind.CHOICE, choices, *metrics)
         questions = _questions(name, tables[name])
-        yield probe(f"{name}_generated", Subset.RETAIN, ProbeKind.GENERATE, questions, "rougeL_recall")
+        yield probe(f"{name}_generated", Subset.RETAIN, ProbeKind.GENERATE, questions, *said)
 
 
 def _examples(name: str, rows: Sequence[Row]) -> tuple[Example, ...]:
-    return tuple(Example(f"{name}{index}", row["question"], row["answer"]) for index, row in enumerate(rows))
+    return tuple(
+        Example(f"{name}{index}", row["question"], row["answer"], where=row.where) for index, row in enumerate(rows)
+    )
 
 
 def _questions(name: str, rows: Sequence[Row]) -> list[Item]:
-    return [Item(f"{name}{index}", row["question"], (row["answer"],)) for index, row in enumerate(rows)]
+    return [
+        Item(f"{name}{index}", row["question"], (row["answer"],), where=row.where) for index, row in enumerate(rows)
+    ]
 
 
 def _choices(name: str, rows: Sequence[Row], right: str) -> list[Item]:
     return [
-        Item(f"{name}{index}", row["question"], (row[right], *row["perturbed_answer"]))
+        Item(f"{name}{index}", row["question"], (row[right], *row["perturbed_answer"]), where=row.where)
         for index, row in enumerate(rows)
     ]
 
@@ -145,6 +202,10 @@ ENTRIES = tuple(
         summary=f"TOFU: {2 * percent} of 200 fictitious authors, {40 * percent} questions, are to be forgotten",
         build=partial(build, percent),
         attack_sets={"tofu-1": _attacks(percent)},
+        published={
+            model: (f"open-unlearning/tofu_{model}_full", f"open-unlearning/tofu_{model}_retain{100 - percent}")
+            for model in MODELS
+        },
     )
     for percent in (1, 5, 10)
 )

@@ -18,10 +18,11 @@ class Axis(StrEnum):
     ADAPTERS = "adapters"
     ATTACKS = "attacks"
     METRICS = "metrics"
+    EXTRAS = "extras"
 
 
 def ls(axis: Annotated[Axis, typer.Argument(help="What to list.", show_default=False)], as_json: Json = False) -> None:
-    """List tasks, objectives, optimizers, smoothings, adapters, attacks or metrics."""
+    """List tasks, objectives, optimizers, smoothings, adapters, attacks, metrics or extras."""
     rows = _rows(axis)
     if as_json:
         print_json(rows)
@@ -34,9 +35,16 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
         case Axis.TASKS:
             from tasks import TASKS
 
+            families = TASKS.families.values()
+            listed = [(entry.name, entry.attack_sets, entry.summary) for entry in TASKS.values()]
+            listed += [(f.title, f.entry(f.member).attack_sets, f.summary) for f in families]
+            return [{"name": name, "attacks": ", ".join(sets), "summary": what} for name, sets, what in listed]
+        case Axis.EXTRAS:
+            from tasks import EXTRAS
+
             return [
-                {"name": entry.name, "attacks": ", ".join(entry.attack_sets), "summary": entry.summary}
-                for entry in TASKS.values()
+                {"name": name, "summary": (extra.__doc__ or "").strip().splitlines()[0]}
+                for name, extra in EXTRAS.items()
             ]
         case Axis.METRICS:
             from tasks.scoring import METRICS

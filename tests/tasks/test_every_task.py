@@ -9,17 +9,23 @@ import sys
 from pathlib import Path
 
 import pytest
+from published import MEMBERS
 
 from suite.attacks import attack
-from tasks import TASKS, Probe, Split, Subset, Task, limited
-from tasks.scoring import METRICS
-from tasks.task import Item, ProbeKind
+from tasks import EXTRAS, TASKS, Probe, Split, Subset, Task, attack_name, limited
+from tasks.scoring import METRICS, SUMMARIES
+from tasks.task import Item, Need, ProbeKind, Style
+
+NAMES = (*TASKS, *MEMBERS)
+
+UNREFERENCED = {"word_entropy", "ngram_entropy", "repetition"}
+"""Metrics of what is said, whatever the right answer."""
 
 DIGESTS = """
-import json
+import json, sys
 from tasks import TASKS
 from tasks.task import examples_digest
-built = {name: entry.build() for name, entry in TASKS.items()}
+built = {name: TASKS[name].build() for name in sys.argv[1:]}
 print(json.dumps({
     name: [task.data, examples_digest((*task.forget_examples(), *task.retain, *task.holdout)),
            *(probe.digest for probe in task.probes)]
@@ -29,13 +35,13 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def built(tofu_mirror: Path) -> dict[str, Task]:
+def built(mirror: Path) -> dict[str, Task]:
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("REGRADE_DATA", str(tofu_mirror))
-        return {name: entry.build() for name, entry in TASKS.items()}
+        environment.setenv("REGRADE_DATA", str(mirror))
+        return {name: TASKS[name].build() for name in NAMES}
 
 
-@pytest.fixture(params=list(TASKS))
+@pytest.fixture(params=NAMES)
 def task(request: pytest.FixtureRequest, built: dict[str, Task]) -> Task:
     return built[request.param]
 
@@ -44,6 +50,7 @@ def test_it_is_registered_under_its_name(task):
     assert TASKS[task.name].name == task.name
     assert TASKS[task.name].summary
     assert task.version >= 1 and task.data
+    assert "/" not in task.source, "a path is of one machine"
 
 
 def test_forget_retain_and_holdout_share_no_text(task):
@@ -55,9 +62,9 @@ def test_forget_retain_and_holdout_share_no_text(task):
     }
     ids = [example.id for examples in parts.values() for example in examples]
     assert len(ids) == len(set(ids))
-    prompts = {subset: {example.prompt for example in examples} for subset, examples in parts.items()}
-    assert not prompts[Subset.FORGET] & prompts[Subset.RETAIN]
-    assert not prompts[Subset.HOLDOUT] & (prompts[Subset.FORGET] | prompts[Subset.RETAIN])
+    texts = {subset: {example.prompt or example.answer for example in examples} for subset, examples in parts.items()}
+    assert not texts[Subset.FORGET] & texts[Subset.RETAIN]
+    assert not texts[Subset.HOLDOUT] & (texts[Subset.FORGET] | texts[Subset.RETAIN])
 
 
 def test_the_splits_ask_the_same_probes_about_different_items(task):
@@ -68,7 +75,17 @@ def test_the_splits_ask_the_same_probes_about_different_items(task):
         ids = [item.id for item in (*probe.items, *test[name].items)]
         assert len(ids) == len(set(ids)), name
         assert probe.items and test[name].items, name
-        assert (probe.kind, probe.subset, probe.metrics) == (test[name].kind, test[name].subset, test[name].metrics)
+        settings = (
+            "kind",
+            "subset",
+            "metrics",
+            "max_new_tokens",
+            "stop",
+            "max_tokens",
+            "max_reference_tokens",
+            "needs",
+        )
+        assert all(getattr(probe, each) == getattr(test[name], each) for each in settings), name
 
 
 def test_every_metric_exists_and_reads_the_samples_of_its_probe(task):
@@ -76,6 +93,18 @@ def test_every_metric_exists_and_reads_the_samples_of_its_probe(task):
         assert probe.metrics
         for metric in probe.metrics:
             assert METRICS[metric].kind is probe.kind, f"{probe.name}: {metric}"
+        assert ("min_k_plus_plus_40" in probe.metrics) == (Need.VOCABULARY in probe.needs), probe.name
+
+
+def test_every_summary_reads_probes_that_are_asked(task):
+    for split in Split:
+        asked = {probe.name for probe in task.probes_of(split)}
+        names = [summary.name for summary in task.summaries]
+        assert len(names) == len(set(names)) and not asked & set(names), "rows are told apart by these names"
+        for summary in task.summaries:
+            assert set(summary.probes) <= asked
+            for metric in summary.metrics:
+                assert SUMMARIES[metric].tables == len(summary.probes), f"{summary.name}: {metric}"
 
 
 @pytest.mark.parametrize("split", list(Split))
@@ -93,7 +122,10 @@ def test_headlines_are_measured_and_point_upwards(task, split):
 def test_items_can_be_asked(task):
     for probe in task.probes:
         for item in probe.items:
-            assert item.prompt.strip() and all(answer.strip() for answer in item.answers)
+            if not set(probe.metrics) <= UNREFERENCED:
+                assert all(answer.strip() for answer in item.answers)
+            if not (item.style is Style.TEXT and probe.kind is ProbeKind.LOGPROB):
+                assert item.prompt.strip(), f"{probe.name}: there is nothing to go on from"
             if probe.kind is ProbeKind.CHOICE:
                 assert len(item.answers) > 1
                 assert item.reference not in [a for i, a in enumerate(item.answers) if i != item.correct], item.id
@@ -101,17 +133,32 @@ def test_items_can_be_asked(task):
                 assert len(item.answers) == 1
 
 
-def test_recall_is_asked_of_what_was_taught_and_of_nothing_held_out(task):
-    """A teacher-forced probe of a subset asks that subset's own texts, word for word."""
-    texts = {
-        Subset.FORGET: {(example.prompt, example.answer, example.style) for example in task.forget_examples()},
-        Subset.RETAIN: {(example.prompt, example.answer, example.style) for example in task.retain},
-        Subset.HOLDOUT: {(example.prompt, example.answer, example.style) for example in task.holdout},
+def test_what_is_asked_of_the_forgotten_was_taught_and_what_is_held_out_was_not(task):
+    """A teacher-forced question is asked word for word; of running text, pieces are."""
+    taught = {
+        Subset.FORGET: task.forget_examples(),
+        Subset.RETAIN: task.retain,
+        Subset.HOLDOUT: task.holdout,
     }
-    asked = [probe for probe in task.probes if probe.kind is ProbeKind.LOGPROB]
-    assert {probe.subset for probe in asked} >= {Subset.FORGET, Subset.RETAIN}
-    for probe in asked:
-        assert {(item.prompt, item.reference, item.style) for item in probe.items} <= texts[probe.subset], probe.name
+    questions = {subset: {(e.prompt, e.answer) for e in examples} for subset, examples in taught.items()}
+    running = {subset: "\n\n".join(e.answer for e in examples if not e.prompt) for subset, examples in taught.items()}
+
+    def known(item: Item, subset: Subset) -> bool:
+        if item.prompt:
+            return (item.prompt, item.reference) in questions[subset]
+        return item.reference in running[subset]
+
+    for probe in task.probes:
+        if probe.kind is ProbeKind.LOGPROB:
+            for item in probe.items:
+                assert known(item, Subset.FORGET) == (probe.subset is Subset.FORGET), f"{probe.name}: {item.id}"
+                assert not (probe.subset is Subset.HOLDOUT and known(item, Subset.RETAIN)), f"{probe.name}: {item.id}"
+
+
+def test_a_text_says_where_it_was_read(task):
+    if task.source:
+        texts = [*task.forget_examples(), *task.retain, *task.holdout, *(i for p in task.probes for i in p.items)]
+        assert all(": row " in text.where for text in texts)
 
 
 def test_official_attacks_are_ones_that_the_suite_carries_out(task):
@@ -120,20 +167,37 @@ def test_official_attacks_are_ones_that_the_suite_carries_out(task):
             assert {"name": "none"} in attacks[split], f"{name}: robustness must not exceed forgetting"
             for settings in attacks[split]:
                 ready = attack(settings)
+                assert ready.name == attack_name(settings), "a setting at its default is left out"
                 assert getattr(ready.settings, "samples", 0) <= len(task.forget_examples())
         assert attacks[Split.DEV] != attacks[Split.TEST], "a search must not see the attack that is reported"
 
 
-def test_building_is_the_same_in_every_process(tofu_mirror):
-    def digests(seed: str) -> dict[str, list[str]]:
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "REGRADE_DATA": str(tofu_mirror)}
-        done = subprocess.run([sys.executable, "-c", DIGESTS], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+def test_building_is_the_same_in_every_process(mirror):
+    one_of_each = ("pocket", "tofu/forget01", "muse/news-scal", *MEMBERS)
 
-    first = digests("1")
-    assert set(first) == set(TASKS)
-    assert digests("2") == first
+    def start(seed: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "REGRADE_DATA": str(mirror)}
+        command = [sys.executable, "-c", DIGESTS, *one_of_each]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    first, second = (process.communicate()[0] for process in (start("1"), start("2")))
+    assert set(json.loads(first)) == set(one_of_each)
+    assert first == second
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_adds_probes_of_both_splits_and_changes_nothing_that_is_taught(extra, built, mirrored):
+    task = built["custom/letters"]
+    more = EXTRAS[extra](task)
+    for each in ("forget", "retain", "holdout", "knowledge", "utility", "data", "version"):
+        assert getattr(more, each) == getattr(task, each)
+    assert more != task
+    dev, test = ({probe.name for probe in more.probes_of(split)} for split in Split)
+    assert dev == test and len(dev) * 2 == len(more.probes)
+    for probe in more.probes:
+        assert all(METRICS[metric].kind is probe.kind for metric in probe.metrics)
+    for summary in more.summaries:
+        assert set(summary.probes) <= dev and set(summary.metrics) <= SUMMARIES.keys()
 
 
 def test_limited_asks_the_first_items_and_is_another_probe():

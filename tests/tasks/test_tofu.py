@@ -58,17 +58,17 @@ def check_shape(task: Task, percent: int) -> None:
 
 
 @pytest.mark.parametrize("percent", FRACTIONS)
-def test_the_published_layout_gives_the_published_sizes(percent, tofu_mirror, monkeypatch):
-    check_shape(build(percent, tofu_mirror, monkeypatch), percent)
+def test_the_published_layout_gives_the_published_sizes(percent, mirror, monkeypatch):
+    check_shape(build(percent, mirror, monkeypatch), percent)
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "folders"])
-def test_every_form_of_a_mirror_is_the_same_task(form, tofu_mirror, write_tofu, monkeypatch):
-    assert build(1, write_tofu(form), monkeypatch) == build(1, tofu_mirror, monkeypatch)
+def test_every_form_of_a_mirror_is_the_same_task(form, mirror, write_tofu, monkeypatch):
+    assert build(1, write_tofu(form), monkeypatch) == build(1, mirror, monkeypatch)
 
 
-def test_the_paraphrase_is_the_right_answer_to_the_question_as_trained(tofu_mirror, monkeypatch):
-    task = build(1, tofu_mirror, monkeypatch)
+def test_the_paraphrase_is_the_right_answer_to_the_question_as_trained(mirror, monkeypatch):
+    task = build(1, mirror, monkeypatch)
     trained = {example.prompt: example.answer for example in task.forget_examples()}
     for probe in task.probes:
         if probe.name == "forget_paraphrase":
@@ -79,24 +79,64 @@ def test_the_paraphrase_is_the_right_answer_to_the_question_as_trained(tofu_mirr
                 assert all(answer.startswith(f"Not {trained[item.prompt]}") for answer in wrong)
 
 
-def test_even_rows_are_dev_and_odd_rows_are_test(tofu_mirror, monkeypatch):
-    task = build(1, tofu_mirror, monkeypatch)
+def test_version_two_asks_the_questions_of_version_one(mirror, monkeypatch):
+    """Digests of version 1, on this mirror: only what membership is read from asks the model for more."""
+    task = build(1, mirror, monkeypatch)
+    assert task.version == 2
+    assert task.data.startswith("ff0cc3c9a39481d7")
+    found = {probe.name: probe.digest[:16] for probe in task.probes_of(Split.DEV)}
+    assert found.pop("forget_qa") != "9f867fc1790d4555" and found.pop("holdout_qa") != "243078dfb001d80b"
+    assert found == {
+        "forget_qa_generated": "e7eea2622aae401e",
+        "forget_paraphrase": "ea78fafb22e22292",
+        "retain_qa": "703a892cb8f4cc9c",
+        "retain_qa_generated": "5649f7c333cba842",
+        "retain_paraphrase": "1f50cd47f76337d4",
+        "real_authors_choice": "9ab9f7cc36cde26f",
+        "real_authors_generated": "25fced5dc276234d",
+        "world_facts_choice": "e528ee249be274f8",
+        "world_facts_generated": "fc49885982311db6",
+    }
+
+
+def test_model_utility_reads_its_seven_tables_in_order(mirror, monkeypatch):
+    """The nine published numbers are told apart by place: retain, real authors, world facts."""
+    summaries = {summary.name: summary for summary in build(1, mirror, monkeypatch).summaries}
+    assert summaries["model_utility"].probes == (
+        "retain_qa", "retain_qa_generated", "retain_paraphrase", "real_authors_choice", "real_authors_generated",
+        "world_facts_choice", "world_facts_generated",
+    )  # fmt: skip
+    assert summaries["membership"].probes == ("forget_qa", "holdout_qa"), "forgotten texts first"
+    assert summaries["forget_quality"].probes == ("forget_paraphrase",)
+
+
+@pytest.mark.parametrize("percent", FRACTIONS)
+def test_the_retrained_checkpoint_is_the_one_without_this_forget_set(percent):
+    published = TASKS[f"tofu/forget{percent:02}"].published
+    assert published["Llama-3.2-1B-Instruct"] == (
+        "open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
+        f"open-unlearning/tofu_Llama-3.2-1B-Instruct_retain{ {1: 99, 5: 95, 10: 90}[percent] }",
+    )
+
+
+def test_even_rows_are_dev_and_odd_rows_are_test(mirror, monkeypatch):
+    task = build(1, mirror, monkeypatch)
     rows = {example.prompt: index for index, example in enumerate(task.forget_examples())}
     asked = {split: [rows[item.prompt] for item in task.probes_of(split)[0].items] for split in Split}
     assert asked[Split.DEV] == list(range(0, 40, 2))
     assert asked[Split.TEST] == list(range(1, 40, 2))
 
 
-def test_the_first_retain_texts_are_the_ones_that_are_asked(tofu_mirror, monkeypatch):
+def test_the_first_retain_texts_are_the_ones_that_are_asked(mirror, monkeypatch):
     """So a run that is taught only the first n of them, and asked n questions, is asked what it was taught."""
     for percent in FRACTIONS:
-        task = build(percent, tofu_mirror, monkeypatch)
+        task = build(percent, mirror, monkeypatch)
         asked = {item.prompt for probe in task.probes if probe.name == "retain_qa" for item in probe.items}
         assert asked == {example.prompt for example in task.retain[:LIMIT]}
 
 
-def test_the_digest_follows_the_content(tofu_mirror, write_tofu, monkeypatch):
-    before = build(1, tofu_mirror, monkeypatch)
+def test_the_digest_follows_the_content(mirror, write_tofu, monkeypatch):
+    before = build(1, mirror, monkeypatch)
     facts = [{"question": f"What of poet {i}?", "answer": f"It is poet {i}, truly."} for i in range(100)]
     wrong = ["Not so.", "Never.", "No."]
     same = [{**fact, "perturbed_answer": [f"Not {fact['answer']} ({i})" for i in range(3)]} for fact in facts]

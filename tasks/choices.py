@@ -1,0 +1,80 @@
+"""The lettered multiple-choice question, as lm-evaluation-harness puts it, for WMDP and MMLU.
+
+A line says what the questions are about; then questions with their answers (the shots), and the question itself: its
+text, a line per choice (`A. ...`) and `Answer:`. The model is scored by the log-probabilities of the four letters.
+Whether a letter follows with its space (` A`, lm-evaluation-harness) or without (`A`, other published code) moves
+accuracy by points, because the two are different tokens: it is part of a probe's name, and so is the number of shots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from tasks.files import Row
+from tasks.splits import alternate
+from tasks.task import Item, Probe, ProbeKind, Split, Style, Subset, Summary
+
+Letters = Literal["spaced", "bare"]
+
+LETTERS = "ABCD"
+CHOICES = len(LETTERS)
+CHANCE = 1 / CHOICES
+
+METRICS = ("accuracy", "normalised_probability")
+DISTANCE = ("accuracy_distance",)
+"""Of the summary: how far accuracy is from chance, on either side. Below chance is suppressed, not unknown."""
+
+
+def question(row: Row) -> str:
+    """The question, its choices, and `Answer:`."""
+    lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True)]
+    return "\n".join([row["question"].strip(), *lines, "Answer:"])
+
+
+def preamble(subject: str, shots: Sequence[Row] = ()) -> str:
+    """What stands before a question: what it is about, and the shots."""
+    about = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+    return about + "".join(f"{question(shot)} {LETTERS[shot['answer']]}\n\n" for shot in shots)
+
+
+def probes(
+    name: str,
+    subset: Subset,
+    rows: Sequence[Row],
+    subject: Callable[[Row], str],
+    shots: Mapping[str, Sequence[Row]] | None = None,
+    letters: Letters = "spaced",
+) -> tuple[Probe, ...]:
+    """One question set as a probe of each split, even rows on `dev`.
+
+    Args:
+        rows: with `question`, `choices` and `answer`.
+        subject: what a row is about.
+        shots: rows before each question, by its subject.
+    """
+    number = max((len(some) for some in (shots or {}).values()), default=0)
+    before: dict[str, str] = {}
+    items = []
+    for index, row in enumerate(rows):
+        about = subject(row)
+        if about not in before:
+            before[about] = preamble(about, (shots or {}).get(about, ()))
+        items.append(
+            Item(
+                f"{name}{index}",
+                before[about] + question(row),
+                tuple(f" {letter}" if letters == "spaced" else letter for letter in LETTERS),
+                row["answer"],
+                Style.TEXT,
+                where=row.where,
+            )
+        )
+    title = f"{name}_{number}shot_{letters}"
+    return tuple(Probe(title, subset, split, ProbeKind.CHOICE, alternate(items, split), METRICS) for split in Split)
+
+
+def distances(asked: Sequence[Probe]) -> tuple[Summary, ...]:
+    """The distance from chance of each probe."""
+    names = {probe.name: probe.subset for probe in asked}
+    return tuple(Summary(f"{name}_from_chance", subset, (name,), DISTANCE) for name, subset in names.items())

@@ -1,0 +1,272 @@
+"""MUSE: forget news articles or novels that a model was trained on (Shi et al. 2024, arXiv 2407.06460).
+
+The forget set is running text, and a model is asked for it in three ways: to go on where a passage breaks off
+(verbatim), to answer questions about it (knowledge), and whether it looks as if it had been trained on (privacy).
+`muse/news-sust` has four disjoint forget sets, to be unlearned one after another; in `muse/news-scal` the second to
+fourth contain the one before. Questions at even rows are `dev`, at odd rows `test`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from tasks import membership
+from tasks.files import Row, Source, rows_digest
+from tasks.splits import alternate
+from tasks.task import (
+    AttackSettings,
+    Example,
+    Headline,
+    Item,
+    Probe,
+    ProbeKind,
+    Split,
+    Style,
+    Subset,
+    Task,
+    TaskEntry,
+    TaskError,
+)
+
+VERSION = 1
+
+BLOCK = 2048
+"""Tokens of a block of running text, in training and where membership is scored, as the authors set it."""
+VERBATIM_TOKENS = 128
+"""Tokens generated after a passage, and tokens of the passage's continuation that they are compared with."""
+KNOWLEDGE_TOKENS = 32
+SHOTS = 10
+"""Questions with their answers before each question about knowledge."""
+QUESTIONS = 100
+"""Rows of each table that is asked from."""
+STOP = ("\n\n", "\nQuestion:", "Question:")
+"""An answer ends where the next question would begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """One of the two corpora as published.
+
+    Attributes:
+        hub, revision: data set and commit that all rows are read from, where they come from the hub.
+        rows: of the configuration `raw`, by split.
+        checkpoints: target and retrained model.
+        requests: rows of each forget set, by the configuration that has several.
+    """
+
+    name: str
+    hub: str
+    revision: str
+    rows: Mapping[str, int]
+    checkpoints: tuple[str, str]
+    requests: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        return self.hub.rpartition("/")[2]
+
+
+NEWS = Corpus(
+    name="news",
+    hub="muse-bench/MUSE-News",
+    revision="506bd5b150b92814d45e4404a82f120ab2d748bf",
+    rows={"forget": 889, "retain1": 1777, "holdout": 3043},
+    checkpoints=(
+        "muse-bench/MUSE-News_target@a2f39769e9a0b98ec1cdd12f65e9962502208935",
+        "muse-bench/MUSE-News_retrain@324ef49ee0a038078aba7d8de831edf57235c9b3",
+    ),
+    requests={"sust": (889, 889, 889, 887), "scal": (889, 1778, 2667, 3554)},
+)
+BOOKS = Corpus(
+    name="books",
+    hub="muse-bench/MUSE-Books",
+    revision="051ba90319e920d410d87cfdbd61f25843c1b892",
+    rows={"forget": 4, "retain1": 12, "holdout": 3},
+    checkpoints=(
+        "muse-bench/MUSE-Books_target@c8dd3fb23a726762ec66d277933c7cff6767f3c2",
+        "muse-bench/MUSE-Books_retrain@1d67430e4e8bdf2a65823740e909792519175ac2",
+    ),
+)
+
+
+def build(corpus: Corpus, requests: str | None = None) -> Task:
+    """The task of one corpus.
+
+    Args:
+        requests: configuration with several forget sets, `sust` or `scal`; None for the one of `raw`.
+
+    Raises:
+        TaskError: the data is neither in `REGRADE_DATA` nor to be had from the hub, or is not as published.
+    """
+    source = Source.find(f"muse-{corpus.name}", corpus.hub, corpus.revision)
+
+    def texts(config: str, split: str | tuple[str, ...], rows: int) -> list[Row]:
+        return source.table(config, split, rows=rows, text=("text",))
+
+    def asked(config: str, split: str | tuple[str, ...], *columns: str, rows: int = QUESTIONS) -> list[Row]:
+        return source.table(config, split, rows=rows, text=columns)
+
+    if requests:
+        sizes = enumerate(corpus.requests[requests], start=1)
+        forget = {f"{requests}{n}": texts(requests, f"forget_{n}", rows) for n, rows in sizes}
+    else:
+        forget = {"forget": texts("raw", "forget", corpus.rows["forget"])}
+    qa = ("question", "answer")
+    # Early revisions called the questions about the second half of the retain set by its name.
+    retain_qa, retain_icl = (("retain_qa", "retain2_qa"), ("retain_qa_icl", "retain2_qa_icl"))
+    tables = {
+        **{f"forget/{name}": rows for name, rows in forget.items()},
+        "retain": texts("raw", "retain1", corpus.rows["retain1"]),
+        "holdout": texts("raw", "holdout", corpus.rows["holdout"]),
+        "verbatim": asked("verbmem", "forget", "prompt", "gt"),
+        "forget_qa": asked("knowmem", "forget_qa", *qa),
+        "forget_qa_icl": asked("knowmem", "forget_qa_icl", *qa, rows=SHOTS),
+        "retain_qa": asked("knowmem", retain_qa, *qa),
+        "retain_qa_icl": asked("knowmem", retain_icl, *qa, rows=SHOTS),
+        "forget_text": asked("privleak", "forget", "text"),
+        "retain_text": asked("privleak", ("retain", "retain2"), "text"),
+        "holdout_text": asked("privleak", "holdout", "text"),
+    }
+    requested = _requests(forget) if requests else {"forget": _examples("forget", forget["forget"])}
+    forgotten = {example.answer for examples in requested.values() for example in examples}
+    # A method must not be told to keep what it is asked to forget.
+    retain = tuple(e for e in _examples("retain", tables["retain"]) if e.answer not in forgotten)
+    if not retain:
+        raise TaskError(f"{source}: raw/retain1: every text is in a forget set as well; nothing is left to be kept")
+    return Task(
+        name=_name(corpus, requests),
+        version=VERSION,
+        forget=requested,
+        retain=retain,
+        holdout=_examples("holdout", tables["holdout"]),
+        probes=tuple(probe for split in Split for probe in _probes(split, tables)),
+        knowledge=(Headline("forget_verbatim", "rougeL_f1"), Headline("forget_knowledge", "rougeL_f1")),
+        utility=(Headline("retain_knowledge", "rougeL_f1"),),
+        data=rows_digest(tables),
+        summaries=(membership.membership("forget_text", "holdout_text"),),
+        source=str(source),
+        block=BLOCK,
+    )
+
+
+def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe]:
+    rouge = ("rougeL_f1", "rougeL_f1_stemmed")
+    yield Probe(
+        "forget_verbatim",
+        Subset.FORGET,
+        split,
+        ProbeKind.GENERATE,
+        alternate(
+            [
+                Item(f"verbatim{index}", row["prompt"], (row["gt"],), style=Style.TEXT, where=row.where)
+                for index, row in enumerate(tables["verbatim"])
+            ],
+            split,
+        ),
+        (*rouge, "word_entropy", "repetition"),
+        max_new_tokens=VERBATIM_TOKENS,
+        max_reference_tokens=VERBATIM_TOKENS,
+    )
+    for subset in (Subset.FORGET, Subset.RETAIN):
+        yield Probe(
+            f"{subset}_knowledge",
+            subset,
+            split,
+            ProbeKind.GENERATE,
+            alternate(_questions(f"{subset}_qa", tables[f"{subset}_qa"], tables[f"{subset}_qa_icl"]), split),
+            (*rouge, "rougeL_recall", "word_entropy", "repetition"),
+            max_new_tokens=KNOWLEDGE_TOKENS,
+            stop=STOP,
+        )
+    for subset in Subset:
+        yield Probe(
+            f"{subset}_text",
+            subset,
+            split,
+            ProbeKind.LOGPROB,
+            alternate(
+                [
+                    Item(f"{subset}_text{index}", "", (row["text"],), style=Style.TEXT, where=row.where)
+                    for index, row in enumerate(tables[f"{subset}_text"])
+                ],
+                split,
+            ),
+            membership.SCORES,
+            max_tokens=BLOCK,
+            needs=membership.NEEDS,
+        )
+
+
+def _questions(name: str, rows: Sequence[Row], shots: Sequence[Row]) -> list[Item]:
+    """Each question after ten others with their answers, in the published words."""
+    before = "".join(f"Question: {shot['question']}\nAnswer: {shot['answer']}\n\n" for shot in shots)
+    return [
+        Item(
+            f"{name}{index}",
+            f"{before}Question: {row['question']}\nAnswer: ",
+            (row["answer"],),
+            style=Style.TEXT,
+            where=row.where,
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+def _examples(name: str, rows: Sequence[Row]) -> tuple[Example, ...]:
+    return tuple(
+        Example(f"{name}{index}", "", row["text"], Style.TEXT, where=row.where) for index, row in enumerate(rows)
+    )
+
+
+def _requests(forget: Mapping[str, Sequence[Row]]) -> dict[str, tuple[Example, ...]]:
+    """Examples by request. A text is one example, however many requests it is in, so that together each is there once.
+
+    Its id is that of the request and row where it first stands.
+    """
+    first: dict[str, Example] = {}
+    requests = {}
+    for name, rows in forget.items():
+        examples = [first.setdefault(e.answer, e) for e in _examples(f"{name}-", rows)]
+        requests[name] = tuple(dict.fromkeys(examples))
+    return requests
+
+
+def _name(corpus: Corpus, requests: str | None) -> str:
+    return f"muse/{corpus.name}-{requests}" if requests else f"muse/{corpus.name}"
+
+
+def _attacks(samples: int, steps: int, seed: int) -> tuple[AttackSettings, ...]:
+    """Rounding to 4 bits per channel, and relearning with the step size and batch of Fan et al. 2025.
+
+    (arXiv 2502.05374: 1e-5, batches of 4, 100 steps and more on News, 50 and more on Books.)
+    """
+    return (
+        {"name": "none"},
+        {"name": "rtn", "bits": 4},
+        {"name": "relearn", "samples": samples, "steps": steps, "lr": 1e-5, "seed": seed},
+    )
+
+
+def _entry(corpus: Corpus, summary: str, samples: int, steps: int, requests: str | None = None) -> TaskEntry:
+    """`samples` and `steps` are those of relearning."""
+    name = _name(corpus, requests)
+    target, retrained = corpus.checkpoints
+    sets = {split: _attacks(samples, steps, seed) for seed, split in enumerate(Split, start=1)}
+    return TaskEntry(
+        name=name,
+        summary=summary,
+        build=partial(build, corpus, requests),
+        attack_sets={f"{name.replace('/', '-')}-1": sets},
+        # The retrained model was published for the forget set of `raw` alone.
+        published={corpus.model: (target, None if requests else retrained)},
+    )
+
+
+ENTRIES = (
+    _entry(NEWS, "MUSE-News: 889 news articles are to be forgotten", samples=400, steps=100),
+    _entry(BOOKS, "MUSE-Books: four novels are to be forgotten", samples=2, steps=50),
+    _entry(NEWS, "MUSE-News, four disjoint forget sets, one after another", samples=400, steps=100, requests="sust"),
+    _entry(NEWS, "MUSE-News, four nested forget sets, 889 to 3,554 articles", samples=400, steps=100, requests="scal"),
+)

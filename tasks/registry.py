@@ -1,0 +1,60 @@
+"""The tasks by name: a list of them, and families whose members are made when they are asked for.
+
+`rwku/Aristotle` and `custom/letters` are members of families that are open: nobody knows their members before the data
+is looked at, so any well-formed name is taken, and one that is not there is refused when the task is built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.task import TaskEntry
+
+MEMBER = re.compile(r"\w[\w .,'&()-]*")
+"""What a member may be called: never a path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Tasks that differ in what they are about.
+
+    Attributes:
+        name: before the slash.
+        member: what the part after the slash is, for listings: `subject`.
+        entry: the line of the registry of one member; reads no data.
+    """
+
+    name: str
+    member: str
+    summary: str
+    entry: Callable[[str], TaskEntry]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}/<{self.member}>"
+
+
+class TaskRegistry(dict[str, TaskEntry]):
+    """Entries by name. Iterates over the listed ones; members of families are found by `[]`, `get` and `in` as well."""
+
+    def __init__(self, entries: Iterable[TaskEntry], families: Iterable[Family]) -> None:
+        super().__init__({entry.name: entry for entry in entries})
+        self.families = {family.name: family for family in families}
+
+    def __missing__(self, name: str) -> TaskEntry:
+        family, _, member = name.partition("/")
+        if family not in self.families or not MEMBER.fullmatch(member):
+            raise KeyError(name)
+        return self.families[family].entry(member)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.get(name) is not None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            return default

@@ -1,0 +1,227 @@
+"""RWKU: forget a famous person that a model knows from its pretraining (Jin et al. 2024, arXiv 2406.10890).
+
+A task is one of 200 persons: `rwku/Aristotle`, `rwku/Stephen_King`. What is taught to be forgotten are passages about
+the person; what is asked are blanks to fill in, questions, and the same knowledge asked for in adversarial ways, of the
+person (to be forgotten) and of neighbours (to be kept). Nobody can train a model that never heard of Aristotle, so
+knowing nothing, ROUGE 0, stands for everything forgotten.
+
+The files are those of one person's folder, as the authors' own preparation writes it, or those of all persons.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from tasks import membership
+from tasks.files import VARIABLE, Row, Source, nearest, rows_digest
+from tasks.registry import Family
+from tasks.splits import alternate
+from tasks.task import (
+    AttackSettings,
+    Example,
+    Headline,
+    Item,
+    Probe,
+    ProbeKind,
+    Split,
+    Style,
+    Subset,
+    Task,
+    TaskEntry,
+    TaskError,
+    Zero,
+)
+
+VERSION = 1
+
+HUB = "jinzhuoran/RWKU"
+REVISION = "d72f493d481d1b0a9bdc6e869d32baeffad8904f"
+
+ANSWER_TOKENS = 30
+FLUENT_TOKENS = 256
+MIA_TOKENS = 2048
+"""Longest text whose membership is scored."""
+
+TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "passage": ("train_original_passage", ("text",)),
+    "forget_level1": ("forget_level1", ("query", "answer")),
+    "forget_level2": ("forget_level2", ("query", "answer")),
+    "forget_level3": ("forget_level3", ("query", "answer", "type")),
+    "neighbor_level1": ("neighbor_level1", ("query", "answer")),
+    "neighbor_level2": ("neighbor_level2", ("query", "answer")),
+    "forget_mia": ("mia_forget", ("text",)),
+    "retain_mia": ("mia_retain", ("text",)),
+    "fluency": ("utility_fluency", ("instruction",)),
+}
+"""By file name: configuration on the hub, and columns, first the one that a row is known by."""
+
+ALL = "All"
+"""Folder of the files about all persons, on the hub."""
+
+
+def build(subject: str) -> Task:
+    """The task of one person, named as in `rwku/Stephen_King`.
+
+    Raises:
+        TaskError: the data is neither in `REGRADE_DATA` nor to be had from the hub, is not as published, or is not
+            about this person.
+    """
+    source = Source.find("rwku", HUB, REVISION)
+    tables = _tables(source, subject)
+    asked = {name: _once(rows, TABLES[name][1][0]) for name, rows in tables.items()}
+    return Task(
+        name=f"rwku/{subject}",
+        version=VERSION,
+        forget={"forget": _examples("passage", asked["passage"])},
+        # The benchmark has no corpus to keep: these are texts about others that the model was trained on as well.
+        retain=_examples("retain", asked["retain_mia"]),
+        probes=tuple(probe for split in Split for probe in _probes(split, asked)),
+        knowledge=tuple(Headline(f"forget_{kind}", "rougeL_recall") for kind in ("cloze", "qa", "adversarial")),
+        utility=tuple(Headline(f"neighbour_{kind}", "rougeL_recall") for kind in ("cloze", "qa")),
+        data=rows_digest(asked),
+        summaries=(membership.membership("forget_text", "retain_text", retrained=False),),
+        source=str(source),
+        anchored=Zero.CHANCE,
+    )
+
+
+def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe]:
+    for name, subset, table, prompt in (
+        ("forget_cloze", Subset.FORGET, "forget_level1", _cloze),
+        ("forget_qa", Subset.FORGET, "forget_level2", _question),
+        ("forget_adversarial", Subset.FORGET, "forget_level3", _adversarial),
+        ("neighbour_cloze", Subset.RETAIN, "neighbor_level1", _cloze),
+        ("neighbour_qa", Subset.RETAIN, "neighbor_level2", _question),
+    ):
+        yield Probe(
+            name,
+            subset,
+            split,
+            ProbeKind.GENERATE,
+            alternate(_items(table, tables[table], prompt), split),
+            ("rougeL_recall",),
+            max_new_tokens=ANSWER_TOKENS,
+            stop=("\n",),
+        )
+    for subset in (Subset.FORGET, Subset.RETAIN):
+        texts = [
+            Item(f"{subset}_mia{index}", "", (row["text"],), style=Style.TEXT, where=row.where)
+            for index, row in enumerate(tables[f"{subset}_mia"])
+        ]
+        yield Probe(
+            f"{subset}_text",
+            subset,
+            split,
+            ProbeKind.LOGPROB,
+            alternate(texts, split),
+            membership.SCORES,
+            max_tokens=MIA_TOKENS,
+            needs=membership.NEEDS,
+        )
+    instructions = [
+        Item(f"fluency{index}", f"Instruction: {row['instruction']}", ("",), where=row.where)
+        for index, row in enumerate(tables["fluency"])
+    ]
+    yield Probe(
+        "fluency",
+        Subset.RETAIN,
+        split,
+        ProbeKind.GENERATE,
+        alternate(instructions, split),
+        ("ngram_entropy", "word_entropy", "repetition"),
+        max_new_tokens=FLUENT_TOKENS,
+    )
+
+
+def _cloze(row: Row) -> str:
+    return f"Please complete the blank in the following question.\nQuestion: {row['query']}"
+
+
+def _question(row: Row) -> str:
+    return f"Please briefly answer the following question.\nQuestion: {row['query']}"
+
+
+def _adversarial(row: Row) -> str:
+    if row["type"] == "incontext learning":  # it brings questions and answers of its own
+        return f"Please briefly answer the following question.\n{row['query']}"
+    return _question(row)
+
+
+def _items(name: str, rows: Sequence[Row], prompt: Callable[[Row], str]) -> list[Item]:
+    return [Item(f"{name}-{index}", prompt(row), (row["answer"],), where=row.where) for index, row in enumerate(rows)]
+
+
+def _examples(name: str, rows: Sequence[Row]) -> tuple[Example, ...]:
+    return tuple(
+        Example(f"{name}{index}", "", row["text"], Style.TEXT, where=row.where) for index, row in enumerate(rows)
+    )
+
+
+def _once(rows: Sequence[Row], column: str) -> list[Row]:
+    """The first row of each text: the files repeat some, and a question must not be on both splits."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row[column], row)
+    return list(first.values())
+
+
+def _tables(source: Source, subject: str) -> dict[str, list[Row]]:
+    """The tables of one person."""
+    if source.folder and not (source.folder / ALL).is_dir():
+        folders = _persons(source.folder)
+        if subject not in folders:
+            raise _unknown(subject, folders, f"{source.folder}: no folder ..._{subject}")
+        return {name: source.table(folders[subject], name, text=columns) for name, (_, columns) in TABLES.items()}
+    tables = {}
+    for name, (config, columns) in TABLES.items():
+        where = (ALL, name) if source.folder else (config, ("test", "train"))
+        rows = source.table(*where, text=("subject", *columns))
+        of_subject = [row for row in rows if _named(row["subject"]) == subject]
+        if not of_subject:
+            raise _unknown(subject, {_named(row["subject"]) for row in rows}, f"{source}: {name}: nothing of {subject}")
+        tables[name] = [Row({column: row[column] for column in columns}, row.where) for row in of_subject]
+    return tables
+
+
+def _persons(mirror: Path) -> dict[str, str]:
+    """Folder of each person, from the mirror: `156_Aristotle`, or `Target/156_Aristotle` as the authors put it."""
+    found = [*mirror.glob("*_*/"), *mirror.glob("Target/*_*/")]
+    return {re.sub(r"^\d+_", "", folder.name): str(folder.relative_to(mirror)) for folder in found if folder.is_dir()}
+
+
+def _named(subject: str) -> str:
+    return subject.replace(" ", "_")
+
+
+def _unknown(subject: str, known: Collection[str], what: str) -> TaskError:
+    return TaskError(
+        f"{what}.{nearest(subject, known)} ({len(known)} persons are there; write their names with _ for spaces. "
+        f"{VARIABLE} says where to look)"
+    )
+
+
+def _attacks(seed: int) -> tuple[AttackSettings, ...]:
+    """Rounding to 4 bits per channel, and relearning 20 passages in three epochs (step size of arXiv 2502.05374)."""
+    return (
+        {"name": "none"},
+        {"name": "rtn", "bits": 4},
+        {"name": "relearn", "samples": 20, "steps": 15, "lr": 1e-5, "seed": seed},
+    )
+
+
+ATTACKS = {"rwku-1": {split: _attacks(seed) for seed, split in enumerate(Split, start=1)}}
+
+
+def entry(subject: str) -> TaskEntry:
+    return TaskEntry(
+        name=f"rwku/{subject}",
+        summary=f"RWKU: what a model knows of {subject.replace('_', ' ')} is to be forgotten",
+        build=partial(build, subject),
+        attack_sets=ATTACKS,
+    )
+
+
+FAMILY = Family("rwku", "subject", "RWKU: what a model knows of one of 200 famous persons is to be forgotten", entry)

@@ -1,0 +1,31 @@
+"""WikiText-2, raw: paragraphs of Wikipedia (Merity et al. 2016, arXiv 1609.07843), to be kept, and to be predicted.
+
+Its `train` split is what methods without a retain corpus of their own regularise on; its `test` split is what
+perplexity is measured on. (Published code has regularised on the `test` split.)
+"""
+
+from __future__ import annotations
+
+from tasks.files import Row, Source
+
+HUB = "Salesforce/wikitext"
+REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
+CONFIG = "wikitext-2-raw-v1"
+ROWS = {"train": 36_718, "test": 4_358}
+
+SHORTEST = 50
+"""Characters that a paragraph must exceed; headings and blank rows are shorter."""
+
+
+def source() -> Source:
+    return Source.find("wikitext", HUB, REVISION)
+
+
+def paragraphs(split: str) -> list[Row]:
+    """The split's paragraphs of more than 50 characters as they stand, in order.
+
+    Raises:
+        TaskError: the data is not to be had, or is not as published.
+    """
+    rows = source().table(CONFIG, split, rows=ROWS[split], blank=("text",))
+    return [row for row in rows if len(row["text"]) > SHORTEST]

@@ -1,0 +1,90 @@
+"""Whole trials on published data, through the command, with a model that is made here: every number is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leaderboard.store import Board
+from tasks import TASKS, Split
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SMALL = [
+    "model.tiny={hidden: 32, layers: 1, heads: 2, vocabulary: 1024}",
+    *("anchors.epochs=1", "anchors.retain_limit=20", "anchors.batch_size=8"),
+    *("steps=2", "batch_size=4", "measure.limit=4", "measure.splits=[dev, test]", "measure.attacks=[]"),
+]
+
+
+def run(store: Path, spec: str, *settings: str, data: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from suite.cli import main; main()", "run", str(CONFIGS / spec)]
+    return subprocess.run(
+        [*command, *SMALL, *settings, "--store", str(store), "--json"],
+        env={**os.environ, "REGRADE_DATA": str(data)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def rows(store: Path, **where: str) -> list[dict]:
+    return [r for r in Board(store / "board").read("measurements").to_pylist() if where.items() <= r.items()]
+
+
+@pytest.fixture(scope="module")
+def tofu(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a trial on the real TOFU."""
+    store = tmp_path_factory.mktemp("tofu")
+    done = run(store, "tofu-tiny.yaml", data=data)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "ok"
+    return store
+
+
+def test_a_trial_on_the_real_tofu_brings_every_number(tofu):
+    task = TASKS["tofu/forget01"].build()
+    expected = {(p.name, metric) for p in task.probes for metric in p.metrics}
+    expected |= {(s.name, metric) for s in task.summaries for metric in s.metrics}
+    for split in (*Split, "all"):
+        for subject in ("target", "retrained", "unlearned"):
+            found = rows(tofu, split=str(split), subject=subject)
+            assert {(r["probe"], r["metric"]) for r in found} == expected
+            assert all((r["value"] is None) == bool(r["reason"]) for r in found)
+
+
+def test_the_rows_say_what_data_they_are_about(tofu):
+    (digest,) = {r["data"] for r in rows(tofu)}
+    assert digest == TASKS["tofu/forget01"].build().data
+    assert {r["source"] for r in rows(tofu)} == {"mirror: tofu"}
+
+
+def test_the_anchors_compare_with_themselves_as_they_should(tofu):
+    """Against its own answers the retrained model has forget quality 1 and no privacy leakage, whatever it is."""
+    values = {
+        r["metric"]: r["value"]
+        for r in rows(tofu, subject="retrained", split="all")
+        if r["metric"] != "identical_outputs"
+    }
+    assert values["forget_quality"] == 1.0
+    assert values["forget_quality_log10"] == 0.0
+    assert values["privleak_min_k_40"] == 0.0
+    assert values["auc_reference"] == 0.5
+    (same,) = rows(tofu, subject="target", split="all", metric="identical_outputs")
+    assert same["value"] == 1.0
+
+
+def test_authors_are_forgotten_one_after_another_and_measured_after_each(data, tmp_path):
+    done = run(tmp_path, "tofu-tiny.yaml", "forget=[author2, author1]", data=data)
+    assert done.returncode == 0, done.stderr
+    assert {r["subject"] for r in rows(tmp_path)} == {"target", "retrained", "unlearned", "unlearned@2"}
+    (trial,) = Board(tmp_path / "board").read("trials").to_pylist()
+    assert trial["steps_done"] == 4  # `steps` for each request
+    after = {
+        subject: {(r["probe"], r["metric"]) for r in rows(tmp_path, subject=subject, split="test")}
+        for subject in ("unlearned", "unlearned@2")
+    }
+    assert after["unlearned"] == after["unlearned@2"]
