@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from suite.anchors import named_checkpoints
 from suite.attacks.relearning import Relearning
 from suite.environment import choose_device
+from suite.lengths import check_lengths
+from suite.models import read_encoder
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Plan
 from suite.optimizers.base import KINDS
@@ -18,9 +20,9 @@ from suite.refusals import check_refusable
 from suite.settings import SpecError
 from suite.smoothing import SMOOTHINGS
 from suite.spec import MeasureSpec, RuntimeSpec, TrialSpec
+from suite.trial import asked_task
 from suite.unlearning import requests
-from tasks import TASKS
-from tasks.task import Task, Zero
+from tasks.task import Split, Task, Zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +58,26 @@ def preflight(
     if here:
         choose_device(runtime)
     tasks: dict[str, Task] = {}
+    fitting: set[tuple[Hashable, ...]] = set()
     costs = []
     for spec in trials:
         if here:
             OPTIMIZERS[spec.optimizer.name].check_installed()
-        task = tasks.get(spec.task) or tasks.setdefault(spec.task, TASKS[spec.task].build())
+        task = tasks.get(spec.task) or tasks.setdefault(spec.task, asked_task(spec.task, measure))
         _anchored(spec, task)
         _fits(spec, task, measure)
+        if here or spec.model.name == "tiny":
+            _readable(spec, task, measure, fitting)
         costs.append((spec, cost(spec, task, measure)))
     return costs
 
 
 def _anchored(spec: TrialSpec, task: Task) -> None:
+    """A retrained model is left out where none can be had, not where nobody named one."""
     if spec.anchors.trained:
         return
     _, retrained = named_checkpoints(spec)
-    if retrained is None and task.anchored is Zero.RETRAINED:
+    if retrained is None and task.anchored is Zero.RETRAINED and spec.anchors.source != "published":
         raise SpecError(
             f"anchors.retrained: missing. {task.name} is measured against a model that never saw the forget set: name "
             "one, or train both anchors (anchors.epochs, anchors.lr)"
@@ -92,6 +98,23 @@ def _fits(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
         for attack in measure.attacks_for(spec.task, split):
             if isinstance(attack, Relearning) and attack.settings.samples > texts:
                 raise SpecError(f"measure.attacks: {attack.name}: {spec.task} has only {texts} forget texts")
+
+
+def _readable(spec: TrialSpec, task: Task, measure: MeasureSpec, fitting: set[tuple[Hashable, ...]]) -> None:
+    """That the model reads every text. What fits is kept in `fitting`: many trials share a task and a model."""
+    name, key = (
+        (spec.model.name, "model.name") if spec.anchors.trained else (named_checkpoints(spec)[0], "anchors.target")
+    )
+    splits = {*measure.splits, *([Split.DEV] if spec.until else [])}
+    what = (spec.task, spec.anchors.retain_limit, spec.model, name, frozenset(splits))
+    if what in fitting:
+        return
+    if spec.anchors.retain_limit:
+        task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
+    encoder, context = read_encoder(spec.model, task, name, key)
+    probes = [probe for probe in task.probes if probe.split in splits]
+    check_lengths(task, encoder, context, probes)
+    fitting.add(what)
 
 
 def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:

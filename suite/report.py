@@ -33,7 +33,7 @@ def rankings(board: Board, split: str) -> list[Ranking]:
     Raises:
         SpecError: the board has no trials.
     """
-    tasks = sorted({row["task"] for row in board.read("trials").to_pylist()} & TASKS.keys())
+    tasks = sorted(task for task in {row["task"] for row in board.read("trials").to_pylist()} if task in TASKS)
     if not tasks:
         raise SpecError("the board has no trials yet. Run something first: regrade run SPEC")
     return [rank(board, task, split) for task in tasks]

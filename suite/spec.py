@@ -154,7 +154,7 @@ class TrialSpec(Settings):
     @classmethod
     def _known_task(cls, task: str) -> str:
         if task not in TASKS:
-            raise ValueError(f"unknown: {task}.{nearest(task, TASKS)} (allowed: {', '.join(TASKS)})")
+            raise ValueError(f"unknown: {task}.{nearest(task, TASKS)} (allowed: {', '.join(TASKS.titles)})")
         return task
 
     @model_validator(mode="after")
@@ -301,10 +301,13 @@ class RuntimeSpec(Settings):
     Attributes:
         device: `auto` takes a GPU where there is one.
         threads: CPU threads of one trial. Sums change with it, so it is set, not guessed.
+        gradient_checkpointing: recompute each block's activations in the backward pass instead of keeping them. Takes
+            less memory and more time, and changes no number.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(1, ge=1)
+    gradient_checkpointing: bool = False
 
 
 def digest(value: Any) -> str:

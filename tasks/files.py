@@ -87,7 +87,8 @@ class Source:
         Raises:
             TaskError: no such table, not readable, or not as published; naming file, row (from 0) and field.
         """
-        where, found = self._read(config, (split,) if isinstance(split, str) else split, alone or split == "train")
+        splits = (split,) if isinstance(split, str) else split
+        where, found = self._read(config, splits, alone or split == "train", blanks=bool(blank))
         if not found:
             raise TaskError(f"{where}: empty; {config} has {rows or 'one or more'} rows")
         checked = [_checked(row, text, blank, lists or {}, choices) for row in found]
@@ -95,14 +96,14 @@ class Source:
             raise TaskError(f"{where}: {len(checked)} rows, not the {rows} that {config} was published with")
         return checked
 
-    def _read(self, config: str, splits: tuple[str, ...], alone: bool) -> tuple[str, list[Row]]:
+    def _read(self, config: str, splits: tuple[str, ...], alone: bool, blanks: bool) -> tuple[str, list[Row]]:
         """What to call the table in a message, and its rows unchecked."""
         if self.folder is None:
             return f"{self.hub} {config}", self._from_hub(config, splits)
         for split in splits:
             if files := _files(self.folder, config, split, alone):
                 where = files[0] if len(files) == 1 else self.folder / config
-                return str(where), [row for file in files for row in read(file)]
+                return str(where), [row for file in files for row in read(file, blanks)]
         names = [config] if alone else [f"{config}/{split}" for split in splits]
         raise TaskError(
             f"{self.folder}: no {' or '.join(names)}.json, .jsonl or .parquet, and no folder {config}/ of Parquet files"
@@ -135,15 +136,18 @@ def mirror(*names: str) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def read(file: Path) -> list[Row]:
+def read(file: Path, blanks: bool = False) -> list[Row]:
     """A file's rows, unchecked. A JSON array of bare texts and a text file have one column, `text`.
+
+    Args:
+        blanks: whether a blank line of a text file is a row; if not, it is passed over.
 
     Raises:
         TaskError: it is not readable as what its suffix says, naming the row where there is one.
     """
     kind = "parquet" if file.suffix == ".parquet" else "text" if file.suffix == ".txt" else "json"
     try:
-        return [Row(columns, f"{file}: row {index}") for index, columns in _columns(file)]
+        return [Row(columns, f"{file}: row {index}") for index, columns in _columns(file, blanks)]
     except (OSError, ValueError, RuntimeError) as error:  # pyarrow's are among them
         raise TaskError(f"{file}: not readable as {kind}: {_first_line(error)}") from None
 
@@ -177,7 +181,7 @@ def _files(folder: Path, config: str, split: str, alone: bool) -> list[Path]:
     return sorted((folder / config).rglob("*.parquet")) if alone else []
 
 
-def _columns(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _columns(file: Path, blanks: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """A file's rows with their numbers."""
     if file.suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -186,13 +190,14 @@ def _columns(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         return
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".txt":
-        yield from ((index, {"text": line}) for index, line in enumerate(text.split("\n")) if line.strip())
+        lines = text.removesuffix("\n").split("\n") if text else []
+        yield from ((index, {"text": line}) for index, line in enumerate(lines) if blanks or line.strip())
     elif text.lstrip().startswith("["):
         yield from ((index, _mapping(row, index)) for index, row in enumerate(json.loads(text)))
     else:
         # Not splitlines: JSON may hold line separators of its own as they are.
-        lines = enumerate(line for line in text.split("\n") if line.strip())
-        yield from ((index, _mapping(_line(line, index), index)) for index, line in lines)
+        written = enumerate(line for line in text.split("\n") if line.strip())
+        yield from ((index, _mapping(_line(line, index), index)) for index, line in written)
 
 
 def _line(line: str, index: int) -> Any:

@@ -44,6 +44,11 @@ class TaskRegistry(dict[str, TaskEntry]):
         super().__init__({entry.name: entry for entry in entries})
         self.families = {family.name: family for family in families}
 
+    @property
+    def titles(self) -> list[str]:
+        """What there is, for messages: the listed entries and the families."""
+        return [*self, *(family.title for family in self.families.values())]
+
     def __missing__(self, name: str) -> TaskEntry:
         family, _, member = name.partition("/")
         if family not in self.families or not MEMBER.fullmatch(member):

@@ -68,11 +68,11 @@ def _rankings(store: Path, task: str | None, split: str, floor: float, attacks: 
 
     board = open_board(store, split)
     if task and task not in TASKS:
-        raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (allowed: {', '.join(TASKS)})")
-    if attacks and not any(attacks in entry.attack_sets for entry in TASKS.values()):
-        known = [name for entry in TASKS.values() for name in entry.attack_sets]
-        raise SpecError(f"--attacks {attacks}: unknown.{nearest(attacks, known)} (allowed: {', '.join(known)})")
+        raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (allowed: {', '.join(TASKS.titles)})")
     there = sorted({row["task"] for row in board.read("trials").to_pylist()})
+    known = {name for one in (*TASKS, *there) if one in TASKS for name in TASKS[one].attack_sets}
+    if attacks and attacks not in known:
+        raise SpecError(f"--attacks {attacks}: unknown.{nearest(attacks, known)} (allowed: {', '.join(sorted(known))})")
     if task and task not in there:
         raise SpecError(f"--task {task}: this board has no such trials (there are: {', '.join(there) or 'none'})")
     if not there:

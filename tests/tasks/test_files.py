@@ -181,3 +181,20 @@ def test_a_damaged_file_is_named(name, content, complaint, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TaskError, match=complaint):
         source(tmp_path).table("a", text=("text",))
+
+
+def test_a_blank_line_is_a_row_where_texts_may_be_empty_and_none_elsewhere(tmp_path):
+    """WikiText is published with its blank rows, and its number of rows counts them."""
+    (tmp_path / "wiki").mkdir()
+    (tmp_path / "wiki/test.txt").write_text("\n = Title = \n\n Words .\n\n")
+    rows = source(tmp_path).table("wiki", "test", rows=5, blank=("text",))
+    assert [row["text"] for row in rows] == ["", " = Title = ", "", " Words .", ""]
+    assert rows[3].where.endswith("test.txt: row 3")
+    assert [row["text"] for row in source(tmp_path).table("wiki", "test", text=("text",))] == [" = Title = ", " Words ."]
+
+
+def test_the_real_wikitext_as_a_text_file_has_its_published_number_of_rows(data, tmp_path):
+    folder = tmp_path / "wikitext-2-raw-v1"
+    folder.mkdir()
+    (folder / "test.txt").write_bytes((data / "wikitext2/test.txt").read_bytes())
+    assert len(source(tmp_path).table("wikitext-2-raw-v1", "test", rows=4358, blank=("text",))) == 4358
