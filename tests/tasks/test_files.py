@@ -190,7 +190,8 @@ def test_a_blank_line_is_a_row_where_texts_may_be_empty_and_none_elsewhere(tmp_p
     rows = source(tmp_path).table("wiki", "test", rows=5, blank=("text",))
     assert [row["text"] for row in rows] == ["", " = Title = ", "", " Words .", ""]
     assert rows[3].where.endswith("test.txt: row 3")
-    assert [row["text"] for row in source(tmp_path).table("wiki", "test", text=("text",))] == [" = Title = ", " Words ."]
+    full = source(tmp_path).table("wiki", "test", text=("text",))
+    assert [row["text"] for row in full] == [" = Title = ", " Words ."]
 
 
 def test_the_real_wikitext_as_a_text_file_has_its_published_number_of_rows(data, tmp_path):

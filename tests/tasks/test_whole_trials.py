@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from published import MEMBERS
 
 from leaderboard.store import Board
-from tasks import TASKS, Split
+from suite.spec import MeasureSpec, trial
+from suite.store import Store
+from suite.trial import run_trial
+from tasks import TASKS, Split, Zero
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [
@@ -88,3 +92,39 @@ def test_authors_are_forgotten_one_after_another_and_measured_after_each(data, t
         for subject in ("unlearned", "unlearned@2")
     }
     assert after["unlearned"] == after["unlearned@2"]
+
+
+TINY = {
+    "model": {"tiny": {"hidden": 32, "layers": 1, "heads": 2, "vocabulary": 512}},
+    "anchors": {"epochs": 1, "lr": 1e-3, "batch_size": 64, "retain_limit": 8},
+    "objective": {"name": "graddiff"},
+    "optimizer": {"name": "adam", "lr": 1e-3},
+    "steps": 1,
+    "batch_size": 2,
+}
+ROUNDED = MeasureSpec(attacks=({"name": "rtn", "bits": 4},), limit=2)
+
+
+@pytest.mark.parametrize("name", ["muse/books", "wmdp/cyber", *MEMBERS])
+def test_a_trial_on_every_kind_of_task_ends_with_all_of_its_numbers(name, mirrored, tmp_path):
+    result = run_trial(trial({**TINY, "task": name}), Store(tmp_path), measure=ROUNDED)
+    task = TASKS[name].build()
+    expected = {(p.name, metric) for p in task.probes for metric in p.metrics}
+    expected |= {(s.name, metric) for s in task.summaries for metric in s.metrics}
+    subjects = {"target", "unlearned"} | ({"retrained"} if task.anchored is Zero.RETRAINED else set())
+    assert {r["subject"] for r in result.measurements} == subjects
+    for subject in subjects:
+        for attack in ("none", "rtn[bits=4]"):
+            asked = [r for r in result.measurements if (r["subject"], r["attack"]) == (subject, attack)]
+            assert {(r["probe"], r["metric"]) for r in asked} == expected
+            assert all((r["value"] is None) == bool(r["reason"]) for r in asked)
+    assert result.row["anchor_ids"].endswith(":chance") == (task.anchored is Zero.CHANCE)
+
+
+def test_news_is_forgotten_in_four_requests_and_measured_after_each(mirrored, tmp_path):
+    spec = trial({**TINY, "task": "muse/news-sust", "forget": [f"sust{n}" for n in range(1, 5)]})
+    result = run_trial(spec, Store(tmp_path), measure=MeasureSpec(attacks=(), limit=2))
+    assert {r["subject"] for r in result.measurements} == {
+        *("target", "retrained", "unlearned@1", "unlearned@2", "unlearned@3", "unlearned"),
+    }
+    assert result.row["steps_done"] == 4
