@@ -18,6 +18,7 @@ from suite.checkpoints import SavedCheckpoint, weights_digest
 from suite.environment import Numeric, numeric
 from suite.finetuning import finetune
 from suite.models import BaseModel, base_model, found_model, save
+from suite.recompute import recompute_blocks
 from suite.settings import SpecError, nearest
 from suite.spec import AnchorSpec, RuntimeSpec, TrialSpec, digest
 from suite.stages import StageStore
@@ -147,6 +148,8 @@ def _train(
     def compute(folder: Path) -> dict[str, Any]:
         with numeric(runtime) as device:
             model = base.checkpoint.model(device)
+            if runtime.gradient_checkpointing:
+                recompute_blocks(model)
             encoded = base.encoder.examples(texts, block)
             steps = recipe.epochs * -(-len(encoded) // recipe.batch_size)
             for _ in finetune(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,19 @@ def answer_logits(model: torch.nn.Module, tokens: Tokens) -> Tensor:
     else:
         logits = model(input_ids=tokens.ids, use_cache=False).logits[:, tokens.start - 1 :]
     return logits[:, :-1].float()
+
+
+def logits_at(model: torch.nn.Module, positions: Sequence[int], **inputs: Any) -> Tensor:
+    """Logits at the given positions of each sequence: (sequences, positions, vocabulary), fp32.
+
+    Args:
+        inputs: what else the model is given, `input_ids` among them; a cache is not made unless one is given.
+    """
+    at = torch.tensor(positions, device=inputs["input_ids"].device)
+    inputs = {"use_cache": "past_key_values" in inputs, **inputs}
+    if _keeps_logits(type(model)):
+        return model(logits_to_keep=at, **inputs).logits.float()
+    return model(**inputs).logits[:, at].float()
 
 
 def answer_labels(tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -68,7 +83,7 @@ def hidden_states(model: torch.nn.Module, tokens: Tokens, layer: int) -> Tensor:
     """
     if hasattr(model, "replicated"):  # many places of one model, asked together
         return model.hidden_states(tokens, layer)
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     if blocks is None:
         states = model(input_ids=tokens.ids, use_cache=False, output_hidden_states=True).hidden_states[1:]
         return states[_within(layer, len(states))].float()
@@ -93,7 +108,7 @@ def _reached(block: torch.nn.Module, inputs: object, output: Tensor | tuple[Tens
     raise _Reached(output[0] if isinstance(output, tuple) else output)
 
 
-def _blocks(model: torch.nn.Module) -> torch.nn.ModuleList | None:
+def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList | None:
     """The blocks of a model of transformers: the outermost list that is as long as its config says."""
     count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     if count is None or not isinstance(model, torch.nn.Module):

@@ -42,8 +42,7 @@ class BaseModel:
     @cached_property
     def context(self) -> int | None:
         """Longest text that the model reads, in tokens; None where it sets no limit."""
-        config = AutoConfig.from_pretrained(self.checkpoint.path).get_text_config()
-        return getattr(config, "max_position_embeddings", None)
+        return context_of(self.checkpoint.path)
 
     def block(self, task: Task) -> int | None:
         """Tokens of a block of running text: the task's, or as many as the model reads."""
@@ -89,6 +88,36 @@ def _read_model(spec: ModelSpec, folder: Path, identity: Mapping[str, Any]) -> B
     return BaseModel(checkpoint, Encoder(tokenizer, template), {**identity, "template": str(template)})
 
 
+def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name") -> tuple[Encoder, int | None]:
+    """A model's encoder and context before the model is made, or its weights are read or fetched.
+
+    Args:
+        name: `tiny`, a folder or a hub id; `key` is the setting that names it, for messages.
+
+    Raises:
+        SpecError: no such model, or a tokenizer that cannot be used, saying why.
+    """
+    if name == "tiny":
+        tokenizer = train_tokenizer(task, spec.tiny)
+        return Encoder(tokenizer, spec.template or Template.BARE), spec.tiny.context
+    folder = _place(name, key, weights=False)
+    tokenizer = load_tokenizer(folder)
+    return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)
+
+
+def context_of(folder: Path) -> int | None:
+    """Longest text that a model reads, in tokens; None where it sets no limit.
+
+    Raises:
+        SpecError: the folder's config.json is not one that transformers can read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"model: {folder}/config.json is none that transformers can read: {error}") from None
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
@@ -114,7 +143,7 @@ def _default_template(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Te
 def _make_tiny(folder: Path, spec: ModelSpec, task: Task, seed: int) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _train_tokenizer(task, spec.tiny)
+    tokenizer = train_tokenizer(task, spec.tiny)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=spec.tiny.hidden,
@@ -136,7 +165,7 @@ def _make_tiny(folder: Path, spec: ModelSpec, task: Task, seed: int) -> dict[str
     return {"parameters": sum(p.numel() for p in model.parameters())}
 
 
-def _train_tokenizer(task: Task, tiny: TinyModel) -> PreTrainedTokenizerBase:
+def train_tokenizer(task: Task, tiny: TinyModel) -> PreTrainedTokenizerBase:
     """Byte-level BPE on all of the task's training text, held-out text included, as a pretrained tokenizer would be."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -158,29 +187,38 @@ def _train_tokenizer(task: Task, tiny: TinyModel) -> PreTrainedTokenizerBase:
 
 
 def _find(name: str, key: str) -> tuple[Path, dict[str, Any]]:
+    folder = _place(name, key)
+    if Path(name).expanduser().is_dir():
+        return folder, {"files": _fingerprint(folder)}
+    return folder, {"hub": name.partition("@")[0], "commit": folder.name}
+
+
+def _place(name: str, key: str, *, weights: bool = True) -> Path:
+    """Folder of a model, fetched from the hub if it is none here."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise SpecError(f"{key}: {path} has no config.json, so it is no model folder")
-        return path.resolve(), {"files": _fingerprint(path)}
+        return path.resolve()
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise SpecError(f"{key}: {name}: no such folder. Use a folder, tiny, or a hub id owner/model[@revision]")
-    return _fetch(*name.partition("@")[::2], key)
+    return _fetch(*name.partition("@")[::2], key, weights)
 
 
-def _fetch(repository: str, revision: str, key: str) -> tuple[Path, dict[str, Any]]:
+def _fetch(repository: str, revision: str, key: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # no pickles, no code
+    patterns = ["*.json", "*.jinja", "*.model", "*.txt"]  # no pickles, no code
+    if weights:
+        patterns.append("*.safetensors")
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise SpecError(
             f"{key}: {repository}: not in the local cache and not to be had from the hub ({type(error).__name__})."
             " Name a local folder, log in for a gated model, or unset HF_HUB_OFFLINE"
         ) from None
-    return folder, {"hub": repository, "commit": folder.name}
 
 
 def _fingerprint(folder: Path) -> str:

@@ -90,7 +90,9 @@ def run_trial(
         report("anchors", [])
         encoder, block = both.base.encoder, both.base.block(task)
         ask = (engine or _engine(spec, measure))(encoder, device)
-        context = AttackContext(ask, encoder, task.forget_examples(), task.retain, ATTACK_SEED, device, block)
+        texts = (task.forget_examples(), task.retain)
+        saving = runtime.gradient_checkpointing
+        context = AttackContext(ask, encoder, *texts, ATTACK_SEED, device, block, saving)
         evaluator = Evaluator(ask, context, store.stages, Numeric.of(runtime))
         scorer = Scorer(task, ask, both.id, both.weights)
         result = TrialResult(spec, {}, both.id, {split: [a.name for a in of] for split, of in attacks.items()})

@@ -22,6 +22,7 @@ from suite.models import save
 from suite.objectives import OBJECTIVES, Reference
 from suite.optimizers import OPTIMIZERS, Plan
 from suite.oracle import Diverged, Metered
+from suite.recompute import recompute_blocks
 from suite.settings import SpecError
 from suite.smoothing import SMOOTHINGS
 from suite.spec import RuntimeSpec, TrialSpec
@@ -93,7 +94,10 @@ def unlearn(
 
         def compute(folder: Path, start: SavedCheckpoint = start, request: Request = request) -> dict[str, Any]:
             with numeric(runtime) as device:
-                return _Run(spec, task, anchors, request, start, device).into(folder, judge)
+                run = _Run(spec, task, anchors, request, start, device)
+                if runtime.gradient_checkpointing:
+                    recompute_blocks(run.model)
+                return run.into(folder, judge)
 
         stages.append(store.run("unlearn", inputs, compute))
         start, started_from = SavedCheckpoint(stages[-1].folder / "final"), stages[-1].key

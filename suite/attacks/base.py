@@ -37,6 +37,7 @@ class AttackContext:
         seed: of everything the attack draws, mixed with the attack's own.
         device: where weights are worked on.
         block: tokens of a block of running text, as the subject was taught it; None where texts are taught one by one.
+        gradient_checkpointing: whether attacks that train are to save memory (see `suite.recompute`).
     """
 
     engine: Engine
@@ -46,6 +47,7 @@ class AttackContext:
     seed: int
     device: torch.device
     block: int | None = None
+    gradient_checkpointing: bool = False
 
     @cached_property
     def digest(self) -> str:

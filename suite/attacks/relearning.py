@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from suite.attacks.base import Attack, AttackContext, AttackSettings, Subject
 from suite.checkpoints import TensorCheckpoint
 from suite.finetuning import finetune
+from suite.recompute import recompute_blocks
 from suite.settings import SpecError
 
 
@@ -52,6 +53,8 @@ class Relearning(Attack):
             yield 0, subject
             return
         model = subject.checkpoint.model(context.device)
+        if context.gradient_checkpointing:
+            recompute_blocks(model)
         states = finetune(
             model,
             texts,

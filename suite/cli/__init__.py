@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from suite.cli import board, doctor, eval_, ls, report, run, sweep, validate
+from suite.cli import board, doctor, eval_, import_, ls, report, run, sweep, validate
 
 app = typer.Typer(
     name="regrade",
@@ -21,6 +21,7 @@ app.command("sweep")(sweep.sweep)
 app.command("eval")(eval_.eval_)
 app.command("report")(report.report)
 app.add_typer(board.app, name="board")
+app.add_typer(import_.app, name="import")
 app.command("ls")(ls.ls)
 app.command("validate")(validate.validate)
 app.command("doctor")(doctor.doctor)

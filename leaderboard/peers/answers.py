@@ -1,0 +1,106 @@
+"""The samples behind a log of open-unlearning, by probe.
+
+An average loss is a sample of one token with that loss; perturbed answers are choices of one token each; a generated
+text stands as it is. A score that the log gives without what it was computed from is a scalar under the metric's name.
+Examples are joined by their index, and one that could not be scored (a null row) is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from leaderboard.peers.logs import Log
+from tasks.task import Sample
+
+SIDES = {"forget": "forget", "retain": "retain", "ra": "real_authors", "wf": "world_facts"}
+"""TOFU's tables: our name by their prefix."""
+
+LIKELY = {f"{side}_Q_A_Prob": f"{name}_qa" for side, name in SIDES.items()} | {
+    f"{side}_Q_A_PARA_Prob": f"{side}_reworded" for side in ("forget", "retain")
+}
+"""Metrics with one answer per example, and the probe that it belongs to."""
+
+PERTURBED = {f"{side}_Q_A_PERT_Prob": f"{name}_perturbed" for side, name in SIDES.items()}
+"""Metrics with several wrong answers per example."""
+
+CHOICES = {
+    "forget": ("forget_paraphrase", "forget_Q_A_PARA_Prob"),
+    "retain": ("retain_paraphrase", "retain_Q_A_PARA_Prob"),
+    "ra": ("real_authors_choice", "ra_Q_A_Prob"),  # no paraphrase: the answer stands in its own place
+    "wf": ("world_facts_choice", "wf_Q_A_Prob"),
+}
+"""Probe of the right answer against the wrong ones, and the metric with the right one."""
+
+GENERATED = {
+    "forget_Q_A_ROUGE": "forget_qa_generated",
+    "retain_Q_A_ROUGE": "retain_qa_generated",
+    "ra_Q_A_ROUGE": "real_authors_generated",
+    "wf_Q_A_ROUGE": "world_facts_generated",
+    "forget_verbmem_ROUGE": "forget_verbatim",
+    "forget_knowmem_ROUGE": "forget_knowledge",
+    "retain_knowmem_ROUGE": "retain_knowledge",
+}
+"""Metrics with generated texts."""
+
+MEMORIZATION = ("exact_memorization", "extraction_strength")
+MEMBERSHIP = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", "mia_gradnorm", "mia_reference")
+
+Samples = Mapping[str, Sequence[Sample]]
+"""Samples by probe."""
+
+
+def samples_of(log: Log) -> Samples:
+    """Everything that a log says of single examples and that is known here.
+
+    Raises:
+        TaskError: rows are missing or malformed, or two metrics of the same examples have other indices.
+    """
+    for side in SIDES:
+        log.check_aligned([f"{side}_Q_A_{kind}" for kind in ("Prob", "PARA_Prob", "PERT_Prob", "ROUGE")])
+    found: dict[str, list[Sample]] = {}
+    for metric, probe in LIKELY.items():
+        if metric in log.metrics:
+            found[probe] = _likely(log.rows(metric, "avg_loss", float))
+    for metric, probe in PERTURBED.items():
+        if metric in log.metrics:
+            rows = log.rows(metric, "avg_loss", tuple)
+            found[probe] = _likely({f"{i}.{j}": loss for i, row in rows.items() for j, loss in enumerate(row or ())})
+    for side, (probe, right) in CHOICES.items():
+        wrong = f"{side}_Q_A_PERT_Prob"
+        if {right, wrong} <= log.metrics.keys():
+            found[probe] = _choices(log.rows(right, "avg_loss", float), log.rows(wrong, "avg_loss", tuple))
+    for metric, probe in GENERATED.items():
+        if metric in log.metrics:
+            said, truth = (log.rows(metric, field, str) for field in ("generation", "ground_truth"))
+            found[probe] = [Sample(i, truth[i] or "", generated=text) for i, text in said.items() if text is not None]
+    found["forget_memorization"] = _scores(log, MEMORIZATION)
+    for part in ("forget", "holdout"):
+        found[f"{part}_membership"] = _scores(log, MEMBERSHIP, part)
+    return {probe: samples for probe, samples in found.items() if samples}
+
+
+def _likely(losses: Mapping[str, float | None]) -> list[Sample]:
+    return [Sample(i, "", token_logprobs=(-loss,)) for i, loss in losses.items() if loss is not None]
+
+
+def _choices(right: Mapping[str, float | None], wrong: Mapping[str, tuple[float, ...] | None]) -> list[Sample]:
+    found: list[Sample] = []
+    for index, loss in right.items():
+        others = wrong[index]
+        if loss is not None and others is not None:
+            logprobs = (-loss, *(-other for other in others))
+            lengths = (1,) * len(logprobs)
+            found.append(Sample(index, "", choice_logprobs=logprobs, choice_lengths=lengths, correct=0))
+    return found
+
+
+def _scores(log: Log, metrics: Sequence[str], part: str | None = None) -> list[Sample]:
+    there = {metric: log.rows(metric, "score", float, part) for metric in metrics if metric in log.metrics}
+    log.check_aligned(list(there), part)
+    found: list[Sample] = []
+    for index in next(iter(there.values()), {}):
+        scores = {metric: rows[index] for metric, rows in there.items() if rows[index] is not None}
+        loss = scores.pop("mia_loss", None)  # an average loss
+        logprobs = None if loss is None else (-loss,)
+        found.append(Sample(index, "", token_logprobs=logprobs, scalars=tuple(scores.items())))
+    return found

@@ -1,0 +1,100 @@
+"""Lines that compare: forget texts with held-out ones, a model with the retrained one; and model utility."""
+
+from __future__ import annotations
+
+from leaderboard.peers import published
+from leaderboard.peers.examples import EPSILON, LAST_TOKEN, Model, own_score
+from leaderboard.peers.line import PUBLISHED, Line, Variant
+from tasks.scoring import Estimate, summarise
+from tasks.scoring.separation import auc_of, privacy_leakage
+from tasks.task import Sample
+
+TABLES = ("forget_membership", "holdout_membership")
+MIN_K = "mia_min_k"
+AUCS = {
+    "mia_zlib": ("auc_zlib", ""),
+    "mia_min_k": ("auc_min_k_40", LAST_TOKEN),
+    "mia_min_k_plus_plus": ("auc_min_k_plus_plus_40", LAST_TOKEN),
+    "mia_gradnorm": ("auc_gradient_norm", f"{LAST_TOKEN} and are taken with dropout on"),
+    "mia_reference": ("auc_reference", ""),
+}
+"""AUCs of scores that the log gives: our metric's name, and what is to be known of the scores."""
+
+UTILITY = (
+    "retain_qa",
+    "retain_qa_generated",
+    "retain_paraphrase",
+    "real_authors_choice",
+    "real_authors_generated",
+    "world_facts_choice",
+    "world_facts_generated",
+)
+"""Probes that model utility is made of, in its order."""
+
+NO_LOG = "no log of the retrained model. Name one with --retrained"
+HALF = "theirs takes 0.5 for the retrained model's AUC without a log of it"
+OTHER_REFERENCE = "theirs has another reference model than --retrained"
+EPSILONS = "theirs adds 1e-10 to the denominators of truth ratios and probabilities"
+
+
+def membership(model: Model, retrained: Model | None, key: str) -> Line:
+    """How well a score tells the forget texts from held-out ones."""
+    number, losses = model.log.published[key], _with_loss(model)
+    if key == "mia_loss":
+        return Line(key, "membership", "auc_loss", number, summarise("auc_loss", losses))
+    metric, remark = AUCS[key]
+    taken = _auc(model, key)
+    others = _with_loss(retrained) if retrained else []
+    if key == "mia_reference" and any(others):
+        variants = (Variant(taken.value, OTHER_REFERENCE),) if taken.known else ()
+        return Line(key, "membership", metric, number, summarise(metric, losses, others), variants)
+    return Line(key, "membership", metric + PUBLISHED, number, taken, remark=remark)
+
+
+def privleak(model: Model, retrained: Model | None, key: str) -> Line:
+    """PrivLeak of the log's own Min-k scores."""
+    mine, reference = _auc(model, MIN_K), _auc(retrained, MIN_K) if retrained else Estimate.null(NO_LOG)
+    ours, variants = (reference if mine.known else mine), []
+    if mine.known:
+        variants.append(Variant(published.privacy_leakage(mine.value), HALF))
+    if mine.known and reference.known:
+        tables = (_with_score(one, MIN_K) for one in (model, retrained))
+        ours = privacy_leakage(MIN_K, own_score(MIN_K))(*tables)
+        variants.append(Variant(published.privacy_leakage(mine.value, reference.value), EPSILON))
+    metric, number = "privleak_min_k_40" + PUBLISHED, model.log.published[key]
+    return Line(key, "membership", metric, number, ours, tuple(variants), remark=LAST_TOKEN)
+
+
+def forget_quality(model: Model, retrained: Model | None, key: str) -> Line:
+    """p-value of a Kolmogorov-Smirnov test between the truth ratios of the model and of the retrained one."""
+    ours, variants = Estimate.null(NO_LOG), ()
+    if retrained:
+        mine, others = (one.probe("forget_paraphrase") for one in (model, retrained))
+        ours = summarise(key, [mine], [others])
+        if mine and others:
+            variants = (Variant(published.forget_quality(mine, others), EPSILON),)
+    return Line(key, key, key, model.log.published[key], ours, variants)
+
+
+def model_utility(model: Model, retrained: Model | None, key: str) -> Line:
+    """Harmonic mean of nine numbers about what is to be kept."""
+    metric = "model_utility_geometric"
+    tables = [model.probe(name) for name in UTILITY]
+    ours = summarise(metric, tables)
+    variants = (Variant(published.model_utility(tables), EPSILONS),) if all(tables) else ()
+    lacking = [name for name, table in zip(UTILITY, tables, strict=True) if not table]
+    if lacking:
+        ours = Estimate.null(f"the log has nothing for {', '.join(lacking)}")
+    return Line(key, key, metric, model.log.published[key], ours, variants)
+
+
+def _with_score(model: Model, key: str) -> list[list[Sample]]:
+    return [model.scored(table, key) for table in TABLES]
+
+
+def _with_loss(model: Model) -> list[list[Sample]]:
+    return [[sample for sample in model.probe(table) if sample.token_logprobs] for table in TABLES]
+
+
+def _auc(model: Model, key: str) -> Estimate:
+    return auc_of(key, own_score(key))(_with_score(model, key), ())

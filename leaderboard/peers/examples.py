@@ -1,0 +1,126 @@
+"""Lines whose published number is a mean over examples, each of which has a number of its own in the log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from leaderboard.peers import published
+from leaderboard.peers.answers import CHOICES, GENERATED, LIKELY, PERTURBED, Samples
+from leaderboard.peers.line import PUBLISHED, TOLERANCE, Line, Variant
+from leaderboard.peers.logs import Log
+from tasks.scoring import METRICS, score
+from tasks.scoring.estimate import mean
+from tasks.scoring.tables import Of
+from tasks.task import Sample
+
+EPSILON = "theirs adds 1e-10 to the denominator"
+SHIFTED = "their rows are shifted: without the null ones they stand under the first indices"
+LAST_TOKEN = "scores leave out the last labelled token"
+NOT_ZERO = "scores are 1/n instead of 0 where nothing is extracted"
+
+ROUGE = {"rouge1_recall": "rouge1_recall", "rougeL_recall": "rougeL_recall", "rougeL_f1": "rougeL_f1_stemmed"}
+"""Our metric by the name of a published ROUGE."""
+
+AGGREGATED = {"TOFU": "rougeL_recall", "MUSE": "rougeL_f1_stemmed"}
+"""The ROUGE that a benchmark's aggregates are made of."""
+
+Numbers = Mapping[str, float | None]
+"""Published numbers of examples."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's log and the samples behind it."""
+
+    log: Log
+    samples: Samples
+
+    def probe(self, name: str) -> Sequence[Sample]:
+        """A probe's samples, none where the log has none."""
+        return self.samples.get(name, ())
+
+    def scored(self, probe: str, key: str) -> list[Sample]:
+        """The samples of a probe that have the log's own score."""
+        return [sample for sample in self.probe(probe) if own_score(key)(sample) is not None]
+
+
+def own_score(key: str) -> Of:
+    """The log's own score of a sample."""
+    return lambda sample: dict(sample.scalars).get(key)
+
+
+def probability(model: Model, key: str) -> Line:
+    """Mean length-normalised probability of answers."""
+    theirs: Numbers
+    if key in PERTURBED:
+        probe, rows = PERTURBED[key], model.log.rows(key, "prob", tuple)
+        theirs = {f"{i}.{j}": value for i, row in rows.items() for j, value in enumerate(row or ())}
+    else:
+        probe, theirs = LIKELY[key], model.log.rows(key, "prob", float)
+    samples = model.probe(probe)
+    items = differing(samples, theirs, METRICS["probability"].of)
+    number = model.log.published[key]
+    return Line(key, probe, "probability", number, score("probability", samples), unlike=len(items))
+
+
+def rouge(model: Model, key: str) -> Line:
+    """Mean ROUGE of generated texts; of each text all three published ones are compared."""
+    probe, metric = GENERATED[key], AGGREGATED[model.log.benchmark]
+    samples, items = model.probe(probe), set[str]()
+    for theirs, ours in ROUGE.items():
+        items.update(differing(samples, model.log.rows(key, theirs, float), METRICS[ours].of))
+    return Line(key, probe, metric, model.log.published[key], score(metric, samples), unlike=len(items))
+
+
+def truth_ratio(model: Model, key: str) -> Line:
+    """Mean of the truth ratio x, as min(x, 1/x) for what is forgotten and max(0, 1 - x) for what is kept."""
+    forget = key.startswith("forget")
+    metric = "truth_ratio_geometric_forget" if forget else "truth_ratio_geometric_retain"
+    variant = published.truth_ratio_forget if forget else published.truth_ratio_retain
+    theirs = model.log.rows(key, "score", float)
+    return _choice(model, key, metric, variant, theirs, METRICS["truth_ratio_geometric"].of, published.truth_ratio)
+
+
+def normalised_probability(model: Model, key: str) -> Line:
+    """Mean probability of the right answer over that of all answers."""
+    metric, variant = "normalised_probability", published.normalised_probability
+    return _choice(model, key, metric, variant, model.log.rows(key, "prob", float), METRICS[metric].of, variant)
+
+
+def memorization(model: Model, key: str) -> Line:
+    """Mean of scores that the log gives without the tokens that they were computed from."""
+    ours = mean([own_score(key)(sample) for sample in model.scored("forget_memorization", key)])
+    remark = f"{NOT_ZERO}; {LAST_TOKEN}" if key == "extraction_strength" else LAST_TOKEN
+    return Line(key, "forget_memorization", key + PUBLISHED, model.log.published[key], ours, remark=remark)
+
+
+def differing(samples: Sequence[Sample], theirs: Numbers, *accepted: Of) -> list[str]:
+    """Items whose published number none of the metrics gives, to a millionth (or a millionth part, above 1)."""
+
+    def same(of: Of, sample: Sample) -> bool:
+        number = theirs.get(sample.item)
+        return number is not None and math.isclose(of(sample), number, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+    return [sample.item for sample in samples if not any(same(of, sample) for of in accepted)]
+
+
+def _choice(model: Model, key: str, metric: str, variant: Of, theirs: Numbers, *accepted: Of) -> Line:
+    probe, right = CHOICES[key.partition("_")[0]]
+    samples = model.probe(probe)
+    items, remark = differing(samples, theirs, *accepted), ""
+    if items and len(samples) == len(theirs) < len(model.log.rows(right, "avg_loss", float)):
+        by_place = dict(zip([sample.item for sample in samples], theirs.values(), strict=True))
+        remark = "" if differing(samples, by_place, *accepted) else SHIFTED
+    return Line(
+        key,
+        probe,
+        metric,
+        model.log.published[key],
+        score(metric, samples),
+        (Variant(fmean(map(variant, samples)), EPSILON),) if samples else (),
+        len(items),
+        remark,
+    )

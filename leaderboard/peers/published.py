@@ -1,0 +1,71 @@
+"""open-unlearning's formulas (arXiv 2506.12618) where its code computes something else than our metrics.
+
+It adds 1e-10 to the denominators of ratios. That changes nothing while answers have a probability of 1e-3; for a model
+that gives every answer less than 1e-10, its truth ratio of a retained fact goes to 0 and the score 1 - x to 1: a
+wrecked model is told that it tells right from wrong perfectly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, harmonic_mean
+
+from tasks.scoring import METRICS
+from tasks.task import Sample
+
+EPSILON = 1e-10
+NO_REFERENCE = 0.5
+"""What is taken for the retrained model's AUC where there is no log of such a model."""
+
+
+def truth_ratio(sample: Sample) -> float:
+    """exp(mean of wrong) / (exp(right) + 1e-10), from average log-probabilities, nats."""
+    right, *wrong = sample.choice_logprobs
+    return math.exp(fmean(wrong)) / (math.exp(right) + EPSILON)
+
+
+def truth_ratio_forget(sample: Sample) -> float:
+    """min(x, 1/(x + 1e-10)) of the truth ratio x."""
+    ratio = truth_ratio(sample)
+    return min(ratio, 1 / (ratio + EPSILON))
+
+
+def truth_ratio_retain(sample: Sample) -> float:
+    """max(0, 1 - x) of the truth ratio x."""
+    return max(0.0, 1 - truth_ratio(sample))
+
+
+def normalised_probability(sample: Sample) -> float:
+    """P(right) / (sum of P over all answers + 1e-10)."""
+    right, *wrong = map(math.exp, sample.choice_logprobs)
+    return right / (right + sum(wrong) + EPSILON)
+
+
+def privacy_leakage(auc: float, retrained: float = NO_REFERENCE) -> float:
+    """PrivLeak in percent, its denominator raised by 1e-10."""
+    reference = 1 - retrained
+    return 100 * ((1 - auc) - reference) / (reference + EPSILON)
+
+
+def forget_quality(samples: Sequence[Sample], retrained: Sequence[Sample]) -> float:
+    """p-value of the two-sample Kolmogorov-Smirnov test between both models' truth ratios."""
+    from scipy.stats import ks_2samp
+
+    model, anchor = ([truth_ratio(sample) for sample in table] for table in (samples, retrained))
+    return float(ks_2samp(model, anchor).pvalue)
+
+
+def model_utility(tables: Sequence[Sequence[Sample]]) -> float:
+    """The harmonic mean of nine means, from the tables of `tasks.scoring.utility.model_utility` in their order."""
+    probability, recall = METRICS["probability"].of, METRICS["rougeL_recall"].of
+    reads = (
+        (probability,),
+        (recall,),
+        (truth_ratio_retain,),
+        (normalised_probability, truth_ratio_retain),
+        (recall,),
+        (normalised_probability, truth_ratio_retain),
+        (recall,),
+    )
+    return harmonic_mean(fmean(map(of, table)) for table, metrics in zip(tables, reads, strict=True) for of in metrics)

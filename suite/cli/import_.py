@@ -1,0 +1,87 @@
+"""`regrade import`: other suites' published logs, scored again by our metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from suite.cli.common import console, table
+
+if TYPE_CHECKING:
+    from leaderboard.peers.line import Line
+
+app = typer.Typer(help="Results of other suites, scored again from their logs.", no_args_is_help=True)
+
+
+@app.callback()
+def _verbs() -> None:
+    """Results of other suites, scored again from their logs."""
+
+
+@app.command("open-unlearning")
+def open_unlearning(
+    evaluation: Annotated[
+        Path,
+        typer.Argument(metavar="EVAL_DIR", help="Folder with TOFU_EVAL.json or MUSE_EVAL.json.", show_default=False),
+    ],
+    retrained: Annotated[
+        Path | None, typer.Option(metavar="EVAL_DIR", help="The same of the model that never saw the forget set.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the table as JSON.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(envvar="REGRADE_STORE", help="Put the rows on this store's board too.")
+    ] = None,
+) -> None:
+    """Score an open-unlearning evaluation from its logs, beside the published numbers."""
+    from leaderboard.peers.line import Verdict
+    from leaderboard.peers.logs import Log
+    from leaderboard.peers.open_unlearning import read
+    from leaderboard.peers.rows import add
+    from leaderboard.store import Board
+
+    imported = read(Log.read(evaluation), Log.read(retrained) if retrained else None)
+    lines = imported.lines
+    names = ["published as", "metric", "published", "ours", "difference", "n", "unlike", "", "note"]
+    table(f"{evaluation}: {imported.model.log.benchmark}", names, [_cells(line) for line in lines])
+    counts = {verdict: sum(line.verdict is verdict for line in lines) for verdict in Verdict}
+    said = [", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)]
+    if imported.unread:
+        said.append(f"Not read: {', '.join(imported.unread)}")
+    if json_file:
+        write_json(json_file, {"lines": [line.as_json() for line in lines], "not_read": list(imported.unread)})
+    if store:
+        trial = add(Board(store / "board"), imported)
+        said.append(f"Board: {store / 'board'}, trial {trial[:12]}")
+    console().print("\n".join(said), soft_wrap=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file as a whole or not at all.
+
+    Raises:
+        SpecError: it cannot be written.
+    """
+    from suite.settings import SpecError
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SpecError(f"--json {path}: cannot be written ({error.strerror}). Name another file") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _cells(line: Line) -> list[str]:
+    published = "null" if line.published is None else f"{line.published:.6g}"
+    ours = f"{line.ours.value:.6g}" if line.ours.known else "null"
+    difference = "–" if line.difference is None else f"{line.difference:.1e}"
+    unlike = "–" if line.unlike is None else str(line.unlike)
+    values = (published, ours, difference, str(line.ours.n), unlike)
+    return [line.key, line.metric, *values, str(line.verdict), line.note]
