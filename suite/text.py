@@ -44,6 +44,14 @@ class Encoded:
     def prompt(self) -> tuple[int, ...]:
         return self.ids[: self.start]
 
+    @property
+    def answer(self) -> tuple[int, ...]:
+        return self.ids[self.start :]
+
+    def cut(self, tokens: int) -> Encoded:
+        """Its first tokens."""
+        return Encoded(self.ids[:tokens], min(self.start, tokens))
+
 
 class Encoder:
     """Turns examples and questions into ids with a model's tokenizer and template.
@@ -94,8 +102,23 @@ class Encoder:
         """Ids to generate after."""
         return self.encode(prompt, "", style).prompt
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """Generated text without special tokens, up to the first of the stop texts, stripped."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text[: min((text.index(s) for s in stop if s in text), default=len(text))].strip()
+
+    def stops(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
+        """Whether a stop text ends with the newest token: to be asked after each."""
+        if not stop:
+            return False
+        # A token is at least a byte, so so many hold the longest; one more, since some decoders strip the first.
+        reach = max(len(s.encode()) for s in stop) + 1
+        text = self.tokenizer.decode(ids[-reach:], skip_special_tokens=True)
+        return any(s in text for s in stop)
+
+    def cut(self, text: str, tokens: int) -> str:
+        """Its first tokens, those counted that the tokenizer puts around any text, decoded without them."""
+        return self.tokenizer.decode(self._ids(text, special=True)[:tokens], skip_special_tokens=True)
 
     def _question(self, question: str) -> list[int]:
         match self.template:

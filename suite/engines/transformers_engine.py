@@ -1,28 +1,38 @@
-"""The transformers engine: batched by length, in this process, on whatever torch runs on.
+"""The transformers engine: in this process, on whatever torch runs on.
 
-All probes of a checkpoint share their passes: a text that two probes score is scored once, and a prompt that two probes
-generate from is generated from once.
+All probes of a checkpoint share their passes: a text that two probes score is scored once, a prompt that two probes
+generate from is generated from once, and what texts share at their beginning is computed once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from suite.checkpoints import Checkpoint, dtype_of, load_state, skeleton
 from suite.engines.base import Evaluation, Job
-from suite.likelihood import answer_labels, answer_logits, token_logprobs
-from suite.text import Encoded, Encoder, Tokens
-from tasks.task import Item, Probe, ProbeKind, Sample
+from suite.engines.decoding import continued
+from suite.engines.gradient_norms import gradient_norm
+from suite.engines.questions import Questions
+from suite.engines.scores import scored
+from suite.engines.shortcut import Shortcut
+from suite.text import Encoder
+from tasks.task import Probe, Sample
 
-T = TypeVar("T")
+REVISION = 2
+"""Raised when the same question to the same weights gives other numbers, be it in the last bits."""
+
+ROW_TOKENS = 512
+"""Positions of a packed row on a CPU, where a pass is as efficient with these as with more, and attention, which
+grows with the row, still costs a sixth of the rest. Other devices take as many as a batch has."""
 
 
 class TransformersEngine:
-    """One model at a time, batches of like length, padded on the right to score and on the left to generate.
+    """One model at a time.
 
     Args:
         encoder: text to ids and back.
@@ -34,114 +44,43 @@ class TransformersEngine:
         self.dtype = dtype
         self.device = device
         self.batch_tokens = batch_tokens
+        self.row_tokens = min(ROW_TOKENS, batch_tokens) if device.type == "cpu" else batch_tokens
         self.name = f"transformers-{dtype}"
         self.version = transformers.__version__
-        self._model: torch.nn.Module | None = None
+        self._model: PreTrainedModel | None = None
         self._architecture: tuple[str, torch.dtype] | None = None
+        self._packing, self._decoding = Shortcut(), Shortcut()
 
     def identity(self) -> dict[str, Any]:
-        return {"engine": self.name, "version": self.version, "batch_tokens": self.batch_tokens}
+        return {
+            "engine": self.name,
+            "version": self.version,
+            "revision": REVISION,
+            "batch_tokens": self.batch_tokens,
+        }
 
     def submit(self, jobs: Iterable[Job]) -> Iterator[Evaluation]:
         for job in jobs:
+            model = self._load(job.checkpoint)  # not in inference mode: its weights may be asked for a gradient
             with torch.inference_mode():
-                samples = self._ask(self._load(job.checkpoint), job.probes)
+                samples = self._ask(model, job.probes)
             yield Evaluation(job.key, samples)
 
-    def _load(self, checkpoint: Checkpoint) -> torch.nn.Module:
+    def _load(self, checkpoint: Checkpoint) -> PreTrainedModel:
         """The checkpoint's weights, in the model that is already here where the architecture is the same."""
         state = checkpoint.state()
         architecture = (checkpoint.architecture / "config.json").read_text(), dtype_of(state)
         if self._model is None or self._architecture != architecture:
             self._model = skeleton(checkpoint.architecture, dtype_of(state)).to(self.device)
             self._architecture = architecture
+            self._packing, self._decoding = Shortcut(), Shortcut()
         load_state(self._model, state)
         return self._model
 
-    def _ask(self, model: torch.nn.Module, probes: Sequence[Probe]) -> dict[str, tuple[Sample, ...]]:
-        asked = [(probe, item) for probe in probes for item in probe.items]
-        scored = {
-            text: self.encoder.encode(*text)
-            for probe, item in asked
-            if probe.kind is not ProbeKind.GENERATE
-            for text in _texts(probe, item)
-        }
-        prompts: dict[tuple[int, ...], int] = {}  # the longest limit that any probe sets
-        for probe, item in asked:
-            if probe.kind is ProbeKind.GENERATE:
-                ids = self.encoder.prompt(item.prompt, item.style)
-                prompts[ids] = max(prompts.get(ids, 0), probe.max_new_tokens)
-        tokens = dict(zip(scored, self._score(model, list(scored.values())), strict=True))
-        texts = dict(zip(prompts, self._generate(model, prompts), strict=True))
-
-        def sample(probe: Probe, item: Item) -> Sample:
-            if probe.kind is ProbeKind.GENERATE:
-                new = texts[self.encoder.prompt(item.prompt, item.style)][: probe.max_new_tokens]
-                return Sample(item.id, item.reference, generated=self.encoder.decode(new))
-            answers = [tokens[text] for text in _texts(probe, item)]
-            if probe.kind is ProbeKind.LOGPROB:
-                logprobs, right = answers[0]
-                return Sample(item.id, item.reference, token_logprobs=logprobs, token_correct=right)
-            return Sample(
-                item.id,
-                item.reference,
-                choice_logprobs=tuple(sum(logprobs) for logprobs, _ in answers),
-                choice_lengths=tuple(len(logprobs) for logprobs, _ in answers),
-                correct=item.correct,
-            )
-
-        return {probe.name: tuple(sample(probe, item) for item in probe.items) for probe in probes}
-
-    def _score(
-        self, model: torch.nn.Module, texts: Sequence[Encoded]
-    ) -> list[tuple[tuple[float, ...], tuple[bool, ...]]]:
-        """log p of each answer token, and whether the argmax is that token; in the order of `texts`."""
-        results: list[Any] = [None] * len(texts)
-        for batch in self._batches(range(len(texts)), lambda i: len(texts[i].ids)):
-            tokens = Tokens.collate([texts[i] for i in batch], self.device)
-            logits = answer_logits(model, tokens)
-            labels, mask = answer_labels(tokens)
-            logprobs, right = token_logprobs(logits, labels, mask), logits.argmax(-1) == labels
-            for row, i in enumerate(batch):
-                at = mask[row]
-                results[i] = tuple(logprobs[row][at].tolist()), tuple(right[row][at].tolist())
-        return results
-
-    def _generate(self, model: torch.nn.Module, prompts: dict[tuple[int, ...], int]) -> list[tuple[int, ...]]:
-        """New token ids after each prompt, greedily, up to its limit and without the end-of-text token."""
-        keys = list(prompts)
-        results: list[tuple[int, ...]] = [()] * len(keys)
-        for batch in self._batches(range(len(keys)), lambda i: len(keys[i]) + prompts[keys[i]]):
-            length = max(len(keys[i]) for i in batch)
-            # The padding is masked, so any id will do for it; 0 exists in every vocabulary.
-            ids = torch.tensor([[0] * (length - len(keys[i])) + list(keys[i]) for i in batch], device=self.device)
-            real = torch.tensor([[0] * (length - len(keys[i])) + [1] * len(keys[i]) for i in batch], device=self.device)
-            new = model.generate(
-                input_ids=ids,
-                attention_mask=real,
-                max_new_tokens=max(prompts[keys[i]] for i in batch),
-                do_sample=False,
-                eos_token_id=self.encoder.eos,
-                pad_token_id=self.encoder.eos,
-            )[:, length:].tolist()
-            for row, i in zip(new, batch, strict=True):
-                end = row.index(self.encoder.eos) if self.encoder.eos in row else len(row)
-                results[i] = tuple(row[: min(end, prompts[keys[i]])])
-        return results
-
-    def _batches(self, indices: Iterable[int], length: Any) -> Iterator[list[int]]:
-        """Indices in batches of like length, the longest first, each within the token limit (or a single text)."""
-        batch: list[int] = []
-        for index in sorted(indices, key=lambda i: (-length(i), i)):
-            if batch and (len(batch) + 1) * length(batch[0]) > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
-
-
-def _texts(probe: Probe, item: Item) -> list[tuple[str, str, Any]]:
-    """The (prompt, answer, style) texts that a probe scores for an item."""
-    answers = item.answers if probe.kind is ProbeKind.CHOICE else (item.reference,)
-    return [(item.prompt, answer, item.style) for answer in answers]
+    def _ask(self, model: PreTrainedModel, probes: Sequence[Probe]) -> dict[str, tuple[Sample, ...]]:
+        questions = Questions(self.encoder, probes)
+        limits = {"row_tokens": self.row_tokens, "batch_tokens": self.batch_tokens}
+        scores = scored(model, questions.asked, packing=self._packing, **limits)
+        norms = [gradient_norm(model, text) for text in questions.differentiated]
+        new = continued(model, questions.requests, eos=self.encoder.eos, decoding=self._decoding, **limits)
+        return questions.samples(scores, norms, new)

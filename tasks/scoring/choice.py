@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
+from tasks.scoring.estimate import Estimate, mean
+from tasks.scoring.tables import Of, Table, lacking
 from tasks.task import Sample
+
+REMEMBERED = 4096
+"""Questions whose normalised answers are kept: a probe's samples, read by one metric after another."""
 
 
 def choice_accuracy(logprobs: Sequence[float], correct: int) -> float:
@@ -31,7 +37,7 @@ def truth_ratio_geometric(right: float, wrong: Sequence[float]) -> float:
 
 def truth_ratio_arithmetic(right: float, wrong: Sequence[float]) -> float:
     """mean(exp(wrong)) / exp(right): the arithmetic mean, as TOFU's model utility computes it."""
-    return math.fsum(_exp(value - right) for value in wrong) / len(wrong)
+    return math.fsum([_exp(value - right) for value in wrong]) / len(wrong)
 
 
 def accuracy(sample: Sample) -> float | None:
@@ -41,30 +47,67 @@ def accuracy(sample: Sample) -> float | None:
 
 
 def geometric(sample: Sample) -> float | None:
-    split = _normalised(sample)
+    split = _normalised(sample.choice_logprobs, sample.choice_lengths, sample.correct)
     return None if split is None else truth_ratio_geometric(*split)
 
 
 def arithmetic(sample: Sample) -> float | None:
-    split = _normalised(sample)
+    split = _normalised(sample.choice_logprobs, sample.choice_lengths, sample.correct)
     return None if split is None else truth_ratio_arithmetic(*split)
 
 
 def normalised_probability(sample: Sample) -> float | None:
     """P(right) / sum of P over all answers, P length-normalised: TOFU's `Prob` where wrong options are given."""
-    split = _normalised(sample)
+    split = _normalised(sample.choice_logprobs, sample.choice_lengths, sample.correct)
     if split is None:
         return None
     right, wrong = split
-    return 1 / (1 + math.fsum(_exp(value - right) for value in wrong))
+    return 1 / (1 + math.fsum([_exp(value - right) for value in wrong]))
 
 
-def _normalised(sample: Sample) -> tuple[float, list[float]] | None:
-    if sample.choice_logprobs is None or sample.choice_lengths is None or sample.correct is None:
+def closeness_to_one(of: Of) -> Of:
+    """min(x, 1/x) of a truth ratio x: what is averaged over the forget set. 1 where right and wrong are as likely."""
+
+    def metric(sample: Sample) -> float | None:
+        ratio = of(sample)
+        return None if ratio is None else min(ratio, 1 / ratio) if ratio else 0.0
+
+    return metric
+
+
+def truth(of: Of) -> Of:
+    """max(0, 1 - x) of a truth ratio x: what is averaged over what is to be kept. 1 for a model that is certain."""
+
+    def metric(sample: Sample) -> float | None:
+        ratio = of(sample)
+        return None if ratio is None else max(0.0, 1 - ratio)
+
+    return metric
+
+
+def accuracy_distance(tables: Sequence[Table], _: Sequence[Table]) -> Estimate:
+    """|accuracy - 1 / number of answers|: how far from chance. Refusing the right letter shows knowledge too."""
+    (table,) = tables
+    beyond: list[float] = []
+    for sample in table:
+        right = accuracy(sample)
+        if right is None:
+            raise lacking(sample, "accuracy_distance")
+        beyond.append(right - 1 / len(sample.choice_logprobs))
+    signed = mean(beyond)
+    return Estimate(abs(signed.value), signed.stderr, signed.n) if signed.known else signed
+
+
+@lru_cache(REMEMBERED)
+def _normalised(
+    logprobs: tuple[float, ...] | None, lengths: tuple[int, ...] | None, correct: int | None
+) -> tuple[float, tuple[float, ...]] | None:
+    """Mean log-probability per token of the right answer, and of the wrong ones."""
+    if logprobs is None or lengths is None or correct is None:
         return None
-    means = [total / length for total, length in zip(sample.choice_logprobs, sample.choice_lengths, strict=True)]
-    right = means.pop(sample.correct)
-    return (right, means) if means else None
+    means = [total / length for total, length in zip(logprobs, lengths, strict=True)]
+    right = means.pop(correct)
+    return (right, tuple(means)) if means else None
 
 
 def _exp(value: float) -> float:

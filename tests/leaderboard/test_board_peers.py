@@ -103,7 +103,7 @@ def paraphrased(right=RIGHT, wrong=WRONG) -> dict:
 
 @pytest.mark.parametrize(
     ("model", "retrained", "explained"),
-    [(FULL, RETAIN99, {"mia_reference"}), (RETAIN99, None, {"wf_Truth_Ratio", "privleak"}), (FULL, None, {"privleak"})],
+    [(FULL, RETAIN99, set()), (RETAIN99, None, {"wf_Truth_Ratio", "privleak"}), (FULL, None, {"privleak"})],
     ids=["full", "retain99", "full alone"],
 )
 def test_every_published_number_comes_out(data, model, retrained, explained):

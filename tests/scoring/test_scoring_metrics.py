@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tasks.scoring import METRICS, score
+from tasks.scoring import METRICS, SUMMARIES, Estimate, score, summarise
 from tasks.task import ProbeKind, Sample
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 KNOWS = Sample(
     "known",
@@ -19,18 +23,23 @@ KNOWS = Sample(
     choice_logprobs=(-0.3, -9.0, -8.0),
     choice_lengths=(3, 3, 4),
     correct=0,
+    vocab_means=(-4.0, -4.0, -4.0),
+    vocab_variances=(2.0, 2.0, 2.0),
+    scalars=(("gradient_norm", 0.5),),
 )
 IGNORANT = replace(
     KNOWS,
     item="unknown",
-    generated="I do not know",
+    generated="I do not I do not I do not",
     token_logprobs=(-5.0, -6.0, -4.0),
     token_correct=(False, True, False),
     choice_logprobs=(-9.0, -9.0, -12.0),
+    scalars=(("gradient_norm", 2.0),),
 )
+BARE = Sample("bare", "x")
 FIELDS = {
     ProbeKind.GENERATE: ("generated",),
-    ProbeKind.LOGPROB: ("token_logprobs", "token_correct"),
+    ProbeKind.LOGPROB: ("token_logprobs", "token_correct", "vocab_means", "vocab_variances", "scalars"),
     ProbeKind.CHOICE: ("choice_logprobs", "choice_lengths", "correct"),
 }
 
@@ -55,7 +64,7 @@ def test_a_metric_reads_only_what_its_kind_of_probe_measures(name):
     metric = METRICS[name]
     needed = {key: getattr(KNOWS, key) for key in FIELDS[metric.kind]}
     assert metric.of(Sample("a", KNOWS.reference, **needed)) == metric.of(KNOWS)
-    assert metric.of(replace(KNOWS, **dict.fromkeys(needed))) is None
+    assert metric.of(replace(KNOWS, **{key: getattr(BARE, key) for key in needed})) is None
 
 
 @every_metric
@@ -69,7 +78,7 @@ def test_the_score_is_the_mean_over_the_samples(name):
 
 @every_metric
 def test_a_sample_that_lacks_its_measurement_makes_the_score_null_and_is_named(name):
-    estimate = score(name, [KNOWS, Sample("bare", "x")])
+    estimate = score(name, [KNOWS, BARE])
     assert estimate.value is None
     assert "bare" in estimate.reason
     assert name in estimate.reason
@@ -89,6 +98,84 @@ def test_a_model_that_computes_nan_has_no_score(name):
 def test_an_unknown_metric_is_refused():
     with pytest.raises(KeyError):
         score("rougel", [KNOWS])
+
+
+every_summary = pytest.mark.parametrize("name", SUMMARIES)
+
+
+def tables_of(name: str, *samples: Sample) -> list[list[Sample]]:
+    return [list(samples) for _ in range(SUMMARIES[name].tables)]
+
+
+def asked(name: str, model: list[list[Sample]]) -> Estimate:
+    return summarise(name, model, model if SUMMARIES[name].against else None)
+
+
+@every_summary
+def test_a_summary_is_registered_under_its_name_with_its_source(name):
+    assert SUMMARIES[name].name == name
+    assert SUMMARIES[name].source
+    assert SUMMARIES[name].against in (None, "retrained", "target")
+    assert name not in METRICS  # both stand in one column
+
+
+@every_summary
+def test_a_summary_of_all_that_it_reads_is_known(name):
+    estimate = asked(name, tables_of(name, KNOWS, IGNORANT))
+    assert estimate.known
+    assert math.isfinite(estimate.value)
+    assert estimate.n in (2, 4)  # items, or texts of both sets
+
+
+@every_summary
+def test_a_summary_without_its_probes_or_anchor_is_null(name):
+    tables = tables_of(name, KNOWS, IGNORANT)
+    assert f"reads {len(tables)} probes" in summarise(name, tables[1:], tables).reason
+    if SUMMARIES[name].against:
+        assert summarise(name, tables, None).reason == f"no {SUMMARIES[name].against} model was measured"
+        assert summarise(name, tables, []).reason == f"no {SUMMARIES[name].against} model was measured"
+        assert f"reads {len(tables)} probes of the" in summarise(name, tables, [*tables, []]).reason
+
+
+@every_summary
+def test_a_summary_of_empty_tables_is_null(name):
+    assert asked(name, tables_of(name)).reason == "no examples"
+
+
+@every_summary
+def test_a_summary_of_a_sample_that_lacks_what_it_reads_names_the_sample(name):
+    estimate = asked(name, tables_of(name, KNOWS, BARE))
+    assert estimate.value is None
+    assert "bare" in estimate.reason
+
+
+@pytest.mark.parametrize("name", [name for name in SUMMARIES if name != "identical_outputs"])
+def test_a_summary_of_a_model_that_computes_nan_is_null(name):
+    broken = replace(
+        KNOWS,
+        item="broken",
+        token_logprobs=(math.nan,) * 3,
+        choice_logprobs=(math.nan,) * 3,
+        scalars=(("gradient_norm", math.nan),),
+    )
+    assert asked(name, tables_of(name, KNOWS, broken)).reason == "a value is not finite"
+
+
+def test_an_unknown_summary_is_refused():
+    with pytest.raises(KeyError):
+        summarise("auc", [])
+
+
+@pytest.mark.parametrize("name", [*METRICS, *SUMMARIES])
+def test_every_number_has_its_line_in_the_docs(name):
+    assert re.search(rf"^\| `{name}` \|", DOCS.read_text(), re.M), name
+
+
+def test_every_test_that_the_docs_name_is_there():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", DOCS.read_text())
+    assert len(named) >= 6
+    for file, test in named:
+        assert f"def {test}(" in next(DOCS.parents[1].glob(f"tests/*/{file}")).read_text(), f"{file}::{test}"
 
 
 @pytest.mark.parametrize(("ratio", "forget", "retain"), [(0.25, 0.25, 0.75), (1.0, 1.0, 0.0), (4.0, 0.25, 0.0)])

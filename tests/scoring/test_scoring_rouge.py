@@ -1,4 +1,4 @@
-"""ROUGE-L against rouge-score called directly, against a longest common subsequence of ours, and by hand."""
+"""ROUGE against rouge-score called directly, against a longest common subsequence of ours, and by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from tasks.scoring.rouge import rouge_l_f1, rouge_l_recall
+from tasks.scoring.rouge import (
+    longest_common_subsequence,
+    rouge_1_recall,
+    rouge_l_f1,
+    rouge_l_f1_stemmed,
+    rouge_l_recall,
+)
 from tasks.task import Sample
 
 WORDS = st.lists(st.sampled_from(["ash", "birch", "cedar", "elm", "oak", "the", "of"]), max_size=10).map(" ".join)
@@ -29,13 +35,29 @@ def common_words(a: list[str], b: list[str]) -> int:
     return table[-1][-1]
 
 
-@given(TEXT | WORDS, TEXT | WORDS)
+INFLECTED = st.lists(
+    st.sampled_from("flies flying dying died caresses ponies ties cats feed agreed plastered motoring relational "
+                    "conditional vietnamization operator hopefulness 1990s 42nd ies was wa sky skies news".split()),
+    max_size=12,
+).map(" ".join)  # fmt: skip
+ANY = TEXT | WORDS | INFLECTED | st.text(max_size=40)
+
+
+@given(ANY, ANY)
+@settings(deadline=None, max_examples=300)
+def test_every_variant_is_that_of_rouge_score_to_the_last_bit(reference, generated):
+    stemmed = RougeScorer(["rouge1", "rougeL"], use_stemmer=True).score(reference, generated)
+    plain = RougeScorer(["rougeL"], use_stemmer=False).score(reference, generated)
+    assert rouge_l_recall(sample(reference, generated)) == stemmed["rougeL"].recall
+    assert rouge_l_f1_stemmed(sample(reference, generated)) == stemmed["rougeL"].fmeasure
+    assert rouge_1_recall(sample(reference, generated)) == stemmed["rouge1"].recall
+    assert rouge_l_f1(sample(reference, generated)) == plain["rougeL"].fmeasure
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=80), st.lists(st.sampled_from("abcd"), max_size=80))
 @settings(deadline=None)
-def test_both_variants_are_those_of_rouge_score(reference, generated):
-    stemmed = RougeScorer(["rougeL"], use_stemmer=True).score(reference, generated)["rougeL"]
-    plain = RougeScorer(["rougeL"], use_stemmer=False).score(reference, generated)["rougeL"]
-    assert rouge_l_recall(sample(reference, generated)) == stemmed.recall
-    assert rouge_l_f1(sample(reference, generated)) == plain.fmeasure
+def test_the_longest_common_subsequence_is_that_of_the_textbook_table(a, b):
+    assert longest_common_subsequence(a, b) == common_words(a, b)
 
 
 @given(WORDS, WORDS)
@@ -60,6 +82,11 @@ def test_recall_stems_and_f1_does_not():
     assert rouge_l_f1(case) == 0.0
 
 
+def test_words_of_three_letters_are_not_stemmed():
+    assert rouge_l_recall(sample("was", "wa")) == 0.0
+    assert rouge_l_recall(sample("goes", "goe")) == 1.0
+
+
 def test_saying_more_costs_f1_and_not_recall():
     case = sample("Paris", "The capital of France is Paris")
     assert rouge_l_recall(case) == 1.0
@@ -70,3 +97,13 @@ def test_silence_recalls_nothing_and_no_generation_is_no_number():
     assert rouge_l_recall(sample("Paris", "")) == rouge_l_f1(sample("Paris", "")) == 0.0
     assert rouge_l_recall(sample("Paris", None)) is None
     assert rouge_l_f1(sample("Paris", None)) is None
+
+
+def test_order_counts_for_rouge_l_and_not_for_rouge_1():
+    case = sample("one two three", "three two one")
+    assert rouge_1_recall(case) == 1.0
+    assert rouge_l_recall(case) == pytest.approx(1 / 3)
+
+
+def test_a_word_that_is_said_once_is_found_once():
+    assert rouge_1_recall(sample("very very good", "very good")) == pytest.approx(2 / 3)

@@ -14,7 +14,7 @@ from suite.engines import Job, TransformersEngine
 from suite.spec import RuntimeSpec, trial
 from suite.store import Store
 from tasks import TASKS
-from tasks.task import ProbeKind, Split, Style, limited
+from tasks.task import Example, Item, Need, Probe, ProbeKind, Split, Style, Subset, limited
 
 CLOSE = 1e-4
 """Log-probabilities agree to this in fp32; generations up to the first step whose two best logits are closer."""
@@ -55,7 +55,7 @@ def ids_of(both, item, answer):
 
 @torch.no_grad()
 def test_log_probabilities_are_those_of_one_text_at_a_time(both, probes, evaluated):
-    model = plain_model(both.target.folder)
+    model = plain_model(both.checkpoint("target").path)
     checked = 0
     for probe in probes:
         if probe.kind is ProbeKind.GENERATE:
@@ -84,7 +84,7 @@ def test_log_probabilities_are_those_of_one_text_at_a_time(both, probes, evaluat
 
 @torch.no_grad()
 def test_generations_are_those_of_one_prompt_at_a_time(both, probes, evaluated):
-    model, encoder = plain_model(both.target.folder), both.base.encoder
+    model, encoder = plain_model(both.checkpoint("target").path), both.base.encoder
     texts = set()
     for probe in probes:
         if probe.kind is not ProbeKind.GENERATE:
@@ -126,7 +126,7 @@ def test_a_truncated_checkpoint_is_named(both, tmp_path):
     from suite.checkpoints import CheckpointError, load_state
 
     folder = tmp_path / "copy"
-    shutil.copytree(both.target.folder, folder)
+    shutil.copytree(both.checkpoint("target").path, folder)
     file = folder / "model.safetensors"
     with open(file, "rb+") as stream:
         stream.truncate(file.stat().st_size // 2)
@@ -140,7 +140,7 @@ def test_a_truncated_checkpoint_is_named(both, tmp_path):
         ({**state, "extra": state[name]}, "architecture lacks"),
     ]:
         with pytest.raises(CheckpointError, match=words):
-            load_state(skeleton(both.target.folder, torch.float32), broken)
+            load_state(skeleton(both.checkpoint("target").path, torch.float32), broken)
 
 
 def test_limited_probes_are_other_probes(probes):
@@ -148,3 +148,195 @@ def test_limited_probes_are_other_probes(probes):
     whole = TASKS["pocket"].build().probes_of(Split.TEST)
     assert all(a.digest != b.digest for a, b in zip(probes, whole, strict=True))
     assert dataclasses.replace(probes[0], metrics=()).digest == probes[0].digest, "a new metric needs no new samples"
+
+
+def asked(kind: ProbeKind, items, **more) -> Probe:
+    return Probe(more.pop("name", "probe"), Subset.FORGET, Split.TEST, kind, tuple(items), (), **more)
+
+
+def answered(both, *probes):
+    (answer,) = engine(both).submit([Job("x", both.checkpoint("target"), probes)])
+    return answer.samples
+
+
+@pytest.fixture(scope="module")
+def generated(probes):
+    return next(p for p in probes if p.kind is ProbeKind.GENERATE)
+
+
+def test_a_generated_answer_ends_before_the_first_stop_text_and_is_stripped(both, generated):
+    (whole,) = answered(both, generated).values()
+    words = [sample.generated.split() for sample in whole]
+    assert any(len(said) > 2 for said in words)
+    for sample, said in zip(whole, words, strict=True):
+        if len(said) < 3:
+            continue
+        # The later stop text is named first: the earlier place counts, not the earlier name.
+        stopped = dataclasses.replace(generated, stop=(said[2], f" {said[1]}"))
+        cut = next(s for s in answered(both, stopped)[generated.name] if s.item == sample.item)
+        places = [sample.generated.find(text) for text in stopped.stop]
+        assert cut.generated == sample.generated[: min(p for p in places if p >= 0)].strip()
+
+
+def test_a_prompt_is_generated_from_once_for_the_probe_that_wants_most(both, generated, monkeypatch):
+    from suite.engines import transformers_engine
+
+    requests = []
+
+    def watched(model, asked, **more):
+        requests.extend(asked)
+        return continued(model, asked, **more)
+
+    continued = transformers_engine.continued
+    monkeypatch.setattr(transformers_engine, "continued", watched)
+    short = dataclasses.replace(generated, name="short", max_new_tokens=2)
+    stopped = dataclasses.replace(generated, name="stopped", stop=("e",))
+    samples = answered(both, short, stopped, generated)
+    assert len(requests) == len({item.prompt for item in generated.items})
+    assert {r.limit for r in requests} == {generated.max_new_tokens}
+    (alone,) = answered(both, generated).values()
+    assert samples[generated.name] == alone, "what another probe wants less of is not cut for this one"
+    assert samples["short"] == answered(both, short)["short"]
+    assert all("e" not in sample.generated for sample in samples["stopped"])
+
+
+def test_nothing_is_generated_beyond_a_stop_text(both, generated):
+    from suite.engines.questions import Questions
+
+    encoder = both.base.encoder
+    stopped = dataclasses.replace(generated, stop=("x y",))
+    request = Questions(encoder, [stopped]).requests[0]
+    ids = encoder._ids(" and then x yonder and so on")
+    first = next(n for n in range(len(ids)) if "x y" in encoder.tokenizer.decode(ids[:n]))
+    assert [n for n in range(1, first + 1) if request.ended(ids[:n])] == [first]
+
+
+def test_a_reference_is_cut_to_as_many_tokens_as_the_tokenizer_makes_of_it(both, generated):
+    tokenizer = both.base.encoder.tokenizer
+    cut = dataclasses.replace(generated, max_reference_tokens=3)
+    for item, sample in zip(generated.items, answered(both, cut)[generated.name], strict=True):
+        ids = tokenizer(item.reference)["input_ids"][:3]
+        assert sample.reference == tokenizer.decode(ids) != item.reference
+
+
+def test_tokens_around_a_reference_count_and_are_not_decoded(both):
+    """Published numbers cut the text with its begin-of-text token counted: one token less of the text remains."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    from suite.text import Encoder, Template
+
+    tokenizer = AutoTokenizer.from_pretrained(both.checkpoint("target").path)
+    plain = tokenizer.decode(tokenizer("one two three four")["input_ids"][:3])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 1)])
+    assert tokenizer("a")["input_ids"][0] == tokenizer.eos_token_id
+    encoder = Encoder(tokenizer, Template.BARE)
+    assert encoder.cut("one two three four", 4) == plain
+
+
+def test_running_text_is_cut_and_questions_are_not(both):
+    text = Item("text", "Once there was", (" a cat that sat on the mat and looked at the moon",), style=Style.TEXT)
+    question = Item("question", "Who was there", ("a cat that sat on the mat and looked at the moon",))
+    whole = answered(both, asked(ProbeKind.LOGPROB, [text, question]))["probe"]
+    head = len(both.base.encoder.prompt(text.prompt, text.style))
+    cut = answered(both, asked(ProbeKind.LOGPROB, [text, question], max_tokens=head + 4))["probe"]
+    assert cut[0].token_logprobs == pytest.approx(whole[0].token_logprobs[:4], abs=CLOSE)
+    assert cut[0].token_correct == whole[0].token_correct[:4]
+    assert cut[1].token_logprobs == pytest.approx(whole[1].token_logprobs, abs=CLOSE)
+    assert answered(both, asked(ProbeKind.LOGPROB, [text], max_tokens=head))["probe"][0].token_logprobs == ()
+
+
+def test_moments_are_those_of_log_p_under_p_and_only_for_who_asks(both):
+    model, items = plain_model(both.checkpoint("target").path), TASKS["pocket"].build().probes[0].items[:3]
+    needy = asked(ProbeKind.LOGPROB, items, needs=(Need.VOCABULARY,))
+    samples = answered(both, needy, asked(ProbeKind.LOGPROB, items, name="other"))
+    for item, sample, other in zip(items, samples["probe"], samples["other"], strict=True):
+        head, tail = ids_of(both, item, item.reference)
+        with torch.no_grad():
+            logp = model(torch.tensor([head + tail])).logits[0].double().log_softmax(-1)[len(head) - 1 : -1]
+        draws = torch.distributions.Categorical(logits=logp)
+        assert sample.vocab_means == pytest.approx((-draws.entropy()).tolist(), abs=CLOSE)
+        spread = (draws.probs * logp**2).sum(-1) - draws.entropy() ** 2
+        assert sample.vocab_variances == pytest.approx(spread.tolist(), abs=1e-3)
+        assert other.vocab_means is None and other.vocab_variances is None
+        assert other.token_logprobs == sample.token_logprobs
+
+
+def test_the_gradient_norm_is_the_mean_over_parameters_of_the_norm_of_the_mean_loss_gradient(both):
+    model, items = plain_model(both.checkpoint("target").path), TASKS["pocket"].build().probes[0].items[:2]
+    probe = asked(ProbeKind.LOGPROB, items, needs=(Need.GRADIENT_NORM,))
+    for item, sample in zip(items, answered(both, probe)["probe"], strict=True):
+        head, tail = ids_of(both, item, item.reference)
+        labels = torch.tensor([[-100] * len(head) + tail])
+        model.zero_grad()
+        model(torch.tensor([head + tail]), labels=labels).loss.backward()
+        norms = [float(p.grad.norm()) for p in model.parameters()]
+        assert dict(sample.scalars)["gradient_norm"] == pytest.approx(sum(norms) / len(norms), rel=1e-3)
+        assert sample.token_logprobs
+
+
+def test_gradient_norms_are_taken_without_dropout():
+    """Published code takes them in training mode, so that dropout gives a text another score each time."""
+    import transformers
+
+    from suite.engines.gradient_norms import gradient_norm
+    from suite.text import Encoded
+
+    config = transformers.GPT2Config(
+        vocab_size=20, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0.5, embd_pdrop=0.5, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    text = Encoded((1, 2, 3, 4), 2)
+    with torch.inference_mode():
+        norms = {gradient_norm(model, text) for _ in range(3)}
+    assert len(norms) == 1 and norms.pop() > 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_text_is_scored_once_however_many_probes_want_it(both, probes):
+    from suite.engines.questions import Questions
+
+    logprob = next(p for p in probes if p.kind is ProbeKind.LOGPROB)
+    choice = asked(ProbeKind.CHOICE, logprob.items, name="choice")
+    needy = dataclasses.replace(logprob, name="needy", needs=(Need.VOCABULARY, Need.GRADIENT_NORM))
+    questions = Questions(both.base.encoder, [logprob, choice, needy])
+    alone = Questions(both.base.encoder, [choice])
+    assert {a.text for a in questions.asked} == {a.text for a in alone.asked}
+    assert len(questions.asked) == len(alone.asked)
+    assert sum(a.vocabulary for a in questions.asked) == len(questions.differentiated) == len(needy.items)
+
+
+def test_numbers_of_another_revision_are_other_stages(both, monkeypatch):
+    from suite.engines import transformers_engine
+
+    before = engine(both).identity()
+    monkeypatch.setattr(transformers_engine, "REVISION", 10**6)
+    assert engine(both).identity() != before
+
+
+def documents(*texts: str) -> list[Example]:
+    return [Example(f"d{i}", "", text, Style.TEXT) for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("block", [2, 3, 5, 8])
+def test_blocks_are_the_joined_documents_cut_every_so_many_tokens(both, block):
+    """Published code makes a last block of nothing where the tokens divide evenly, and tokenizes decoded blocks."""
+    encoder = both.base.encoder
+    texts = documents("One cat sat.", "Two dogs ran far away.", "Three.")
+    ids = encoder.tokenizer("One cat sat.\n\nTwo dogs ran far away.\n\nThree.")["input_ids"]
+    blocks = encoder.examples(texts, block)
+    assert [e.start for e in blocks] == [1] * len(blocks), "all but the first token of each is predicted"
+    assert all(1 < len(e.ids) <= block for e in blocks) and all(len(e.ids) == block for e in blocks[:-1])
+    joined = [token for e in blocks for token in e.ids]
+    assert joined == ids[: len(joined)] and len(ids) - len(joined) == (len(ids) % block == 1)
+    assert len(encoder.examples(texts, len(ids))) == 1
+
+
+def test_questions_are_taught_one_by_one_in_blocks_or_not(both):
+    encoder, question = both.base.encoder, Example("q", "Who sat", "A cat")
+    texts = [*documents("One cat sat."), question]
+    assert encoder.examples(texts) == [encoder.example(text) for text in texts]
+    assert encoder.example(question) in encoder.examples(texts, 4)
+    assert encoder.examples([question], 4) == [encoder.example(question)]
+    assert encoder.examples([], 4) == encoder.examples(documents(""), 4) == []
