@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from suite.anchors import found
 from suite.attacks import AttackContext, attack
 from suite.engines import TransformersEngine
 from suite.environment import Numeric, numeric
 from suite.evaluation import Evaluator, evaluations_of
+from suite.lengths import check_lengths
 from suite.models import found_model
 from suite.records import Answered, Row, Scorer, both_splits
 from suite.settings import SpecError
@@ -56,6 +58,8 @@ def measure_checkpoint(
     for subject, other in models.items():
         if other.encoder.tokenizer.get_vocab() != base.encoder.tokenizer.get_vocab():
             raise SpecError(f"--{subject}: has another vocabulary than the checkpoint, so their answers do not compare")
+    probes = [probe for split in measure.splits for probe in task.probes_of(split)]
+    check_lengths(replace(task, forget={}, retain=()), base.encoder, base.context, probes)
     with numeric(runtime) as device:
         engine = TransformersEngine(base.encoder, dtype=model.dtype, device=device, batch_tokens=measure.batch_tokens)
         context = AttackContext(engine, base.encoder, (), (), ATTACK_SEED, device)
