@@ -1,0 +1,224 @@
+"""Greedy continuations of many prompts, in a batch that stays full.
+
+Every prompt has a row of the cache for as long as it is being continued. A row that has ended leaves, the last row
+moves into its place, and waiting prompts are read into the rows that are free: packed, so that what they share is
+computed once. Every row begins in column 0, so nothing is padded on the left, and a step attends to as many columns as
+the longest row has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from suite.engines.grouped_attention import grouped
+from suite.engines.packing import pack
+from suite.engines.row_cache import RowCache
+from suite.engines.scores import batches
+from suite.engines.shortcut import Shortcut
+from suite.likelihood import logits_at
+
+REFILL = 8
+"""Prompts are read when an eighth of the rows is free: a handful together costs little more than one."""
+
+WITNESSES = 3
+"""Continuations that are compared beside the longest: a pass over each, once per architecture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt to continue.
+
+    Attributes:
+        limit: longest continuation, in tokens, at least 1.
+        ended: whether a continuation is complete before that.
+    """
+
+    prompt: tuple[int, ...]
+    limit: int
+    ended: Callable[[Sequence[int]], bool] = lambda new: False
+
+    @property
+    def longest(self) -> int:
+        return len(self.prompt) + self.limit
+
+
+@dataclass(slots=True)
+class Continuation:
+    """What follows a prompt, without the end-of-text token.
+
+    Attributes:
+        best: logit of the best token at each step, the end-of-text token's included.
+    """
+
+    request: Request
+    new: list[int] = field(default_factory=list)
+    best: list[float] = field(default_factory=list)
+
+    def take(self, token: int, logit: float, eos: int) -> bool:
+        """Add the next token; whether more are to follow."""
+        self.best.append(logit)
+        if token == eos:
+            return False
+        self.new.append(token)
+        return len(self.new) < self.request.limit and not self.request.ended(self.new)
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        return (*self.request.prompt, *self.new)
+
+    @property
+    def cached(self) -> int:
+        """Tokens in the cache: all but the newest."""
+        return len(self.request.prompt) + len(self.new) - 1
+
+
+def continued(
+    model: PreTrainedModel,
+    requests: Sequence[Request],
+    *,
+    eos: int,
+    row_tokens: int,
+    batch_tokens: int,
+    decoding: Shortcut,
+) -> list[list[int]]:
+    """New tokens after each prompt, in the order of the requests, in a full batch where the architecture takes it.
+
+    Args:
+        row_tokens: positions of a packed row of prompts.
+        batch_tokens: positions of a batch, new tokens included; see `decode`.
+        decoding: what is known of the architecture.
+    """
+    if not requests:
+        return []
+    if decoding.sound:
+        try:
+            found = decode(model, requests, eos=eos, row_tokens=row_tokens, batch_tokens=batch_tokens)
+            if _trusted(model, found, decoding):
+                return [c.new for c in found]
+        except Exception as error:
+            decoding.refused(error)
+    return decode_plainly(model, requests, eos=eos, batch_tokens=batch_tokens)
+
+
+def decode(
+    model: PreTrainedModel, requests: Sequence[Request], *, eos: int, row_tokens: int, batch_tokens: int
+) -> list[Continuation]:
+    """Greedy continuations in the order of the requests; the first of equal logits wins, as torch.argmax has it.
+
+    Args:
+        batch_tokens: positions of the cache, or as many as fit in the memory of so many positions' logits, which is
+            what a batch takes that is scored, if that is more.
+    """
+    continuations = [Continuation(request) for request in requests]
+    # The longest first: what is left when no prompt waits any longer is short.
+    waiting = sorted(continuations, key=lambda c: c.request.longest)
+    with grouped(model):
+        batch = _Batch(model, max(r.longest for r in requests), len(requests), eos, row_tokens, batch_tokens)
+        while waiting or batch.live:
+            free = batch.cache.rows - len(batch.live)
+            if waiting and free >= min(len(waiting), max(1, batch.cache.rows // REFILL)):
+                batch.admit([waiting.pop() for _ in range(min(free, len(waiting)))])
+            else:
+                batch.step()
+    return continuations
+
+
+def decode_plainly(
+    model: PreTrainedModel, requests: Sequence[Request], *, eos: int, batch_tokens: int
+) -> list[list[int]]:
+    """New tokens after each prompt by `model.generate`, in batches padded on the left; each goes on to its limit."""
+    results: list[list[int]] = [[] for _ in requests]
+    for batch in batches([request.longest for request in requests], batch_tokens):
+        prompts = [requests[i].prompt for i in batch]
+        length = max(map(len, prompts))
+        # The padding is masked, so any id will do for it; 0 exists in every vocabulary.
+        ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=model.device)
+        real = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        new = model.generate(
+            input_ids=ids,
+            attention_mask=real,
+            max_new_tokens=max(requests[i].limit for i in batch),
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=eos,
+        )[:, length:].tolist()
+        for row, i in zip(new, batch, strict=True):
+            end = row.index(eos) if eos in row else len(row)
+            results[i] = row[: min(end, requests[i].limit)]
+    return results
+
+
+def plain_best(model: PreTrainedModel, continuation: Continuation) -> list[float]:
+    """The largest logit at each step of a continuation, computed in one pass over its text, without a cache."""
+    first = len(continuation.request.prompt) - 1
+    ids = torch.tensor([continuation.text], device=model.device)
+    logits = logits_at(model, range(first, first + len(continuation.best)), input_ids=ids)
+    return logits[0].amax(-1).tolist()
+
+
+def _trusted(model: PreTrainedModel, found: Sequence[Continuation], decoding: Shortcut) -> bool:
+    """Whether continuations so long have been compared, or agree now with what a pass over their texts says."""
+    by_length = sorted(found, key=lambda c: -len(c.text))
+    length = len(by_length[0].text)
+    if length <= decoding.checked:
+        return True
+    # A text that repeats one token looks the same through any window, so the most varied ones are witnesses too.
+    varied = sorted(found, key=lambda c: -len(set(c.text)))
+    witnesses = [by_length[0], *varied[:WITNESSES]]
+    best = [logit for c in witnesses for logit in c.best]
+    return decoding.compare(best, [logit for c in witnesses for logit in plain_best(model, c)], length, model.dtype)
+
+
+class _Batch:
+    """The prompts that are being continued. Row b of the cache belongs to `live[b]`."""
+
+    def __init__(
+        self, model: PreTrainedModel, columns: int, most: int, eos: int, row_tokens: int, batch_tokens: int
+    ) -> None:
+        self.model, self.eos, self.row_tokens = model, eos, row_tokens
+        self.live: list[Continuation] = []
+        probe = DynamicCache()
+        logits = logits_at(model, [0], input_ids=torch.tensor([[eos]], device=model.device), past_key_values=probe)
+        held = sum(states.nbytes for layer in probe.layers for states in (layer.keys, layer.values))
+        positions = max(batch_tokens, batch_tokens * logits.nbytes // held)
+        self.cache = RowCache(probe, min(most, max(1, positions // columns)), columns)
+
+    def admit(self, prompts: Sequence[Continuation]) -> None:
+        """Read prompts, and take the first token after each."""
+        device, dtype = self.model.device, self.model.dtype
+        for row in pack([c.request.prompt for c in prompts], self.row_tokens):
+            read = DynamicCache()
+            tips = [path[-1] for _, path in row.paths]
+            kept = sorted(set(tips))
+            logits = logits_at(self.model, kept, past_key_values=read, **row.inputs(device, dtype))[0]
+            best, tokens = (x.tolist() for x in logits.max(-1))
+            for (index, path), tip in zip(row.paths, tips, strict=True):
+                at = kept.index(tip)
+                if prompts[index].take(tokens[at], best[at], self.eos):
+                    self.cache.read(len(self.live), read, torch.tensor(path, device=device))
+                    self.live.append(prompts[index])
+
+    def step(self) -> None:
+        """One more token of each."""
+        device = self.model.device
+        lengths = [c.cached for c in self.live]
+        mask = self.cache.place(lengths, self.model.dtype)
+        logits = logits_at(
+            self.model,
+            [0],
+            input_ids=torch.tensor([[c.new[-1]] for c in self.live], device=device),
+            position_ids=torch.tensor([[length] for length in lengths], device=device),
+            attention_mask=mask,
+            past_key_values=self.cache,
+        )
+        best, tokens = (x.tolist() for x in logits[:, 0].max(-1))
+        going = [c.take(*of_row, self.eos) for c, *of_row in zip(self.live, tokens, best, strict=True)]
+        for row in reversed([row for row, goes_on in enumerate(going) if not goes_on]):
+            last = self.live.pop()
+            if row < len(self.live):
+                self.cache.move(len(self.live), row, last.cached)
+                self.live[row] = last

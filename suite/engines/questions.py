@@ -1,0 +1,109 @@
+"""What probes ask of a model, each thing once, and what becomes of the answers.
+
+An engine computes scores of texts, gradient norms and continuations of prompts; here stands which, and how they are
+put together into samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from suite.engines.decoding import Request
+from suite.engines.scores import Asked, Score
+from suite.text import Encoded, Encoder
+from tasks.task import Item, Need, Probe, ProbeKind, Sample, Style
+
+
+class Questions:
+    """The questions of some probes.
+
+    Attributes:
+        asked: texts to score.
+        differentiated: texts whose gradient norm is wanted.
+        requests: prompts to continue.
+    """
+
+    def __init__(self, encoder: Encoder, probes: Sequence[Probe]) -> None:
+        self.encoder, self.probes = encoder, probes
+        self._texts: dict[str, list[tuple[Encoded, ...]]] = {}
+        self._prompts: dict[str, list[tuple[int, ...]]] = {}
+        needs: dict[Encoded, set[Need]] = {}
+        askers: dict[tuple[int, ...], list[Probe]] = {}
+        for probe in probes:
+            if probe.kind is ProbeKind.GENERATE:
+                prompts = self._prompts[probe.name] = [encoder.prompt(i.prompt, i.style) for i in probe.items]
+                for prompt in prompts:
+                    askers.setdefault(prompt, []).append(probe)
+            else:
+                texts = self._texts[probe.name] = [self._encoded(probe, item) for item in probe.items]
+                for text in (text for of_item in texts for text in of_item):
+                    needs.setdefault(text, set()).update(probe.needs)
+        self.asked = [Asked(text, Need.VOCABULARY in needed) for text, needed in needs.items()]
+        self.differentiated = [text for text, n in needs.items() if Need.GRADIENT_NORM in n and text.answer]
+        self.requests = [
+            Request(prompt, max(probe.max_new_tokens for probe in of), _ended(encoder, of))
+            for prompt, of in askers.items()
+        ]
+
+    def samples(
+        self, scores: Sequence[Score], norms: Sequence[float], continuations: Sequence[Sequence[int]]
+    ) -> dict[str, tuple[Sample, ...]]:
+        """Samples by probe, from the answers to `asked`, `differentiated` and `requests`, each in its order."""
+        of_text = dict(zip((a.text for a in self.asked), scores, strict=True))
+        of_gradient = dict(zip(self.differentiated, norms, strict=True))
+        of_prompt = dict(zip((r.prompt for r in self.requests), continuations, strict=True))
+
+        def sample(probe: Probe, place: int, item: Item) -> Sample:
+            if probe.kind is ProbeKind.GENERATE:
+                return self._generated(probe, item, of_prompt[self._prompts[probe.name][place]])
+            texts = self._texts[probe.name][place]
+            if probe.kind is ProbeKind.CHOICE:
+                return _choice(item, [of_text[text] for text in texts])
+            return _logprob(probe, item, of_text[texts[0]], of_gradient.get(texts[0]))
+
+        return {p.name: tuple(sample(p, place, item) for place, item in enumerate(p.items)) for p in self.probes}
+
+    def _encoded(self, probe: Probe, item: Item) -> tuple[Encoded, ...]:
+        answers = item.answers if probe.kind is ProbeKind.CHOICE else (item.reference,)
+        texts = (self.encoder.encode(item.prompt, answer, item.style) for answer in answers)
+        if probe.max_tokens and item.style is Style.TEXT:
+            return tuple(text.cut(probe.max_tokens) for text in texts)
+        return tuple(texts)
+
+    def _generated(self, probe: Probe, item: Item, new: Sequence[int]) -> Sample:
+        limit = probe.max_reference_tokens
+        reference = self.encoder.cut(item.reference, limit) if limit else item.reference
+        return Sample(item.id, reference, generated=self.encoder.decode(new[: probe.max_new_tokens], probe.stop))
+
+
+def _logprob(probe: Probe, item: Item, score: Score, norm: float | None) -> Sample:
+    vocabulary = Need.VOCABULARY in probe.needs
+    scalars = (("gradient_norm", norm),) if Need.GRADIENT_NORM in probe.needs and norm is not None else ()
+    return Sample(
+        item.id,
+        item.reference,
+        token_logprobs=score.logprobs,
+        token_correct=score.right,
+        vocab_means=score.means if vocabulary else None,
+        vocab_variances=score.variances if vocabulary else None,
+        scalars=scalars,
+    )
+
+
+def _choice(item: Item, scores: Sequence[Score]) -> Sample:
+    return Sample(
+        item.id,
+        item.reference,
+        choice_logprobs=tuple(sum(score.logprobs) for score in scores),
+        choice_lengths=tuple(len(score.logprobs) for score in scores),
+        correct=item.correct,
+    )
+
+
+def _ended(encoder: Encoder, probes: Sequence[Probe]) -> Callable[[Sequence[int]], bool]:
+    """Whether a continuation says all that these probes want of it."""
+
+    def ended(new: Sequence[int]) -> bool:
+        return all(len(new) >= probe.max_new_tokens or encoder.stops(new, probe.stop) for probe in probes)
+
+    return ended
