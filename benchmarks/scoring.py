@@ -1,0 +1,175 @@
+"""How fast samples become numbers again: a million of them through all metrics of their kind, and ROUGE over the cores.
+
+    python benchmarks/scoring.py [--rows N] [--texts N] [--processes N] [--repeats N] [--json FILE]
+
+Each part runs in a process of its own, so that a peak of memory is that part's. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from leaderboard import rescoring, schema
+from tasks.scoring import METRICS
+from tasks.task import ProbeKind
+
+TOKENS = 40
+ANSWERS = 6
+PART = 50_000
+ITEMS = 1000
+"""Questions of one probe: rows with one samples id."""
+
+METRICS_OF = {kind.value: [name for name, metric in METRICS.items() if metric.kind is kind] for kind in ProbeKind}
+
+
+def logprob(start: int, n: int) -> dict[str, Any]:
+    """Answers of about 40 tokens with everything that a membership probe asks for."""
+    rng = np.random.default_rng(start)
+    lengths = rng.integers(TOKENS // 2, TOKENS * 3 // 2 + 1, n)
+
+    def lists(flat: np.ndarray) -> pa.Array:
+        return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), pa.array(flat))
+
+    tokens = int(lengths.sum())
+    norms = pa.MapArray.from_arrays(
+        np.arange(n + 1, dtype=np.int32), pa.array(["gradient_norm"] * n), pa.array(rng.random(n))
+    )
+    return {
+        "reference": asked(n, TOKENS * 2 // 3),
+        "token_logprobs": lists(-rng.exponential(1.0, tokens)),
+        "token_correct": lists(rng.random(tokens) < 0.7),
+        "vocab_means": lists(-3 - rng.random(tokens)),
+        "vocab_variances": lists(1 + rng.random(tokens)),
+        "scalars": norms,
+    }
+
+
+def choice(start: int, n: int) -> dict[str, Any]:
+    rng = np.random.default_rng(start)
+    offsets = np.arange(0, ANSWERS * n + 1, ANSWERS, dtype=np.int32)
+    return {
+        "reference": asked(n, 8),
+        "choice_logprobs": pa.ListArray.from_arrays(offsets, pa.array(-20 * rng.random(ANSWERS * n))),
+        "choice_lengths": pa.ListArray.from_arrays(offsets, pa.array(rng.integers(3, 20, ANSWERS * n))),
+        "correct": pa.array(rng.integers(0, ANSWERS, n)),
+    }
+
+
+def generate(start: int, n: int) -> dict[str, Any]:
+    return {"reference": asked(n, 30), "generated": texts(start, n, 40)}
+
+
+def texts(seed: int, n: int, words: int) -> pa.Array:
+    rng = random.Random(seed)
+    known = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 10))) for _ in range(300)]
+    return pa.array([" ".join(rng.choices(known, k=rng.randint(words // 2, words * 3 // 2))) for _ in range(n)])
+
+
+def asked(n: int, words: int) -> pa.Array:
+    """The same right answers in every evaluation, as on a board."""
+    return texts(0, ITEMS, words).take(pa.array(np.arange(n) % ITEMS))
+
+
+def write(path: Path, rows: int, kinds: dict[str, Callable[[int, int], dict[str, Any]]]) -> None:
+    """A file of the samples table with as many rows of each kind."""
+    wanted = schema.TABLES["samples"]
+    with pq.ParquetWriter(path, wanted, compression="zstd") as file:
+        for start in range(0, rows, PART * len(kinds)):
+            for index, (kind, make) in enumerate(kinds.items()):
+                n = min(PART, max(0, rows - start - index * PART))
+                items = np.arange(start, start + n)
+                columns = {
+                    "samples": pa.array([f"{item // ITEMS:064x}" for item in items.tolist()]),
+                    "probe": pa.array([kind] * n),
+                    "item": pa.array([f"item{item % ITEMS}" for item in items.tolist()]),
+                    **make(start + index, n),
+                }
+                nulls = {field.name: pa.nulls(n, field.type) for field in wanted if field.name not in columns}
+                table = pa.table({**columns, **nulls}).select(wanted.names)
+                file.write_table(table.cast(wanted))
+
+
+def rescored(path: Path, metrics_of: dict[str, list[str]], processes: int) -> dict[str, float]:
+    """Seconds on the clock and of this process's work, and its peak resident memory, in GiB."""
+    started, busy = time.perf_counter(), time.process_time()
+    numbers = rescoring.rescore([path], metrics_of, processes)
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
+    assert numbers and all(estimate.known for estimate in numbers.values())
+    assert "torch" not in sys.modules
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"seconds": seconds, "cpu_seconds": busy, "peak_gib": peak}
+
+
+def apart(*args: Any) -> dict[str, float]:
+    """`rescored` in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(rescored, *args).result()
+
+
+def spin(steps: int) -> int:
+    return sum(step * step % 7 for step in range(steps))
+
+
+def cores(processes: int, steps: int = 5_000_000) -> float:
+    """How much faster the machine counts in so many processes than in one: the bound, on a machine that is shared."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        list(pool.map(spin, [1000] * processes))  # all have started
+        started = time.perf_counter()
+        pool.submit(spin, steps).result()
+        middle = time.perf_counter()
+        list(pool.map(spin, [steps] * processes))
+    return processes * (middle - started) / (time.perf_counter() - middle)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="log-probability and choice samples, half and half")
+    parser.add_argument("--texts", type=int, default=100_000, help="generated samples")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--repeats", type=int, default=3, help="of ROUGE: medians are printed")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        mixed, said = Path(folder) / "mixed.parquet", Path(folder) / "said.parquet"
+        write(mixed, args.rows, {"logprob": logprob, "choice": choice})
+        write(said, args.texts, {"generate": generate})
+        numbers = apart(mixed, {kind: METRICS_OF[kind] for kind in ("logprob", "choice")}, 1)
+        rouge = {"generate": ["rougeL_recall", "rougeL_f1"]}
+        pairs = [[apart(said, rouge, n)["seconds"] for n in (1, args.processes)] for _ in range(args.repeats)]
+        bounds = [cores(args.processes) for _ in range(args.repeats)]
+    one, many = (statistics.median(column) for column in zip(*pairs, strict=True))
+    figures = {
+        "rows": args.rows,
+        **numbers,
+        "rows_per_second": args.rows / numbers["seconds"],
+        "texts": args.texts,
+        "rouge_per_second_1": 2 * args.texts / one,
+        f"rouge_per_second_{args.processes}": 2 * args.texts / many,
+        "rouge_ratio": statistics.median(alone / together for alone, together in pairs),
+        "rouge_ratio_bound": statistics.median(bounds),
+    }
+    for name, figure in figures.items():
+        print(f"{name:24} {figure:,.2f}" if isinstance(figure, float) else f"{name:24} {figure:,}")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""TOFU's model utility: the harmonic mean of nine numbers about what the model was to keep, 0 where one of them is 0.
+
+Three question sets (retained facts, real authors, world facts) with a probability, a ROUGE and a truth ratio each
+(Maini et al. 2024, arXiv 2401.06121). Seven tables are read: the probability and the truth ratio of real
+authors and of world facts come from one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tasks.scoring.choice import normalised_probability
+from tasks.scoring.estimate import Estimate, mean
+from tasks.scoring.headline import harmonic_mean
+from tasks.scoring.probability import probability
+from tasks.scoring.rouge import rouge_l_recall
+from tasks.scoring.separation import Summarise
+from tasks.scoring.tables import Of, Table, values
+
+
+def model_utility(truth_ratio: Of) -> Summarise:
+    """Model utility with one of the two truth ratios, as max(0, 1 - x) per question.
+
+    Tables: retained answers (`logprob`), retained answers generated, retained answers paraphrased (`choice`), then
+    real authors and world facts, each `choice` and generated.
+    """
+    of_choice = (("normalised_probability", normalised_probability), ("truth_ratio", truth_ratio))
+    of_text = (("rougeL_recall", rouge_l_recall),)
+    reads = ((("probability", probability),), of_text, of_choice[1:], of_choice, of_text, of_choice, of_text)
+
+    def summary(tables: Sequence[Table], _: Sequence[Table]) -> Estimate:
+        return harmonic_mean(
+            *(
+                mean(values(name, of, table))
+                for table, metrics in zip(tables, reads, strict=True)
+                for name, of in metrics
+            )
+        )
+
+    return summary

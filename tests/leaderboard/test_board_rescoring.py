@@ -1,0 +1,190 @@
+"""Streamed rescoring against `score()` on the same samples, whatever the files hold and however they are cut."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from leaderboard import rescoring, samples, schema
+from leaderboard.files import BoardError
+from leaderboard.rescoring import rescore
+from leaderboard.samples import read_samples
+from tasks.scoring import METRICS, score
+from tasks.task import ProbeKind, Sample
+
+METRICS_OF = {kind.value: [name for name, metric in METRICS.items() if metric.kind is kind] for kind in ProbeKind}
+NUMBER, TEXT = st.floats(-30, 0), st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+
+Tables = Mapping[tuple[str, str], Sequence[Sample]]
+
+
+def write(path: Path, tables: Tables) -> Path:
+    rows = [
+        {"samples": key, "probe": probe, **asdict(sample), "scalars": list(sample.scalars) or None}
+        for (key, probe), table in tables.items()
+        for sample in table
+    ]
+    pq.write_table(schema.to_arrow("samples", rows), path)
+    return path
+
+
+@st.composite
+def answered(draw) -> Sample:
+    n = draw(st.integers(0, 6))
+    columns = [tuple(draw(st.lists(NUMBER, min_size=n, max_size=n))) for _ in range(3)]
+    correct = tuple(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    scalars = draw(st.sampled_from([(), (("gradient_norm", 0.5),), (("other", 1.0), ("gradient_norm", 2.0))]))
+    return Sample(
+        "", draw(TEXT), token_logprobs=columns[0], token_correct=correct,
+        vocab_means=draw(st.sampled_from([columns[1], None])), vocab_variances=columns[2], scalars=scalars,
+    )  # fmt: skip
+
+
+@st.composite
+def chosen(draw) -> Sample:
+    n = draw(st.integers(1, 5))
+    logprobs = draw(st.lists(NUMBER, min_size=n, max_size=n))
+    lengths = draw(st.lists(st.integers(1, 9), min_size=n, max_size=n))
+    correct = draw(st.integers(0, n - 1))
+    return Sample("", "x", choice_logprobs=tuple(logprobs), choice_lengths=tuple(lengths), correct=correct)
+
+
+GENERATED = st.builds(Sample, st.just(""), TEXT, st.none() | TEXT)
+
+
+def numbered(of: st.SearchStrategy[Sample]) -> st.SearchStrategy[list[Sample]]:
+    return st.lists(of, max_size=7).map(lambda some: [replace(s, item=f"item{i}") for i, s in enumerate(some)])
+
+
+TABLES = st.fixed_dictionaries(
+    {
+        ("first", "logprob"): numbered(answered()),
+        ("second", "logprob"): numbered(answered()),
+        ("first", "choice"): numbered(chosen()),
+        ("first", "generate"): numbered(GENERATED),
+    }
+)
+
+
+@given(TABLES, st.integers(1, 9))
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_numbers_are_those_of_score_to_the_last_bit(tmp_path, monkeypatch, tables, rows):
+    monkeypatch.setattr(samples, "ROWS", rows)  # so that batches end in the middle of a probe
+    found = rescore([write(tmp_path / "samples.parquet", tables)], METRICS_OF, processes=1)
+    expected = {
+        (key, probe, metric): score(metric, table)
+        for (key, probe), table in tables.items()
+        if table
+        for metric in METRICS_OF[probe]
+    }
+    assert found == expected
+
+
+@given(TABLES, st.integers(1, 9))
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_samples_are_read_back_as_they_were_written(tmp_path, monkeypatch, tables, rows):
+    monkeypatch.setattr(samples, "ROWS", rows)
+    path = write(tmp_path / "samples.parquet", tables)
+    read: dict[tuple[str, str], list[Sample]] = {key: [] for key in tables}
+    for _, key, sample in read_samples(path, list(METRICS_OF)):
+        read[key].append(sample)
+    assert read == {key: list(table) for key, table in tables.items()}
+
+
+def said(n: int, start: int = 0) -> list[Sample]:
+    return [Sample(f"item{i}", f"one two {i % 7}", generated=f"one {i % 5} two") for i in range(start, start + n)]
+
+
+def test_generated_text_scored_by_other_processes_gives_the_same_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(rescoring, "ALONE", 10)
+    monkeypatch.setattr(rescoring, "CHUNK", 16)
+    tables = {("first", "generate"): said(90), ("second", "generate"): said(60)}
+    tables["third", "generate"] = [*said(3), Sample("silent", "one two")]
+    metrics_of = {"generate": ["rougeL_f1", "repetition"]}
+    path = write(tmp_path / "samples.parquet", tables)
+    found = rescore([path], metrics_of, processes=2)
+    assert found == rescore([path], metrics_of, processes=1)
+    assert found == {(key, p, m): score(m, table) for (key, p), table in tables.items() for m in metrics_of[p]}
+    assert found["third", "generate", "rougeL_f1"].reason == "sample silent lacks what rougeL_f1 reads"
+
+
+def test_an_evaluation_may_be_spread_over_files_and_a_row_counts_once(tmp_path):
+    whole = said(9)
+    parts = [write(tmp_path / f"{i}.parquet", {("a", "generate"): whole[3 * i : 3 * i + 4]}) for i in range(3)]
+    found = rescore(parts, {"generate": ["rougeL_recall"]}, processes=1)
+    assert found == {("a", "generate", "rougeL_recall"): score("rougeL_recall", whole)}
+
+
+def test_other_probes_are_passed_over(tmp_path):
+    path = write(tmp_path / "s.parquet", {("a", "wanted"): said(2), ("a", "other"): [Sample("bad", "x")]})
+    found = rescore([path], {"wanted": ["rougeL_recall"], "absent": ["accuracy"]})
+    assert set(found) == {("a", "wanted", "rougeL_recall")}
+
+
+def test_columns_that_an_older_file_lacks_are_null(tmp_path):
+    sample = Sample("one", "x", token_logprobs=(-1.0, -2.0))
+    path = write(tmp_path / "s.parquet", {("a", "qa"): [sample]})
+    table = pq.read_table(path)
+    kept = table.drop_columns(["vocab_means", "vocab_variances", "scalars", "token_correct"])
+    pq.write_table(kept, path)
+    found = rescore([path], {"qa": ["loss", "min_k_plus_plus_40"]})
+    assert found["a", "qa", "loss"].value == 1.5
+    assert found["a", "qa", "min_k_plus_plus_40"].reason == "sample one lacks what min_k_plus_plus_40 reads"
+
+
+@pytest.mark.parametrize(
+    ("broken", "metric"),
+    [
+        (Sample("b", "x", choice_logprobs=(-1.0, -2.0), choice_lengths=(1,), correct=0), "truth_ratio_geometric"),
+        (Sample("b", "x", choice_logprobs=(-1.0, -2.0), choice_lengths=(1, 0), correct=0), "normalised_probability"),
+        (Sample("b", "x", choice_logprobs=(-1.0, -2.0), choice_lengths=(1, 1), correct=5), "truth_ratio_arithmetic"),
+        (Sample("b", "x", token_logprobs=(-1.0, None)), "loss"),
+    ],
+)
+def test_a_row_whose_columns_do_not_fit_is_named(tmp_path, monkeypatch, broken, metric):
+    monkeypatch.setattr(samples, "ROWS", 2)
+    fine = Sample("f", "x", token_logprobs=(-1.0,), choice_logprobs=(-1.0, -2.0), choice_lengths=(1, 1), correct=0)
+    path = write(tmp_path / "s.parquet", {("a", "skipped"): [fine] * 3, ("a", "p"): [fine, broken]})
+    with pytest.raises(BoardError, match=r"s\.parquet: row 4: item b cannot be scored .*What to do"):
+        rescore([path], {"p": [metric]})
+
+
+def test_a_text_that_cannot_be_scored_elsewhere_is_named_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(rescoring, "ALONE", 0)
+    path = write(tmp_path / "s.parquet", {("a", "p"): said(3)})
+    table = pq.read_table(path)
+    nameless = table.set_column(table.schema.get_field_index("reference"), "reference", pa.array([None] * 3, "string"))
+    pq.write_table(nameless, path)
+    with pytest.raises(BoardError, match=r"row 0: item item0 cannot be scored"):
+        rescore([path], {"p": ["rougeL_recall"]}, processes=2)
+
+
+def test_files_that_are_not_samples_are_refused(tmp_path):
+    for content in (b"PAR1 cut short", b""):
+        (tmp_path / "s.parquet").write_bytes(content)
+        with pytest.raises(BoardError, match="cut short"):
+            rescore([tmp_path / "s.parquet"], {"p": ["loss"]})
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(BoardError, match="not a file of the table samples"):
+        rescore([tmp_path / "other.parquet"], {"p": ["loss"]})
+    with pytest.raises(BoardError, match="no such file"):
+        rescore([tmp_path / "absent.parquet"], {"p": ["loss"]})
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(KeyError, match="rouge"):
+        rescore([tmp_path / "absent.parquet"], {"p": ["rouge"]})
+
+
+def test_rescoring_needs_no_torch():
+    code = "import sys, leaderboard.rescoring; assert not {'torch', 'ray', 'suite'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
