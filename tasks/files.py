@@ -55,11 +55,12 @@ class Source:
     def find(cls, name: str, hub: str, revision: str) -> Self:
         """The mirror's folder, called `name` or as on the hub, where `REGRADE_DATA` has one; else the hub."""
         bare = hub.rpartition("/")[2]
-        return cls(name, hub, revision, mirror(name, bare, bare.lower(), hub))
+        spelled = (name, name.replace("-", "/"), name.replace("-", "_"))
+        return cls(name, hub, revision, mirror(*spelled, bare, bare.lower(), hub))
 
     def __str__(self) -> str:
         """What stands in the rows; no path, which would be of this machine."""
-        return f"mirror: {self.folder.name}" if self.folder else f"{self.hub}@{self.revision}"
+        return f"mirror: {self.name}" if self.folder else f"{self.hub}@{self.revision}"
 
     def table(
         self,
