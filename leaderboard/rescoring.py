@@ -108,7 +108,7 @@ def rescore(
         texts = _Texts(processes or os.cpu_count() or 1, stack)
         for path in map(Path, files):
             for row, key, sample in read_samples(path, list(metrics_of)):
-                name = hash((key, sample.item))  # 64 bits of a keyed hash: two of a million rows agree once in 10^7
+                name = hash((key, sample.item))  # 64 bits: two of a million rows agree in one run of 10^7
                 if name in seen:
                     continue
                 seen.add(name)
