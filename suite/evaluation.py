@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from leaderboard import schema
+from leaderboard import samples, schema
+from leaderboard.files import BoardError
 from suite.attacks import Attack, AttackContext, Subject
 from suite.checkpoints import Checkpoint
 from suite.engines import Engine, Job
@@ -77,7 +77,7 @@ class Evaluated:
 
     @cached_property
     def samples(self) -> dict[str, list[Sample]]:
-        return read_samples(self.artifact.file("samples.parquet"))
+        return read_samples(self.artifact.file("samples.parquet"), [probe.name for probe in self.evaluation.probes])
 
 
 class Evaluator:
@@ -120,35 +120,30 @@ class Evaluator:
                         yield Job(missing[point], subject.checkpoint, subject.probes)
 
 
-def write_samples(folder: Path, key: str, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+def write_samples(folder: Path, key: str, answers: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
     """Samples as a file of the board's `samples` table."""
     rows = [
         {"samples": key, "probe": probe, **asdict(sample), "scalars": list(sample.scalars) or None}
-        for probe, of_probe in samples.items()
+        for probe, of_probe in answers.items()
         for sample in of_probe
     ]
     pq.write_table(schema.to_arrow("samples", rows), folder / "samples.parquet", compression="zstd")
     return {"rows": len(rows)}
 
 
-def read_samples(path: Path) -> dict[str, list[Sample]]:
+def read_samples(path: Path, probes: Sequence[str]) -> dict[str, list[Sample]]:
     """The samples in such a file, by probe.
 
     Raises:
         StageError: the file is damaged.
     """
+    found: dict[str, list[Sample]] = {probe: [] for probe in probes}
     try:
-        rows = pq.read_table(path, partitioning=None).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
+        for _, (_, probe), sample in samples.read_samples(path, probes):
+            found[probe].append(sample)
+    except BoardError as error:
         raise StageError(f"{path}: damaged ({error}). Delete its manifest and run again") from None
-    samples: dict[str, list[Sample]] = {}
-    for row in rows:
-        probe = row.pop("probe")
-        del row["samples"]
-        row["scalars"] = tuple(row["scalars"] or ())
-        lists = {k: tuple(v) for k, v in row.items() if isinstance(v, list)}
-        samples.setdefault(probe, []).append(Sample(**{**row, **lists}))
-    return samples
+    return found
 
 
 def evaluations_of(
