@@ -259,7 +259,8 @@ def _texts(row: Row, column: str, count: int, blank: bool = False) -> list[str]:
     if value is None:
         raise TaskError(f"{row.where}: {column}: missing")
     if not isinstance(value, list) or len(value) != count:
-        raise TaskError(f"{row.where}: {column}: a list of {count} texts is expected, not {value!r}")
+        found = f"one of {len(value)}" if isinstance(value, list) else repr(value)
+        raise TaskError(f"{row.where}: {column}: a list of {count} texts is expected, not {found}")
     return [as_text(Row({column: one}, row.where), column, blank) for one in value]
 
 
