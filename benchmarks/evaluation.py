@@ -272,7 +272,9 @@ def random_model(folder: Path, texts: Iterable[str]) -> None:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=8192, special_tokens=["<end>"], initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator(texts, trainer)
     config = LlamaConfig(
         vocab_size=49152,
@@ -327,7 +329,8 @@ def table(rows: Sequence[dict]) -> None:
     keys = ("examples", "tokens", "one_by_one_s", "engine_s", "ratio", "bound", "one_by_one_gflop_s", "engine_gflop_s")
     print("".join(f"{word:>16s}" for word in head))
     for row in rows:
-        print(f"{row['part']:>16s}" + "".join(f"{row[key]:16.2f}".replace(".00", "   ") for key in keys))
+        numbers = (f"{row[key]:16d}" if isinstance(row[key], int) else f"{row[key]:16.2f}" for key in keys)
+        print(f"{row['part']:>16s}" + "".join(numbers))
 
 
 if __name__ == "__main__":
