@@ -148,9 +148,7 @@ MEASUREMENTS = _table(
         _R,
         "digests of target and retrained model, joined by ':'; chance for no such model",
     ),
-    _column(
-        "samples", _STRING, _R, "id of the evaluation whose samples were scored; of both for split all"
-    ),
+    _column("samples", _STRING, _R, "id of the evaluation whose samples were scored; of both for split all"),
     _column("engine_version", _STRING, _R, "version of the engine"),
     _column("dtype", _STRING, _R, "dtype that the engine computed in"),
     _column("source", _STRING, _O, "where the rows behind the task were read: hub data set and revision, or mirror"),

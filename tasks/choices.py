@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from tasks.files import Row
-from tasks.splits import alternate
+from tasks.rows import alternate
 from tasks.task import Item, Probe, ProbeKind, Split, Style, Subset, Summary
 
 Letters = Literal["spaced", "bare"]

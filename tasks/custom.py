@@ -18,7 +18,7 @@ from tasks.custom_head import NAME, Asked, Head, Measured, read_head
 from tasks.custom_rows import check_ids, examples, find, items, rows_of
 from tasks.files import VARIABLE, Row, as_text, mirror, nearest, rows_digest
 from tasks.registry import Family
-from tasks.splits import alternate
+from tasks.rows import alternate
 from tasks.task import (
     AttackSettings,
     Example,

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from tasks import choices, membership, mmlu, wikitext
-from tasks.splits import alternate
-from tasks.task import Item, Need, Probe, ProbeKind, Split, Style, Subset, Summary, Task, TaskError
+from tasks.rows import alternate, read_back
+from tasks.task import Need, Probe, ProbeKind, Split, Subset, Summary, Task, TaskError
 
 WIKITEXT_TOKENS = 512
 """Longer paragraphs are cut: there are few, and a small model's context need not hold them."""
@@ -34,10 +34,7 @@ def with_wikitext(task: Task) -> Task:
     Raises:
         TaskError: the data is not to be had, or is not as published.
     """
-    items = [
-        Item(f"wikitext{index}", "", (row["text"],), style=Style.TEXT, where=row.where)
-        for index, row in enumerate(wikitext.paragraphs("test"))
-    ]
+    items = read_back("wikitext", wikitext.paragraphs("test"))
     asked = [
         Probe(
             "wikitext_text",

@@ -14,7 +14,7 @@ from functools import partial
 
 from tasks import membership
 from tasks.files import Row, Source, rows_digest
-from tasks.splits import alternate
+from tasks.rows import alternate, passages, read_back
 from tasks.task import (
     AttackSettings,
     Example,
@@ -129,10 +129,10 @@ def build(corpus: Corpus, requests: str | None = None) -> Task:
         "retain_text": asked("privleak", ("retain", "retain2"), "text"),
         "holdout_text": asked("privleak", "holdout", "text"),
     }
-    requested = _requests(forget) if requests else {"forget": _examples("forget", forget["forget"])}
+    requested = _requests(forget) if requests else {"forget": passages("forget", forget["forget"])}
     forgotten = {example.answer for examples in requested.values() for example in examples}
     # A method must not be told to keep what it is asked to forget.
-    retain = tuple(e for e in _examples("retain", tables["retain"]) if e.answer not in forgotten)
+    retain = tuple(e for e in passages("retain", tables["retain"]) if e.answer not in forgotten)
     if not retain:
         raise TaskError(f"{source}: raw/retain1: every text is in a forget set as well; nothing is left to be kept")
     return Task(
@@ -140,7 +140,7 @@ def build(corpus: Corpus, requests: str | None = None) -> Task:
         version=VERSION,
         forget=requested,
         retain=retain,
-        holdout=_examples("holdout", tables["holdout"]),
+        holdout=passages("holdout", tables["holdout"]),
         probes=tuple(probe for split in Split for probe in _probes(split, tables)),
         knowledge=(Headline("forget_verbatim", "rougeL_f1"), Headline("forget_knowledge", "rougeL_f1")),
         utility=(Headline("retain_knowledge", "rougeL_f1"),),
@@ -186,13 +186,7 @@ def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe
             subset,
             split,
             ProbeKind.LOGPROB,
-            alternate(
-                [
-                    Item(f"{subset}_text{index}", "", (row["text"],), style=Style.TEXT, where=row.where)
-                    for index, row in enumerate(tables[f"{subset}_text"])
-                ],
-                split,
-            ),
+            alternate(read_back(f"{subset}_text", tables[f"{subset}_text"]), split),
             membership.SCORES,
             max_tokens=BLOCK,
             needs=membership.NEEDS,
@@ -214,12 +208,6 @@ def _questions(name: str, rows: Sequence[Row], shots: Sequence[Row]) -> list[Ite
     ]
 
 
-def _examples(name: str, rows: Sequence[Row]) -> tuple[Example, ...]:
-    return tuple(
-        Example(f"{name}{index}", "", row["text"], Style.TEXT, where=row.where) for index, row in enumerate(rows)
-    )
-
-
 def _requests(forget: Mapping[str, Sequence[Row]]) -> dict[str, tuple[Example, ...]]:
     """Examples by request. A text is one example, however many requests it is in, so that together each is there once.
 
@@ -228,7 +216,7 @@ def _requests(forget: Mapping[str, Sequence[Row]]) -> dict[str, tuple[Example, .
     first: dict[str, Example] = {}
     requests = {}
     for name, rows in forget.items():
-        examples = [first.setdefault(e.answer, e) for e in _examples(f"{name}-", rows)]
+        examples = [first.setdefault(e.answer, e) for e in passages(f"{name}-", rows)]
         requests[name] = tuple(dict.fromkeys(examples))
     return requests
 

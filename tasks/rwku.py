@@ -18,16 +18,14 @@ from pathlib import Path
 from tasks import membership
 from tasks.files import VARIABLE, Row, Source, nearest, rows_digest
 from tasks.registry import Family
-from tasks.splits import alternate
+from tasks.rows import alternate, passages, read_back
 from tasks.task import (
     AttackSettings,
-    Example,
     Headline,
     Item,
     Probe,
     ProbeKind,
     Split,
-    Style,
     Subset,
     Task,
     TaskEntry,
@@ -75,9 +73,9 @@ def build(subject: str) -> Task:
     return Task(
         name=f"rwku/{subject}",
         version=VERSION,
-        forget={"forget": _examples("passage", asked["passage"])},
+        forget={"forget": passages("passage", asked["passage"])},
         # The benchmark has no corpus to keep: these are texts about others that the model was trained on as well.
-        retain=_examples("retain", asked["retain_mia"]),
+        retain=passages("retain", asked["retain_mia"]),
         probes=tuple(probe for split in Split for probe in _probes(split, asked)),
         knowledge=tuple(Headline(f"forget_{kind}", "rougeL_recall") for kind in ("cloze", "qa", "adversarial")),
         utility=tuple(Headline(f"neighbour_{kind}", "rougeL_recall") for kind in ("cloze", "qa")),
@@ -107,10 +105,7 @@ def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe
             stop=("\n",),
         )
     for subset in (Subset.FORGET, Subset.RETAIN):
-        texts = [
-            Item(f"{subset}_mia{index}", "", (row["text"],), style=Style.TEXT, where=row.where)
-            for index, row in enumerate(tables[f"{subset}_mia"])
-        ]
+        texts = read_back(f"{subset}_mia", tables[f"{subset}_mia"])
         yield Probe(
             f"{subset}_text",
             subset,
@@ -152,12 +147,6 @@ def _adversarial(row: Row) -> str:
 
 def _items(name: str, rows: Sequence[Row], prompt: Callable[[Row], str]) -> list[Item]:
     return [Item(f"{name}-{index}", prompt(row), (row["answer"],), where=row.where) for index, row in enumerate(rows)]
-
-
-def _examples(name: str, rows: Sequence[Row]) -> tuple[Example, ...]:
-    return tuple(
-        Example(f"{name}{index}", "", row["text"], Style.TEXT, where=row.where) for index, row in enumerate(rows)
-    )
 
 
 def _once(rows: Sequence[Row], column: str) -> list[Row]:

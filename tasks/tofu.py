@@ -13,7 +13,7 @@ from functools import partial
 
 from tasks import membership
 from tasks.files import Row, Source, rows_digest
-from tasks.splits import alternate
+from tasks.rows import alternate
 from tasks.task import (
     AttackSet,
     Example,
@@ -96,23 +96,21 @@ def build(percent: int) -> Task:
     )
 
 
+ABILITIES = (
+    "retain_qa",
+    "retain_qa_generated",
+    "retain_paraphrase",
+    "real_authors_choice",
+    "real_authors_generated",
+    "world_facts_choice",
+    "world_facts_generated",
+)
+"""Probes that model utility is made of, in the order in which it takes them."""
+
 SUMMARIES = (
     membership.membership("forget_qa", "holdout_qa"),
     Summary("forget_quality", Subset.FORGET, ("forget_paraphrase",), ("forget_quality", "forget_quality_log10")),
-    Summary(
-        "model_utility",
-        Subset.RETAIN,
-        (
-            "retain_qa",
-            "retain_qa_generated",
-            "retain_paraphrase",
-            "real_authors_choice",
-            "real_authors_generated",
-            "world_facts_choice",
-            "world_facts_generated",
-        ),
-        ("model_utility_geometric", "model_utility_arithmetic"),
-    ),
+    Summary("model_utility", Subset.RETAIN, ABILITIES, ("model_utility_geometric", "model_utility_arithmetic")),
     Summary("identity", Subset.FORGET, ("forget_qa_generated",), ("identical_outputs",)),
 )
 

@@ -12,12 +12,11 @@ from functools import partial
 
 from tasks import choices, mmlu, wikitext
 from tasks.files import VARIABLE, Row, Source, as_text, mirror, read, rows_digest
+from tasks.rows import passages
 from tasks.task import (
     AttackSettings,
-    Example,
     Headline,
     Split,
-    Style,
     Subset,
     Task,
     TaskEntry,
@@ -96,8 +95,8 @@ def build(field: Field) -> Task:
     return Task(
         name=f"wmdp/{field.name}",
         version=VERSION,
-        forget={"forget": _examples("forget", rows["forget"])},
-        retain=_examples("retain", rows["retain"]),
+        forget={"forget": passages("forget", rows["forget"])},
+        retain=passages("retain", rows["retain"]),
         probes=(*asked, *bare, *general),
         knowledge=(Headline(asked[0].name, "accuracy", choices.CHANCE),),
         utility=(mmlu.HEADLINE,),
@@ -129,12 +128,6 @@ def _corpus(field: Field) -> list[Row]:
             "does not exist. docs/tasks.md#wmdp says what it has to hold and how to ask for it"
         )
     return Source.find(FOLDER, CORPORA, CORPORA_REVISION).table(field.corpus, rows=CYBER_TEXTS, text=("text",))
-
-
-def _examples(name: str, rows: list[Row]) -> tuple[Example, ...]:
-    return tuple(
-        Example(f"{name}{index}", "", row["text"], Style.TEXT, where=row.where) for index, row in enumerate(rows)
-    )
 
 
 def _attacks(seed: int) -> tuple[AttackSettings, ...]:

@@ -8,6 +8,7 @@ from leaderboard.peers.line import PUBLISHED, Line, Variant
 from tasks.scoring import Estimate, summarise
 from tasks.scoring.separation import auc_of, privacy_leakage
 from tasks.task import Sample
+from tasks.tofu import ABILITIES
 
 TABLES = ("forget_membership", "holdout_membership")
 MIN_K = "mia_min_k"
@@ -19,17 +20,6 @@ AUCS = {
     "mia_reference": ("auc_reference", "the log does not say which reference model its scores compare with"),
 }
 """AUCs of scores that the log gives: our metric's name, and what is to be known of the scores."""
-
-UTILITY = (
-    "retain_qa",
-    "retain_qa_generated",
-    "retain_paraphrase",
-    "real_authors_choice",
-    "real_authors_generated",
-    "world_facts_choice",
-    "world_facts_generated",
-)
-"""Probes that model utility is made of, in its order."""
 
 NO_LOG = "no log of the retrained model. Name one with --retrained"
 HALF = "theirs takes 0.5 for the retrained model's AUC without a log of it"
@@ -73,10 +63,10 @@ def forget_quality(model: Model, retrained: Model | None, key: str) -> Line:
 def model_utility(model: Model, retrained: Model | None, key: str) -> Line:
     """Harmonic mean of nine numbers about what is to be kept."""
     metric = "model_utility_geometric"
-    tables = [model.probe(name) for name in UTILITY]
+    tables = [model.probe(name) for name in ABILITIES]
     ours = summarise(metric, tables)
     variants = (Variant(published.model_utility(tables), EPSILONS),) if all(tables) else ()
-    lacking = [name for name, table in zip(UTILITY, tables, strict=True) if not table]
+    lacking = [name for name, table in zip(ABILITIES, tables, strict=True) if not table]
     if lacking:
         ours = Estimate.null(f"the log has nothing for {', '.join(lacking)}")
     return Line(key, key, metric, model.log.published[key], ours, variants)
