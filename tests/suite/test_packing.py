@@ -196,3 +196,13 @@ def test_a_way_is_trusted_as_far_as_it_was_compared():
     assert not fresh.sound
     with pytest.raises(torch.OutOfMemoryError):
         Shortcut().refused(torch.OutOfMemoryError("full"))
+
+
+def test_a_wrecked_model_does_not_decide_how_the_next_is_asked():
+    """Equal rows must not depend on which checkpoint an engine saw before."""
+    shortcut = Shortcut()
+    assert shortcut.compare([float("nan")], [float("nan")], 5, torch.float32)
+    assert (shortcut.sound, shortcut.checked) == (True, 0)
+    assert shortcut.compare([-20_000.001], [-20_000.0], 5, torch.float32)  # a rounding of so large a number
+    assert not shortcut.compare([-2.01], [-2.0], 5, torch.float32)
+    assert not Shortcut().compare([float("nan")], [-2.0], 5, torch.float32)
