@@ -1,87 +1,110 @@
 """Numbers computed again from what the models did: any number of samples, with the metrics' one and only definitions.
 
 Files are read a batch of rows at a time, every row goes through the functions of `tasks.scoring`, and of what comes out
-eight bytes a number are kept until the mean. Generated text costs far more than the rest, so it goes to other processes
-once there is much of it.
+eight bytes a number are kept until the mean. Many rows are cut into stretches, each of which one process reads and
+scores. Stretches are put together as batches are: a later part adds those of its items that are new.
 """
 
 from __future__ import annotations
 
-import math
+import gc
 import os
+import sys
 from array import array
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import compress, islice
 from multiprocessing import get_context
 from pathlib import Path
 
 from leaderboard.files import BoardError
-from leaderboard.samples import read_samples
+from leaderboard.samples import count_rows, read_samples
 from tasks.scoring import METRICS, Estimate
 from tasks.scoring.estimate import mean
 from tasks.scoring.tables import lacking
-from tasks.task import ProbeKind, Sample
+from tasks.task import Sample
 
-ALONE = 5000
-"""Generated texts up to which no other process is started: it takes seconds to start and these take one."""
-CHUNK = 256
-"""Generated texts scored at a time."""
-AHEAD = 4
-"""Chunks that lie ready for each process."""
+SHARE = 100_000
+"""Rows that are worth a process: four seconds of work, where it takes one or two to start."""
+STRETCHES = 4
+"""Stretches per process, so that all end at about the same time. Each reads over half a row group on average."""
+BATCH = 1024
+"""Rows that go through one metric after another: few enough that metrics remember what they have in common."""
 WRONG = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
 """What a metric raises where a row's columns do not fit together: lengths that differ, a text that is not there."""
 
-_Values = list[list[float | None]]
+_Key = tuple[str, str]
+"""Samples id and probe."""
+_MetricsOf = dict[str, Sequence[str]]
+_Stretch = tuple[Path, int, int]
+"""A file, its first row, and the row after its last."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """A generated text to be scored: whose it is, where it was read, and its place among all of them."""
-
-    group: _Group
-    sample: Sample
-    where: str
-    place: int
-
-
-class _Group:
-    """What is known of one probe of one evaluation: a column of numbers per metric, or why there is none.
+@dataclass(slots=True)
+class _Table:
+    """Some rows of one probe of one evaluation: each item once, and a column of numbers per metric.
 
     Attributes:
-        here: metrics that are computed in this process.
-        texts: metrics of generated text.
+        items: in the order of the rows.
+        numbers: by metric, in the same order; 0 where there is none.
+        lacking: by metric the items that lack what it reads, in the same order.
+        broken: items that cannot be scored: their row and what is wrong.
     """
 
-    def __init__(self, metrics: Sequence[str]) -> None:
-        self.numbers = {name: array("d") for name in metrics}
-        self.reasons: dict[str, tuple[int, Sample]] = {}
-        self.texts = tuple(name for name in metrics if METRICS[name].kind is ProbeKind.GENERATE)
-        here = [name for name in metrics if name not in self.texts]
-        self.here = [(name, METRICS[name].of, self.numbers[name].append) for name in here]
+    items: dict[str, None]
+    numbers: dict[str, array[float]]
+    lacking: dict[str, list[str]]
+    broken: dict[str, tuple[int, str]]
 
-    def measure(self, sample: Sample) -> None:
-        for name, of, append in self.here:
-            value = of(sample)
-            if value is None:
-                self.reasons.setdefault(name, (0, sample))
-            else:
-                append(value)
+    @classmethod
+    def empty(cls, metrics: Iterable[str]) -> _Table:
+        return cls({}, {name: array("d") for name in metrics}, {name: [] for name in metrics}, {})
 
-    def add(self, text: _Text, values: Sequence[float | None]) -> None:
-        """The numbers of `texts`. They come in any order, but the reason is the first text's that has none."""
-        for name, value in zip(self.texts, values, strict=True):
-            if value is not None:
-                self.numbers[name].append(value)
-            elif name not in self.reasons or text.place < self.reasons[name][0]:
-                self.reasons[name] = (text.place, text.sample)
+    def measure(self, path: Path, rows: Mapping[str, tuple[int, Sample]]) -> None:
+        """Fills an empty table with rows of a file, by item."""
+        self.items = dict.fromkeys(rows)
+        for name, numbers in self.numbers.items():
+            of = METRICS[name].of
+            try:
+                numbers.extend([of(sample) for _, sample in rows.values()])
+            except WRONG:  # of a None among them as well; row by row is slower and tells which
+                del numbers[:]
+                numbers.extend(self._number(name, f"{path}: row {row}", row, sample) for row, sample in rows.values())
+
+    def _number(self, name: str, where: str, row: int, sample: Sample) -> float:
+        try:
+            value = METRICS[name].of(sample)
+        except WRONG as error:
+            what = f"item {sample.item} cannot be scored ({type(error).__name__}: {error})"
+            what = f"{where}: {what}. What to do: measure it again; its columns do not fit together"
+            self.broken.setdefault(sample.item, (row, what))
+            return 0.0
+        if value is None:
+            self.lacking[name].append(sample.item)
+            return 0.0
+        return value
+
+    def add(self, later: _Table) -> list[tuple[int, str]]:
+        """Adds the items that are new, which are the rows that count; what is wrong with those that are broken."""
+        new = [item not in self.items for item in later.items]
+        for name, numbers in self.numbers.items():
+            numbers.extend(compress(later.numbers[name], new))
+            self.lacking[name] += [item for item in later.lacking[name] if item not in self.items]
+        broken = {item: wrong for item, wrong in later.broken.items() if item not in self.items}
+        self.broken |= broken
+        self.items |= later.items
+        return list(broken.values())
 
     def estimate(self, name: str) -> Estimate:
-        if name in self.reasons:
-            return Estimate.null(str(lacking(self.reasons[name][1], name)))
+        if self.lacking[name]:
+            return Estimate.null(str(lacking(Sample(self.lacking[name][0], ""), name)))
         return mean(self.numbers[name])
+
+
+_Tables = dict[_Key, _Table]
 
 
 def rescore(
@@ -94,7 +117,7 @@ def rescore(
     Args:
         files: Parquet files of the table `samples`. Of several rows with one key the first counts.
         metrics_of: names in `tasks.scoring.METRICS` by probe. Rows of other probes are passed over.
-        processes: for generated text; the number of cores by default, 1 for this process alone.
+        processes: at most so many, the number of cores by default; 1 for this process alone. Few rows need no more.
 
     Raises:
         KeyError: no such metric.
@@ -102,101 +125,59 @@ def rescore(
     """
     if unknown := {name for names in metrics_of.values() for name in names} - METRICS.keys():
         raise KeyError(min(unknown))
-    groups: dict[tuple[str, str], _Group] = {}
-    seen: set[int] = set()
-    with ExitStack() as stack:
-        texts = _Texts(processes or os.cpu_count() or 1, stack)
-        for path in map(Path, files):
-            for row, key, sample in read_samples(path, list(metrics_of)):
-                name = hash((key, sample.item))  # 64 bits: two of a million rows agree in one run of 10^7
-                if name in seen:
-                    continue
-                seen.add(name)
-                group = groups.get(key)
-                if group is None:
-                    group = groups[key] = _Group(metrics_of[key[1]])
-                try:
-                    group.measure(sample)
-                except WRONG as error:
-                    raise _unusable(f"{path}: row {row}", sample, error) from None
-                if group.texts:
-                    texts.add(group, sample, f"{path}: row {row}")
-        texts.finish()
-    return {
-        (samples, probe, metric): group.estimate(metric)
-        for (samples, probe), group in groups.items()
-        for metric in metrics_of[probe]
-    }
+    tables: _Tables = {}
+    for part in _parts([Path(path) for path in files], dict(metrics_of), processes or os.cpu_count() or 1):
+        if broken := _add(tables, part):
+            raise BoardError(min(broken)[1])
+    return {(*key, metric): table.estimate(metric) for key, table in tables.items() for metric in metrics_of[key[1]]}
 
 
-class _Texts:
-    """Scores generated texts: here, and in other processes as well once there are many.
-
-    While the others have enough to do (they take seconds to start), this process scores a chunk itself.
-    """
-
-    def __init__(self, processes: int, stack: ExitStack) -> None:
-        self.others, self.stack = processes - 1, stack
-        self.alone = ALONE if self.others else math.inf
-        self.pool: ProcessPoolExecutor | None = None
-        self.place = 0
-        self.chunk: list[_Text] = []
-        self.waiting: deque[tuple[list[_Text], Future[_Values]]] = deque()
-
-    def add(self, group: _Group, sample: Sample, where: str) -> None:
-        self.chunk.append(_Text(group, sample, where, self.place))
-        self.place += 1
-        if len(self.chunk) == CHUNK:
-            self._pass_on()
-
-    def finish(self) -> None:
-        self._pass_on()
-        while self.waiting:
-            self._receive()
-
-    def _pass_on(self) -> None:
-        chunk, self.chunk = self.chunk, []
-        while self.waiting and self.waiting[0][1].done():
-            self._receive()
-        if self.place <= self.alone or len(self.waiting) >= AHEAD * self.others:
-            _keep(chunk, _scored([_question(text) for text in chunk]))
-            return
-        if self.pool is None:
-            # spawn: a fork of a process with threads (Arrow has some) may hang
-            pool = ProcessPoolExecutor(self.others, mp_context=get_context("spawn"))
-            self.pool = self.stack.enter_context(pool)
-        self.waiting.append((chunk, self.pool.submit(_scored, [_question(text) for text in chunk])))
-
-    def _receive(self) -> None:
-        chunk, future = self.waiting.popleft()
-        _keep(chunk, future.result())
+def _parts(paths: Sequence[Path], metrics_of: _MetricsOf, processes: int) -> Iterator[_Tables]:
+    """The tables of the files' rows, part by part, in the order of the rows."""
+    counts = [count_rows(path) for path in paths]
+    processes = min(processes, sum(counts) // SHARE)
+    if processes <= 1:
+        for path, count in zip(paths, counts, strict=True):
+            yield from _batches(metrics_of, (path, 0, count))
+        return
+    size = -(-sum(counts) // (STRETCHES * processes))
+    stretches = [
+        (path, start, min(start + size, count))
+        for path, count in zip(paths, counts, strict=True)
+        for start in range(0, count, size)
+    ]
+    # spawn: a fork of a process with threads (Arrow has some) may hang. Nothing here makes cycles, and looking for
+    # them among so many tuples takes a tenth of the time.
+    with ProcessPoolExecutor(processes, get_context("spawn"), gc.disable) as pool:
+        yield from pool.map(partial(_scored, metrics_of), stretches)
 
 
-_Question = tuple[tuple[str, ...], str, str, str | None, str]
+def _scored(metrics_of: _MetricsOf, stretch: _Stretch) -> _Tables:
+    tables: _Tables = {}
+    for part in _batches(metrics_of, stretch):
+        _add(tables, part)
+    return tables
 
 
-def _question(text: _Text) -> _Question:
-    # Texts instead of the sample: a tenth of the work to send.
-    return text.group.texts, text.sample.item, text.sample.reference, text.sample.generated, text.where
+def _batches(metrics_of: _MetricsOf, stretch: _Stretch) -> Iterator[_Tables]:
+    path, start, stop = stretch
+    rows = read_samples(path, list(metrics_of), start, stop)
+    while batch := list(islice(rows, BATCH)):
+        found: dict[_Key, dict[str, tuple[int, Sample]]] = defaultdict(dict)
+        for row, key, sample in batch:
+            # interned: all evaluations of a board are about the same items, which are kept and sent once
+            found[key].setdefault(sys.intern(sample.item), (row, sample))
+        tables = {key: _Table.empty(metrics_of[key[1]]) for key in found}
+        for key, table in tables.items():
+            table.measure(path, found[key])
+        yield tables
 
 
-def _keep(chunk: Sequence[_Text], values: _Values) -> None:
-    for text, numbers in zip(chunk, values, strict=True):
-        text.group.add(text, numbers)
-
-
-def _scored(questions: Sequence[_Question]) -> _Values:
-    """The metrics of each text; runs in any process."""
-    found: _Values = []
-    for names, item, reference, generated, where in questions:
-        sample = Sample(item, reference, generated)
-        try:
-            found.append([METRICS[name].of(sample) for name in names])
-        except WRONG as error:
-            raise _unusable(where, sample, error) from None
-    return found
-
-
-def _unusable(where: str, sample: Sample, error: Exception) -> BoardError:
-    what = f"item {sample.item} cannot be scored ({type(error).__name__}: {error})"
-    return BoardError(f"{where}: {what}. What to do: measure it again; its columns do not fit together")
+def _add(tables: _Tables, part: _Tables) -> list[tuple[int, str]]:
+    """Adds each table's new items; the rows among them that cannot be scored, and what is wrong with them."""
+    broken: list[tuple[int, str]] = []
+    for key, table in part.items():
+        if key not in tables:
+            tables[key] = _Table.empty(table.numbers)
+        broken += tables[key].add(table)
+    return broken

@@ -32,8 +32,8 @@ class Shortcut:
 
         Two orders of summation move log-probabilities of a 135M Llama by 4e-5 in fp32 and by 0.5 in bf16 (a logit
         between 16 and 32 is rounded to 1/8 there), wrong positions or a wrong mask by 8 or more in either. The bounds
-        are 1e-3, and 128 roundings of 1 where that is more: 1.0 in bf16; in proportion for numbers beyond 16, as a model
-        that was wrecked gives them. One whose numbers are not finite decides nothing, for itself or for the next.
+        are 1e-3, and 128 roundings of 1 where that is more: 1.0 in bf16; in proportion for numbers beyond 16, as a
+        wrecked model gives them. One whose numbers are not finite decides nothing, for itself or for the next.
         """
         if not all(map(math.isfinite, plain)):
             return True

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from leaderboard import rescoring, samples, schema
 from leaderboard.files import BoardError
 from leaderboard.rescoring import rescore
-from leaderboard.samples import read_samples
-from tasks.scoring import METRICS, score
+from leaderboard.samples import count_rows, read_samples
+from tasks.scoring import METRICS, Estimate, score
 from tasks.task import ProbeKind, Sample
 
 METRICS_OF = {kind.value: [name for name, metric in METRICS.items() if metric.kind is kind] for kind in ProbeKind}
@@ -95,26 +95,79 @@ def test_samples_are_read_back_as_they_were_written(tmp_path, monkeypatch, table
     monkeypatch.setattr(samples, "ROWS", rows)
     path = write(tmp_path / "samples.parquet", tables)
     read: dict[tuple[str, str], list[Sample]] = {key: [] for key in tables}
-    for _, key, sample in read_samples(path, list(METRICS_OF)):
+    for _, key, sample in read_samples(path, list(METRICS_OF), 0, count_rows(path)):
         read[key].append(sample)
     assert read == {key: list(table) for key, table in tables.items()}
+
+
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 9), st.integers(0, 41), st.integers(0, 41))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_stretch_is_these_rows_wherever_batches_and_row_groups_end(
+    tmp_path, monkeypatch, n, rows, group, start, stop
+):
+    monkeypatch.setattr(samples, "ROWS", rows)
+    tables = [Sample(f"item{i}", "x", token_logprobs=(float(i),) * (i % 4), scalars=(("n", i),)) for i in range(n)]
+    path = write(tmp_path / "samples.parquet", {("a", "odd" if n % 3 else "even"): tables})
+    pq.write_table(pq.read_table(path), path, row_group_size=group)
+    found = list(read_samples(path, ["odd"], start, stop))
+    assert found == [(i, ("a", "odd"), tables[i]) for i in range(start, min(stop, n)) if n % 3]
 
 
 def said(n: int, start: int = 0) -> list[Sample]:
     return [Sample(f"item{i}", f"one two {i % 7}", generated=f"one {i % 5} two") for i in range(start, start + n)]
 
 
-def test_generated_text_scored_by_other_processes_gives_the_same_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(rescoring, "ALONE", 10)
-    monkeypatch.setattr(rescoring, "CHUNK", 16)
-    tables = {("first", "generate"): said(90), ("second", "generate"): said(60)}
-    tables["third", "generate"] = [*said(3), Sample("silent", "one two")]
-    metrics_of = {"generate": ["rougeL_f1", "repetition"]}
-    path = write(tmp_path / "samples.parquet", tables)
-    found = rescore([path], metrics_of, processes=2)
-    assert found == rescore([path], metrics_of, processes=1)
-    assert found == {(key, p, m): score(m, table) for (key, p), table in tables.items() for m in metrics_of[p]}
-    assert found["third", "generate", "rougeL_f1"].reason == "sample silent lacks what rougeL_f1 reads"
+@pytest.fixture
+def small(monkeypatch):
+    """Stretches and batches of a few rows, so that a few dozen are worth other processes."""
+    monkeypatch.setattr(rescoring, "SHARE", 10)
+    monkeypatch.setattr(rescoring, "BATCH", 4)
+
+
+def counted(files: Sequence[Path], metrics_of: Mapping[str, Sequence[str]]) -> dict[tuple[str, str, str], Estimate]:
+    """The first row of each key, the whole table in memory, through `score`."""
+    first: dict[tuple[str, str], dict[str, Sample]] = {}
+    for path in files:
+        for _, key, sample in read_samples(path, list(metrics_of), 0, count_rows(path)):
+            first.setdefault(key, {}).setdefault(sample.item, sample)
+    return {(*key, m): score(m, table.values()) for key, table in first.items() for m in metrics_of[key[1]]}
+
+
+def several(folder: Path) -> list[Path]:
+    """Two evaluations in three files of several row groups: rows again with other numbers, and rows that lack some."""
+    said_again = [replace(s, generated="something else") for s in said(30)]
+    mute = [replace(s, generated=None) for s in said(20, 55)]
+    logprobs = [Sample(f"item{i}", "x", token_logprobs=(-0.1 * i, -1 / (i + 1))) for i in range(60)]
+    normed = [replace(s, scalars=(("gradient_norm", s.token_logprobs[0]),)) for s in logprobs]
+    tables = [
+        {("a", "generate"): said(40), ("a", "logprob"): [*normed[:20], *logprobs[:30]]},
+        {("a", "generate"): [*said_again, *said(20, 35)], ("b", "logprob"): [*normed[:37], logprobs[38], logprobs[37]]},
+        {("a", "generate"): mute, ("b", "generate"): [*said(3), *mute, *said_again], ("b", "logprob"): logprobs},
+    ]
+    paths = [write(folder / f"{i}.parquet", table) for i, table in enumerate(tables)]
+    pq.write_table(pq.read_table(paths[1]), paths[1], row_group_size=7)
+    return paths
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_any_number_of_processes_gives_the_same_numbers_and_the_same_reasons(tmp_path, small, processes):
+    paths, metrics_of = several(tmp_path), {k: METRICS_OF[k] for k in ("generate", "logprob")}
+    found = rescore(paths, metrics_of, processes)
+    assert found == counted(paths, metrics_of)
+    assert found["a", "generate", "repetition"].reason == "sample item55 lacks what repetition reads"
+    assert found["a", "logprob", "gradient_norm"].reason == "sample item20 lacks what gradient_norm reads"
+    assert found["b", "logprob", "gradient_norm"].reason == "sample item38 lacks what gradient_norm reads"
+    assert found["a", "logprob", "loss"].n == 30
+
+
+def test_a_row_that_lacks_something_does_not_count_where_an_earlier_one_has_it(tmp_path, small):
+    whole, mute = said(30), [replace(s, generated=None) for s in said(30)]
+    paths = [write(tmp_path / f"{i}.parquet", {("a", "generate"): table}) for i, table in enumerate((whole, mute))]
+    for processes in (1, 2):
+        found = rescore(paths, {"generate": ["rougeL_f1"]}, processes)
+        assert found == {("a", "generate", "rougeL_f1"): score("rougeL_f1", whole)}
+        found = rescore(paths[::-1], {"generate": ["rougeL_f1"]}, processes)
+        assert found["a", "generate", "rougeL_f1"].reason == "sample item0 lacks what rougeL_f1 reads"
 
 
 def test_an_evaluation_may_be_spread_over_files_and_a_row_counts_once(tmp_path):
@@ -158,14 +211,18 @@ def test_a_row_whose_columns_do_not_fit_is_named(tmp_path, monkeypatch, broken, 
         rescore([path], {"p": [metric]})
 
 
-def test_a_text_that_cannot_be_scored_elsewhere_is_named_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(rescoring, "ALONE", 0)
-    path = write(tmp_path / "s.parquet", {("a", "p"): said(3)})
-    table = pq.read_table(path)
-    nameless = table.set_column(table.schema.get_field_index("reference"), "reference", pa.array([None] * 3, "string"))
-    pq.write_table(nameless, path)
-    with pytest.raises(BoardError, match=r"row 0: item item0 cannot be scored"):
-        rescore([path], {"p": ["rougeL_recall"]}, processes=2)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_first_row_that_counts_and_cannot_be_scored_is_named_by_any_process(tmp_path, small, processes):
+    fine = [Sample(f"item{i}", "x", token_logprobs=(-1.0,)) for i in range(30)]
+    bad = [replace(s, token_logprobs=(None,)) for s in fine]
+    first = write(tmp_path / "0.parquet", {("a", "p"): fine[:20]})
+    tables = {("b", "p"): fine[:15], ("a", "p"): [*bad[10:25], fine[25]], ("b", "q"): bad}
+    second = write(tmp_path / "1.parquet", tables)
+    with pytest.raises(BoardError, match=r"1\.parquet: row 25: item item20 cannot be scored"):
+        rescore([first, second], {"p": ["loss"], "q": ["loss"]}, processes)
+    only_again = write(tmp_path / "2.parquet", {("a", "p"): bad[:20]})
+    found = rescore([first, only_again], {"p": ["loss"]}, processes)
+    assert found["a", "p", "loss"] == score("loss", fine[:20])
 
 
 def test_files_that_are_not_samples_are_refused(tmp_path):
