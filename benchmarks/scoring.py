@@ -1,8 +1,9 @@
-"""How fast samples become numbers again: a million of them through all metrics of their kind, and ROUGE over the cores.
+"""How fast samples become numbers again: a million of them through all metrics of their kind, and ROUGE of texts.
 
     python benchmarks/scoring.py [--rows N] [--texts N] [--processes N] [--repeats N] [--json FILE]
 
-Each part runs in a process of its own, so that a peak of memory is that part's. Nothing here imports torch.
+Each part runs in one process and on all cores, in a fresh process of its own, so that a peak of memory is that part's.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -106,18 +107,18 @@ def write(path: Path, rows: int, kinds: dict[str, Callable[[int, int], dict[str,
                 file.write_table(table.cast(wanted))
 
 
-def rescored(path: Path, metrics_of: dict[str, list[str]], processes: int) -> dict[str, float]:
-    """Seconds on the clock and of this process's work, and its peak resident memory, in GiB."""
-    started, busy = time.perf_counter(), time.process_time()
+def rescored(path: Path, metrics_of: dict[str, list[str]], processes: int) -> tuple[float, float]:
+    """Seconds on the clock, and peak resident memory of all processes, in GiB: no less than their sum at any time."""
+    started = time.perf_counter()
     numbers = rescoring.rescore([path], metrics_of, processes)
-    seconds, busy = time.perf_counter() - started, time.process_time() - busy
+    seconds = time.perf_counter() - started
     assert numbers and all(estimate.known for estimate in numbers.values())
     assert "torch" not in sys.modules
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": seconds, "cpu_seconds": busy, "peak_gib": peak}
+    own, largest_other = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return seconds, (own + processes * largest_other) / 2**20
 
 
-def apart(*args: Any) -> dict[str, float]:
+def apart(*args: Any) -> tuple[float, float]:
     """`rescored` in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(rescored, *args).result()
@@ -138,33 +139,41 @@ def cores(processes: int, steps: int = 5_000_000) -> float:
     return processes * (middle - started) / (time.perf_counter() - middle)
 
 
+def part(
+    name: str, path: Path, metrics_of: dict[str, list[str]], rows: int, args: argparse.Namespace
+) -> dict[str, float]:
+    """Medians in one process and on all cores, by turns: what else the machine does hits both."""
+    alone, together = zip(
+        *((apart(path, metrics_of, 1), apart(path, metrics_of, args.processes)) for _ in range(args.repeats)),
+        strict=True,
+    )
+    figures = {f"{name}_ratio": statistics.median(one[0] / all_[0] for one, all_ in zip(alone, together, strict=True))}
+    for processes, runs in ((1, alone), (args.processes, together)):
+        seconds, peaks = zip(*runs, strict=True)
+        figures |= {
+            f"{name}_seconds_{processes}": statistics.median(seconds),
+            f"{name}_rows_per_second_{processes}": rows / statistics.median(seconds),
+            f"{name}_peak_gib_{processes}": max(peaks),
+        }
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="log-probability and choice samples, half and half")
-    parser.add_argument("--texts", type=int, default=100_000, help="generated samples")
+    parser.add_argument("--texts", type=int, default=200_000, help="generated samples: ROUGE-L recall and F1")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--repeats", type=int, default=3, help="of ROUGE: medians are printed")
+    parser.add_argument("--repeats", type=int, default=3, help="medians are printed, of memory the highest peak")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
+    figures: dict[str, float] = {"rows": args.rows, "texts": args.texts}
     with tempfile.TemporaryDirectory() as folder:
         mixed, said = Path(folder) / "mixed.parquet", Path(folder) / "said.parquet"
         write(mixed, args.rows, {"logprob": logprob, "choice": choice})
         write(said, args.texts, {"generate": generate})
-        numbers = apart(mixed, {kind: METRICS_OF[kind] for kind in ("logprob", "choice")}, 1)
-        rouge = {"generate": ["rougeL_recall", "rougeL_f1"]}
-        pairs = [[apart(said, rouge, n)["seconds"] for n in (1, args.processes)] for _ in range(args.repeats)]
-        bounds = [cores(args.processes) for _ in range(args.repeats)]
-    one, many = (statistics.median(column) for column in zip(*pairs, strict=True))
-    figures = {
-        "rows": args.rows,
-        **numbers,
-        "rows_per_second": args.rows / numbers["seconds"],
-        "texts": args.texts,
-        "rouge_per_second_1": 2 * args.texts / one,
-        f"rouge_per_second_{args.processes}": 2 * args.texts / many,
-        "rouge_ratio": statistics.median(alone / together for alone, together in pairs),
-        "rouge_ratio_bound": statistics.median(bounds),
-    }
+        figures |= part("rows", mixed, {kind: METRICS_OF[kind] for kind in ("logprob", "choice")}, args.rows, args)
+        figures |= part("texts", said, {"generate": ["rougeL_recall", "rougeL_f1"]}, args.texts, args)
+    figures["ratio_bound"] = statistics.median(cores(args.processes) for _ in range(args.repeats))
     for name, figure in figures.items():
         print(f"{name:24} {figure:,.2f}" if isinstance(figure, float) else f"{name:24} {figure:,}")
     if args.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ StoreDir = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 STORE = Path("store")
+
+_NUMBER = re.compile(r"(null|–|[-+±\d.,e ]*)")
 
 
 def read_plan(spec: Path, overrides: Sequence[str] | None, extra: dict[str, Any] | None = None) -> Plan:
@@ -70,12 +73,13 @@ def console(stderr: bool = False) -> Console:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table on standard output; numbers (all but the first column) to the right."""
+    """A plain table on standard output; columns of numbers to the right."""
     from rich.table import Table
 
     view = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(columns):
-        view.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        numbers = index > 0 and all(_NUMBER.fullmatch(row[index]) for row in rows)
+        view.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         view.add_row(*row)
     console().print(view)

@@ -47,11 +47,13 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
                 for name, extra in EXTRAS.items()
             ]
         case Axis.METRICS:
-            from tasks.scoring import METRICS
+            from tasks.scoring import METRICS, SUMMARIES
 
+            read = {m.name: str(m.kind) for m in METRICS.values()}
+            read |= {m.name: f"summary beside {m.against}" if m.against else "summary" for m in SUMMARIES.values()}
             return [
-                {"name": m.name, "probe": str(m.kind), "more knowledge": "up" if m.up else "down", "source": m.source}
-                for m in METRICS.values()
+                {"name": m.name, "probe": read[m.name], "more knowledge": "up" if m.up else "down", "source": m.source}
+                for m in (*METRICS.values(), *SUMMARIES.values())
             ]
         case Axis.OPTIMIZERS:
             from suite.optimizers import OPTIMIZERS

@@ -124,50 +124,40 @@ def small(monkeypatch):
     monkeypatch.setattr(rescoring, "BATCH", 4)
 
 
-def counted(files: Sequence[Path], metrics_of: Mapping[str, Sequence[str]]) -> dict[tuple[str, str, str], Estimate]:
-    """The first row of each key, the whole table in memory, through `score`."""
+def counted(files: Sequence[Tables], metrics_of: Mapping[str, Sequence[str]]) -> dict[tuple[str, str, str], Estimate]:
+    """The first sample of each key, all in memory, through `score`."""
     first: dict[tuple[str, str], dict[str, Sample]] = {}
-    for path in files:
-        for _, key, sample in read_samples(path, list(metrics_of), 0, count_rows(path)):
-            first.setdefault(key, {}).setdefault(sample.item, sample)
+    for tables in files:
+        for key, table in tables.items():
+            for sample in table:
+                first.setdefault(key, {}).setdefault(sample.item, sample)
     return {(*key, m): score(m, table.values()) for key, table in first.items() for m in metrics_of[key[1]]}
 
 
-def several(folder: Path) -> list[Path]:
-    """Two evaluations in three files of several row groups: rows again with other numbers, and rows that lack some."""
+def several() -> list[Tables]:
+    """Two evaluations in three files: rows again with other numbers, and rows that lack some, also of earlier items."""
     said_again = [replace(s, generated="something else") for s in said(30)]
     mute = [replace(s, generated=None) for s in said(20, 55)]
     logprobs = [Sample(f"item{i}", "x", token_logprobs=(-0.1 * i, -1 / (i + 1))) for i in range(60)]
     normed = [replace(s, scalars=(("gradient_norm", s.token_logprobs[0]),)) for s in logprobs]
-    tables = [
+    return [
         {("a", "generate"): said(40), ("a", "logprob"): [*normed[:20], *logprobs[:30]]},
         {("a", "generate"): [*said_again, *said(20, 35)], ("b", "logprob"): [*normed[:37], logprobs[38], logprobs[37]]},
         {("a", "generate"): mute, ("b", "generate"): [*said(3), *mute, *said_again], ("b", "logprob"): logprobs},
     ]
-    paths = [write(folder / f"{i}.parquet", table) for i, table in enumerate(tables)]
-    pq.write_table(pq.read_table(paths[1]), paths[1], row_group_size=7)
-    return paths
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_any_number_of_processes_gives_the_same_numbers_and_the_same_reasons(tmp_path, small, processes):
-    paths, metrics_of = several(tmp_path), {k: METRICS_OF[k] for k in ("generate", "logprob")}
+    metrics_of = {"generate": ["rougeL_f1", "repetition"], "logprob": METRICS_OF["logprob"]}
+    paths = [write(tmp_path / f"{i}.parquet", tables) for i, tables in enumerate(several())]
+    pq.write_table(pq.read_table(paths[1]), paths[1], row_group_size=7)
     found = rescore(paths, metrics_of, processes)
-    assert found == counted(paths, metrics_of)
+    assert found == counted(several(), metrics_of)
     assert found["a", "generate", "repetition"].reason == "sample item55 lacks what repetition reads"
     assert found["a", "logprob", "gradient_norm"].reason == "sample item20 lacks what gradient_norm reads"
     assert found["b", "logprob", "gradient_norm"].reason == "sample item38 lacks what gradient_norm reads"
     assert found["a", "logprob", "loss"].n == 30
-
-
-def test_a_row_that_lacks_something_does_not_count_where_an_earlier_one_has_it(tmp_path, small):
-    whole, mute = said(30), [replace(s, generated=None) for s in said(30)]
-    paths = [write(tmp_path / f"{i}.parquet", {("a", "generate"): table}) for i, table in enumerate((whole, mute))]
-    for processes in (1, 2):
-        found = rescore(paths, {"generate": ["rougeL_f1"]}, processes)
-        assert found == {("a", "generate", "rougeL_f1"): score("rougeL_f1", whole)}
-        found = rescore(paths[::-1], {"generate": ["rougeL_f1"]}, processes)
-        assert found["a", "generate", "rougeL_f1"].reason == "sample item0 lacks what rougeL_f1 reads"
 
 
 def test_an_evaluation_may_be_spread_over_files_and_a_row_counts_once(tmp_path):
@@ -218,11 +208,9 @@ def test_the_first_row_that_counts_and_cannot_be_scored_is_named_by_any_process(
     first = write(tmp_path / "0.parquet", {("a", "p"): fine[:20]})
     tables = {("b", "p"): fine[:15], ("a", "p"): [*bad[10:25], fine[25]], ("b", "q"): bad}
     second = write(tmp_path / "1.parquet", tables)
+    again = write(tmp_path / "2.parquet", {("a", "p"): bad[:20]})
     with pytest.raises(BoardError, match=r"1\.parquet: row 25: item item20 cannot be scored"):
-        rescore([first, second], {"p": ["loss"], "q": ["loss"]}, processes)
-    only_again = write(tmp_path / "2.parquet", {("a", "p"): bad[:20]})
-    found = rescore([first, only_again], {"p": ["loss"]}, processes)
-    assert found["a", "p", "loss"] == score("loss", fine[:20])
+        rescore([first, again, second], {"p": ["loss"], "q": ["loss"]}, processes)
 
 
 def test_files_that_are_not_samples_are_refused(tmp_path):
