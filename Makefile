@@ -42,6 +42,8 @@ test-all: lint
 bench: $(READY)
 	$(BIN)/python benchmarks/spine.py
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/optimizers.py
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/scoring.py
 
 clean:
 	rm -rf $(VENV) $(STORE) build dist *.egg-info
