@@ -29,6 +29,8 @@ from tasks.task import Sample
 
 SHARE = 100_000
 """Rows that are worth a process: four seconds of work, where it takes one or two to start."""
+MOST = 5
+"""Processes by default: each takes 0.3 GiB, and a million rows are to fit in 2 GiB on any machine."""
 STRETCHES = 4
 """Stretches per process, so that all end at about the same time. Each reads over half a row group on average."""
 BATCH = 1024
@@ -117,7 +119,7 @@ def rescore(
     Args:
         files: Parquet files of the table `samples`. Of several rows with one key the first counts.
         metrics_of: names in `tasks.scoring.METRICS` by probe. Rows of other probes are passed over.
-        processes: at most so many, the number of cores by default; 1 for this process alone. Few rows need no more.
+        processes: at most so many, by default one per core up to `MOST`; 1 for this process alone, as for few rows.
 
     Raises:
         KeyError: no such metric.
@@ -126,7 +128,7 @@ def rescore(
     if unknown := {name for names in metrics_of.values() for name in names} - METRICS.keys():
         raise KeyError(min(unknown))
     tables: _Tables = {}
-    for part in _parts([Path(path) for path in files], dict(metrics_of), processes or os.cpu_count() or 1):
+    for part in _parts([Path(path) for path in files], dict(metrics_of), processes or min(os.cpu_count() or 1, MOST)):
         if broken := _add(tables, part):
             raise BoardError(min(broken)[1])
     return {(*key, metric): table.estimate(metric) for key, table in tables.items() for metric in metrics_of[key[1]]}
