@@ -28,7 +28,7 @@ from tasks.scoring.tables import lacking
 from tasks.task import Sample
 
 SHARE = 100_000
-"""Rows that are worth a process: four seconds of work, where it takes one or two to start."""
+"""Rows that are worth a process: four seconds of work, where it takes up to three to start."""
 MOST = 5
 """Processes by default: each takes 0.3 GiB, and a million rows are to fit in 2 GiB on any machine."""
 STRETCHES = 4

@@ -139,7 +139,7 @@ def read_samples(path: Path, probes: Sequence[str]) -> dict[str, list[Sample]]:
     """
     found: dict[str, list[Sample]] = {probe: [] for probe in probes}
     try:
-        for _, (_, probe), sample in samples.read_samples(path, probes):
+        for _, (_, probe), sample in samples.read_samples(path, probes, 0, samples.count_rows(path)):
             found[probe].append(sample)
     except BoardError as error:
         raise StageError(f"{path}: damaged ({error}). Delete its manifest and run again") from None
