@@ -87,17 +87,23 @@ class Evaluator:
         self.engine, self.context, self.store, self.numeric = engine, context, store, numeric
 
     def run(self, evaluations: Sequence[Evaluation]) -> Iterator[Evaluated]:
-        """Each evaluation with its samples, in the order in which they are to be had."""
+        """Each evaluation with its samples, in the order in which they are to be had.
+
+        Subjects that are the same weights are asked once, and each gets the answers.
+        """
         inputs = [e.inputs(self.engine, self.context, self.numeric) for e in evaluations]
         keys = [StageStore.key(KIND, one) for one in inputs]
         by_key = dict(zip(keys, zip(evaluations, inputs, strict=True), strict=True))
+        same: dict[str, list[Evaluation]] = {}
+        for key, evaluation in zip(keys, evaluations, strict=True):
+            same.setdefault(key, []).append(evaluation)
         found: dict[str, Artifact] = {}
         for answer in self.engine.submit(self._jobs(by_key, found)):
-            evaluation, one = by_key[answer.key]
+            _, one = by_key[answer.key]
             artifact = self.store.run(KIND, one, lambda folder, a=answer: write_samples(folder, a.key, a.samples))
-            yield Evaluated(evaluation, artifact)
+            yield from (Evaluated(evaluation, artifact) for evaluation in same[answer.key])
         for key, artifact in found.items():
-            yield Evaluated(by_key[key][0], artifact)
+            yield from (Evaluated(evaluation, artifact) for evaluation in same[key])
 
     def _jobs(self, by_key: Mapping[str, tuple[Evaluation, Any]], found: dict[str, Artifact]) -> Iterator[Job]:
         """What is missing, attack by attack, while nobody else is at work on it; what is not goes into `found`."""

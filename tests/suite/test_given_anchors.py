@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from small import SMALL
@@ -164,3 +165,20 @@ def test_a_task_anchored_by_chance_trains_no_retrained_model(store):
     assert both.retrained is None
     assert list(both.subjects) == ["target"]
     assert both.id != anchors(trial(SMALL), replace(task, anchored=Zero.RETRAINED), store.stages, RuntimeSpec()).id
+
+
+def test_a_checkpoint_beside_itself_has_nothing_to_compare(store, trained, monkeypatch):
+    """One checkpoint under three names is asked once, and every number that compares says that they are the same."""
+    monkeypatch.setenv("REGRADE_DATA", str(Path(__file__).parents[2] / "configs"))
+    path = str(trained.target.checkpoint.path)
+    rows = measure_checkpoint(
+        path,
+        "custom/lighthouses",
+        parse(ModelSpec, BARE),
+        store.stages,
+        anchors={"target": path, "retrained": path},
+        measure=MeasureSpec(limit=2),
+    )
+    assert len(store.stages.computed["samples"]) == 1
+    values = {r["metric"]: r["value"] for r in rows if r["probe"] == "membership"}
+    assert (values["auc_reference"], values["privleak_min_k_40"]) in ((0.5, 0.0), (0.5, None))
