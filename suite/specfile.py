@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,7 @@ from typing import Any
 import yaml
 
 from suite.settings import SpecError
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose 1e-3 is a number, as everybody expects; YAML 1.1 takes it for text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+from tasks import plain_yaml
 
 
 def load_file(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -30,7 +19,7 @@ def load_file(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         SpecError: no such file, not YAML, not a mapping, or an override that cannot be applied.
     """
     try:
-        data = yaml.load(path.read_text(), Loader=_Loader)
+        data = plain_yaml.load(path.read_text())
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -54,7 +43,7 @@ def split_override(text: str) -> tuple[str, Any]:
 def parse_value(text: str) -> Any:
     """A value of the command line, read as in a file."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return plain_yaml.load(text)
     except yaml.YAMLError:
         return text
 

@@ -20,6 +20,7 @@ from tasks.files import VARIABLE, Row, as_text, mirror, nearest, rows_digest
 from tasks.registry import Family
 from tasks.rows import alternate
 from tasks.task import (
+    AttackSet,
     AttackSettings,
     Example,
     Headline,
@@ -226,12 +227,21 @@ def _attacks(seed: int) -> tuple[AttackSettings, ...]:
 ATTACKS = {"custom-1": {split: _attacks(seed) for seed, split in enumerate(Split, start=1)}}
 
 
+def _attack_sets(name: str) -> Mapping[str, AttackSet]:
+    """The official attacks that the task's head names, else `custom-1`."""
+    folder = mirror(f"{FOLDER}/{name}", name)
+    own = read_head(folder / NAME).attacks if folder else None
+    if own is None:
+        return ATTACKS
+    return {f"{name}-1": {split: ({"name": "none"}, *getattr(own, split)) for split in Split}}
+
+
 def entry(name: str) -> TaskEntry:
     return TaskEntry(
         name=f"{FOLDER}/{name}",
         summary=f"the task in the folder {FOLDER}/{name} under {VARIABLE}",
         build=partial(build, name),
-        attack_sets=ATTACKS,
+        attack_sets=_attack_sets(name),
     )
 
 

@@ -12,6 +12,9 @@ knowledge:                    # forget headlines, and below, retain headlines
   - {probe: forget_choice, metric: accuracy, chance: 0.25}
 utility:
   - {probe: retain_qa, metric: probability}
+attacks:                      # the official set; `none` is always in it
+  dev: [{name: relearn, samples: 4, steps: 8, lr: 5e-4, seed: 1}]
+  test: [{name: relearn, samples: 4, steps: 8, lr: 5e-4, seed: 2}]
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tasks import plain_yaml
 from tasks.files import nearest
 from tasks.task import Need, ProbeKind, Subset, TaskError, Zero
 
@@ -63,6 +67,13 @@ class Measured(_Section):
     chance: float = Field(0.0, ge=0, lt=1)
 
 
+class Attacks(_Section):
+    """The official attacks of each split: `name` and settings, as in `measure.attacks`."""
+
+    dev: tuple[dict[str, Any], ...]
+    test: tuple[dict[str, Any], ...]
+
+
 class Head(_Section):
     """All of `task.yaml`."""
 
@@ -71,6 +82,7 @@ class Head(_Section):
     probes: tuple[Asked, ...] = ()
     knowledge: tuple[Measured, ...] = ()
     utility: tuple[Measured, ...] = ()
+    attacks: Attacks | None = None
 
 
 def read_head(file: Path) -> Head:
@@ -82,7 +94,7 @@ def read_head(file: Path) -> Head:
     if not file.is_file():
         return Head()
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        data = plain_yaml.load(file.read_text(encoding="utf-8")) or {}
         if not isinstance(data, dict):
             raise TaskError(f"{file}: a mapping of settings is expected")
         head = Head.model_validate_json(json.dumps(data))
@@ -118,7 +130,8 @@ def _sentence(kind: str, loc: tuple[int | str, ...], message: str, data: Any) ->
     if kind == "missing":
         return f"{where}: missing"
     if kind == "extra_forbidden":
-        section = {"probes": Asked, "knowledge": Measured, "utility": Measured}.get(str(loc[0])) if loc[1:] else Head
+        sections = {"probes": Asked, "knowledge": Measured, "utility": Measured, "attacks": Attacks}
+        section = sections.get(str(loc[0])) if loc[1:] else Head
         allowed = list((section or Head).model_fields)
         return f"{where}: unknown key.{nearest(str(loc[-1]), allowed)} (allowed: {', '.join(allowed)})"
     for part in loc:

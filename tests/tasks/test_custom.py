@@ -254,6 +254,31 @@ def test_bad_rows_of_a_probe_are_refused(row, kind, complaint, build):
         build({"probes": [asked]}, probes__some=rows)
 
 
+def test_its_own_official_attacks_are_those_of_its_board(build, monkeypatch):
+    """Without them the relearning of `custom-1` would be asked for, which no trial of this task has run."""
+    relearn = {"name": "relearn", "samples": 4, "steps": 8, "lr": 5e-4}
+    build({"attacks": {"dev": [{**relearn, "seed": 1}], "test": [{**relearn, "seed": 2}]}})
+    sets = TASKS["custom/mine"].attack_sets
+    assert list(sets) == ["mine-1"]
+    assert sets["mine-1"][Split.TEST] == ({"name": "none"}, {**relearn, "seed": 2})
+    assert sets["mine-1"][Split.DEV] == ({"name": "none"}, {**relearn, "seed": 1})
+    build({})
+    assert list(TASKS["custom/mine"].attack_sets) == ["custom-1"]
+
+
+@pytest.mark.parametrize(
+    ("attacks", "complaint"),
+    [
+        ({"dev": []}, r"attacks\.test: missing"),
+        ({"dev": [], "test": [], "tset": []}, r"attacks\.tset: unknown key\. Did you mean test\?"),
+        ([], r"attacks: "),
+    ],
+)
+def test_official_attacks_are_named_for_both_splits(attacks, complaint, build):
+    with pytest.raises(TaskError, match=complaint):
+        build({"attacks": attacks})
+
+
 def test_without_a_directory_it_says_which_variable_names_it(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(TaskError, match=rf"task custom/mine: {VARIABLE} is not set"):
@@ -277,7 +302,7 @@ def test_the_example_runs(tmp_path, monkeypatch):
     from suite.cli import app
 
     monkeypatch.setenv(VARIABLE, str(CONFIGS))
-    fast = ["anchors.epochs=1", "steps=1", "measure.limit=2", "measure.attacks=[]"]
+    fast = ["anchors.epochs=1", "steps=1", "measure.limit=2"]
     words = ["run", str(CONFIGS / "custom.yaml"), *fast, "--store", str(tmp_path / "store")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
