@@ -113,7 +113,7 @@ class AnchorSpec(Settings):
                     "anchors: published, anchors: pretrained, or anchors.target and anchors.retrained"
                 )
             if not self.trained and getattr(self, name) is not None:
-                raise ValueError(f"{name}: nothing is trained where the checkpoints are given. Leave it out, or set it to null")
+                raise ValueError(f"{name}: nothing is trained where the checkpoints are given. Leave it out, or null")
         return self
 
 
