@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
+
+from tasks.files import nearest
 
 
 class SpecError(ValueError):
@@ -63,12 +65,6 @@ def parse(kind: type[S], data: Mapping[str, Any], prefix: str = "") -> S:
         raise SpecError(
             f"{prefix.rstrip('.') or 'spec'}: {error}. Numbers, text, lists and mappings are read"
         ) from None
-
-
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """` Did you mean x?`, or nothing when no allowed word is close."""
-    match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean {match[0]}?" if match else ""
 
 
 def _plain(value: Any) -> Any:

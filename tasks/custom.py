@@ -17,11 +17,11 @@ from tasks import membership
 from tasks.custom_head import NAME, Asked, Head, Measured, read_head
 from tasks.custom_rows import check_ids, examples, find, items, rows_of
 from tasks.files import VARIABLE, Row, as_text, mirror, nearest, rows_digest
+from tasks.official import rounding_and_relearning
 from tasks.registry import Family
 from tasks.rows import alternate
 from tasks.task import (
     AttackSet,
-    AttackSettings,
     Example,
     Headline,
     Item,
@@ -215,16 +215,8 @@ def _headlines(
     return tuple(Headline(headline.probe, headline.metric, headline.chance) for headline in said)
 
 
-def _attacks(seed: int) -> tuple[AttackSettings, ...]:
-    """Rounding to 4 bits per channel, and relearning four texts in two epochs (step size of arXiv 2502.05374)."""
-    return (
-        {"name": "none"},
-        {"name": "rtn", "bits": 4},
-        {"name": "relearn", "samples": RELEARNED, "steps": 2, "lr": 1e-5, "seed": seed},
-    )
-
-
-ATTACKS = {"custom-1": {split: _attacks(seed) for seed, split in enumerate(Split, start=1)}}
+ATTACKS = {"custom-1": rounding_and_relearning(samples=RELEARNED, steps=2, lr=1e-5)}
+"""Four texts are relearned in two epochs (step size of arXiv 2502.05374)."""
 
 
 def _attack_sets(name: str) -> Mapping[str, AttackSet]:

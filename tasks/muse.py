@@ -14,9 +14,9 @@ from functools import partial
 
 from tasks import membership
 from tasks.files import Row, Source, rows_digest
+from tasks.official import rounding_and_relearning
 from tasks.rows import alternate, passages, read_back
 from tasks.task import (
-    AttackSettings,
     Example,
     Headline,
     Item,
@@ -225,23 +225,14 @@ def _name(corpus: Corpus, requests: str | None) -> str:
     return f"muse/{corpus.name}-{requests}" if requests else f"muse/{corpus.name}"
 
 
-def _attacks(samples: int, steps: int, seed: int) -> tuple[AttackSettings, ...]:
-    """Rounding to 4 bits per channel, and relearning with the step size and batch of Fan et al. 2025.
+def _entry(corpus: Corpus, summary: str, samples: int, steps: int, requests: str | None = None) -> TaskEntry:
+    """`samples` and `steps` are those of relearning, whose step size and batch are those of Fan et al. 2025.
 
     (arXiv 2502.05374: 1e-5, batches of 4, 100 steps and more on News, 50 and more on Books.)
     """
-    return (
-        {"name": "none"},
-        {"name": "rtn", "bits": 4},
-        {"name": "relearn", "samples": samples, "steps": steps, "lr": 1e-5, "seed": seed},
-    )
-
-
-def _entry(corpus: Corpus, summary: str, samples: int, steps: int, requests: str | None = None) -> TaskEntry:
-    """`samples` and `steps` are those of relearning."""
     name = _name(corpus, requests)
     target, retrained = corpus.checkpoints
-    sets = {split: _attacks(samples, steps, seed) for seed, split in enumerate(Split, start=1)}
+    sets = rounding_and_relearning(samples=samples, steps=steps, lr=1e-5)
     return TaskEntry(
         name=name,
         summary=summary,

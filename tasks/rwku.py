@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tasks import membership
 from tasks.files import VARIABLE, Row, Source, nearest, rows_digest
+from tasks.official import rounding_and_relearning
 from tasks.registry import Family
 from tasks.rows import alternate, passages, read_back
 from tasks.task import (
-    AttackSettings,
     Headline,
     Item,
     Probe,
@@ -192,16 +192,8 @@ def _unknown(subject: str, known: Collection[str], what: str) -> TaskError:
     )
 
 
-def _attacks(seed: int) -> tuple[AttackSettings, ...]:
-    """Rounding to 4 bits per channel, and relearning 20 passages in three epochs (step size of arXiv 2502.05374)."""
-    return (
-        {"name": "none"},
-        {"name": "rtn", "bits": 4},
-        {"name": "relearn", "samples": 20, "steps": 15, "lr": 1e-5, "seed": seed},
-    )
-
-
-ATTACKS = {"rwku-1": {split: _attacks(seed) for seed, split in enumerate(Split, start=1)}}
+ATTACKS = {"rwku-1": rounding_and_relearning(samples=20, steps=15, lr=1e-5)}
+"""20 passages are relearned in three epochs (step size of arXiv 2502.05374)."""
 
 
 def entry(subject: str) -> TaskEntry:

@@ -12,11 +12,10 @@ from functools import partial
 
 from tasks import choices, mmlu, wikitext
 from tasks.files import VARIABLE, Row, Source, as_text, mirror, read, rows_digest
+from tasks.official import rounding_and_relearning
 from tasks.rows import passages
 from tasks.task import (
-    AttackSettings,
     Headline,
-    Split,
     Subset,
     Task,
     TaskEntry,
@@ -130,24 +129,18 @@ def _corpus(field: Field) -> list[Row]:
     return Source.find(FOLDER, CORPORA, CORPORA_REVISION).table(field.corpus, rows=CYBER_TEXTS, text=("text",))
 
 
-def _attacks(seed: int) -> tuple[AttackSettings, ...]:
-    """Rounding to 4 bits per channel, and relearning in 15 steps of batches of 4 (arXiv 2502.05374).
+ATTACKS = rounding_and_relearning(samples=60, steps=15, lr=1e-5, points=3)
+"""Relearning in 15 steps of batches of 4 (arXiv 2502.05374).
 
-    It is measured after 5, 10 and 15 steps, which have seen 20, 40 and 60 blocks of text, as many as the paper's.
-    """
-    return (
-        {"name": "none"},
-        {"name": "rtn", "bits": 4},
-        {"name": "relearn", "samples": 60, "steps": 15, "lr": 1e-5, "points": 3, "seed": seed},
-    )
-
+It is measured after 5, 10 and 15 steps, which have seen 20, 40 and 60 blocks of text, as many as the paper's.
+"""
 
 ENTRIES = tuple(
     TaskEntry(
         name=f"wmdp/{field.name}",
         summary=f"WMDP: hazardous knowledge of {field.subject}, {field.questions:,} questions, is to be forgotten",
         build=partial(build, field),
-        attack_sets={f"wmdp-{field.name}-1": {split: _attacks(seed) for seed, split in enumerate(Split, start=1)}},
+        attack_sets={f"wmdp-{field.name}-1": ATTACKS},
     )
     for field in FIELDS
 )
