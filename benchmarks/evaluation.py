@@ -128,7 +128,7 @@ def log_probability(model: PreTrainedModel, folder: Path, encoder: Encoder, prob
     for probe in probes:
         for item, sample in zip(probe.items, samples[probe.name], strict=True):
             for answer, ours in zip(answers(probe, item), token_sums(sample), strict=True):
-                text = encoder.encode(item.prompt, answer, item.style)
+                text = encoder.answer(item, answer)
                 if text in found:
                     differences.append(abs(ours - sum(found[text])) / len(found[text]))
     check(f"log-probabilities per token: largest difference {max(differences):.1e}", max(differences) < CLOSE)
@@ -149,7 +149,7 @@ def log_probability(model: PreTrainedModel, folder: Path, encoder: Encoder, prob
 
 def generation(model: PreTrainedModel, folder: Path, encoder: Encoder, probes: list[Probe], part: int) -> Part:
     watched = Watched(encoder)
-    asked = [watched.prompt(item.prompt, item.style) for probe in probes for item in probe.items]
+    asked = [watched.prompt(item) for probe in probes for item in probe.items]
     chosen = list(dict.fromkeys(asked))[::part]
     found: dict[tuple[int, ...], tuple[int, ...]] = {}
 

@@ -100,7 +100,7 @@ def rank(
     """
     set_name, attacks = _official(task, Split(split), attack_set)
     trials = [row | {"entry": row["entry"] or row["trial"]} for row in _rows(source, "trials", {"task": task})]
-    scope = {"task": task, "split": str(split), "matching": "raw", "headline": ["knowledge", "utility"]}
+    scope = {"task": task, "split": str(split), "matching": schema.RAW, "headline": ["knowledge", "utility"]}
     answers: defaultdict[tuple[str, str, str], Rows] = defaultdict(list)
     engines: defaultdict[str, set[str]] = defaultdict(set)
     for row in _rows(source, "measurements", scope, _MEASURED):

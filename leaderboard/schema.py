@@ -26,6 +26,15 @@ CHANCE = "chance"
 """Stands for the retrained model in `anchor_ids` where the chance level is the zero."""
 
 
+RAW = "raw"
+"""`matching` of rows about weights as they are."""
+
+
+def matching(floor: float) -> str:
+    """`matching` of rows about weights mixed with the target's until utility reaches a floor (arXiv 2406.09179)."""
+    return f"uwc[floor={floor:g}]"
+
+
 class Role(StrEnum):
     KEY = "key"
     RESULT = "result"
@@ -174,6 +183,7 @@ SAMPLES = _table(
     _column("vocab_means", pa.list_(_FLOAT), _R, "mean of log p over the vocabulary, nats"),
     _column("vocab_variances", pa.list_(_FLOAT), _R, "variance of log p over the vocabulary, nats^2"),
     _column("scalars", pa.map_(_STRING, _FLOAT), _R, "named numbers that only a model can give"),
+    _column("sampled", pa.list_(_STRING), _R, "texts drawn at a temperature, where several were asked for"),
 )
 
 TABLES: dict[str, pa.Schema] = {"trials": TRIALS, "measurements": MEASUREMENTS, "samples": SAMPLES}

@@ -110,6 +110,25 @@ class EditedCheckpoint(_Loadable):
         return self.edit(self.base.state())
 
 
+def mixed(one: Checkpoint, other: Checkpoint, share: float) -> EditedCheckpoint:
+    """(1 - share) one + share other, in fp32, in the dtype of `one`. At 0 and at 1 bit for bit the one and the other.
+
+    Args:
+        share: any number; outside of [0, 1] the line through both is followed further.
+    """
+
+    def edit(state: State) -> State:
+        there = other.state()
+        return {
+            name: weight.float().lerp(there[name].float(), share).to(weight.dtype)
+            if weight.is_floating_point()
+            else weight
+            for name, weight in state.items()
+        }
+
+    return EditedCheckpoint(one, edit, f"mixed[share={share}]")
+
+
 def skeleton(architecture: Path, dtype: torch.dtype) -> torch.nn.Module:
     """A model of this architecture with arbitrary weights, in eval mode."""
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -55,6 +55,7 @@ class Evaluation:
                 "point": self.point,
                 "seed": context.seed,
                 "texts": context.digest,
+                **self.attack.reads(self.probes, context),
             }
         return {
             "version": VERSION,

@@ -102,13 +102,13 @@ def _of_probes(encoder: Encoder, probes: Sequence[Probe]) -> Iterator[Length]:
     for probe in probes:
         for item in probe.items:
             if probe.kind is ProbeKind.GENERATE:
-                prompt = len(encoder.prompt(item.prompt, item.style))
+                prompt = len(encoder.prompt(item))
                 fields = ((_prompt(item), prompt), ("max_new_tokens", probe.max_new_tokens))
                 yield Length(_where(item, probe.name), fields, prompt + probe.max_new_tokens)
                 continue
             answers = item.answers if probe.kind is ProbeKind.CHOICE else (item.reference,)
             for answer in answers:
-                encoded = encoder.encode(item.prompt, answer, item.style)
+                encoded = encoder.answer(item, answer)
                 if probe.max_tokens and item.style is Style.TEXT:
                     encoded = encoded.cut(probe.max_tokens)
                 yield _length(item, encoded, probe.name)

@@ -62,7 +62,7 @@ def measure_checkpoint(
     check_lengths(replace(task, forget={}, retain=()), base.encoder, base.context, probes)
     with numeric(runtime) as device:
         engine = TransformersEngine(base.encoder, dtype=model.dtype, device=device, batch_tokens=measure.batch_tokens)
-        context = AttackContext(engine, base.encoder, (), (), ATTACK_SEED, device)
+        context = AttackContext(engine, base.encoder, task, ATTACK_SEED, device)
         none = [attack({"name": "none"})]
         places = {subject: found(other, store) for subject, other in models.items()}
         evaluations = [

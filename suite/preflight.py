@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from suite.anchors import named_checkpoints
-from suite.attacks.relearning import Relearning
 from suite.environment import choose_device
 from suite.lengths import check_lengths
 from suite.models import read_encoder
@@ -93,11 +92,12 @@ def _fits(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
         check_refusable(task.forget_examples(), spec.objective.name, task.name)
     if objective.needs_retain_refusals(spec.objective):
         check_refusable(task.retain, spec.objective.name, task.name)
-    texts = len(task.forget_examples())
     for split in measure.splits:
         for attack in measure.attacks_for(spec.task, split):
-            if isinstance(attack, Relearning) and attack.settings.samples > texts:
-                raise SpecError(f"measure.attacks: {attack.name}: {spec.task} has only {texts} forget texts")
+            try:
+                attack.check(task, split)
+            except SpecError as error:
+                raise SpecError(f"measure.{error} ({attack.name})") from None
 
 
 def _readable(spec: TrialSpec, task: Task, measure: MeasureSpec, fitting: set[tuple[Hashable, ...]]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from leaderboard.headlines import NONE, Answers
-from leaderboard.schema import Status
+from leaderboard.schema import RAW, Status
 from suite.anchors import Anchors
 from suite.engines import Engine
 from suite.environment import Numeric, observed, suite_version
@@ -127,7 +127,7 @@ class Scorer:
             "probe": probe,
             "subset": str(subset),
             "split": a.split,
-            "matching": "raw",
+            "matching": RAW,
             "engine": self.engine.name,
             "metric": metric.name,
             "value": number.value,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from suite.oracle import Part
 from suite.settings import SpecError
-from tasks.task import Example, Style
+from tasks.task import Example, Item, Style, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,16 +69,30 @@ class Encoder:
         self.template = template
         self.eos: int = tokenizer.eos_token_id
 
-    def encode(self, prompt: str, answer: str, style: Style) -> Encoded:
-        """Ids of prompt and answer. A question's answer ends with end-of-text; running text does not."""
+    def encode(self, prompt: str, answer: str, style: Style, turns: Sequence[Turn] = (), prefill: str = "") -> Encoded:
+        """Ids of prompt and answer. A question's answer ends with end-of-text; running text does not.
+
+        Args:
+            turns: what was said before, the oldest first; of running text, documents before this one.
+            prefill: how the answer begins: the last part of the prompt.
+        """
+        begun = bool(prefill) or self.template is not Template.CHAT  # an answer in mid-line begins with a space
         if style is Style.TEXT:
-            head, tail = self._ids(prompt, special=True), self._ids(answer)
+            said = "".join(f"{turn.question}{turn.answer}\n\n" for turn in turns)
+            head, tail = self._ids(f"{said}{prompt}", special=True), self._ids(answer)
         else:
-            head = self._question(prompt)
-            tail = [*self._ids(answer if self.template is Template.CHAT else f" {answer}"), self.eos]
+            head = self._question(prompt, turns)
+            tail = [*self._ids(f" {answer}" if begun else answer), self.eos]
+        if prefill:
+            spaced = style is Style.QUESTION and self.template is not Template.CHAT
+            head = [*head, *self._ids(f" {prefill}" if spaced else prefill)]
         if not head:  # without a prompt the first token has nothing to be predicted from
             head, tail = tail[:1], tail[1:]
         return Encoded((*head, *tail), len(head))
+
+    def answer(self, item: Item, answer: str) -> Encoded:
+        """Ids of an item's prompt, with all that goes before the answer, and one of its answers."""
+        return self.encode(item.prompt, answer, item.style, item.turns, item.prefill)
 
     def example(self, example: Example) -> Encoded:
         return self.encode(example.prompt, example.answer, example.style)
@@ -98,9 +112,9 @@ class Encoder:
         # A last block of one token would have nothing to predict.
         return asked + [Encoded(tuple(ids[i : i + block]), 1) for i in range(0, len(ids) - 1, block)]
 
-    def prompt(self, prompt: str, style: Style) -> tuple[int, ...]:
+    def prompt(self, item: Item) -> tuple[int, ...]:
         """Ids to generate after."""
-        return self.encode(prompt, "", style).prompt
+        return self.answer(item, "").prompt
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """Generated text without special tokens, up to the first of the stop texts, stripped."""
@@ -120,16 +134,23 @@ class Encoder:
         """Its first tokens, those counted that the tokenizer puts around any text, decoded without them."""
         return self.tokenizer.decode(self._ids(text, special=True)[:tokens], skip_special_tokens=True)
 
-    def _question(self, question: str) -> list[int]:
+    def _question(self, question: str, turns: Sequence[Turn]) -> list[int]:
         match self.template:
             case Template.CHAT:
-                turns = [{"role": "user", "content": question}]
-                text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+                said = [
+                    {"role": role, "content": content}
+                    for turn in turns
+                    for role, content in (("user", turn.question), ("assistant", turn.answer))
+                ]
+                said.append({"role": "user", "content": question})
+                text = self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
                 return self._ids(text)  # the template writes its own special tokens
             case Template.PLAIN:
-                return self._ids(f"Question: {question}\nAnswer:", special=True)
+                said = "".join(f"Question: {turn.question}\nAnswer: {turn.answer}\n\n" for turn in turns)
+                return self._ids(f"{said}Question: {question}\nAnswer:", special=True)
             case Template.BARE:
-                return self._ids(question, special=True)
+                said = "".join(f"{turn.question} {turn.answer}\n" for turn in turns)
+                return self._ids(f"{said}{question}", special=True)
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]

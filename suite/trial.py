@@ -90,9 +90,17 @@ def run_trial(
         report("anchors", [])
         encoder, block = both.base.encoder, both.base.block(task)
         ask = (engine or _engine(spec, measure))(encoder, device)
-        texts = (task.forget_examples(), task.retain)
-        saving = runtime.gradient_checkpointing
-        context = AttackContext(ask, encoder, *texts, ATTACK_SEED, device, block, saving)
+        context = AttackContext(
+            ask,
+            encoder,
+            task,
+            ATTACK_SEED,
+            device,
+            target=both.target.checkpoint,
+            target_key=both.target.key,
+            block=block,
+            gradient_checkpointing=runtime.gradient_checkpointing,
+        )
         evaluator = Evaluator(ask, context, store.stages, Numeric.of(runtime))
         scorer = Scorer(task, ask, both.id, both.weights)
         result = TrialResult(spec, {}, both.id, {split: [a.name for a in of] for split, of in attacks.items()})

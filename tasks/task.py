@@ -79,10 +79,21 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """A question and its answer, said before the one that is asked."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One question of a probe. `answers[correct]` is the reference; the others are wrong alternatives.
 
     Attributes:
+        turns: what was said before, the oldest first.
+        prefill: how the answer begins: given to the model, neither generated nor scored.
+        rewordings: the same question in other words, for attacks that reword; no part of what is asked.
         where: file and row that it was read from, for messages; no part of what is asked.
     """
 
@@ -91,11 +102,29 @@ class Item:
     answers: tuple[str, ...]
     correct: int = 0
     style: Style = Style.QUESTION
+    turns: tuple[Turn, ...] = ()
+    prefill: str = ""
+    rewordings: tuple[str, ...] = field(default=(), compare=False)
     where: str = field(default="", compare=False)
 
     @property
     def reference(self) -> str:
         return self.answers[self.correct]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Several answers drawn at a temperature, in place of the greedy one; the one that knows most is scored.
+
+    Attributes:
+        draws: answers per question.
+        temperature: what the logits are divided by.
+        seed: of the draws.
+    """
+
+    draws: int
+    temperature: float
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +140,7 @@ class Probe:
         max_tokens: running text longer than this is cut there, prompt and answer counted together (`logprob` only).
             Without it, a text that does not fit the model's context is an error.
         needs: what else is asked of the model (`logprob` only).
+        sampling: several answers at a temperature instead of the greedy one (`generate` only).
     """
 
     name: str
@@ -124,6 +154,7 @@ class Probe:
     max_reference_tokens: int | None = None
     max_tokens: int | None = None
     needs: tuple[Need, ...] = ()
+    sampling: Sampling | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -134,6 +165,7 @@ class Probe:
             "max_reference_tokens": self.max_reference_tokens,
             "max_tokens": self.max_tokens,
             "needs": sorted(self.needs),
+            "sampling": asdict(self.sampling) if self.sampling else None,
         }
         said = {key: value for key, value in more.items() if value}
         new_tokens = self.max_new_tokens if self.kind is ProbeKind.GENERATE else 0
@@ -169,6 +201,8 @@ class Sample:
         item: the item's id, unique within its probe.
         reference: the right answer's text, as scored.
         generated: greedy text (`generate`).
+        sampled: texts drawn at a temperature, where a probe asks for several (`generate`); `generated` is then the
+            first of them.
         token_logprobs: log p of each reference token given those before it, in nats (`logprob`).
         token_correct: whether the teacher-forced argmax is that token (`logprob`).
         choice_logprobs: log p of each answer, summed over its tokens, in nats (`choice`).
@@ -190,6 +224,7 @@ class Sample:
     vocab_means: tuple[float, ...] | None = None
     vocab_variances: tuple[float, ...] | None = None
     scalars: tuple[tuple[str, float], ...] = ()
+    sampled: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +334,12 @@ def examples_digest(examples: Iterable[Example]) -> str:
 
 
 def _plain(text: Example | Item) -> dict[str, Any]:
-    return {key: value for key, value in asdict(text).items() if key != "where"}
+    """What is taught or asked. What was added to an item later is left out where it is empty: old digests stay."""
+    return {
+        key: value
+        for key, value in asdict(text).items()
+        if key not in ("where", "rewordings") and (value or key not in ("turns", "prefill"))
+    }
 
 
 def _digest(value: object) -> str:

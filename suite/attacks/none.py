@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from suite.attacks.base import Attack, AttackContext, AttackSettings, Subject
+from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
 
 
 class NoAttack(Attack):
     """The subject as it is."""
+
+    means = Means.NOTHING
 
     class Settings(AttackSettings):
         name: Literal["none"] = "none"

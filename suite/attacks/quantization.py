@@ -6,15 +6,14 @@ rounded away with everything else smaller than half a grid step (arXiv 2410.1645
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.attacks.base import Attack, AttackContext, AttackSettings, Subject
-from suite.checkpoints import EditedCheckpoint
+from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
+from suite.checkpoints import State
 
 
 def round_to_nearest(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
@@ -55,8 +54,10 @@ def grid_codes(weight: Tensor, bits: int, group: int | None = None) -> tuple[Ten
     return torch.where(scale > 0, blocks / scale, 0.0).round_(), scale
 
 
-class RoundToNearest(Attack):
+class RoundToNearest(WeightEdit):
     """Weights rounded to a symmetric grid of 2^bits - 1 levels. Linear layers only, as deployed quantizers do."""
+
+    source = "Zhang et al. 2024, arXiv 2410.16454"
 
     class Settings(AttackSettings):
         """per: which weights share a scale; `group` consecutive inputs of a row when `per` is `group`."""
@@ -66,17 +67,13 @@ class RoundToNearest(Attack):
         per: Literal["tensor", "channel", "group"] = "channel"
         group: int = Field(128, ge=2)
 
-    def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
+    def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
         s = self.settings
         size = {"tensor": 0, "channel": None, "group": s.group}[s.per]
-
-        def edit(state: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {
-                name: round_to_nearest(weight.to(context.device), s.bits, size) if is_linear(name, weight) else weight
-                for name, weight in state.items()
-            }
-
-        yield 0, Subject(EditedCheckpoint(subject.checkpoint, edit, self.name), subject.probes)
+        return {
+            name: round_to_nearest(weight.to(context.device), s.bits, size) if is_linear(name, weight) else weight
+            for name, weight in state.items()
+        }
 
 
 def is_linear(name: str, weight: Tensor) -> bool:

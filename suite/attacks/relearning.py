@@ -8,15 +8,19 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from suite.attacks.base import Attack, AttackContext, AttackSettings, Subject
+from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
+from suite.attacks.texts import Texts, drawn, enough
 from suite.checkpoints import TensorCheckpoint
 from suite.finetuning import finetune
 from suite.recompute import recompute_blocks
-from suite.settings import SpecError
+from tasks.task import Split, Task
 
 
 class Relearning(Attack):
     """Fine-tuning on n of the forget texts with its own AdamW, measured along the way."""
+
+    means = Means.WEIGHTS
+    source = "Fan et al. 2025, arXiv 2502.05374"
 
     class Settings(AttackSettings):
         """samples: forget texts that the attacker holds, drawn at random. points: places measured.
@@ -43,12 +47,14 @@ class Relearning(Attack):
         s = self.settings
         return tuple(sorted({round(s.steps * (i + 1) / s.points) for i in range(s.points)}))
 
+    def check(self, task: Task, split: Split) -> None:
+        enough(Texts.FORGET, self.settings.samples, task, split)
+
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
         s = self.settings
-        if s.samples > len(context.forget):
-            raise SpecError(f"attacks: {self.name}: there are only {len(context.forget)} forget texts")
         draw = random.Random(f"{context.seed}:{s.seed}")
-        texts = context.encoder.examples(draw.sample(context.forget, s.samples), context.block)
+        held = drawn(Texts.FORGET, s.samples, context.task, subject.split, draw)
+        texts = context.encoder.examples(held, context.block)
         if not s.steps:
             yield 0, subject
             return

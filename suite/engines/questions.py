@@ -31,7 +31,7 @@ class Questions:
         askers: dict[tuple[int, ...], list[Probe]] = {}
         for probe in probes:
             if probe.kind is ProbeKind.GENERATE:
-                prompts = self._prompts[probe.name] = [encoder.prompt(i.prompt, i.style) for i in probe.items]
+                prompts = self._prompts[probe.name] = [encoder.prompt(item) for item in probe.items]
                 for prompt in prompts:
                     askers.setdefault(prompt, []).append(probe)
             else:
@@ -65,7 +65,7 @@ class Questions:
 
     def _encoded(self, probe: Probe, item: Item) -> tuple[Encoded, ...]:
         answers = item.answers if probe.kind is ProbeKind.CHOICE else (item.reference,)
-        texts = (self.encoder.encode(item.prompt, answer, item.style) for answer in answers)
+        texts = (self.encoder.answer(item, answer) for answer in answers)
         if probe.max_tokens and item.style is Style.TEXT:
             return tuple(text.cut(probe.max_tokens) for text in texts)
         return tuple(texts)

@@ -29,7 +29,8 @@ def scene(warm_store):
     both = anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
     cpu = torch.device("cpu")
     engine = TransformersEngine(both.base.encoder, dtype="float32", device=cpu)
-    context = AttackContext(engine, both.base.encoder, task.forget_examples(), task.retain, 0, cpu)
+    target = both.target
+    context = AttackContext(engine, both.base.encoder, task, 0, cpu, target=target.checkpoint, target_key=target.key)
     return Subject(both.checkpoint("target"), task.probes_of(Split.TEST)), context
 
 
@@ -130,7 +131,7 @@ def test_the_subject_itself_is_never_touched(scene):
 
 
 def test_more_texts_than_there_are_is_refused(scene):
-    with pytest.raises(SpecError, match="only 112 forget texts"):
+    with pytest.raises(SpecError, match="only 112 forget"):
         list(attack({"name": "relearn", "samples": 10**6, "steps": 1, "lr": 1e-3}).apply(*scene))
 
 

@@ -72,7 +72,7 @@ def test_refusals_follow_the_questions_that_they_refuse(warm, task):
     for place, row in enumerate(rows):
         answers, refusals = batch.forget, batch.forget_refusals
         prompts = [t.ids[place][: int(t.answer[place].nonzero()[0])].tolist() for t in (answers, refusals)]
-        assert prompts[0] == prompts[1] == list(encoder.prompt(forget[row].prompt, forget[row].style))
+        assert prompts[0] == prompts[1] == list(encoder.encode(forget[row].prompt, "", forget[row].style).prompt)
         text = encoder.decode(refusals.ids[place][refusals.answer[place]].tolist())
         assert text == REFUSALS[row % len(REFUSALS)]
     with torch.no_grad():

@@ -238,7 +238,7 @@ def test_running_text_is_cut_and_questions_are_not(both):
     text = Item("text", "Once there was", (" a cat that sat on the mat and looked at the moon",), style=Style.TEXT)
     question = Item("question", "Who was there", ("a cat that sat on the mat and looked at the moon",))
     whole = answered(both, asked(ProbeKind.LOGPROB, [text, question]))["probe"]
-    head = len(both.base.encoder.prompt(text.prompt, text.style))
+    head = len(both.base.encoder.encode(text.prompt, "", text.style).prompt)
     cut = answered(both, asked(ProbeKind.LOGPROB, [text, question], max_tokens=head + 4))["probe"]
     assert cut[0].token_logprobs == pytest.approx(whole[0].token_logprobs[:4], abs=CLOSE)
     assert cut[0].token_correct == whole[0].token_correct[:4]

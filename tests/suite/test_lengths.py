@@ -119,7 +119,7 @@ def test_what_a_probe_asks_has_to_fit(pocket, templated):
 def test_an_answer_needs_room_to_be_generated(pocket, templated):
     item = Item("i", "Who is it?", (words(100),))  # the reference is not put before the model
     generated = probe(ProbeKind.GENERATE, item, max_new_tokens=20)
-    need = len(templated.prompt(item.prompt, item.style)) + 20
+    need = len(templated.prompt(item)) + 20
     check_lengths(task(pocket), templated, need, [generated])
     assert "max_new_tokens (20 tokens)" in refused(task(pocket), templated, need - 1, [generated])
 

@@ -1,0 +1,113 @@
+"""The texts that attacks train on, calibrate with or show: where they come from, and which of them are drawn.
+
+An attacker who relearns some of what is asked is told the answers; one who relearns other facts recalls them. `unasked`
+keeps the two apart: texts that answer none of the questions of the split that is measured.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from enum import StrEnum
+
+from suite.settings import SpecError, nearest
+from tasks import TASKS, wikitext
+from tasks.task import Example, Split, Style, Subset, Task
+
+TELLING = 20
+"""Characters of an answer that say which text it is from; a shorter one may stand anywhere."""
+
+
+class Texts(StrEnum):
+    """Texts of the task itself, and Wikipedia's. Besides these, a task's name stands for its retain texts."""
+
+    FORGET = "forget"
+    """Any of the forget texts, those that are asked about among them: the published practice."""
+    UNASKED = "unasked"
+    """Forget texts that answer no forget question of the split that is measured (T and V of arXiv 2410.08827)."""
+    QUESTIONS = "questions"
+    """Forget questions of the other split with their right answers (arXiv 2410.08827 on multiple choice)."""
+    RETAIN = "retain"
+    """The retain texts."""
+    WIKITEXT = "wikitext"
+    """Paragraphs of WikiText-2's `train` split."""
+
+
+def check_source(name: str) -> None:
+    """See that there is such a source.
+
+    Raises:
+        ValueError: neither one of `Texts` nor a task.
+    """
+    if name not in list(Texts) and name not in TASKS:
+        known = [*Texts, *TASKS]
+        raise ValueError(f"{name}: no such texts.{nearest(name, known)} (allowed: {', '.join(Texts)}, or a task)")
+
+
+def texts_of(source: str, task: Task, split: Split) -> tuple[Example, ...]:
+    """All texts of a source, in order.
+
+    Raises:
+        TaskError: data that is not to be had, or is not as published.
+    """
+    match source:
+        case Texts.FORGET:
+            return task.forget_examples()
+        case Texts.UNASKED:
+            return unasked(task, split)
+        case Texts.QUESTIONS:
+            return questions(task, next(other for other in Split if other is not split))
+        case Texts.RETAIN:
+            return task.retain
+        case Texts.WIKITEXT:
+            rows = wikitext.paragraphs("train")
+            return tuple(Example(f"wikitext{i}", "", row["text"], Style.TEXT) for i, row in enumerate(rows))
+        case _:
+            return TASKS[source].build().retain
+
+
+def unasked(task: Task, split: Split) -> tuple[Example, ...]:
+    """Forget texts that answer no forget question of a split: other ids, and no answer that stands in the text."""
+    items = [i for p in task.probes_of(split) if p.subset is Subset.FORGET for i in p.items]
+    ids = {item.id for item in items}
+    answers = {answer for item in items if len(answer := item.reference.strip()) >= TELLING}
+    return tuple(
+        example
+        for example in task.forget_examples()
+        if example.id not in ids and not any(answer in f"{example.prompt}{example.answer}" for answer in answers)
+    )
+
+
+def questions(task: Task, split: Split) -> tuple[Example, ...]:
+    """The forget questions of a split with their right answers, each once: those of the knowledge headlines."""
+    headlines = {headline.probe for headline in task.knowledge}
+    found = {
+        (item.prompt, item.reference): Example(f"{probe.name}:{item.id}", item.prompt, item.reference, item.style)
+        for probe in task.probes_of(split)
+        if probe.name in headlines
+        for item in probe.items
+    }
+    return tuple(found.values())
+
+
+def drawn(source: str, count: int, task: Task, split: Split, seed: random.Random) -> list[Example]:
+    """So many texts of a source, drawn without replacement.
+
+    Raises:
+        SpecError: there are not so many.
+        TaskError: data that is not to be had, or is not as published.
+    """
+    return seed.sample(enough(source, count, task, split), count)
+
+
+def enough(source: str, count: int, task: Task, split: Split) -> Sequence[Example]:
+    """All texts of a source, of which `count` are needed.
+
+    Raises:
+        SpecError: there are not so many.
+        TaskError: data that is not to be had, or is not as published.
+    """
+    texts = texts_of(source, task, split)
+    if count > len(texts):
+        raise SpecError(f"attacks: samples={count}: {task.name} has only {len(texts)} {source} texts on {split}")
+    return texts
