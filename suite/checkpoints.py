@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from suite.settings import SpecError
+
 State = dict[str, Tensor]
 
 
@@ -129,13 +131,33 @@ def mixed(one: Checkpoint, other: Checkpoint, share: float) -> EditedCheckpoint:
     return EditedCheckpoint(one, edit, f"mixed[share={share}]")
 
 
+def context_of(folder: Path) -> int | None:
+    """Longest text that a model reads, in tokens; None where it sets no limit.
+
+    Raises:
+        SpecError: the folder's config.json is not one that transformers can read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"model: {folder}/config.json is none that transformers can read: {error}") from None
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def skeleton(architecture: Path, dtype: torch.dtype) -> torch.nn.Module:
     """A model of this architecture with arbitrary weights, in eval mode."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     config = AutoConfig.from_pretrained(architecture)
-    with torch.random.fork_rng(devices=[]):  # initial weights would draw from the caller's random numbers
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    # Drawing weights takes a hundred times as long as making room for them. Where a module draws its own all the same,
+    # it is not to be from the caller's random numbers.
+    with no_init_weights(), torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    model.tie_weights()  # otherwise a part of drawing them
+    return model
 
 
 def load_state(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:

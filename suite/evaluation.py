@@ -6,7 +6,7 @@ its points is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,12 @@ import pyarrow.parquet as pq
 
 from leaderboard import samples, schema
 from leaderboard.files import BoardError
+from leaderboard.headlines import NONE
+from leaderboard.schema import RAW
 from suite.attacks import Attack, AttackContext, Subject
 from suite.checkpoints import Checkpoint
 from suite.engines import Engine, Job
+from suite.engines.base import Evaluation as Answer
 from suite.environment import Numeric
 from suite.spec import digest
 from suite.stages import Artifact, StageError, StageStore
@@ -30,25 +33,33 @@ KIND = "samples"
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Weights, and what they follow from: the key of a stage, and the checkpoint within it."""
+
+    checkpoint: Checkpoint
+    key: str
+    part: str = ""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One thing to be measured: a subject after an attack, at a point of the attack's curve, on one split.
 
     Attributes:
-        weights: stage key of the subject's weights; `part` names the checkpoint within the stage.
+        matching: which weights of the subject these are: as they are, or mixed with the target's.
     """
 
     subject: str
-    checkpoint: Checkpoint
-    weights: str
-    part: str
+    weights: Weights
     attack: Attack
     point: int
     split: Split
     probes: tuple[Probe, ...]
+    matching: str = RAW
 
     def inputs(self, engine: Engine, context: AttackContext, numeric: Numeric) -> dict[str, Any]:
         attack: dict[str, Any] | None = None
-        if self.attack.name != "none":
+        if self.attack.name != NONE:
             attack = {
                 "settings": self.attack.settings.changed(),
                 "version": self.attack.version,
@@ -59,8 +70,8 @@ class Evaluation:
             }
         return {
             "version": VERSION,
-            "weights": self.weights,
-            "part": self.part,
+            "weights": self.weights.key,
+            "part": self.weights.part,
             "attack": attack,
             "probes": {probe.name: probe.digest for probe in self.probes},
             "engine": engine.identity(),
@@ -81,50 +92,103 @@ class Evaluated:
         return read_samples(self.artifact.file("samples.parquet"), [probe.name for probe in self.evaluation.probes])
 
 
+@dataclass(frozen=True)
+class Failed:
+    """An attacked subject that could not be measured, and why."""
+
+    evaluation: Evaluation
+    reason: str
+
+
 class Evaluator:
     """Carries out attacks and asks, where nobody has yet."""
 
     def __init__(self, engine: Engine, context: AttackContext, store: StageStore, numeric: Numeric) -> None:
         self.engine, self.context, self.store, self.numeric = engine, context, store, numeric
 
-    def run(self, evaluations: Sequence[Evaluation]) -> Iterator[Evaluated]:
+    def run(self, evaluations: Sequence[Evaluation]) -> Iterator[Evaluated | Failed]:
         """Each evaluation with its samples, in the order in which they are to be had.
 
-        Subjects that are the same weights are asked once, and each gets the answers.
-        """
-        inputs = [e.inputs(self.engine, self.context, self.numeric) for e in evaluations]
-        keys = [StageStore.key(KIND, one) for one in inputs]
-        by_key = dict(zip(keys, zip(evaluations, inputs, strict=True), strict=True))
-        same: dict[str, list[Evaluation]] = {}
-        for key, evaluation in zip(keys, evaluations, strict=True):
-            same.setdefault(key, []).append(evaluation)
-        found: dict[str, Artifact] = {}
-        for answer in self.engine.submit(self._jobs(by_key, found)):
-            _, one = by_key[answer.key]
-            artifact = self.store.run(KIND, one, lambda folder, a=answer: write_samples(folder, a.key, a.samples))
-            yield from (Evaluated(evaluation, artifact) for evaluation in same[answer.key])
-        for key, artifact in found.items():
-            yield from (Evaluated(evaluation, artifact) for evaluation in same[key])
+        Subjects that are the same weights are asked once, and each gets the answers. An attack that fails takes only
+        its own evaluations with it.
 
-    def _jobs(self, by_key: Mapping[str, tuple[Evaluation, Any]], found: dict[str, Artifact]) -> Iterator[Job]:
-        """What is missing, attack by attack, while nobody else is at work on it; what is not goes into `found`."""
+        Raises:
+            CheckpointError, ...: a subject cannot be asked even without an attack.
+            StageError: something stored is damaged, or the disk is full.
+        """
+        queue = _Queue(self, evaluations)
+        for answer in self.engine.submit(queue.jobs()):
+            if answer.error is not None:
+                queue.failed([answer.key], answer.error)
+            else:
+                yield from queue.answered(answer)
+            yield from queue.taken()
+        yield from queue.taken()
+
+
+class _Queue:
+    """What is to be measured: what is missing becomes jobs, what is there or fails is taken out on the way."""
+
+    def __init__(self, evaluator: Evaluator, evaluations: Sequence[Evaluation]) -> None:
+        self.evaluator, self.store = evaluator, evaluator.store
+        self._inputs: dict[str, dict[str, Any]] = {}
+        self._same: dict[str, list[Evaluation]] = {}
+        for evaluation in evaluations:
+            inputs = evaluation.inputs(evaluator.engine, evaluator.context, evaluator.numeric)
+            key = StageStore.key(KIND, inputs)
+            self._inputs[key] = inputs
+            self._same.setdefault(key, []).append(evaluation)
+        self._ready: list[Evaluated | Failed] = []
+
+    def jobs(self) -> Iterator[Job]:
+        """Attack by attack, while nobody else is at work on it."""
         curves: dict[tuple[str, str, str, str], dict[int, str]] = {}
-        for key, (e, _) in by_key.items():
-            curves.setdefault((e.weights, e.part, e.attack.name, e.split), {})[e.point] = key
+        for key, (e, *_) in self._same.items():
+            curves.setdefault((e.weights.key, e.weights.part, e.attack.name, e.split), {})[e.point] = key
         for name, points in curves.items():
             with self.store.leases.hold(f"attack-{digest([*name, *points.values()])}"):
                 missing = {}
                 for point, key in points.items():
                     if artifact := self.store.find(KIND, key):
-                        found[key] = artifact
+                        self._ready += [Evaluated(evaluation, artifact) for evaluation in self._same[key]]
                     else:
                         missing[point] = key
-                if not missing:
-                    continue
-                first = by_key[next(iter(missing.values()))][0]
-                for point, subject in first.attack.apply(Subject(first.checkpoint, first.probes), self.context):
-                    if point in missing:
-                        yield Job(missing[point], subject.checkpoint, subject.probes)
+                yield from self._carried_out(missing)
+
+    def _carried_out(self, missing: dict[int, str]) -> Iterator[Job]:
+        """The attack's missing points; those that it does not come to have failed."""
+        if not missing:
+            return
+        first = self._same[next(iter(missing.values()))][0]
+        attacked = first.attack.apply(Subject(first.weights.checkpoint, first.probes), self.evaluator.context)
+        while missing:
+            try:
+                point, subject = next(attacked)
+            except Exception as error:
+                self.failed(missing.values(), error.with_traceback(None))
+                return
+            if point in missing:
+                yield Job(missing.pop(point), subject.checkpoint, subject.probes)
+
+    def answered(self, answer: Answer) -> Iterator[Evaluated]:
+        """Publish samples."""
+        artifact = self.store.run(
+            KIND, self._inputs[answer.key], lambda folder: write_samples(folder, answer.key, answer.samples)
+        )
+        yield from (Evaluated(evaluation, artifact) for evaluation in self._same[answer.key])
+
+    def failed(self, keys: Iterable[str], error: Exception) -> None:
+        """Note what could not be measured. Nothing is left to be told of a subject that cannot be asked at all."""
+        for key in keys:
+            for evaluation in self._same[key]:
+                if evaluation.attack.name == NONE:
+                    raise error
+                self._ready.append(Failed(evaluation, f"{type(error).__name__}: {error}"[:2000]))
+
+    def taken(self) -> Iterator[Evaluated | Failed]:
+        """What became known without the engine since this was asked last."""
+        ready, self._ready = self._ready, []
+        yield from ready
 
 
 def write_samples(folder: Path, key: str, answers: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
@@ -154,12 +218,17 @@ def read_samples(path: Path, probes: Sequence[str]) -> dict[str, list[Sample]]:
 
 
 def evaluations_of(
-    subject: str, checkpoint: Checkpoint, weights: str, part: str, task: Task, split: Split, attacks: Sequence[Attack]
+    subject: str,
+    weights: Weights,
+    task: Task,
+    split: Split,
+    attacks: Sequence[Attack],
+    matching: str = RAW,
 ) -> list[Evaluation]:
     """Everything to measure of one subject on one split."""
     probes = task.probes_of(split)
     return [
-        Evaluation(subject, checkpoint, weights, part, attack, point, split, probes)
+        Evaluation(subject, weights, attack, point, split, probes, matching)
         for attack in attacks
         for point in attack.points
     ]

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from leaderboard.headlines import AtChance, Headlines, headlines
 from suite.anchors import found
-from suite.attacks import AttackContext, attack
+from suite.attacks import AttackContext
 from suite.engines import TransformersEngine
 from suite.environment import Numeric, numeric
-from suite.evaluation import Evaluator, evaluations_of
+from suite.evaluation import Evaluator, Weights, evaluations_of
 from suite.lengths import check_lengths
 from suite.models import found_model
-from suite.records import Answered, Row, Scorer, both_splits
+from suite.publishing import Publisher
+from suite.records import ANCHORS, Row, Scorer, answers
 from suite.settings import SpecError
 from suite.spec import MeasureSpec, ModelSpec, RuntimeSpec
 from suite.stages import StageStore
 from suite.trial import ATTACK_SEED, asked_task
-from tasks.task import Split
+from tasks.task import Zero
 
 SUBJECT = "unlearned"
 """The subject that rows call the checkpoint, as if a trial had made it."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A checkpoint's numbers.
+
+    Attributes:
+        rows: of the checkpoint, as rows of the table `measurements`.
+        headlines: by split, what is left of F, R and U where the anchors were measured too.
+    """
+
+    rows: list[Row]
+    headlines: dict[str, Headlines]
 
 
 def measure_checkpoint(
@@ -30,23 +45,27 @@ def measure_checkpoint(
     store: StageStore,
     *,
     anchors: Mapping[str, str] | None = None,
-    measure: MeasureSpec | None = None,
+    measure: MeasureSpec,
     runtime: RuntimeSpec | None = None,
-) -> list[Row]:
-    """The numbers of a checkpoint on a task, as rows of the table `measurements`.
+) -> Measured:
+    """The numbers of a checkpoint on a task, without an attack and under each.
 
     Args:
         checkpoint: folder or hub id.
         model: dtype and template; its name is not read.
-        anchors: folders or hub ids of `target` and `retrained`, for numbers that compare with them.
-        measure: splits, limit and extras; with both splits, rows for both together are among them.
+        anchors: folders or hub ids of `target` and `retrained`, for numbers that compare with them; attacked too.
+        measure: attacks, splits, limit and extras; with both splits, rows for both together are among them.
 
     Raises:
-        SpecError: a model that is not to be had, or is none.
+        SpecError: a model that is not to be had, or is none; an attack that cannot be carried out.
         TaskError: the task's data is missing or malformed.
     """
-    measure, runtime = measure or MeasureSpec(splits=tuple(Split)), runtime or RuntimeSpec()
+    runtime = runtime or RuntimeSpec()
     task = asked_task(task_name, measure)
+    attacks = {split: measure.attacks_for(task_name, split) for split in measure.splits}
+    for split, of_split in attacks.items():
+        for one in of_split:
+            one.check(task, split)
     models = {
         subject: found_model(model, name, key)
         for subject, name, key in (
@@ -62,16 +81,33 @@ def measure_checkpoint(
     check_lengths(replace(task, forget={}, retain=()), base.encoder, base.context, probes)
     with numeric(runtime) as device:
         engine = TransformersEngine(base.encoder, dtype=model.dtype, device=device, batch_tokens=measure.batch_tokens)
-        context = AttackContext(engine, base.encoder, task, ATTACK_SEED, device)
-        none = [attack({"name": "none"})]
         places = {subject: found(other, store) for subject, other in models.items()}
-        evaluations = [
-            evaluation
-            for subject, place in places.items()
-            for split in measure.splits
-            for evaluation in evaluations_of(subject, place.checkpoint, place.key, "", task, split, none)
-        ]
-        asked = Evaluator(engine, context, store, Numeric.of(runtime)).run(evaluations)
-        answered = [Answered.of(evaluated) for evaluated in asked]
-    rows = Scorer(task, engine).rows([*answered, *both_splits(answered)], places[SUBJECT].key)
-    return rows[places[SUBJECT].key]
+        target = places.get("target")
+        context = AttackContext(
+            engine,
+            base.encoder,
+            task,
+            ATTACK_SEED,
+            device,
+            target=target.checkpoint if target else None,
+            target_key=target.key if target else "",
+            block=base.block(task),
+            gradient_checkpointing=runtime.gradient_checkpointing,
+        )
+        evaluator = Evaluator(engine, context, store, Numeric.of(runtime))
+        publisher = Publisher(evaluator, Scorer(task, engine), places[SUBJECT].key, None)
+        publisher.measure(
+            [
+                evaluation
+                for subject, place in places.items()
+                for split, of_split in attacks.items()
+                for evaluation in evaluations_of(subject, Weights(place.checkpoint, place.key), task, split, of_split)
+            ]
+        )
+    of = {subject: [row for row in publisher.rows if row["subject"] == subject] for subject in (SUBJECT, *ANCHORS)}
+    headlines_of = {}
+    for split, of_split in attacks.items():
+        mine, before, after = (answers(who, [r for r in rows if r["split"] == split]) for who, rows in of.items())
+        forgotten = AtChance.beside(before) if task.anchored is Zero.CHANCE else after
+        headlines_of[str(split)] = headlines(mine, before, forgotten, [one.name for one in of_split])
+    return Measured(of[SUBJECT], headlines_of)

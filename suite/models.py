@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import AutoConfig
 
-from suite.checkpoints import SavedCheckpoint
+from suite.checkpoints import SavedCheckpoint, context_of
 from suite.settings import SpecError
 from suite.spec import ModelSpec, TinyModel
 from suite.stages import StageStore
@@ -103,19 +102,6 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
     folder = _place(name, key, weights=False)
     tokenizer = load_tokenizer(folder)
     return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)
-
-
-def context_of(folder: Path) -> int | None:
-    """Longest text that a model reads, in tokens; None where it sets no limit.
-
-    Raises:
-        SpecError: the folder's config.json is not one that transformers can read.
-    """
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise SpecError(f"model: {folder}/config.json is none that transformers can read: {error}") from None
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

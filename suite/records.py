@@ -6,14 +6,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from leaderboard.headlines import NONE, Answers
 from leaderboard.schema import RAW, Status
 from suite.anchors import Anchors
 from suite.engines import Engine
 from suite.environment import Numeric, observed, suite_version
-from suite.evaluation import Evaluated
+from suite.evaluation import Evaluated, Failed
+from suite.matching import Mixture
 from suite.optimizers import OPTIMIZERS
 from suite.oracle import Grade
 from suite.spec import TrialSpec
@@ -30,6 +31,9 @@ BOTH_SPLITS = "all"
 ANCHORS = ("target", "retrained")
 """Subjects that belong to no single trial."""
 
+UNATTACKED = "unattacked"
+"""What a summary compares with that looks at the same model without the attack."""
+
 Samples = Mapping[str, Sequence[Sample]]
 """Samples by probe."""
 
@@ -39,8 +43,10 @@ class Answered:
     """What a subject answered: its samples by probe, after an attack, at a point of its curve.
 
     Attributes:
-        id: of the evaluation that the samples come from.
+        id: of the evaluation that the samples come from; None where there are none.
         probes: as they were asked.
+        matching: which weights of the subject were asked.
+        failed: why there are no samples.
     """
 
     subject: str
@@ -49,13 +55,23 @@ class Answered:
     split: str
     probes: Mapping[str, Probe]
     samples: Samples
-    id: str
+    id: str | None
+    matching: str = RAW
+    failed: str | None = None
 
     @classmethod
-    def of(cls, evaluated: Evaluated) -> Self:
+    def of(cls, evaluated: Evaluated | Failed) -> Self:
         e = evaluated.evaluation
         probes = {probe.name: probe for probe in e.probes}
-        return cls(e.subject, e.attack.name, e.point, str(e.split), probes, evaluated.samples, evaluated.artifact.key)
+        what = (e.subject, e.attack.name, e.point, str(e.split), probes)
+        if isinstance(evaluated, Failed):
+            return cls(*what, {}, None, e.matching, evaluated.reason)
+        return cls(*what, evaluated.samples, evaluated.artifact.key, e.matching)
+
+    @property
+    def who(self) -> tuple[str, str, str]:
+        """The model and the questions, whatever the attack."""
+        return self.subject, self.matching, self.split
 
     def with_the_other(self, other: Answered) -> Answered:
         """The questions of both splits together. Nothing is asked again."""
@@ -65,14 +81,27 @@ class Answered:
 
 def both_splits(answered: Sequence[Answered]) -> list[Answered]:
     """For every subject that was asked both splits without an attack, both together."""
-    plain = [a for a in answered if a.attack == NONE]
-    on_test = {a.subject: a for a in plain if a.split == Split.TEST}
-    return [a.with_the_other(on_test[a.subject]) for a in plain if a.split == Split.DEV and a.subject in on_test]
+    plain = {a.who: a for a in answered if a.attack == NONE}
+    return [
+        a.with_the_other(other)
+        for (subject, matching, split), a in plain.items()
+        if split == Split.DEV and (other := plain.get((subject, matching, str(Split.TEST))))
+    ]
+
+
+class _Kind(NamedTuple):
+    """What a row says of its number."""
+
+    name: str
+    up: bool
+
+
+_MIXING = _Kind("mixing_weight", False)
 
 
 @dataclass
 class Scorer:
-    """Turns answers into rows. It keeps what the anchors answered without an attack, for numbers that compare.
+    """Turns answers into rows. It keeps what was answered without an attack, for numbers that compare.
 
     Attributes:
         anchors: id of the anchors' recipe, which their rows stand under.
@@ -83,31 +112,43 @@ class Scorer:
     engine: Engine
     anchors: str | None = None
     anchor_ids: str | None = None
-    _plain: dict[tuple[str, str], Samples] = field(default_factory=dict)
+    _plain: dict[tuple[str, str, str], Samples] = field(default_factory=dict)
 
     def rows(self, answered: Sequence[Answered], trial: str | None) -> dict[str | None, list[Row]]:
         """One row per number, by the id that they stand under: the trial's, or the anchors'."""
         for a in answered:
-            if a.subject in ANCHORS and a.attack == NONE:
-                self._plain[a.subject, a.split] = a.samples
+            if a.attack == NONE:
+                self._plain[a.who] = a.samples
         found: dict[str | None, list[Row]] = {}
         for a in answered:
             under = self.anchors if a.subject in ANCHORS else trial
             found.setdefault(under, []).extend(self._of(a, under))
         return found
 
+    def mixing_row(self, trial: str, matching: str, mixture: Mixture) -> Row:
+        """How much of the unlearned weights is in the mixture that meets the floor of utility."""
+        known = mixture.share is not None
+        number = Estimate(mixture.share, None, 1) if known else Estimate.null(mixture.reason or "")
+        a = Answered("unlearned", NONE, 0, str(Split.DEV), {}, {}, None, matching)
+        return self._row(a, trial, "mixture", Subset.RETAIN, _MIXING, number, (None, None))
+
     def _of(self, a: Answered, under: str | None) -> Iterator[Row]:
         roles = {**_roles("knowledge", self.task.knowledge), **_roles("utility", self.task.utility)}
         for name, probe in a.probes.items():
             for metric in probe.metrics:
                 role = roles.get((name, metric), (None, None))
-                yield self._row(a, under, name, probe.subset, METRICS[metric], score(metric, a.samples[name]), role)
+                number = _failed(a) or score(metric, a.samples[name])
+                yield self._row(a, under, name, probe.subset, METRICS[metric], number, role)
         for summary in self.task.summaries:
             for metric in summary.metrics:
                 kind = SUMMARIES[metric]
-                anchor = self._plain.get((kind.against, a.split)) if kind.against else None
-                number = summarise(metric, _tables(summary, a.samples), anchor and _tables(summary, anchor))
+                other = self._compared(a, kind.against) if kind.against else None
+                number = _failed(a) or summarise(metric, _tables(summary, a.samples), other and _tables(summary, other))
                 yield self._row(a, under, summary.name, summary.subset, kind, number, (None, None))
+
+    def _compared(self, a: Answered, against: str) -> Samples | None:
+        """What an anchor answered without an attack, or the subject itself."""
+        return self._plain.get(a.who if against == UNATTACKED else (against, RAW, a.split))
 
     def _row(
         self,
@@ -115,7 +156,7 @@ class Scorer:
         under: str | None,
         probe: str,
         subset: Subset,
-        metric: Metric | SummaryMetric,
+        metric: Metric | SummaryMetric | _Kind,
         number: Estimate,
         role: tuple[str | None, float | None],
     ) -> Row:
@@ -127,7 +168,7 @@ class Scorer:
             "probe": probe,
             "subset": str(subset),
             "split": a.split,
-            "matching": RAW,
+            "matching": a.matching,
             "engine": self.engine.name,
             "metric": metric.name,
             "value": number.value,
@@ -136,7 +177,7 @@ class Scorer:
             "direction": "up" if metric.up else "down",
             "headline": role[0],
             "chance": role[1],
-            "status": str(Status.OK if number.known else Status.NULL),
+            "status": str(Status.OK if number.known else Status.FAILED if a.failed else Status.NULL),
             "reason": number.reason,
             "task": self.task.name,
             "task_version": self.task.version,
@@ -149,6 +190,10 @@ class Scorer:
             "source": self.task.source or None,
             **observed(),
         }
+
+
+def _failed(a: Answered) -> Estimate | None:
+    return Estimate.null(a.failed) if a.failed else None
 
 
 def _tables(summary: Summary, samples: Samples) -> list[Sequence[Sample]]:

@@ -259,6 +259,8 @@ class MeasureSpec(Settings):
         limit: items asked per probe, the first of each; all of them by default. Rows say how many there were.
         also: what is measured besides the task's own probes (`regrade ls extras`): general ability, perplexity, costly
             membership scores.
+        match: floor of utility at which every headline is given once more, with the weights mixed back toward the
+            target until they reach it on dev (see `suite.matching`); 0.9 is the board's. null leaves that out.
     """
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
@@ -267,6 +269,7 @@ class MeasureSpec(Settings):
     batch_tokens: int = Field(4096, ge=1)
     limit: int | None = Field(None, ge=1)
     also: tuple[str, ...] = ()
+    match: float | None = Field(0.9, gt=0, le=1)
 
     @field_validator("also")
     @classmethod

@@ -6,19 +6,22 @@ nothing. Nothing here knows how trials are distributed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from leaderboard.headlines import Headlines, headlines, zero
+from leaderboard.schema import RAW, matching
 from suite.anchors import Anchors, anchors
 from suite.attacks import AttackContext
 from suite.checkpoints import Checkpoint, SavedCheckpoint
-from suite.engines import Engine, Job, TransformersEngine
+from suite.engines import Engine, TransformersEngine, ask
 from suite.environment import Numeric, numeric
-from suite.evaluation import Evaluation, Evaluator, evaluations_of
-from suite.records import Answered, Row, Scorer, answers, both_splits, trial_row
+from suite.evaluation import Evaluation, Evaluator, Weights, evaluations_of
+from suite.matching import mixture, mixture_at
+from suite.publishing import Publisher
+from suite.records import ANCHORS, Row, Scorer, answers, trial_row
 from suite.spec import MeasureSpec, RuntimeSpec, TrialSpec
 from suite.stages import Artifact
 from suite.store import Store
@@ -51,13 +54,15 @@ class TrialResult:
     attacks: dict[Split, list[str]]
     measurements: list[Row] = field(default_factory=list)
 
-    def headlines(self, split: Split) -> Headlines:
-        """F, R, U and score on a split, over the attacks that were run on it."""
+    def headlines(self, split: Split, matching: str = RAW) -> Headlines:
+        """F, R, U and score on a split, over the attacks that were run on it; the anchors are as they are."""
 
-        def of(subject: str) -> list[Row]:
-            return [r for r in self.measurements if r["subject"] == subject and r["split"] == split]
+        def of(subject: str, matching: str = RAW) -> list[Row]:
+            wanted = (subject, split, matching)
+            return [r for r in self.measurements if (r["subject"], r["split"], r["matching"]) == wanted]
 
-        models = {name: answers(name, of(name)) for name in ("unlearned", "target", "retrained")}
+        models = {name: answers(name, of(name)) for name in ANCHORS}
+        models["unlearned"] = answers("unlearned", of("unlearned", matching))
         forgotten = zero(self.row["anchor_ids"], models["target"], models["retrained"])
         return headlines(models["unlearned"], models["target"], forgotten, self.attacks[split])
 
@@ -89,9 +94,9 @@ def run_trial(
         both = anchors(spec, task, store.stages, runtime)
         report("anchors", [])
         encoder, block = both.base.encoder, both.base.block(task)
-        ask = (engine or _engine(spec, measure))(encoder, device)
+        answering = (engine or _engine(spec, measure))(encoder, device)
         context = AttackContext(
-            ask,
+            answering,
             encoder,
             task,
             ATTACK_SEED,
@@ -101,47 +106,48 @@ def run_trial(
             block=block,
             gradient_checkpointing=runtime.gradient_checkpointing,
         )
-        evaluator = Evaluator(ask, context, store.stages, Numeric.of(runtime))
-        scorer = Scorer(task, ask, both.id, both.weights)
-        result = TrialResult(spec, {}, both.id, {split: [a.name for a in of] for split, of in attacks.items()})
-
-        def measured(stage: str, evaluations: Iterable[Evaluation]) -> bool:
-            """Evaluate, score, publish; whether the trial is to end here."""
-            answered = []
-            for evaluated in evaluator.run(list(evaluations)):
-                store.board.append_file("samples", evaluated.artifact.file("samples.parquet"), evaluated.artifact.key)
-                answered.append(Answered.of(evaluated))
-            rows = scorer.rows([*answered, *both_splits(answered)], spec.id)
-            for of_trial in rows.values():
-                of_trial.sort(
-                    key=lambda r: (r["subject"], r["attack"], r["point"], r["split"], r["probe"], r["metric"])
-                )
-                store.board.append("measurements", of_trial)
-                result.measurements += of_trial
-            return bool(report(stage, [row for of_trial in rows.values() for row in of_trial]))
-
-        def of_anchors(split: Split) -> list[Evaluation]:
-            return [
-                evaluation
-                for subject, anchor in both.subjects.items()
-                for evaluation in evaluations_of(
-                    subject, anchor.checkpoint, anchor.key, "", task, split, attacks[split]
-                )
-            ]
-
-        judge = _judge(task, both, ask) if spec.until else None
-        stages = unlearn(spec, task, both, store.stages, runtime, judge, {"engine": ask.identity()})
+        scorer = Scorer(task, answering, both.id, both.weights)
+        publisher = Publisher(
+            Evaluator(answering, context, store.stages, Numeric.of(runtime)), scorer, spec.id, store.board
+        )
+        result = TrialResult(
+            spec, {}, both.id, {split: [a.name for a in of] for split, of in attacks.items()}, publisher.rows
+        )
+        judge = _judge(task, both, answering) if spec.until else None
+        stages = unlearn(spec, task, both, store.stages, runtime, judge, {"engine": answering.identity()})
         result.row = trial_row(spec, task, both, stages, Numeric.of(runtime))
         report("unlearn", [])
-        clean, attacked = [], []
-        for split in measure.splits:
-            asked = [*of_anchors(split), *_final(task, stages, split, attacks[split])]
-            clean += _kept(task, stages, split, attacks[split][:1])
-            clean += [e for e in asked if e.attack.name == "none"]
-            attacked += [e for e in asked if e.attack.name != "none"]
+
+        def under(chosen: slice, models: Mapping[str, Weights], matching: str = RAW) -> list[Evaluation]:
+            """Models under some of each split's attacks."""
+            return [
+                evaluation
+                for split in measure.splits
+                for attack in attacks[split][chosen]
+                for subject, weights in models.items()
+                for evaluation in evaluations_of(subject, weights, task, split, [attack], matching)
+            ]
+
+        def measured(stage: str, evaluations: Sequence[Evaluation]) -> bool:
+            """Whether the trial is to end here."""
+            return bool(report(stage, publisher.measure(evaluations)))
+
+        plain, attacked = slice(0, 1), slice(1, None)  # `none` is the first attack
+        final = Weights(SavedCheckpoint(stages[-1].folder / "final"), stages[-1].key, "final")
+        models = {name: Weights(anchor.checkpoint, anchor.key) for name, anchor in both.subjects.items()}
+        models["unlearned"] = final
         # Whoever stops here leaves a sound trial that lacks attacks; the next run adds them.
-        if not measured("evaluate", clean):
-            measured("attack", attacked)
+        if not measured("evaluate", [*under(plain, models), *under(plain, _kept(stages))]):
+            matched: list[Evaluation] = []
+            if measure.match:
+                name = matching(measure.match)
+                mix = mixture(final, both, task, measure.match, answering, store.stages, Numeric.of(runtime))
+                publisher.publish({spec.id: [scorer.mixing_row(spec.id, name, mix)]})
+                if mix.share is not None:
+                    mixed = {"unlearned": mixture_at(mix.share, final, both)}
+                    measured("match", under(plain, mixed, name))
+                    matched = under(attacked, mixed, name)
+            measured("attack", [*under(attacked, models), *matched])
         store.board.append("trials", [result.row])
     return result
 
@@ -175,14 +181,9 @@ def _engine(spec: TrialSpec, measure: MeasureSpec) -> Callable[[Encoder, torch.d
     )
 
 
-def _final(task: Task, stages: Sequence[Artifact], split: Split, attacks: Sequence) -> list[Evaluation]:
-    last = stages[-1]
-    return evaluations_of("unlearned", SavedCheckpoint(last.folder / "final"), last.key, "final", task, split, attacks)
-
-
-def _kept(task: Task, stages: Sequence[Artifact], split: Split, none: Sequence) -> list[Evaluation]:
+def _kept(stages: Sequence[Artifact]) -> dict[str, Weights]:
     """The intermediate checkpoints, by the steps made until then, all requests together."""
-    found: list[Evaluation] = []
+    found: dict[str, Weights] = {}
     before = 0
     for stage in stages:
         ends = [(before + step, f"step{step}") for step in stage.meta["kept"]]
@@ -190,8 +191,7 @@ def _kept(task: Task, stages: Sequence[Artifact], split: Split, none: Sequence) 
         if stage is not stages[-1]:
             ends.append((before, "final"))
         for step, part in ends:
-            checkpoint = SavedCheckpoint(stage.folder / part)
-            found += evaluations_of(f"unlearned@{step}", checkpoint, stage.key, part, task, split, none)
+            found[f"unlearned@{step}"] = Weights(SavedCheckpoint(stage.folder / part), stage.key, part)
     return found
 
 
@@ -201,8 +201,8 @@ def _judge(task: Task, both: Anchors, engine: Engine) -> Judge:
     probes = tuple(probe for probe in task.probes_of(Split.DEV) if probe.name in wanted)
 
     def estimates(checkpoint: Checkpoint) -> dict:
-        (answer,) = engine.submit([Job("judge", checkpoint, probes)])
-        return {h: score(h.metric, answer.samples[h.probe]) for h in task.knowledge}
+        samples = ask(engine, checkpoint, probes)
+        return {h: score(h.metric, samples[h.probe]) for h in task.knowledge}
 
     target = estimates(both.target.checkpoint)
     retrained = (

@@ -91,10 +91,10 @@ class Item:
     """One question of a probe. `answers[correct]` is the reference; the others are wrong alternatives.
 
     Attributes:
+        where: file and row that it was read from, for messages; no part of what is asked.
         turns: what was said before, the oldest first.
         prefill: how the answer begins: given to the model, neither generated nor scored.
         rewordings: the same question in other words, for attacks that reword; no part of what is asked.
-        where: file and row that it was read from, for messages; no part of what is asked.
     """
 
     id: str
@@ -102,10 +102,10 @@ class Item:
     answers: tuple[str, ...]
     correct: int = 0
     style: Style = Style.QUESTION
+    where: str = field(default="", compare=False)
     turns: tuple[Turn, ...] = ()
     prefill: str = ""
     rewordings: tuple[str, ...] = field(default=(), compare=False)
-    where: str = field(default="", compare=False)
 
     @property
     def reference(self) -> str:

@@ -43,16 +43,16 @@ def eval_(
     if split not in (*Split, BOTH_SPLITS):
         raise SpecError(f"--split {split}: unknown (allowed: {', '.join((*Split, BOTH_SPLITS))})")
     splits = list(Split) if split == BOTH_SPLITS else [split]
-    rows = measure_checkpoint(
+    measured = measure_checkpoint(
         checkpoint,
         task,
         parse(ModelSpec, {"name": checkpoint, "dtype": dtype, "template": template}, "--"),
         Store(store).stages,
         anchors={name: path for name, path in (("target", target), ("retrained", retrained)) if path},
-        measure=parse(MeasureSpec, {"splits": splits, "limit": limit, "also": also or ()}, "--"),
+        measure=parse(MeasureSpec, {"attacks": (), "splits": splits, "limit": limit, "also": also or ()}, "--"),
         runtime=parse(RuntimeSpec, {"device": device, "threads": threads}, "--"),
     )
-    shown = [row for row in rows if row["split"] == split]
+    shown = [row for row in measured.rows if row["split"] == split]
     if as_json:
         print_json(shown)
         return

@@ -21,10 +21,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The samples of a job, by probe, each in the order of the probe's items."""
+    """The samples of a job, by probe, each in the order of the probe's items.
+
+    Attributes:
+        error: what went wrong with this job, in place of samples: a checkpoint that cannot be read or does not fit its
+            architecture, memory that does not suffice, ...
+    """
 
     key: str
     samples: Mapping[str, tuple[Sample, ...]]
+    error: Exception | None = None
 
 
 class Engine(Protocol):
@@ -44,7 +50,18 @@ class Engine(Protocol):
     def submit(self, jobs: Iterable[Job]) -> Iterator[Evaluation]:
         """Evaluations as they finish, in any order. Jobs are drawn as the engine has room for them.
 
-        Raises:
-            CheckpointError: a checkpoint cannot be read or does not fit its architecture.
+        What goes wrong with one job is said in its evaluation, and the others go on.
         """
         ...
+
+
+def ask(engine: Engine, checkpoint: Checkpoint, probes: tuple[Probe, ...]) -> Mapping[str, tuple[Sample, ...]]:
+    """What one checkpoint answers, by probe.
+
+    Raises:
+        CheckpointError, ...: whatever keeps the engine from asking it.
+    """
+    (answer,) = engine.submit([Job("asked", checkpoint, probes)])
+    if answer.error is not None:
+        raise answer.error
+    return answer.samples

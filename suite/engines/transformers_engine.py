@@ -31,6 +31,10 @@ ROW_TOKENS = 512
 grows with the row, still costs a sixth of the rest. Other devices take as many as a batch has."""
 
 
+REMEMBERED = 4
+"""Sets of probes that stay tokenized: both splits, and those of an attack on each."""
+
+
 class TransformersEngine:
     """One model at a time.
 
@@ -50,6 +54,7 @@ class TransformersEngine:
         self._model: PreTrainedModel | None = None
         self._architecture: tuple[str, torch.dtype] | None = None
         self._packing, self._decoding = Shortcut(), Shortcut()
+        self._asked: dict[tuple[tuple[str, str], ...], Questions] = {}
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -61,10 +66,14 @@ class TransformersEngine:
 
     def submit(self, jobs: Iterable[Job]) -> Iterator[Evaluation]:
         for job in jobs:
-            model = self._load(job.checkpoint)  # not in inference mode: its weights may be asked for a gradient
-            with torch.inference_mode():
-                samples = self._ask(model, job.probes)
-            yield Evaluation(job.key, samples)
+            try:
+                model = self._load(job.checkpoint)  # not in inference mode: its weights may be asked for a gradient
+                with torch.inference_mode():
+                    evaluation = Evaluation(job.key, self._ask(model, job.probes))
+            except Exception as error:
+                self._model = None  # it may hold a part of the weights, or the memory that lacked
+                evaluation = Evaluation(job.key, {}, error.with_traceback(None))
+            yield evaluation
 
     def _load(self, checkpoint: Checkpoint) -> PreTrainedModel:
         """The checkpoint's weights, in the model that is already here where the architecture is the same."""
@@ -77,8 +86,17 @@ class TransformersEngine:
         load_state(self._model, state)
         return self._model
 
+    def _questions(self, probes: Sequence[Probe]) -> Questions:
+        """The questions as ids. Many checkpoints are asked the same ones, which are tokenized once."""
+        asked = tuple((probe.name, probe.digest) for probe in probes)
+        if asked not in self._asked:
+            if len(self._asked) == REMEMBERED:
+                self._asked.pop(next(iter(self._asked)))
+            self._asked[asked] = Questions(self.encoder, probes)
+        return self._asked[asked]
+
     def _ask(self, model: PreTrainedModel, probes: Sequence[Probe]) -> dict[str, tuple[Sample, ...]]:
-        questions = Questions(self.encoder, probes)
+        questions = self._questions(probes)
         limits = {"row_tokens": self.row_tokens, "batch_tokens": self.batch_tokens}
         scores = scored(model, questions.asked, packing=self._packing, **limits)
         norms = [gradient_norm(model, text) for text in questions.differentiated]

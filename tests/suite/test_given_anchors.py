@@ -113,8 +113,8 @@ def test_a_checkpoint_by_itself_measures_what_the_trial_measured(store, trained)
         "pocket",
         parse(ModelSpec, BARE),
         store.stages,
-        measure=MeasureSpec(splits=tuple(Split), limit=6),
-    )
+        measure=MeasureSpec(attacks=(), splits=tuple(Split), limit=6),
+    ).rows
 
     def plain(rows):
         return {(r["split"], r["probe"], r["metric"]): (r["value"], r["stderr"], r["n"]) for r in rows}
@@ -177,8 +177,8 @@ def test_a_checkpoint_beside_itself_has_nothing_to_compare(store, trained, monke
         parse(ModelSpec, BARE),
         store.stages,
         anchors={"target": path, "retrained": path},
-        measure=MeasureSpec(limit=2),
-    )
+        measure=MeasureSpec(attacks=(), limit=2),
+    ).rows
     assert len(store.stages.computed["samples"]) == 1
     values = {r["metric"]: r["value"] for r in rows if r["probe"] == "membership"}
     assert (values["auc_reference"], values["privleak_min_k_40"]) in ((0.5, 0.0), (0.5, None))

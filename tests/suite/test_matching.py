@@ -1,0 +1,209 @@
+"""Retention matching against brute force, and what happens to a trial when one of its attacks fails."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small import SMALL
+
+from leaderboard.ranking import FLOOR
+from leaderboard.schema import matching
+from suite.attacks.quantization import RoundToNearest
+from suite.checkpoints import SavedCheckpoint, TensorCheckpoint, mixed
+from suite.engines import TransformersEngine, ask
+from suite.engines.transformers_engine import TransformersEngine as Engine
+from suite.evaluation import Weights
+from suite.matching import largest_share, mixture_at
+from suite.spec import MeasureSpec, trial
+from suite.specfile import merged
+from suite.store import Store
+from suite.trial import run_trial
+from tasks import TASKS
+from tasks.scoring import Estimate, score
+from tasks.task import Split
+
+LEARNT = merged(
+    SMALL,
+    {
+        "model": {"tiny": {"hidden": 64}},
+        "anchors": {"epochs": 12, "lr": 1e-2},
+        "objective": {"retain_weight": 5},
+        "optimizer": {"lr": 3e-3},
+        "steps": 20,
+        "batch_size": 16,
+    },
+)
+"""A trial that costs utility, on a model that is just able to have some."""
+RTN, RELEARN = {"name": "rtn", "bits": 4}, {"name": "relearn", "samples": 12, "steps": 2, "lr": 1e-3}
+MEASURE = MeasureSpec(attacks=(RTN, RELEARN))
+NAME = matching(0.9)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return Store(tmp_path_factory.mktemp("matched"))
+
+
+@pytest.fixture(scope="module")
+def result(store):
+    return run_trial(trial(LEARNT), store, measure=MEASURE)
+
+
+@given(st.integers(0, 100), st.floats(0.01, 1), st.booleans())
+def test_the_largest_share_is_found_by_asking_every_share(crossing, floor, exactly):
+    """Utility falls along a line that crosses the floor at some share, there or just before the next."""
+    height = {k: floor + (crossing - k) * 0.01 - (0 if exactly else 1e-9) * (k > crossing) for k in range(101)}
+    asked = []
+
+    def utility(share: float) -> Estimate:
+        asked.append(share)
+        return Estimate(height[round(100 * share)], 0.0, 10)
+
+    best = max(k for k in range(101) if height[k] >= floor)
+    found = largest_share(utility, floor)
+    assert found.share == best / 100
+    assert len(asked) <= 8
+
+
+def test_where_utility_cannot_be_told_nothing_is_mixed():
+    found = largest_share(lambda share: Estimate.null("the anchors are too close"), 0.9)
+    assert (found.share, found.reason) == (None, "the anchors are too close")
+
+
+def test_the_floor_is_the_boards():
+    assert MeasureSpec().match == FLOOR
+
+
+def test_the_mixture_keeps_the_floor_and_the_next_one_does_not(result, store):
+    """Asked again by hand: weights mixed in float64, scored on dev, beside the target's scores."""
+    (row,) = (r for r in result.measurements if r["metric"] == "mixing_weight")
+    assert (row["matching"], row["split"], row["probe"]) == (NAME, "dev", "mixture")
+    share = row["value"]
+    assert 0 < share < 1
+    task = TASKS["pocket"].build()
+    stages = sorted((store.root / "stages").glob("unlearn/*-*/final"))
+    unlearned = SavedCheckpoint(stages[0])
+    from suite.anchors import anchors
+    from suite.spec import RuntimeSpec
+
+    both = anchors(trial(LEARNT), task, store.stages, RuntimeSpec())
+    target = both.target.checkpoint
+    engine = TransformersEngine(both.base.encoder, dtype="float32", device=torch.device("cpu"))
+    probes = tuple(p for p in task.probes_of(Split.DEV) if p.name in {h.probe for h in task.utility})
+
+    def scores(state):
+        samples = ask(engine, TensorCheckpoint(state, target.architecture), probes)
+        return {h: score(h.metric, samples[h.probe]).value for h in task.utility}
+
+    def at(share):
+        one, other = target.state(), unlearned.state()
+        return {name: ((1 - share) * w.double() + share * other[name].double()).float() for name, w in one.items()}
+
+    whole = scores(target.state())
+
+    def utility(share):
+        there = scores(at(share))
+        return min((there[h] - h.chance) / (whole[h] - h.chance) for h in task.utility)
+
+    assert utility(share) >= 0.9 - 1e-5
+    assert utility(share + 0.01) < 0.9 + 1e-5
+
+
+def test_every_headline_is_given_raw_and_matched(result):
+    raw, matched = result.headlines(Split.TEST), result.headlines(Split.TEST, NAME)
+    assert raw.utility.value < 0.8 < matched.utility.value
+    assert matched.forgetting.value < raw.forgetting.value
+    rows = {(r["attack"], r["matching"]) for r in result.measurements if r["subject"] == "unlearned"}
+    attacks = result.attacks[Split.TEST]
+    assert len(attacks) == 3
+    assert rows == {(a, m) for a in attacks for m in ("raw", NAME)}
+    assert {r["matching"] for r in result.measurements if r["subject"] in ("target", "retrained")} == {"raw"}
+
+
+def test_weights_that_keep_the_floor_are_not_asked_twice(result, store):
+    """At a floor below its utility the mixture is the unlearned model, and its rows are the raw ones."""
+    again = Store(store.root)
+    found = run_trial(trial(LEARNT), again, measure=MEASURE.model_copy(update={"match": 0.3}))
+    assert set(again.stages.computed) == {"mixture"}
+    assert found.headlines(Split.TEST, matching(0.3)) == found.headlines(Split.TEST)
+
+
+def test_a_mixtures_ends_are_the_models_themselves():
+    tensors = {"w": torch.tensor([0.1, -3.3, 1e-8]), "n": torch.tensor([3])}
+    others = {"w": torch.tensor([1e4, 0.7, -1e-8]), "n": torch.tensor([3])}
+    one, other = (TensorCheckpoint(t, None) for t in (tensors, others))
+    assert torch.equal(mixed(one, other, 0.0).state()["w"], tensors["w"])
+    assert torch.equal(mixed(one, other, 1.0).state()["w"], others["w"])
+    unlearned = Weights(other, "u", "final")
+
+    class Both:
+        target = Weights(one, "t")
+
+    assert mixture_at(1.0, unlearned, Both) is unlearned
+    assert mixture_at(0.0, unlearned, Both).key == "t"
+    assert mixture_at(0.5, unlearned, Both).key != mixture_at(0.25, unlearned, Both).key
+
+
+def broken(*args):
+    raise torch.OutOfMemoryError("not enough memory for this edit")
+
+
+def test_an_attack_that_fails_takes_nothing_else_with_it(store, result, tmp_path, monkeypatch):
+    """The clean rows and the other attacks' rows stand, the failed one's say why, and the next run mends them."""
+    import shutil
+
+    shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("samples"))
+    mended = Store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(RoundToNearest, "edited", broken)
+        failing = run_trial(trial(LEARNT), mended, measure=MEASURE)
+    rows = mended.board.read("measurements").to_pylist()
+    failed = [r for r in rows if r["attack"] == "rtn[bits=4]"]
+    assert failed
+    assert {(r["status"], r["value"]) for r in failed} == {("failed", None)}
+    assert {r["reason"] for r in failed} == {"OutOfMemoryError: not enough memory for this edit"}
+    kept = [r for r in failing.measurements if r["attack"] != "rtn[bits=4]"]
+    assert kept and all(r["status"] == "ok" for r in kept)
+    now = failing.headlines(Split.TEST)
+    assert now.forgetting == result.headlines(Split.TEST).forgetting
+    assert now.robustness.value is None
+    assert "not enough memory" in now.robustness.reason
+    run_trial(trial(LEARNT), mended, measure=MEASURE)
+    assert mended.board.result_rows("measurements").equals(store_rows(store, mended))
+
+
+def store_rows(store, mended):
+    """The rows of a store in which nothing failed, at the one floor that both were run with."""
+    import pyarrow.compute as pc
+
+    table = store.board.result_rows("measurements")
+    return table.filter(pc.is_in(table["matching"], pc.unique(mended.board.result_rows("measurements")["matching"])))
+
+
+def test_an_engine_that_fails_under_an_attack_goes_on_with_the_others(store, result, tmp_path, monkeypatch):
+    import shutil
+
+    shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("samples"))
+    load = Engine._load
+
+    def loading(self, checkpoint):
+        if getattr(checkpoint, "name", "") == "rtn[bits=4]":
+            raise RuntimeError("DefaultCPUAllocator: not enough memory")
+        return load(self, checkpoint)
+
+    monkeypatch.setattr(Engine, "_load", loading)
+    failing = run_trial(trial(LEARNT), Store(tmp_path), measure=MEASURE)
+    statuses = {(r["attack"], r["status"]) for r in failing.measurements}
+    relearn = failing.attacks[Split.TEST][2]
+    assert statuses == {("none", "ok"), ("rtn[bits=4]", "failed"), (relearn, "ok")}
+
+
+def test_a_subject_that_cannot_be_asked_at_all_ends_the_trial(store, result, tmp_path, monkeypatch):
+    import shutil
+
+    shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("samples"))
+    monkeypatch.setattr(Engine, "_ask", broken)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_trial(trial(LEARNT), Store(tmp_path), measure=MEASURE)
