@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from suite.cli import board, doctor, eval_, import_, ls, report, run, sweep, validate
+from suite.cli import attack, board, doctor, eval_, import_, ls, report, run, sweep, validate
 
 app = typer.Typer(
     name="regrade",
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("sweep")(sweep.sweep)
 app.command("eval")(eval_.eval_)
+app.command("attack")(attack.attack)
 app.command("report")(report.report)
 app.add_typer(board.app, name="board")
 app.add_typer(import_.app, name="import")

@@ -75,14 +75,17 @@ def console(stderr: bool = False) -> Console:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table on standard output; columns of numbers to the right."""
     from rich.table import Table
+    from rich.text import Text
 
-    view = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    view = Table(header_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(columns):
         numbers = index > 0 and all(_NUMBER.fullmatch(row[index]) for row in rows)
         view.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        view.add_row(*row)
-    console().print(view)
+        view.add_row(*map(Text, row))  # as it stands: rtn[bits=4] is no markup
+    out = console()
+    out.print(Text(title, style="italic"), soft_wrap=True)
+    out.print(view)
 
 
 def number(value: float | None, digits: int = 2) -> str:

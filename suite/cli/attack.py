@@ -1,0 +1,106 @@
+"""`regrade attack`: what brings back what a checkpoint has forgotten, without a trial."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from suite.cli.checkpoint import (
+    Anchor,
+    CheckpointName,
+    Device,
+    Dtype,
+    Limit,
+    TaskName,
+    TemplateName,
+    Threads,
+    measured,
+)
+from suite.cli.common import STORE, Json, StoreDir, console, number, print_json, table
+
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attack", help="An attack as it stands in rows, rtn[bits=4]; several times. By default the official set."
+    ),
+]
+
+_ATTACK = re.compile(r"(\w+)(?:\[(.*)\])?", re.DOTALL)
+_BETWEEN = re.compile(r",(?=\s*\w+=)")
+"""A comma between two settings: one inside a list is not followed by a setting."""
+
+
+def attack(
+    checkpoint: CheckpointName,
+    task: TaskName,
+    attacks: Attacks = None,
+    attack_set: Annotated[str, typer.Option("--attacks", help="An attack set of the task.")] = "official",
+    retrained: Anchor = None,
+    target: Anchor = None,
+    split: Annotated[str, typer.Option(help="dev or test: attacks differ, so that a search may look at dev.")] = "test",
+    limit: Limit = None,
+    dtype: Dtype = "float32",
+    template: TemplateName = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    store: StoreDir = STORE,
+    as_json: Json = False,
+) -> None:
+    """Attack a checkpoint, and its anchors where they are named, and print what each attack brings back."""
+    chosen: Any = [settings_of(text) for text in attacks] if attacks else attack_set
+    found = measured(
+        checkpoint,
+        task,
+        {"target": target, "retrained": retrained},
+        [split],
+        {"attacks": chosen, "limit": limit},
+        {"dtype": dtype, "template": template},
+        {"device": device, "threads": threads},
+        store,
+    )
+    shown = [row for row in found.rows if row["headline"]]
+    recovery = found.headlines[split].recovery
+    if as_json:
+        said = {name: {"value": e.value, "stderr": e.stderr, "reason": e.reason} for name, e in recovery.items()}
+        print_json({"measurements": shown, "excess_recovery": said})
+        return
+    table(
+        f"{Path(checkpoint).name} on {task}, {split}",
+        ["attack", "point", "probe", "metric", "value", "± error"],
+        [
+            [
+                *(row["attack"], str(row["point"]), row["probe"], row["metric"]),
+                *(number(row["value"], 4), number(row["stderr"], 4)),
+            ]
+            for row in sorted(shown, key=lambda row: (list(recovery).index(row["attack"]), row["point"]))
+        ],
+    )
+    if target:
+        table(
+            "\nexcess recovery: 0 is what a model that never knew reaches under the same attack, 1 the target",
+            ["attack", "recovery", "± error"],
+            [[name, number(e.value, 3), number(e.stderr, 3)] for name, e in recovery.items()],
+        )
+    else:
+        console().print("Name --target and --retrained to see what comes back beyond what the attack teaches.")
+    for reason in dict.fromkeys(e.reason for e in recovery.values() if e.reason and target):
+        console().print(reason, style="dim", soft_wrap=True)
+
+
+def settings_of(text: str) -> dict[str, Any]:
+    """An attack's settings from its name in rows: `relearn[lr=0.001,samples=12,steps=24]`.
+
+    Raises:
+        SpecError: it is not written like one.
+    """
+    from suite.settings import SpecError
+    from suite.specfile import parse_value
+
+    parts = _ATTACK.fullmatch(text.strip())
+    pairs = [pair.partition("=") for pair in _BETWEEN.split(parts[2])] if parts and parts[2] else []
+    if not parts or not all(equals for _, equals, _ in pairs):
+        raise SpecError(f"--attack {text}: not understood. Write name[key=value,...], e.g. rtn[bits=4,per=channel]")
+    return {"name": parts[1]} | {key.strip(): parse_value(value) for key, _, value in pairs}

@@ -1,0 +1,55 @@
+"""What the verbs share that measure a checkpoint by itself: its options, and how they become a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from suite.measuring import Measured
+
+CheckpointName = Annotated[str, typer.Argument(help="Folder, or hub id owner/model[@revision].", show_default=False)]
+TaskName = Annotated[str, typer.Option("--task", help="Whose questions are asked.", show_default=False)]
+Anchor = Annotated[str | None, typer.Option(help="Checkpoint to compare with, where a metric does.")]
+Limit = Annotated[int | None, typer.Option(help="Questions per probe and split, the first ones.", min=1)]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+TemplateName = Annotated[str | None, typer.Option(help="bare, plain or chat; the tokenizer's own by default.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Threads = Annotated[int, typer.Option(help="CPU threads.", min=1)]
+
+
+def measured(
+    checkpoint: str,
+    task: str,
+    anchors: dict[str, str | None],
+    splits: Sequence[str],
+    measure: dict[str, Any],
+    model: dict[str, Any],
+    runtime: dict[str, Any],
+    store: Path,
+) -> Measured:
+    """A checkpoint's numbers, from what stands on the command line.
+
+    Raises:
+        SpecError, TaskError: what was asked wrongly.
+    """
+    from suite.measuring import measure_checkpoint
+    from suite.settings import SpecError, nearest, parse
+    from suite.spec import MeasureSpec, ModelSpec, RuntimeSpec
+    from suite.store import Store
+    from tasks import TASKS
+
+    if task not in TASKS:
+        raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (see: regrade ls tasks)")
+    return measure_checkpoint(
+        checkpoint,
+        task,
+        parse(ModelSpec, {"name": checkpoint, **model}, "--"),
+        Store(store).stages,
+        anchors={name: path for name, path in anchors.items() if path},
+        measure=parse(MeasureSpec, {"splits": list(splits), **measure}, "--"),
+        runtime=parse(RuntimeSpec, runtime, "--"),
+    )
