@@ -160,7 +160,7 @@ def _train(
                 batch_size=recipe.batch_size,
                 seed=recipe.seed,
                 warmup=recipe.warmup,
-                decay=True,
+                schedule="linear",
                 betas=recipe.betas,
                 weight_decay=recipe.weight_decay,
             ):

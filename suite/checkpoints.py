@@ -126,6 +126,7 @@ def mixed(one: Checkpoint, other: Checkpoint, share: float) -> EditedCheckpoint:
             if weight.is_floating_point()
             else weight
             for name, weight in state.items()
+            if name in there  # a tied tensor may stand under one of its names alone
         }
 
     return EditedCheckpoint(one, edit, f"mixed[share={share}]")

@@ -1,74 +1,30 @@
-"""Relearning: fine-tune on a few of the forgotten texts and see how much else comes back."""
+"""Relearning: fine-tune on a few of the forgotten texts and see how much else comes back.
+
+Published settings, for `samples`, the length, `lr` and `batch_size`:
+
+| where | settings |
+| --- | --- |
+| WMDP, arXiv 2502.05374 | 20, 40 or 60 texts, 1 epoch, 1e-5, 4 |
+| MUSE, arXiv 2502.05374 | 50, 75, 100 steps (Books) or 100, 125, 150 (News), 1e-5, 4; schedule=cosine |
+| TOFU, arXiv 2506.12618 | the forget set, 1 epoch, 2e-5, 32 |
+| WMDP, arXiv 2409.18025 | 5 to 1000 texts, 3 epochs, 2e-4, 1; adapter=lora, warmup=0.05, weight_decay=0.01 |
+| arXiv 2410.08827 | texts=unasked or questions, the strongest of a grid of lr and epochs |
+
+The last one learns some facts and asks the others, so that nobody is told what is asked. What facts of the same kind
+teach by themselves, the retrained model shows under the same attack.
+"""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
-
-from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
-from suite.attacks.texts import Texts, drawn, enough
-from suite.checkpoints import TensorCheckpoint
-from suite.finetuning import finetune
-from suite.recompute import recompute_blocks
-from tasks.task import Split, Task
+from suite.attacks.fine_tuning import FineTuning, FineTuningSettings
 
 
-class Relearning(Attack):
+class Relearning(FineTuning):
     """Fine-tuning on n of the forget texts with its own AdamW, measured along the way."""
 
-    means = Means.WEIGHTS
     source = "Fan et al. 2025, arXiv 2502.05374"
 
-    class Settings(AttackSettings):
-        """samples: forget texts that the attacker holds, drawn at random. points: places measured.
-
-        steps: updates in all. seed: of the draw and of the order.
-        """
-
+    class Settings(FineTuningSettings):
         name: Literal["relearn"] = "relearn"
-        samples: int = Field(ge=1)
-        steps: int = Field(ge=0)
-        lr: float = Field(gt=0)
-        batch_size: int = Field(4, ge=1)
-        points: int = Field(1, ge=1)
-        seed: int = 0
-
-        @model_validator(mode="after")
-        def _whole_points(self) -> Relearning.Settings:
-            if self.steps and self.points > self.steps:
-                raise ValueError(f"points={self.points} is more than steps={self.steps}")
-            return self
-
-    @property
-    def points(self) -> tuple[int, ...]:
-        s = self.settings
-        return tuple(sorted({round(s.steps * (i + 1) / s.points) for i in range(s.points)}))
-
-    def check(self, task: Task, split: Split) -> None:
-        enough(Texts.FORGET, self.settings.samples, task, split)
-
-    def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
-        s = self.settings
-        draw = random.Random(f"{context.seed}:{s.seed}")
-        held = drawn(Texts.FORGET, s.samples, context.task, subject.split, draw)
-        texts = context.encoder.examples(held, context.block)
-        if not s.steps:
-            yield 0, subject
-            return
-        model = subject.checkpoint.model(context.device)
-        if context.gradient_checkpointing:
-            recompute_blocks(model)
-        states = finetune(
-            model,
-            texts,
-            steps=s.steps,
-            lr=s.lr,
-            batch_size=s.batch_size,
-            seed=draw.randrange(2**31),
-            report_at=self.points,
-        )
-        for step in states:
-            yield step, Subject(TensorCheckpoint.of(model, subject.checkpoint.architecture), subject.probes)

@@ -125,7 +125,7 @@ def test_a_trial_that_saves_memory_is_the_same_trial(tmp_path, monkeypatch):
     measure = MeasureSpec(attacks=(relearn,), limit=2)
     spec = trial(merged(SMALL, {"steps": 2, "anchors": {"retain_limit": 16}}))
     wrapped: list[int] = []
-    for module in ("anchors", "unlearning", "attacks.relearning"):
+    for module in ("anchors", "unlearning", "attacks.fine_tuning"):
         monkeypatch.setattr(
             f"suite.{module}.recompute_blocks", lambda model: (wrapped.append(1), recompute_blocks(model))
         )
