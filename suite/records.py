@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from leaderboard.headlines import NONE, Answers
 from leaderboard.schema import RAW, Status
@@ -14,6 +14,7 @@ from suite.anchors import Anchors
 from suite.engines import Engine
 from suite.environment import Numeric, observed, suite_version
 from suite.evaluation import Evaluated, Failed
+from suite.landscape import Reading
 from suite.matching import Mixture
 from suite.optimizers import OPTIMIZERS
 from suite.oracle import Grade
@@ -68,6 +69,11 @@ class Answered:
             return cls(*what, {}, None, e.matching, evaluated.reason)
         return cls(*what, evaluated.samples, evaluated.artifact.key, e.matching)
 
+    @classmethod
+    def nothing(cls, subject: str, split: str, matching: str = RAW) -> Self:
+        """For numbers about a subject that it was asked nothing for."""
+        return cls(subject, NONE, 0, str(split), {}, {}, None, matching)
+
     @property
     def who(self) -> tuple[str, str, str]:
         """The model and the questions, whatever the attack."""
@@ -87,16 +93,6 @@ def both_splits(answered: Sequence[Answered]) -> list[Answered]:
         for (subject, matching, split), a in plain.items()
         if split == Split.DEV and (other := plain.get((subject, matching, str(Split.TEST))))
     ]
-
-
-class _Kind(NamedTuple):
-    """What a row says of its number."""
-
-    name: str
-    up: bool
-
-
-_MIXING = _Kind("mixing_weight", False)
 
 
 @dataclass
@@ -129,8 +125,20 @@ class Scorer:
         """How much of the unlearned weights is in the mixture that meets the floor of utility."""
         known = mixture.share is not None
         number = Estimate(mixture.share, None, 1) if known else Estimate.null(mixture.reason or "")
-        a = Answered("unlearned", NONE, 0, str(Split.DEV), {}, {}, None, matching)
-        return self._row(a, trial, "mixture", Subset.RETAIN, _MIXING, number, (None, None))
+        about = Answered.nothing("unlearned", Split.DEV, matching)
+        return self._row(about, trial, "mixture", Subset.RETAIN, "mixing_weight", number)
+
+    def landscape_rows(self, trial: str, readings: Iterable[Reading]) -> list[Row]:
+        """Where the unlearned weights lie, on texts of both splits."""
+        about = Answered.nothing("unlearned", BOTH_SPLITS)
+        return [
+            self._row(
+                *(about, trial, "landscape", reading.subset, reading.metric),
+                Estimate(reading.value, reading.stderr, reading.n, reading.reason),
+                reading.direction,
+            )
+            for reading in readings
+        ]
 
     def _of(self, a: Answered, under: str | None) -> Iterator[Row]:
         roles = {**_roles("knowledge", self.task.knowledge), **_roles("utility", self.task.utility)}
@@ -138,13 +146,13 @@ class Scorer:
             for metric in probe.metrics:
                 role = roles.get((name, metric), (None, None))
                 number = _failed(a) or score(metric, a.samples[name])
-                yield self._row(a, under, name, probe.subset, METRICS[metric], number, role)
+                yield self._row(a, under, name, probe.subset, metric, number, _direction(METRICS[metric]), role)
         for summary in self.task.summaries:
             for metric in summary.metrics:
                 kind = SUMMARIES[metric]
                 other = self._compared(a, kind.against) if kind.against else None
                 number = _failed(a) or summarise(metric, _tables(summary, a.samples), other and _tables(summary, other))
-                yield self._row(a, under, summary.name, summary.subset, kind, number, (None, None))
+                yield self._row(a, under, summary.name, summary.subset, metric, number, _direction(kind))
 
     def _compared(self, a: Answered, against: str) -> Samples | None:
         """What an anchor answered without an attack, or the subject itself."""
@@ -155,10 +163,11 @@ class Scorer:
         a: Answered,
         under: str | None,
         probe: str,
-        subset: Subset,
-        metric: Metric | SummaryMetric | _Kind,
+        subset: str,
+        metric: str,
         number: Estimate,
-        role: tuple[str | None, float | None],
+        direction: str | None = None,
+        role: tuple[str | None, float | None] = (None, None),
     ) -> Row:
         return {
             "trial": under,
@@ -170,11 +179,11 @@ class Scorer:
             "split": a.split,
             "matching": a.matching,
             "engine": self.engine.name,
-            "metric": metric.name,
+            "metric": metric,
             "value": number.value,
             "stderr": number.stderr,
             "n": number.n,
-            "direction": "up" if metric.up else "down",
+            "direction": direction,
             "headline": role[0],
             "chance": role[1],
             "status": str(Status.OK if number.known else Status.FAILED if a.failed else Status.NULL),
@@ -190,6 +199,10 @@ class Scorer:
             "source": self.task.source or None,
             **observed(),
         }
+
+
+def _direction(metric: Metric | SummaryMetric) -> str:
+    return "up" if metric.up else "down"
 
 
 def _failed(a: Answered) -> Estimate | None:

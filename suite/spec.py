@@ -261,6 +261,7 @@ class MeasureSpec(Settings):
             membership scores.
         match: floor of utility at which every headline is given once more, with the weights mixed back toward the
             target until they reach it on dev (see `suite.matching`); 0.9 is the board's. null leaves that out.
+        landscape: diagnostics of where the unlearned weights lie (see `suite.landscape`); costly, so none by default.
     """
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
@@ -270,6 +271,7 @@ class MeasureSpec(Settings):
     limit: int | None = Field(None, ge=1)
     also: tuple[str, ...] = ()
     match: float | None = Field(0.9, gt=0, le=1)
+    landscape: tuple[Literal["barrier", "sharpness", "distance"], ...] = ()
 
     @field_validator("also")
     @classmethod

@@ -19,6 +19,7 @@ from suite.checkpoints import Checkpoint, SavedCheckpoint
 from suite.engines import Engine, TransformersEngine, ask
 from suite.environment import Numeric, numeric
 from suite.evaluation import Evaluation, Evaluator, Weights, evaluations_of
+from suite.landscape import landscape
 from suite.matching import mixture, mixture_at
 from suite.publishing import Publisher
 from suite.records import ANCHORS, Row, Scorer, answers, trial_row
@@ -148,6 +149,11 @@ def run_trial(
                     measured("match", under(plain, mixed, name))
                     matched = under(attacked, mixed, name)
             measured("attack", [*under(attacked, models), *matched])
+            lies = landscape(
+                measure.landscape, final.checkpoint, f"{final.key}/{final.part}", both, task, store.stages, runtime
+            )
+            if lies:
+                report("landscape", publisher.publish({spec.id: scorer.landscape_rows(spec.id, lies)}))
         store.board.append("trials", [result.row])
     return result
 

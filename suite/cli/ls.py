@@ -69,9 +69,15 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
                 }
                 for name, kind in OPTIMIZERS.items()
             ]
+        case Axis.ATTACKS:
+            from suite.attacks import ATTACKS
+
+            return [
+                {"name": name, "needs": str(kind.means), "source": kind.source, "summary": ATTACKS.summary(name)}
+                for name, kind in ATTACKS.items()
+            ]
         case _:
             from suite.adapters import ADAPTERS
-            from suite.attacks import ATTACKS
             from suite.objectives import OBJECTIVES
             from suite.smoothing import SMOOTHINGS
 
@@ -79,7 +85,6 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
                 Axis.OBJECTIVES: OBJECTIVES,
                 Axis.SMOOTHINGS: SMOOTHINGS,
                 Axis.ADAPTERS: ADAPTERS,
-                Axis.ATTACKS: ATTACKS,
             }[axis]
             return [{"name": name, "summary": of.summary(name)} for name in of]
 
