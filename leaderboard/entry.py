@@ -6,15 +6,13 @@ seeds, how far with another run.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.special import stdtrit
-
 from leaderboard.headlines import Headlines
+from leaderboard.number import Number, over_seeds, plain_mean
 from leaderboard.schema import Status
 from tasks.scoring.estimate import Estimate
 
@@ -22,34 +20,6 @@ FORGOT = 0.5
 """Forgetting below which robustness says little: what was not forgotten cannot come back."""
 NOTED = (Status.FAILED, Status.UNCHANGED)
 """Statuses that are told beside an entry and do not cost it its rank."""
-Z95 = 1.96
-"""Standard errors on each side of a 95 % interval."""
-FEWEST_SEEDS = 3
-"""Seeds for an interval: with two, Student's t makes it 25 standard errors wide, which says nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A mean over seeds.
-
-    Attributes:
-        value: null, with the reason, where a seed has none.
-        over_examples: standard error over examples: the mean of the seeds' errors. Every seed is asked the same
-            examples, so more seeds do not make this error smaller.
-        seed_values: the seeds' own values, in the order of `Entry.seeds` without the failed ones.
-        seed_interval: 95 % interval over seeds (Student's t); null with fewer than three seeds.
-    """
-
-    value: float | None
-    over_examples: float | None = None
-    seed_values: tuple[float | None, ...] = ()
-    seed_interval: tuple[float, float] | None = None
-    reason: str | None = None
-
-    @property
-    def margin(self) -> float:
-        """Half of the 95 % interval over examples; 0 where no error is known."""
-        return Z95 * (self.over_examples or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +45,43 @@ class Seed:
 
 
 @dataclass(frozen=True, slots=True)
+class Matched:
+    """An entry's numbers after mixing its weights back toward the target until utility reached a floor.
+
+    Attributes:
+        floor: utility that the mixtures have on dev, a share of the target's; on test it is about that.
+        mixing_weight: share of the unlearned weights; 1 where they were not mixed.
+        worst_attack, failed, reason: as in `Entry`.
+    """
+
+    floor: float
+    mixing_weight: Number
+    forgetting: Number
+    robustness: Number
+    robustness_harmonic: Number
+    utility: Number
+    score: Number
+    recovery: Mapping[str, Number]
+    curves: Mapping[str, Mapping[int, Number]]
+    areas: Mapping[str, Number]
+    worst_attack: str | None
+    failed: Mapping[str, str]
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A line of the board: one trial without its seed.
 
     Attributes:
         entry: id of the entry.
+        robustness_harmonic: harmonic mean over the attacks, beside R, which is about the worst one.
         recovery: excess recovery per attack, as a share of the distance between the anchors.
+        curves: the same at each point of the attacks that have several; point 0 is before the attack.
+        areas: area under these curves, as a share of their length.
         worst_attack: the attack with the largest recovery; null where one is not known.
+        failed: attacks that ended in an error, with what it said.
+        matched: the same numbers at equal utility; null where they were not measured.
         statuses: number of seeds per status.
         reason: why there is no rank; null where there is one.
         rank: place on the board, shared by entries that the examples cannot tell apart.
@@ -98,10 +98,15 @@ class Entry:
     grade: str | None
     forgetting: Number
     robustness: Number
+    robustness_harmonic: Number
     utility: Number
     score: Number
     recovery: Mapping[str, Number]
+    curves: Mapping[str, Mapping[int, Number]]
+    areas: Mapping[str, Number]
     worst_attack: str | None
+    failed: Mapping[str, str]
+    matched: Matched | None
     cost: Cost
     seeds: tuple[Seed, ...]
     statuses: Mapping[str, int]
@@ -114,32 +119,36 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Mixed:
+    """What a trial's weights are worth once they are mixed with the target's, and how much of them is left."""
+
+    headlines: Headlines
+    weight: Estimate
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """A row of the table `trials` with its headlines."""
 
     row: Mapping[str, Any]
     headlines: Headlines
+    mixed: Mixed | None = None
 
 
-def combined(label: str, trials: Sequence[Trial]) -> Entry:
+def combined(label: str, trials: Sequence[Trial], floor: float | None = None) -> Entry:
     """The seeds of one entry as one line, not yet ranked.
 
     A failed trial is an accident of the machine and is not counted. A diverged one is a result: an entry with a
     diverged seed gets no rank, because a mean over the others would keep silent about it.
+
+    Args:
+        floor: of the mixtures; None where there are none.
     """
     trials = sorted(trials, key=lambda trial: (trial.row["seed"] or 0, trial.row["trial"]))
     counted = [trial for trial in trials if trial.row["status"] != Status.FAILED]
     row = trials[0].row
-
-    def number(of: Callable[[Headlines], Estimate]) -> Number:
-        return _mean({_name(trial): of(trial.headlines) for trial in counted})
-
-    recovery = {
-        attack: number(lambda headlines, attack=attack: headlines.recovery[attack])
-        for attack in trials[0].headlines.recovery
-    }
-    known = {attack: number.value for attack, number in recovery.items() if number.value is not None}
-    forgetting, score = number(lambda headlines: headlines.forgetting), number(lambda headlines: headlines.score)
+    ended = _ended(trials)
+    numbers = _numbers({_name(trial): trial.headlines for trial in counted}, trials[0].headlines.recovery)
     return Entry(
         entry=row["entry"],
         label=label,
@@ -147,57 +156,81 @@ def combined(label: str, trials: Sequence[Trial]) -> Entry:
         objective=row["objective"],
         smoothing=row["smoothing"],
         grade=row["grade"],
-        forgetting=forgetting,
-        robustness=number(lambda headlines: headlines.robustness),
-        utility=number(lambda headlines: headlines.utility),
-        score=score,
-        recovery=recovery,
-        worst_attack=max(known, key=known.__getitem__) if len(known) == len(recovery) else None,
-        cost=Cost(**{name: _plain_mean([trial.row[name] for trial in counted]) for name in Cost.__slots__}),
+        **numbers,
+        matched=_matched(counted, floor, trials[0].headlines.recovery, ended) if floor is not None else None,
+        cost=Cost(**{name: plain_mean([trial.row[name] for trial in counted]) for name in Cost.__slots__}),
         seeds=tuple(Seed(*(trial.row[name] for name in Seed.__slots__)) for trial in trials),
         statuses=dict(sorted(Counter(trial.row["status"] for trial in trials).items())),
         notes=tuple(_said(trial, len(trials)) for trial in trials if trial.row["status"] in NOTED),
-        reason=_reason(trials, score),
-        did_not_forget=forgetting.value is not None and forgetting.value < FORGOT,
+        reason=ended or numbers["score"].reason,
+        did_not_forget=little_forgotten(numbers["forgetting"]),
     )
 
 
-def _mean(estimates: Mapping[str, Estimate]) -> Number:
-    if not estimates:
-        return Number(None, reason="no seed finished")
-    values = [estimate.value for estimate in estimates.values()]
-    for seed, estimate in estimates.items():
-        if estimate.value is None:
-            reason = estimate.reason if len(estimates) == 1 else f"{seed}: {estimate.reason}"
-            return Number(None, seed_values=tuple(values), reason=reason)
-    errors = [estimate.stderr for estimate in estimates.values() if estimate.stderr is not None]
-    return Number(
-        _plain_mean(values),
-        _plain_mean(errors),
-        tuple(values),
-        _interval(values) if len(values) >= FEWEST_SEEDS else None,
-    )
+def little_forgotten(forgetting: Number) -> bool:
+    """Whether F is too low for R to say much."""
+    return forgetting.value is not None and forgetting.value < FORGOT
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a mean, from Student's t with n - 1 degrees of freedom."""
-    n, centre = len(values), math.fsum(values) / len(values)
-    deviation = math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (n - 1))
-    half = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
-    return centre - half, centre + half
+def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], ended: str | None) -> Matched | None:
+    if not any(trial.mixed for trial in trials):
+        return None
+    missing = Estimate.null(f"not measured with utility matched to {floor:g}")
+    nothing = Mixed(Headlines.null(missing, attacks), missing)
+    mixed = {_name(trial): trial.mixed or nothing for trial in trials}
+    numbers = _numbers({seed: one.headlines for seed, one in mixed.items()}, attacks)
+    weight = over_seeds({seed: one.weight for seed, one in mixed.items()})
+    return Matched(floor=floor, mixing_weight=weight, **numbers, reason=ended or numbers["score"].reason)
 
 
-def _plain_mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
+def _numbers(seeds: Mapping[str, Headlines], attacks: Collection[str]) -> dict[str, Any]:
+    """The fields that `Entry` and `Matched` share, from the headlines of each seed by its name."""
+
+    def number(of: Callable[[Headlines], Estimate]) -> Number:
+        return over_seeds({seed: of(found) for seed, found in seeds.items()})
+
+    def on_curve(attack: str, of: Callable[[Headlines], Estimate | None]) -> Number:
+        lacking = f"{attack} was not measured at every point"
+        return number(lambda found: of(found) or Estimate.null(found.recovery[attack].reason or lacking))
+
+    def height(attack: str, point: int) -> Number:
+        return on_curve(attack, lambda found: found.curves.get(attack, {}).get(point))
+
+    def area(attack: str) -> Number:
+        return on_curve(attack, lambda found: found.areas.get(attack))
+
+    recovery = {attack: number(lambda found, attack=attack: found.recovery[attack]) for attack in attacks}
+    known = {attack: found.value for attack, found in recovery.items() if found.value is not None}
+    points = {
+        attack: sorted({point for found in seeds.values() for point in found.curves.get(attack, ())})
+        for attack in attacks
+    }
+    curved = [attack for attack in attacks if points[attack]]
+    failed: dict[str, str] = {}
+    for seed, found in seeds.items():
+        for attack, why in found.failed.items():
+            failed.setdefault(attack, why if len(seeds) == 1 else f"{why} ({seed})")
+    return {
+        "forgetting": number(lambda found: found.forgetting),
+        "robustness": number(lambda found: found.robustness),
+        "robustness_harmonic": number(lambda found: found.robustness_harmonic),
+        "utility": number(lambda found: found.utility),
+        "score": number(lambda found: found.score),
+        "recovery": recovery,
+        "curves": {attack: {point: height(attack, point) for point in points[attack]} for attack in curved},
+        "areas": {attack: area(attack) for attack in curved},
+        "worst_attack": max(known, key=known.__getitem__) if len(known) == len(recovery) else None,
+        "failed": failed,
+    }
 
 
-def _reason(trials: Sequence[Trial], score: Number) -> str | None:
+def _ended(trials: Sequence[Trial]) -> str | None:
+    """Why there is no rank, where that is because of how a trial ended."""
     for status in (Status.DIVERGED, Status.FAILED):
         said = [trial for trial in trials if trial.row["status"] == status]
         if said and (status is Status.DIVERGED or len(said) == len(trials)):
             return _said(said[0], len(trials))
-    return score.reason
+    return None
 
 
 def _said(trial: Trial, of: int) -> str:

@@ -1,39 +1,35 @@
 """Who leads: constraint then rank, in groups that may be compared.
 
 Entries that keep utility U >= floor come first, in order of the score; then those below the floor; then those without
-a score, each with its reason. Only trials with the same anchors, task version, data and engine are ranked together:
-numbers on other scales are listed as left out, never mixed in.
+a score, each with its reason. By numbers at matched utility all keep it, and the score alone decides. Only trials with
+the same anchors, task version, data and engine are ranked together: numbers on other scales are listed as left out,
+never mixed in.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import pyarrow as pa
-
 from leaderboard import schema
-from leaderboard.entry import Cost, Entry, Number, Seed, Trial, combined
-from leaderboard.headlines import Answers, headlines, kept, zero
+from leaderboard.attack_labels import attack_labels
+from leaderboard.entry import Cost, Entry, Matched, Seed, Trial, combined
+from leaderboard.headlines import at_chance, kept
 from leaderboard.labels import labels
+from leaderboard.measured import Measured, Rows, Source, rows
+from leaderboard.number import Number
+from leaderboard.ordering import ordered
 from leaderboard.schema import Status
-from leaderboard.store import Board, BoardError
+from leaderboard.store import BoardError
 from tasks import TASKS, Split, attack_name
 
-__all__ = ["FLOOR", "Cost", "Entry", "Group", "Number", "Ranking", "Seed", "rank"]
+__all__ = ["FLOOR", "Cost", "Entry", "Group", "Matched", "Number", "Ranking", "Seed", "rank"]
 
 FLOOR = 0.9
 """Utility that an entry has to keep: below it, forgetting is cheap."""
-
-_MEASURED = (
-    *("trial", "subject", "attack", "point", "probe", "subset", "engine", "metric"),
-    *("value", "stderr", "n", "headline", "chance", "reason"),
-)
-
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +42,11 @@ class Group:
     data: str | None
     trials: int = field(default=0, compare=False)
 
+    @property
+    def at_chance(self) -> bool:
+        """Whether chance stands for a model that has forgotten everything."""
+        return at_chance(self.anchor_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
@@ -53,23 +54,33 @@ class Ranking:
 
     Attributes:
         attacks: attacks of the official set, as they stand in the rows.
+        attack_labels: a short name for each of them.
         group: what the ranked trials have in common; null when the task has no trial.
         left_out: groups that are not ranked here.
         unmeasured: entries of the group that finished and were not measured on this split, as most of a search is.
         retrained_utility: U of the retrained model; null where it was not measured.
+        matched: whether ranks, Pareto front and reasons are about the numbers at matched utility.
+        matched_floor: the utility that it was matched to; null where no such rows are there, or several kinds.
     """
 
     task: str
     split: str
     attack_set: str
     attacks: tuple[str, ...]
+    attack_labels: Mapping[str, str]
     floor: float
     group: Group | None
     entries: tuple[Entry, ...]
     left_out: tuple[Group, ...] = ()
     unmeasured: int = 0
     retrained_utility: float | None = None
+    matched: bool = False
+    matched_floor: float | None = None
     schema_version: int = schema.VERSION
+
+    def shown(self, entry: Entry) -> Entry | Matched | None:
+        """The numbers of an entry that this ranking is about; None where it has none at matched utility."""
+        return entry.matched if self.matched else entry
 
     def as_json(self) -> dict[str, Any]:
         """The ranking as plain dicts, lists and scalars for `json.dumps`; a number that is not finite is null."""
@@ -77,7 +88,7 @@ class Ranking:
 
 
 def rank(
-    source: Board | Mapping[str, pa.Table],
+    source: Source,
     task: str,
     split: str = Split.TEST,
     *,
@@ -85,6 +96,7 @@ def rank(
     floor: float = FLOOR,
     engine: str | None = None,
     anchor_ids: str | None = None,
+    matched: bool = False,
 ) -> Ranking:
     """Ranks the entries of a task.
 
@@ -93,53 +105,41 @@ def rank(
         attack_set: name of an official attack set of the task; by default the newest.
         floor: utility that an entry has to keep, a share of the target's.
         engine, anchor_ids: the group to rank; by default the one with the most trials.
+        matched: rank by the numbers of weights that were mixed back until utility reached the floor.
 
     Raises:
         ValueError: no such task, split or attack set.
         BoardError: no trial has this engine and these anchors.
     """
     set_name, attacks = _official(task, Split(split), attack_set)
-    trials = [row | {"entry": row["entry"] or row["trial"]} for row in _rows(source, "trials", {"task": task})]
-    scope = {"task": task, "split": str(split), "matching": schema.RAW, "headline": ["knowledge", "utility"]}
-    answers: defaultdict[tuple[str, str, str], Rows] = defaultdict(list)
-    engines: defaultdict[str, set[str]] = defaultdict(set)
-    for row in _rows(source, "measurements", scope, _MEASURED):
-        answers[row["trial"], row["subject"], row["engine"]].append(row)
-        engines[row["trial"]].add(row["engine"])
-    groups = _groups(trials, engines)
+    trials = [row | {"entry": row["entry"] or row["trial"]} for row in rows(source, "trials", {"task": task})]
+    measured = Measured.read(source, task, split)
+    groups = _groups(trials, measured.engines)
     group = _chosen(groups, task, engine, anchor_ids)
+    of_set = (task, split, set_name, attacks, attack_labels(attacks), floor)
     if group is None:
-        return Ranking(task, split, set_name, attacks, floor, None, ())
-
-    def subject(trial: str | None, name: str) -> Answers:
-        return Answers.of(name, answers.get((trial, name, group.engine), ()))
-
-    anchors = {
-        recipe: (subject(recipe, "target"), subject(recipe, "retrained"))
-        for recipe in {row["anchors"] for row in groups[group]}
-    }
+        return Ranking(*of_set, None, (), matched=matched)
+    matched_floor = measured.floor(groups[group], group.engine, floor)
     seeds: defaultdict[str, list[Trial]] = defaultdict(list)
     for row in groups[group]:
-        target, retrained = anchors[row["anchors"]]
-        forgotten = zero(row["anchor_ids"], target, retrained)
-        found = headlines(subject(row["trial"], "unlearned"), target, forgotten, attacks)
-        seeds[row["entry"]].append(Trial(row, found))
+        seeds[row["entry"]].append(measured.trial(row, group.engine, attacks, matched_floor))
     # Once one seed is measured the others are missed, so that nobody measures the best seed alone.
-    shown = {entry: same for entry, same in seeds.items() if any(_says_something(t.row, engines) for t in same)}
+    shown = {entry: same for entry, same in seeds.items() if any(_says_something(t.row, measured) for t in same)}
     named = labels(min(same, key=lambda trial: trial.row["trial"]).row for same in shown.values())
-    entries = [combined(named[entry], same) for entry, same in shown.items()]
-    utilities = [kept(retrained, target).value for target, retrained in anchors.values()]
+    entries = [combined(named[entry], same, matched_floor) for entry, same in shown.items()]
+    utilities = [
+        kept(*(measured.model(recipe, anchor, group.engine) for anchor in ("retrained", "target"))).value
+        for recipe in {row["anchors"] for row in groups[group]}
+    ]
     return Ranking(
-        task,
-        split,
-        set_name,
-        attacks,
-        floor,
+        *of_set,
         replace(group, trials=len(groups[group])),
-        tuple(_ordered(entries, floor)),
-        tuple(replace(other, trials=len(rows)) for other, rows in _by_size(groups) if other != group),
+        tuple(ordered(entries, floor, matched=matched)),
+        tuple(replace(other, trials=len(same)) for other, same in _by_size(groups) if other != group),
         len(seeds) - len(shown),
         min((utility for utility in utilities if utility is not None), default=None),
+        matched,
+        matched_floor,
     )
 
 
@@ -150,16 +150,6 @@ def _official(task: str, split: Split, attack_set: str | None) -> tuple[str, tup
     if name not in sets:
         raise ValueError(f"{task} has no attack set {name}. It has: {', '.join(sets)}")
     return name, tuple(attack_name(settings) for settings in sets[name][split])
-
-
-def _rows(
-    source: Board | Mapping[str, pa.Table], table: str, where: Mapping[str, object], names: Sequence[str] = ()
-) -> Rows:
-    if isinstance(source, Board):
-        found = source.read(table, where)
-        return found.select(list(names) or found.column_names).to_pylist()
-    wanted = {name: value if isinstance(value, list) else [value] for name, value in where.items()}
-    return [row for row in source[table].to_pylist() if all(row[name] in wanted[name] for name in wanted)]
 
 
 def _groups(trials: Rows, engines: Mapping[str, set[str]]) -> dict[Group, Rows]:
@@ -203,50 +193,8 @@ def _by_size(groups: Mapping[Group, Rows]) -> list[tuple[Group, Rows]]:
     )
 
 
-def _says_something(trial: Mapping[str, Any], engines: Mapping[str, set[str]]) -> bool:
-    return trial["trial"] in engines or trial["status"] in (Status.FAILED, Status.DIVERGED)
-
-
-def _ordered(entries: Iterable[Entry], floor: float) -> Iterable[Entry]:
-    by_score = sorted(entries, key=lambda entry: (-(entry.score.value or 0.0), entry.entry))
-    scored = [entry for entry in by_score if entry.reason is None]
-    front = _pareto_front(scored)
-    above = [entry for entry in scored if entry.utility.value >= floor]
-    below = [entry for entry in scored if entry.utility.value < floor]
-    places = [*_places(above, start=1), *_places(below, start=len(above) + 1)]
-    for entry, place in zip([*above, *below], places, strict=True):
-        yield replace(entry, rank=place, below_floor=entry.utility.value < floor, pareto=entry.entry in front)
-    yield from (entry for entry in by_score if entry.reason is not None)
-
-
-def _places(entries: Sequence[Entry], start: int) -> Iterable[int]:
-    """Ranks down the list. An entry shares its leader's rank while their 95 % intervals over examples overlap.
-
-    The leader is the first entry of the rank, not the one just above: a chain of overlaps does not make one big tie.
-    A new rank is the entry's position, as in sports (1, 1, 3).
-    """
-    leader: Number | None = None
-    place = start
-    for position, entry in enumerate(entries, start):
-        score = entry.score
-        if leader is None or score.value + score.margin < leader.value - leader.margin:
-            leader, place = score, position
-        yield place
-
-
-def _pareto_front(entries: Iterable[Entry]) -> set[str]:
-    """Entries that no other one dominates: at least as good in F, R and U, and better in one of them."""
-    points = {entry.entry: (entry.forgetting.value, entry.robustness.value, entry.utility.value) for entry in entries}
-    front: dict[str, tuple[float, float, float]] = {}
-    # In descending order a point can only be dominated by one before it, and then also by one of the front.
-    for name, point in sorted(points.items(), key=lambda item: item[1], reverse=True):
-        if not any(_dominates(other, point) for other in front.values()):
-            front[name] = point
-    return set(front)
-
-
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+def _says_something(trial: Mapping[str, Any], measured: Measured) -> bool:
+    return trial["trial"] in measured.engines or trial["status"] in (Status.FAILED, Status.DIVERGED)
 
 
 def _plain(value: Any) -> Any:

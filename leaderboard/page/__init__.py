@@ -18,6 +18,9 @@ from leaderboard.ranking import Ranking
 
 __all__ = ["render"]
 
+CROWD = 5
+"""Attacks from which on their columns are as narrow as they can be: an official set may have a dozen."""
+
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -34,10 +37,14 @@ _TEMPLATES.filters |= {
     "seconds": text.seconds,
     "short": text.short,
     "settings": text.settings,
+    "told": text.told,
+    "matched": text.matched,
     "digest": text.digest,
 }
 _TEMPLATES.globals |= {
     "picture": picture,
+    "recovery": text.recovery,
+    "crowd": CROWD,
     "strip": strip,
     "grade_of": grade_of,
     "shapes": SHAPES,
@@ -49,6 +56,12 @@ def render(rankings: Sequence[Ranking], *, title: str = "Regrade", generated: st
     """One self-contained HTML page with a section per ranking.
 
     Args:
+        rankings: by the numbers of the weights as they are; those at matched utility stand beside them.
         generated: when the page was made, as it should stand there.
+
+    Raises:
+        ValueError: a ranking is by the numbers at matched utility.
     """
+    if any(ranking.matched for ranking in rankings):
+        raise ValueError("the page ranks by the weights as they are; rank with matched=False")
     return _TEMPLATES.get_template("board.html").render(rankings=rankings, title=title, generated=generated)

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from leaderboard.entry import Entry, Number
+from leaderboard.entry import Entry
+from leaderboard.number import Number
 from leaderboard.page.placing import Box, Label, place
 from leaderboard.page.scale import UtilityScale
 from leaderboard.ranking import Ranking

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from leaderboard.entry import FEWEST_SEEDS, Number
+from leaderboard.entry import Entry, Matched
+from leaderboard.number import FEWEST_SEEDS, Number
 
 ABSENT = "\N{EN DASH}"
 """Stands where there is no number."""
@@ -28,6 +29,31 @@ def seeds(number: Number) -> str:
     if number.seed_interval:
         return " to ".join(map(share, number.seed_interval))
     return ", ".join(map(share, number.seed_values)) if 1 < len(number.seed_values) < FEWEST_SEEDS else ""
+
+
+def told(number: Number) -> str:
+    """All of a number: `0.87 ±0.03, over seeds 0.81 to 0.93`, or why there is none."""
+    if number.value is None:
+        return number.reason or ABSENT
+    parts = [" ".join(filter(None, (share(number.value), margin(number))))]
+    return ", ".join(parts + ([f"over seeds {seeds(number)}"] if seeds(number) else []))
+
+
+def recovery(entry: Entry, attack: str) -> str:
+    """What an attack brings back, the area under its curve if it has one, or how it ended."""
+    if attack in entry.failed:
+        return f"{attack} {entry.failed[attack]}"
+    said = f"{attack}: {told(entry.recovery[attack])}"
+    return f"{said}; area under the curve {told(entry.areas[attack])}" if attack in entry.areas else said
+
+
+def matched(numbers: Matched) -> str:
+    """An entry's headlines once its weights are mixed back, and how much of them is left."""
+    of = (("score", numbers.score), ("F", numbers.forgetting), ("R", numbers.robustness))
+    of += (("R hm", numbers.robustness_harmonic), ("U", numbers.utility))
+    lines = [f"{name} {told(number)}" for name, number in of]
+    weights = f"share of the unlearned weights {told(numbers.mixing_weight)}"
+    return "\n".join([f"mixed back to U = {numbers.floor:g} on dev: {weights}", *lines])
 
 
 def count(value: float | None) -> str:

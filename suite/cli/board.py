@@ -28,10 +28,11 @@ def show(
     split: SplitName = "test",
     floor: Floor = 0.9,
     attacks: AttackSetName = None,
+    matched: Annotated[bool, typer.Option("--matched", help="Rank by the numbers at matched utility.")] = False,
     as_json: Json = False,
 ) -> None:
     """The ranked table."""
-    rankings = _rankings(store, task, split, floor, attacks)
+    rankings = _rankings(store, task, split, floor, attacks, matched)
     if as_json:
         print_json([ranking.as_json() for ranking in rankings])
         return
@@ -61,7 +62,9 @@ def page(
     print_json({"page": str(path)}) if as_json else console().print(f"page: {path}", soft_wrap=True)
 
 
-def _rankings(store: Path, task: str | None, split: str, floor: float, attacks: str | None) -> list[Ranking]:
+def _rankings(
+    store: Path, task: str | None, split: str, floor: float, attacks: str | None, matched: bool = False
+) -> list[Ranking]:
     from leaderboard.ranking import rank
     from suite.settings import SpecError, nearest
     from tasks import TASKS
@@ -78,7 +81,5 @@ def _rankings(store: Path, task: str | None, split: str, floor: float, attacks: 
     if not there:
         raise SpecError(f"--store {store}: the board has no trials yet")
     wanted = [task] if task else [name for name in there if name in TASKS]
-    return [
-        rank(board, name, split, attack_set=attacks if attacks in TASKS[name].attack_sets else None, floor=floor)
-        for name in wanted
-    ]
+    of_task = {name: attacks if attacks in TASKS[name].attack_sets else None for name in wanted}
+    return [rank(board, name, split, attack_set=of_task[name], floor=floor, matched=matched) for name in wanted]

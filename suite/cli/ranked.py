@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -11,37 +10,52 @@ from rich.text import Text
 from suite.cli.common import console
 
 if TYPE_CHECKING:
-    from leaderboard.ranking import Entry, Number, Ranking
+    from leaderboard.ranking import Entry, Matched, Number, Ranking
+
+LEGEND = (
+    "± 95 % over examples; below it 95 % over seeds, or of two the values. F forgetting, R robustness to the worst "
+    "attack, R hm the harmonic mean over all attacks, U utility, score the harmonic mean of F, R and U; "
+)
+WORST = " Worst attack: share of the knowledge that it brings back."
 
 
 def print_ranking(ranking: Ranking) -> None:
-    """The entries in order, each number with its 95 % interval over examples and, with two seeds, both values."""
+    """The entries in order, each number with its 95 % intervals over examples and over seeds."""
+    matched = f", utility matched to {ranking.matched_floor:g}" if ranking.matched and ranking.matched_floor else ""
     view = Table(
-        title=f"{ranking.task} ({ranking.split}), attacks {ranking.attack_set}",
+        title=f"{ranking.task} ({ranking.split}), attacks {ranking.attack_set}{matched}",
         title_justify="left",
         header_style="bold",
         box=None,
         pad_edge=False,
     )
+    # What is said beside the headlines: of a matched board how much was mixed, of the other what matching changes.
+    both = not ranking.matched and ranking.matched_floor is not None
     view.add_column("#", justify="right")
     view.add_column("entry", overflow="fold")
     view.add_column("grade")
-    for name in ("score ↑", "F ↑", "R ↑", "U ↑"):
+    beside = ["weights"] * ranking.matched + ["matched ↑"] * both
+    for name in ("score ↑", "F ↑", "R ↑", "R hm ↑", "U ↑", *beside):
         view.add_column(name, justify="right", no_wrap=True)
     view.add_column("worst attack ↓", overflow="fold")
     view.add_column("values", justify="right")
     view.add_column("gradients", justify="right")
     view.add_column("s", justify="right")
     for entry in ranking.entries:
+        it = ranking.shown(entry)
+        mixed = entry.matched
+        other = [mixed and (mixed.mixing_weight if ranking.matched else mixed.score)] * len(beside)
         view.add_row(
             str(entry.rank or "–"),
             entry.label,
             entry.grade or "–",
-            _number(entry.score),
-            _number(entry.forgetting),
-            _number(entry.robustness, dim=entry.did_not_forget),
-            _number(entry.utility),
-            _worst(entry),
+            _number(it and it.score),
+            _number(it and it.forgetting),
+            _number(it and it.robustness, dim=entry.did_not_forget),
+            _number(it and it.robustness_harmonic, dim=entry.did_not_forget),
+            _number(it and it.utility),
+            *map(_number, other),
+            _worst(it, ranking),
             _count(entry.cost.value_calls),
             _count(entry.cost.gradient_calls),
             _count(entry.cost.unlearn_seconds),
@@ -49,40 +63,53 @@ def print_ranking(ranking: Ranking) -> None:
         )
     out = console()
     out.print(view)
-    out.print(
-        Text(
-            f"\n± 95 % over examples (no interval over seeds with fewer than three); below it each seed's value. F "
-            f"forgetting, R robustness to the worst attack, U utility, score their harmonic mean; first those with "
-            f"U ≥ {ranking.floor:g}. Worst attack: share of the knowledge that it brings back.",
-            style="dim",
-        )
-    )
+    out.print(Text(f"\n{LEGEND}{_order(ranking)}.{WORST}", style="dim"))
     for entry in ranking.entries:
-        for note in [*([entry.reason] if entry.reason else []), *entry.notes]:
+        it = ranking.shown(entry)
+        said = [entry.reason] if entry.reason else []
+        failed = it.failed.items() if it else ()
+        said += [f"{attack} {why}" for attack, why in failed if f"{attack} failed" not in (entry.reason or "")]
+        for note in [*said, *entry.notes]:
             out.print(Text(f"{entry.label}: {note}", style="dim"))
+    for attack, label in ranking.attack_labels.items():
+        if attack != label:
+            out.print(Text(f"{label}: {attack}", style="dim"))
     for group in ranking.left_out:
         out.print(
             Text(f"left out: {group.trials} trials with other anchors, data or engine ({group.engine})", style="dim")
         )
 
 
-def _number(number: Number, dim: bool = False) -> Text:
-    if number.value is None:
+def _order(ranking: Ranking) -> str:
+    if not ranking.matched:
+        said = f"first those with U ≥ {ranking.floor:g}"
+        if ranking.matched_floor is not None:
+            said += f". Matched: the score once the weights are mixed back to U = {ranking.matched_floor:g}"
+        return said
+    if ranking.matched_floor is None:
+        return "no weights were mixed back to one utility"
+    return f"all of weights mixed back toward the target to U = {ranking.matched_floor:g} on dev, and how much is left"
+
+
+def _number(number: Number | None, dim: bool = False) -> Text:
+    if number is None or number.value is None:
         return Text("–")
-    text = f"{number.value:.2f} ±{number.margin:.2f}"
+    text = f"{number.value:.2f}"
+    if number.over_examples is not None:
+        text += f" ±{number.margin:.2f}"
     if number.seed_interval:
         low, high = number.seed_interval
-        text += f"\nseeds {low:.2f}..{high:.2f}"
+        text += f"\n{low:.2f}..{high:.2f}"
     elif len(number.seed_values) > 1:
         text += "\n" + " / ".join("–" if v is None else f"{v:.2f}" for v in number.seed_values)
     return Text(text, style="dim" if dim else "")
 
 
-def _worst(entry: Entry) -> str:
-    recovery: Mapping[str, Number] = entry.recovery
-    if entry.worst_attack is None or recovery[entry.worst_attack].value is None:
+def _worst(numbers: Entry | Matched | None, ranking: Ranking) -> str:
+    if numbers is None or numbers.worst_attack is None:
         return "–"
-    return f"{recovery[entry.worst_attack].value:.2f} {entry.worst_attack}"
+    attack = numbers.worst_attack
+    return f"{numbers.recovery[attack].value:.2f} {ranking.attack_labels.get(attack, attack)}"
 
 
 def _count(value: float | None) -> str:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from suite.cli.common import Json, console, open_board, print_json, table
 
+if TYPE_CHECKING:
+    from leaderboard.ranking import Ranking
+
 
 def report(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a run or sweep.", show_default=False)],
     split: Annotated[str, typer.Option(help="test or dev.")] = "test",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print only what is known after each attack, as Markdown tables.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Ranked tables, plots (in STORE/report), and what each setting was worth."""
+    from suite import plots as drawing
     from suite import report as reports
     from suite.cli.ranked import print_ranking
 
     board = open_board(store, split)
     found = reports.rankings(board, split)
-    plots = {ranking.task: reports.plot(ranking, store / "report") for ranking in found}
+    if markdown:
+        print("\n\n".join(map(_tables, found)))
+        return
+    plots = {ranking.task: drawing.plot(ranking, store / "report") for ranking in found}
     knobs = {ranking.task: reports.knobs(board, ranking) for ranking in found}
     if as_json:
         print_json(
@@ -42,3 +52,15 @@ def report(
             table("What each knob was worth (share of the score's variance)", ["setting", "values", "worth"], rows)
         for path in plots[ranking.task]:
             console().print(f"plot: {path}", soft_wrap=True)
+
+
+def _tables(ranking: Ranking) -> str:
+    """Entries and grades, as they are and at matched utility where that was measured."""
+    from leaderboard.recovery_table import recovery_table
+
+    parts = [f"## {ranking.task} ({ranking.split})"]
+    for matched in (False, True) if ranking.matched_floor is not None else (False,):
+        if matched:
+            parts.append("### At matched utility")
+        parts += [recovery_table(ranking, grades=grades, matched=matched) for grades in (False, True)]
+    return "\n\n".join(parts)

@@ -2,13 +2,15 @@
 
 All are anchored: the target model is 0 % forgotten, the retrained model (or, without one, chance) is 100 %. Standard
 errors are propagated to first order, the terms taken as independent; the same examples are asked of every model, so
-this is an upper bound where models agree on which examples are hard.
+this is an upper bound for differences where models agree on which examples are hard. Means over attacks, or over the
+points of one, are of terms that rise and fall together; their errors are added, which is an upper bound always.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 from tasks.scoring.estimate import Estimate
 
@@ -82,17 +84,45 @@ def share_kept(model: Estimate, target: Estimate, chance: float) -> Estimate:
     return Estimate(_clip(kept.value), kept.stderr, kept.n) if kept.known else kept
 
 
-def harmonic_mean(*terms: Estimate) -> Estimate:
-    """Harmonic mean of numbers in [0, 1]; 0 when one is 0. The score is that of F, R and U."""
+def harmonic_mean(*terms: Estimate, dependent: bool = False) -> Estimate:
+    """Harmonic mean of numbers in [0, 1]; 0 when one is 0. The score is that of F, R and U.
+
+    Args:
+        dependent: the terms' errors go together, as those of one model under several attacks.
+    """
     for term in terms:
         if not term.known:
             return term
+    if not terms:
+        return Estimate.null("nothing was measured")
     n = min(term.n for term in terms)
     if any(term.value < 1e-300 for term in terms):  # the reciprocals of smaller ones overflow
         return Estimate(0.0, 0.0, n)
     value = len(terms) / math.fsum(1 / term.value for term in terms)
-    slopes = ((value / term.value) ** 2 / len(terms) * term.error for term in terms)
-    return Estimate(value, math.hypot(*slopes), n)
+    errors = [(value / term.value) ** 2 / len(terms) * term.error for term in terms]
+    return Estimate(value, math.fsum(errors) if dependent else math.hypot(*errors), n)
+
+
+def area(curve: Mapping[int, Estimate]) -> Estimate:
+    """Mean height of a curve: its area by the trapezoid rule over its length, from the first point to the last.
+
+    Of excess recovery over the steps of an attack it is 1 where everything is back at once, and 0 where there is never
+    more than the attack teaches the retrained model. The points' errors go together, so they are added.
+    """
+    for term in curve.values():
+        if not term.known:
+            return term
+    if len(curve) < 2:
+        return Estimate.null("a curve of one point has no area")
+    points = sorted(curve)
+    length = points[-1] - points[0]
+    share = dict.fromkeys(points, 0.0)
+    for before, after in pairwise(points):
+        share[before] += (after - before) / 2 / length
+        share[after] += (after - before) / 2 / length
+    value = math.fsum(share[point] * term.value for point, term in curve.items())
+    error = math.fsum(share[point] * term.error for point, term in curve.items())
+    return Estimate(value, error, min(term.n for term in curve.values()))
 
 
 def _extreme(terms: Iterable[Estimate], *, largest: bool) -> Estimate:

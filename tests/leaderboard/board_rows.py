@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from leaderboard import schema
+from leaderboard.schema import matching
 from tasks import Split, TaskEntry, attack_name, pocket
 
 Row = dict[str, Any]
@@ -25,6 +26,29 @@ TASK = TaskEntry(
     attack_sets={
         "paper-1": dict.fromkeys(
             Split, ({"name": "none"}, {"name": "rtn", "bits": 2}, {"name": "relearn", "samples": 12, "steps": 20})
+        )
+    },
+)
+WIDE = TaskEntry(
+    name="wide",
+    summary="a task with as many attacks as an official set may have",
+    build=pocket.build,
+    attack_sets={
+        "wide-1": dict.fromkeys(
+            Split,
+            (
+                {"name": "none"},
+                {"name": "rtn", "bits": 4},
+                {"name": "nf4"},
+                {"name": "prune", "sparsity": 0.5},
+                {"name": "few_shot", "shots": 8, "source": "forget", "seed": 2},
+                {"name": "paraphrase", "rewordings": 3},
+                {"name": "prefill", "tokens": 8},
+                {"name": "refusal_direction", "layers": [2, 3], "texts": 128},
+                {"name": "relearn", "samples": 12, "steps": 20, "lr": 1e-3, "seed": 2},
+                {"name": "relearn", "samples": 24, "steps": 24, "lr": 5e-4, "points": 3, "seed": 2},
+                {"name": "relearn_far", "samples": 24, "steps": 60, "lr": 5e-4, "points": 3, "seed": 2},
+            ),
         )
     },
 )
@@ -100,6 +124,12 @@ def measurement_row(trial: str, subject: str, value: float | None, **changes: An
 def utility_row(trial: str, subject: str, value: float | None, **changes: Any) -> Row:
     retain = {"probe": "retain_qa", "subset": "retain", "headline": "utility"}
     return measurement_row(trial, subject, value, **(retain | changes))
+
+
+def mixture_row(trial: str, share: float | None, floor: float = 0.9, **changes: Any) -> Row:
+    """How much of the unlearned weights is in the mixture that keeps utility at a floor."""
+    row = {"probe": "mixture", "subset": "retain", "split": "dev", "metric": "mixing_weight", "headline": None}
+    return measurement_row(trial, "unlearned", share, **(row | {"matching": matching(floor), "stderr": None} | changes))
 
 
 def anchor_rows(
@@ -197,3 +227,46 @@ def showcase() -> tuple[list[Row], list[Row]]:
     elsewhere, other = entry_rows("elsewhere", 0.9, 0.8, 0.95, anchor_ids="another:pair", anchors="others")
     not_attacked = [row for row in rows if row["attack"] != TEACHING[1]]
     return [*trials, diverged, failed, waiting, elsewhere], [*measured, *not_attacked, *other]
+
+
+def wide_showcase(floor: float = 0.9) -> tuple[list[Row], list[Row]]:
+    """A board with ten attacks, two of them curves, and every headline at matched utility too."""
+    rng = random.Random(2)
+    attacks = [settings for settings in WIDE.attack_sets[WIDE.official][Split.TEST] if settings["name"] != "none"]
+    points = {attack_name(settings): (8, 16, 24) if "points" in settings else (0,) for settings in attacks}
+    ours = {"task": WIDE.name, "anchors": "wide anchors"}
+    measured = anchor_rows(taught={}, **ours)[:2] + anchor_rows(**ours)[-2:]
+    measured += [
+        measurement_row("anchors", "retrained", 0.1, attack=attack, point=point, **ours)
+        for attack, of in points.items()
+        for point in of
+    ]
+    measured = [row | {"trial": ours["anchors"]} for row in measured]
+    trials: list[Row] = []
+    for place, line in enumerate(SHOWCASE):
+        optimizer, grade, objective, smoothing, samples, ratio, f, r, u, seeds = line
+        for seed in range(1, seeds + 1):
+            row = trial_row(
+                digest(line, "wide"), seed, optimizer=optimizer, grade=grade, objective=objective,
+                smoothing=smoothing, zo_samples=samples, zo_ratio=ratio, **ours,
+            )  # fmt: skip
+            trials.append(row)
+            share = min(1.0, 0.1 / (1 - u)) if u < 1 else 1.0
+            for changes, left in (({}, 1.0), ({"matching": matching(floor)}, share)):
+                same = ours | changes
+                gone = f * left + rng.gauss(0, 0.01)
+                measured.append(measurement_row(row["trial"], "unlearned", 0.9 - 0.8 * gone, stderr=0.015, **same))
+                measured.append(utility_row(row["trial"], "unlearned", 0.9 * (1 - (1 - u) * left), **same))
+                for number, (attack, of) in enumerate(points.items()):
+                    back = (f - r) * (number + 1) / len(points)
+                    for point in of:
+                        value = 0.9 - 0.8 * left * (f - back * (point or 24) / 24) + rng.gauss(0, 0.02)
+                        measured.append(
+                            measurement_row(
+                                row["trial"], "unlearned", value, attack=attack, point=point, stderr=0.015, **same
+                            )
+                        )
+                        if place == 5 and attack.startswith("refusal"):
+                            measured[-1] |= {"value": None, "status": "failed", "reason": "OutOfMemoryError: no memory"}
+            measured.append(mixture_row(row["trial"], share, floor, **ours))
+    return trials, measured

@@ -1,4 +1,4 @@
-"""Makes the helpers beside the tests importable, also in the processes that a test starts, and registers their task."""
+"""Makes the helpers beside the tests importable, in processes that a test starts too, and registers their tasks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def paper_task() -> Iterator[None]:
-    """The task of `board_rows`: its attack set stays as it is, whatever becomes of the bundled one."""
-    from board_rows import TASK
+def paper_tasks() -> Iterator[None]:
+    """The tasks of `board_rows`: their attack sets stay as they are, whatever becomes of the bundled ones."""
+    from board_rows import TASK, WIDE
 
     from tasks import TASKS
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TASKS, TASK.name, TASK)
+        for task in (TASK, WIDE):
+            patch.setitem(TASKS, task.name, task)
         yield

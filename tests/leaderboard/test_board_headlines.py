@@ -75,6 +75,23 @@ def test_errors_over_examples_come_from_all_four_terms():
     assert found.score.stderr == pytest.approx(math.sqrt(sum((s * s / (3 * x * x) * e) ** 2 for x, e in terms)))
 
 
+def test_the_harmonic_mean_is_over_every_attack_of_the_set():
+    found = of(UNLEARNED)
+    assert found.robustness_harmonic.value == pytest.approx(3 / (1 / 0.75 + 1 / 0.6 + 1 / 0.4))
+    assert found.robustness_harmonic.value > found.robustness.value
+    # The errors of 1 - recovery, each times hm^2 / (3 x^2), are added: all attacks share the anchors and the examples.
+    hm = found.robustness_harmonic.value
+    errors = [(1 - it.value, it.stderr) for it in found.recovery.values()]
+    assert found.robustness_harmonic.stderr == pytest.approx(sum(hm * hm / (3 * x * x) * e for x, e in errors))
+
+
+def test_one_attack_that_brings_everything_back_leaves_nothing():
+    all_back = [row | {"value": 0.9} if row["attack"] == RTN else row for row in UNLEARNED]
+    found = of(all_back)
+    assert found.recovery[RTN].value > 1
+    assert found.robustness.value == found.robustness_harmonic.value == 0
+
+
 def test_a_metric_that_falls_with_knowledge_is_read_the_other_way():
     down = {"metric": "truth_ratio_geometric", "direction": "down"}
     target, retrained = [know(0.2, **down), use(0.9)], [know(0.8, **down), use(0.9)]
@@ -92,6 +109,78 @@ def test_the_worst_point_of_a_curve_counts():
         one = [*one, know(value, RELEARN, point), know(0.0, RELEARN, point, "forget_text")]
         other = [*other, know(floor, RELEARN, point), know(0.0, RELEARN, point, "forget_text")]
     assert of(one, retrained=other).recovery[RELEARN].value == pytest.approx(0.75)
+
+
+def test_the_area_under_a_curve_starts_before_the_attack():
+    one, other = without(UNLEARNED, attack=RELEARN), without(RETRAINED, attack=RELEARN)
+    for point, value, floor in ((5, 0.3, 0.1), (10, 0.8, 0.2), (20, 0.7, 0.4)):  # 0.25, 0.75, 0.375
+        one = [*one, know(value, RELEARN, point), know(0.4, RELEARN, point, "forget_text")]  # and 0.5 of the text
+        other = [*other, know(floor, RELEARN, point), know(0.0, RELEARN, point, "forget_text")]
+    found = of(one, retrained=other)
+    curve = found.curves[RELEARN]
+    # Of the two kinds of memory the larger at each point; before the attack 0.25.
+    assert {point: term.value for point, term in curve.items()} == pytest.approx({0: 0.25, 5: 0.5, 10: 0.75, 20: 0.5})
+    assert found.areas[RELEARN].value == pytest.approx((0.375 * 5 + 0.625 * 5 + 0.625 * 10) / 20)
+    weights = {0: 2.5 / 20, 5: 5 / 20, 10: 7.5 / 20, 20: 5 / 20}
+    assert found.areas[RELEARN].stderr == pytest.approx(sum(w * curve[point].stderr for point, w in weights.items()))
+    assert found.areas.keys() == found.curves.keys() == {RELEARN}
+
+
+def test_a_point_that_was_not_measured_leaves_no_area_and_the_others_stand():
+    one, other = without(UNLEARNED, attack=RELEARN), without(RETRAINED, attack=RELEARN)
+    for point in (5, 10):
+        other = [*other, know(0.1, RELEARN, point), know(0.0, RELEARN, point, "forget_text")]
+    found = of([*one, know(0.5, RELEARN, 5), know(0.1, RELEARN, 5, "forget_text")], retrained=other)
+    assert found.curves[RELEARN][5].value == pytest.approx(0.5)
+    assert found.areas[RELEARN].reason == found.curves[RELEARN][10].reason == found.robustness.reason
+    assert found.robustness.reason.endswith(f"under {RELEARN} at 10")
+
+
+def broken(rows: list[Row], attack: str, why: str | None = "OutOfMemoryError: no memory") -> list[Row]:
+    null = {"value": None, "stderr": None, "status": "failed", "reason": why}
+    return [row | null if row["attack"] == attack else row for row in rows]
+
+
+def test_an_attack_that_failed_says_so_and_leaves_the_rest():
+    found = of(broken(UNLEARNED, RELEARN))
+    told = f"{RELEARN} failed: OutOfMemoryError: no memory"
+    for number in (found.recovery[RELEARN], found.robustness, found.robustness_harmonic, found.score):
+        assert (number.value, number.reason) == (None, told)
+    assert found.failed == {RELEARN: "failed: OutOfMemoryError: no memory"}
+    assert found.forgetting.value == pytest.approx(0.75) and found.utility.value == pytest.approx(0.9)
+    assert found.recovery[RTN].value == pytest.approx(0.4)
+
+
+def test_an_attack_that_failed_on_the_retrained_model_has_no_zero():
+    found = of(UNLEARNED, retrained=broken(RETRAINED, RTN, None))
+    assert found.robustness.reason == f"{RTN} failed on the retrained model: no reason was given"
+    assert found.recovery[RELEARN].value == pytest.approx(0.6)
+
+
+def test_a_curve_that_failed_on_its_way_has_no_area():
+    one, other = without(UNLEARNED, attack=RELEARN), without(RETRAINED, attack=RELEARN)
+    for point in (5, 10):
+        one = [*one, know(0.5, RELEARN, point), know(0.1, RELEARN, point, "forget_text")]
+        other = [*other, know(0.1, RELEARN, point), know(0.0, RELEARN, point, "forget_text")]
+    assert of(one, retrained=other).areas[RELEARN].value == pytest.approx((0.375 * 5 + 0.5 * 5) / 10)
+    null = {"value": None, "status": "failed", "reason": "it stopped"}
+    found = of([row | null if row["point"] == 10 else row for row in one], retrained=other)
+    assert not found.areas and not found.curves
+    assert found.recovery[RELEARN].reason == f"{RELEARN} failed: it stopped"
+
+
+def test_every_reason_for_no_robustness_is_told():
+    rows = broken([*UNLEARNED, *(row | {"attack": "nf4"} for row in UNLEARNED if row["attack"] == RTN)], RELEARN)
+    found = headlines(
+        Answers.of("unlearned", rows),
+        Answers.of("target", TARGET),
+        Answers.of("retrained", RETRAINED),
+        (*ATTACKS, "nf4", "prune"),
+    )
+    assert found.robustness.reason == (
+        f"not measured under prune; {RELEARN} failed: OutOfMemoryError: no memory; "
+        "forget_qa probability was not measured on the retrained model under nf4 at 0"
+    )
 
 
 def test_a_curve_cut_off_before_its_end_is_not_a_curve():

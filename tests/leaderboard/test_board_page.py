@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from board_rows import entry_rows, schema_tables, showcase, tables
+from board_rows import ANCHOR_IDS, entry_rows, schema_tables, showcase, tables, wide_showcase
 
-from leaderboard.entry import Number
+from leaderboard.entry import Entry
+from leaderboard.number import Number
 from leaderboard.page import render, text
 from leaderboard.page.picture import picture, strip
 from leaderboard.page.placing import Box, place
@@ -64,6 +65,19 @@ def page(ranking: Ranking) -> str:
     return render([ranking], generated="2026-10-01 12:00 UTC")
 
 
+@pytest.fixture(scope="module")
+def wide() -> Ranking:
+    """Ten attacks beside none, two of them curves; numbers at matched utility; an attack that failed."""
+    return rank(schema_tables(*wide_showcase()), "wide")
+
+
+def cells(page: str, entry: Entry) -> list[tuple[str, str]]:
+    """The attributes and the text of each cell of an entry's row, in order."""
+    [row] = re.findall(rf'<tr id="[^"]*-{re.escape(entry.entry)}".*?</tr>', page, re.DOTALL)
+    found = re.findall(r"<(?:td|th)\b([^>]*)>(.*?)</(?:td|th)>", row, re.DOTALL)
+    return [(attributes, " ".join(re.sub("<[^>]*>", " ", inside).split())) for attributes, inside in found]
+
+
 def test_the_page_is_well_formed_and_whole(page: str, ranking: Ranking):
     reader = Reader(page)
     shown = " ".join(text for tag, text in reader.texts if tag not in ("style", "script"))
@@ -76,13 +90,63 @@ def test_the_page_is_well_formed_and_whole(page: str, ranking: Ranking):
     assert [row["data-entry"] for row in rows] == [entry.entry for entry in ranking.entries]
 
 
-def test_every_row_of_the_table_has_a_cell_per_column(page: str):
+@pytest.mark.parametrize("which", ["ranking", "wide"])
+def test_every_row_of_the_table_has_a_cell_per_column(which: str, request: pytest.FixtureRequest):
+    page = render([request.getfixturevalue(which)], generated="now")
     body = page[page.index("<thead>") : page.index("</table>")]
     widths = set()
     for row in re.findall(r"<tr\b.*?</tr>", body, re.DOTALL):
         cells = re.findall(r"<(?:td|th)\b([^>]*)>", row)
         widths.add(sum(int(found[1]) if (found := re.search(r'colspan="(\d+)"', cell)) else 1 for cell in cells))
     assert len(widths) == 1
+
+
+def test_many_attacks_have_short_heads_and_full_names_to_point_at(wide: Ranking):
+    page = render([wide], generated="now")
+    Reader(page)
+    head = page[page.index("<thead>") : page.index("</thead>")]
+    for attack, label in wide.attack_labels.items():
+        assert re.search(rf'title="{re.escape(attack)}"><span class="sort">{re.escape(label)}</span>', head)
+    entry = wide.entries[0]
+    for attack in wide.attacks:
+        [(attributes, shown)] = [cell for cell in cells(page, entry) if f'title="{attack}: ' in cell[0]]
+        assert shown.startswith(text.share(entry.recovery[attack].value))
+        area = entry.areas.get(attack)
+        assert ("∫" in shown) is (area is not None)
+        if area:
+            assert shown.endswith(text.share(area.value)) and text.told(area) in attributes
+
+
+def test_headlines_at_matched_utility_stand_beside_the_others(wide: Ranking, page: str):
+    shown = render([wide], generated="now")
+    for entry in wide.entries:
+        [(attributes, said)] = [cell for cell in cells(shown, entry) if "number matched" in cell[0]]
+        assert said.startswith(text.share(entry.matched.score.value))
+        told = re.search('title="(.*?)"', attributes, re.DOTALL)[1]
+        assert f"share of the unlearned weights {text.told(entry.matched.mixing_weight)}" in told
+        for name, number in (("F", entry.matched.forgetting), ("R", entry.matched.robustness)):
+            assert f"\n{name} {text.told(number)}" in told
+    assert 'class="number matched"' not in page and "Matched" not in page
+    with pytest.raises(ValueError, match="rank with matched=False"):
+        render([rank(schema_tables(*wide_showcase()), "wide", matched=True)], generated="now")
+
+
+def test_an_attack_that_failed_is_told_in_its_cell_and_under_its_entry(wide: Ranking):
+    [entry] = [entry for entry in wide.entries if entry.failed]
+    [(attack, why)] = entry.failed.items()
+    found = cells(render([wide], generated="now"), entry)
+    assert [shown for attributes, shown in found if f'title="{attack} {why}"' in attributes] == ["failed"]
+    assert any("OutOfMemoryError: no memory" in shown for attributes, shown in found if 'scope="row"' in attributes)
+
+
+def test_where_chance_is_the_zero_the_page_says_chance():
+    trial, rows = entry_rows("a", 0.9, 0.8, 0.95, anchor_ids="target:chance")
+    ranking = rank(tables((trial, rows)), "paper")
+    page = render([ranking], generated="now")
+    assert "chance: knows none of it" in page and "(target : chance)" in page
+    assert "retrained: forgot everything" not in page
+    usual = render([rank(tables(entry_rows("a", 0.9, 0.8, 0.95)), "paper")], generated="now")
+    assert ANCHOR_IDS == "target:retrained" and "retrained: forgot everything" in usual and "knows none" not in usual
 
 
 def test_nothing_is_loaded_from_elsewhere(page: str):
@@ -179,6 +243,8 @@ def test_numbers_are_short():
     assert shares == ["0.87", "0.00", "\N{MINUS SIGN}0.13", "1.00", "\N{EN DASH}"]
     assert [text.count(v) for v in (0, 60, 999, 1234, 3_400_000)] == ["0", "60", "999", "1.23k", "3.4M"]
     assert [text.seconds(v) for v in (3.21, 246, 7200)] == ["3.2 s", "4.1 min", "2.0 h"]
+    assert text.told(Number(0.5, 0.02, (0.4, 0.6))) == "0.50 ±0.04, over seeds 0.40, 0.60"
+    assert text.told(Number(None, reason="not measured")) == "not measured"
     assert text.margin(Number(0.5, 0.02)) == "±0.04" and text.margin(Number(0.5)) == ""
     assert text.seeds(Number(0.5, None, (0.4, 0.6))) == "0.40, 0.60"
     assert text.seeds(Number(0.5, None, (0.4, 0.5, 0.6), (0.25, 0.75))) == "0.25 to 0.75"

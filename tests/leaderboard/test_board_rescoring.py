@@ -58,7 +58,8 @@ def chosen(draw) -> Sample:
     return Sample("", "x", choice_logprobs=tuple(logprobs), choice_lengths=tuple(lengths), correct=correct)
 
 
-GENERATED = st.builds(Sample, st.just(""), TEXT, st.none() | TEXT)
+SEVERAL = st.lists(TEXT, min_size=1, max_size=3).map(tuple)
+GENERATED = st.builds(Sample, st.just(""), TEXT, st.none() | TEXT, sampled=st.none() | SEVERAL)
 
 
 def numbered(of: st.SearchStrategy[Sample]) -> st.SearchStrategy[list[Sample]]:

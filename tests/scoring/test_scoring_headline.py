@@ -16,6 +16,7 @@ from tasks.scoring.headline import (
     GAP_IN_STDERRS,
     SMALLEST_GAP,
     anchor_gap,
+    area,
     excess_recovery,
     harmonic_mean,
     knowledge,
@@ -104,6 +105,23 @@ def test_harmonic_mean_of_a_share_that_is_all_but_zero(tiny):
     assert math.isfinite(mean.stderr)
 
 
+def test_area_of_worked_curves():
+    flat = {0: Estimate(0.4, 0.0, 9), 10: Estimate(0.4, 0.0, 9), 11: Estimate(0.4, 0.0, 9)}
+    assert area(flat).value == pytest.approx(0.4)
+    # Trapezoids of (0 + 0.6) / 2 * 10 and (0.6 + 1) / 2 * 30, over a length of 40.
+    bent = {0: Estimate(0.0, 0.0, 9), 10: Estimate(0.6, 0.0, 8), 40: Estimate(1.0, 0.0, 9)}
+    assert area(bent).value == pytest.approx((3 + 24) / 40)
+    assert area(bent).n == 8
+    at_once = {0: Estimate(1.0, 0.0, 9), 1: Estimate(1.0, 0.0, 9)}
+    assert area(at_once).value == 1
+
+
+def test_a_point_is_no_curve_and_a_gap_in_one_is_no_area():
+    one = Estimate(0.4, 0.0, 9)
+    assert area({0: one}).reason and area({}).reason
+    assert area({0: one, 5: MISSING, 9: one}) == MISSING
+
+
 # Anchors too close to be a unit
 
 
@@ -173,6 +191,19 @@ def test_error_of_the_score_is_that_of_normal_draws():
     assert harmonic_mean(*terms).stderr == pytest.approx(np.std(3 / (1 / f + 1 / r + 1 / u)), rel=SECOND_ORDER)
 
 
+def test_errors_of_terms_that_go_together_are_added():
+    terms = [Estimate(0.9, 0.01, 40), Estimate(0.5, 0.012, 40), Estimate(0.7, 0.008, 40)]
+    rng = np.random.default_rng(6)
+    common = rng.normal(size=DRAWS)
+    moved = [term.value + common * term.stderr for term in terms]
+    mean = harmonic_mean(*terms, dependent=True)
+    assert mean.value == harmonic_mean(*terms).value
+    assert mean.stderr == pytest.approx(np.std(3 / sum(1 / x for x in moved)), rel=SECOND_ORDER)
+    assert area(dict(zip((0, 3, 10), terms, strict=True))).stderr == pytest.approx(
+        np.std(np.trapezoid(moved, [0, 3, 10], axis=0) / 10), rel=SECOND_ORDER
+    )
+
+
 # What holds for any measurements
 
 
@@ -216,6 +247,45 @@ def test_nothing_is_more_robust_than_forgotten_and_the_score_lies_between(measur
 def test_one_missing_measurement_makes_the_score_null(measurements, missing):
     measurements = [MISSING if index == missing else term for index, term in enumerate(measurements)]
     assert headlines(*measurements)[-1].value is None
+
+
+@given(st.lists(MEASURED, min_size=1, max_size=8), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=300)
+def test_the_harmonic_mean_over_attacks_lies_between_the_worst_and_the_mean(recovered, rng):
+    left = [share_lost(term) for term in recovered]
+    mean = harmonic_mean(*left, dependent=True)
+    shares = [term.value for term in left]
+    assert min(shares) * (1 - 1e-12) - 1e-200 <= mean.value <= math.fsum(shares) / len(shares) + 1e-12
+    assert harmonic_mean(*rng.sample(left, len(left)), dependent=True).value == pytest.approx(mean.value, abs=1e-12)
+    assert mean.stderr >= harmonic_mean(*left).stderr * (1 - 1e-12)
+    if min(shares) > 1e-200:
+        assert mean.value == pytest.approx(len(shares) / sum(1 / share for share in shares))
+
+
+CURVE = st.dictionaries(
+    st.integers(0, 500), st.builds(Estimate, st.floats(-1, 2), STDERR, st.integers(1, 9)), min_size=2
+)
+
+
+@given(CURVE, st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=300)
+def test_an_area_is_a_mean_height_whatever_the_order_of_the_points(curve, rng):
+    found = area(curve)
+    heights = [term.value for term in curve.values()]
+    assert min(heights) - 1e-12 <= found.value <= max(heights) + 1e-12
+    assert area(dict(rng.sample(list(curve.items()), len(curve)))) == found
+    points = sorted(curve)
+    reference = np.trapezoid([curve[point].value for point in points], points) / (points[-1] - points[0])
+    assert found.value == pytest.approx(reference, abs=1e-12)
+    assert 0 <= found.stderr <= max(term.error for term in curve.values()) * (1 + 1e-12)
+
+
+@given(CURVE, st.integers(501, 900))
+@settings(deadline=None)
+def test_a_curve_that_stays_where_it_ends_comes_closer_to_its_end(curve, later):
+    last = curve[max(curve)]
+    longer = area({**curve, later: last})
+    assert abs(longer.value - last.value) <= abs(area(curve).value - last.value) + 1e-12
 
 
 @given(st.lists(MAYBE, min_size=1, max_size=5), st.randoms(use_true_random=False))
