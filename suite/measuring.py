@@ -66,6 +66,8 @@ def measure_checkpoint(
     for split, of_split in attacks.items():
         for one in of_split:
             one.check(task, split)
+            if one.needs_target and "target" not in (anchors or {}):
+                raise SpecError(f"--target: missing. {one.name} needs the model before unlearning")
     models = {
         subject: found_model(model, name, key)
         for subject, name, key in (

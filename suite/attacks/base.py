@@ -97,6 +97,8 @@ class Attack:
     means: ClassVar[Means]
     source: ClassVar[str] = ""
     """Where the attack comes from: paper and section."""
+    needs_target: ClassVar[bool] = False
+    """Whether the attacker has the model before unlearning."""
     version: ClassVar[int] = 1
     """Raised when the attack computes something else than before; measurements under the old number stay."""
 

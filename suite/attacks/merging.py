@@ -21,6 +21,7 @@ class Merge(Attack):
     """Weights mixed with those of the model before unlearning."""
 
     means = Means.WEIGHTS
+    needs_target = True
     source = "Wang et al. 2024, arXiv 2406.09179; Wortsman et al. 2022, arXiv 2109.01903"
 
     class Settings(AttackSettings):
