@@ -346,7 +346,10 @@ def test_what_was_read_once_is_not_read_again(scene):
     assert store.computed == computed
     for name, changes in (("barrier", {"points": 4}), ("sharpness", {"seed": 1}), ("barrier", {"texts": 5})):
         read(scene, [name], both.retrained.checkpoint, "again", **changes)
-    assert len(store.computed["landscape"]) == len(computed["landscape"]) + 3
+    read(scene, ["distance"], both.retrained.checkpoint, "again", alone)
+    other_texts = replace(scene[1], retain=scene[1].retain[::-1])
+    read((both, other_texts, store), ["sharpness"], both.retrained.checkpoint, "again")
+    assert len(store.computed["landscape"]) == len(computed["landscape"]) + 5
 
 
 def test_without_a_retrained_model_what_needs_one_is_null(scene):
