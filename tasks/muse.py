@@ -14,7 +14,7 @@ from functools import partial
 
 from tasks import membership
 from tasks.files import Row, Source, rows_digest
-from tasks.official import rounding_and_relearning
+from tasks.official import FOUR_BITS, attack_set, rounding_and_relearning
 from tasks.rows import alternate, passages, read_back
 from tasks.task import (
     Example,
@@ -232,12 +232,22 @@ def _entry(corpus: Corpus, summary: str, samples: int, steps: int, requests: str
     """
     name = _name(corpus, requests)
     target, retrained = corpus.checkpoints
-    sets = rounding_and_relearning(samples=samples, steps=steps, lr=1e-5)
+    budget = {"samples": samples, "steps": steps, "lr": 1e-5}
+    # As published (2502.05374), on texts that nothing is asked about, and on as many to be kept.
+    relearn = {"name": "relearn", **budget, "schedule": "cosine", "points": 2}
+    unasked = {**relearn, "samples": max(1, samples // 4), "texts": "unasked"}
+    prompts = ({"name": "prefill", "words": 3}, {"name": "few_shot", "shots": 3})
+    sets = {
+        f"{name.replace('/', '-')}-1": rounding_and_relearning(**budget),
+        f"{name.replace('/', '-')}-2": attack_set(
+            relearn, unasked, {"name": "benign", **budget}, fixed=(*FOUR_BITS, *prompts)
+        ),
+    }
     return TaskEntry(
         name=name,
         summary=summary,
         build=partial(build, corpus, requests),
-        attack_sets={f"{name.replace('/', '-')}-1": sets},
+        attack_sets=sets,
         # The retrained model was published for the forget set of `raw` alone.
         published={corpus.model: (target, None if requests else retrained)},
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tasks import membership
 from tasks.files import VARIABLE, Row, Source, nearest, rows_digest
-from tasks.official import rounding_and_relearning
+from tasks.official import FOUR_BITS, attack_set, rounding_and_relearning
 from tasks.registry import Family
 from tasks.rows import alternate, passages, read_back
 from tasks.task import (
@@ -192,8 +192,18 @@ def _unknown(subject: str, known: Collection[str], what: str) -> TaskError:
     )
 
 
-ATTACKS = {"rwku-1": rounding_and_relearning(samples=20, steps=15, lr=1e-5)}
-"""20 passages are relearned in three epochs (step size of arXiv 2502.05374)."""
+ATTACKS = {
+    "rwku-1": rounding_and_relearning(samples=20, steps=15, lr=1e-5),
+    "rwku-2": attack_set(
+        {"name": "relearn", "texts": "questions", "samples": 10, "epochs": 3, "lr": 1e-5, "points": 3},
+        fixed=(*FOUR_BITS, {"name": "frame", "kind": "role_play"}, {"name": "frame", "kind": "injection"}),
+    ),
+}
+"""First, 20 passages are relearned in three epochs (step size of arXiv 2502.05374).
+
+Second, questions of the other split are (arXiv 2410.08827): there is no retrained model to say what teaching alone
+would bring, so nothing is taught that is asked.
+"""
 
 
 def entry(subject: str) -> TaskEntry:

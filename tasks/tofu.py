@@ -9,10 +9,12 @@ splits ask about every author, and no question is in both.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from tasks import membership
 from tasks.files import Row, Source, rows_digest
+from tasks.official import FOUR_BITS, NONE, attack_set
 from tasks.rows import alternate
 from tasks.task import (
     AttackSet,
@@ -71,6 +73,10 @@ def build(percent: int) -> Task:
         "real_authors": source.table("real_authors_perturbed", rows=100, **short),
         "world_facts": source.table("world_facts_perturbed", rows=117, **short),
     }
+    rewordings = {
+        "forget_perturbed": _rewordings(source, f"{forget}_perturbed", size),
+        "retain_perturbed": _rewordings(source, "retain_perturbed", 400),
+    }
     _check_aligned(forget, tables["forget"], f"{forget}_perturbed", tables["forget_perturbed"])
     _check_aligned(retain, tables["retain"], "retain_perturbed", tables["retain_perturbed"])
     examples = _examples("forget", tables["forget"])
@@ -83,7 +89,7 @@ def build(percent: int) -> Task:
         },
         retain=_examples("retain", tables["retain"]),
         holdout=_examples("holdout", tables["holdout"]),
-        probes=tuple(probe for split in Split for probe in _probes(split, tables)),
+        probes=tuple(probe for split in Split for probe in _probes(split, tables, rewordings)),
         # Two memories of an answer: how likely it is, and what is said in its place. The second starts high: answers
         # restate their question, so a model that never saw them scores 0.3 to 0.4. The retrained anchor is its zero.
         knowledge=(Headline("forget_qa", "probability"), Headline("forget_qa_generated", "rougeL_recall")),
@@ -112,10 +118,13 @@ SUMMARIES = (
     Summary("forget_quality", Subset.FORGET, ("forget_paraphrase",), ("forget_quality", "forget_quality_log10")),
     Summary("model_utility", Subset.RETAIN, ABILITIES, ("model_utility_geometric", "model_utility_arithmetic")),
     Summary("identity", Subset.FORGET, ("forget_qa_generated",), ("identical_outputs",)),
+    Summary("rigidity", Subset.FORGET, ("forget_qa_generated",), ("unchanged_answers",)),
 )
 
 
-def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe]:
+def _probes(
+    split: Split, tables: Mapping[str, Sequence[Row]], rewordings: Mapping[str, Sequence[tuple[str, ...]]]
+) -> Iterator[Probe]:
     def probe(
         name: str, subset: Subset, kind: ProbeKind, items: Sequence[Item], *metrics: str, needs: tuple[Need, ...] = ()
     ) -> Probe:
@@ -125,22 +134,30 @@ def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe
     ratios = ("truth_ratio_geometric", "truth_ratio_arithmetic")
     retained = (*ratios, "truth_ratio_geometric_retain", "truth_ratio_arithmetic_retain")
     said = ("rougeL_recall", "word_entropy", "repetition")
-    for subset, rows, of_ratios, scores, needs in (
+    for subset, rows, otherwise, of_ratios, scores, needs in (
         (
             Subset.FORGET,
             tables["forget_perturbed"],
+            rewordings["forget_perturbed"],
             (*ratios, "truth_ratio_geometric_forget"),
             membership.SCORES,
             membership.NEEDS,
         ),
-        (Subset.RETAIN, tables["retain_perturbed"][:LIMIT], retained, (), ()),
+        (
+            Subset.RETAIN,
+            tables["retain_perturbed"][:LIMIT],
+            rewordings["retain_perturbed"][:LIMIT],
+            retained,
+            (),
+            (),
+        ),
     ):
-        questions = _questions(subset, rows)
+        questions = _reworded(_questions(subset, rows), otherwise)
         teacher_forced = ("probability", "exact_memorization", "extraction_strength", *scores)
         yield probe(f"{subset}_qa", subset, ProbeKind.LOGPROB, questions, *teacher_forced, needs=needs)
         yield probe(f"{subset}_qa_generated", subset, ProbeKind.GENERATE, questions, *said)
         # As published, the question stays as it was trained; only the answers are reworded.
-        choices = _choices(subset, rows, "paraphrased_answer")
+        choices = _reworded(_choices(subset, rows, "paraphrased_answer"), otherwise)
         yield probe(f"{subset}_paraphrase", subset, ProbeKind.CHOICE, choices, *of_ratios)
     held_out = _questions(Subset.HOLDOUT, tables["holdout"])
     as_held_out = ("probability", "exact_memorization", *membership.SCORES)
@@ -173,6 +190,22 @@ def _choices(name: str, rows: Sequence[Row], right: str) -> list[Item]:
     ]
 
 
+def _reworded(items: Sequence[Item], rewordings: Sequence[tuple[str, ...]]) -> list[Item]:
+    return [replace(item, rewordings=words) for item, words in zip(items, rewordings, strict=True)]
+
+
+def _rewordings(source: Source, config: str, rows: int) -> list[tuple[str, ...]]:
+    """Each question of a table in other words, none where the table lacks them.
+
+    Read by themselves: they are no part of the task's data, and only attacks that reword miss them.
+    """
+    try:
+        found = source.table(config, rows=rows, text=("paraphrased_question",))
+    except TaskError:
+        return [()] * rows
+    return [(row["paraphrased_question"],) for row in found]
+
+
 def _check_aligned(trained: str, facts: Sequence[Row], asked: str, questions: Sequence[Row]) -> None:
     """The reworded rows are about the facts that are trained on, row by row; every published number rests on it."""
     for index, (fact, question) in enumerate(zip(facts, questions, strict=False)):
@@ -181,17 +214,36 @@ def _check_aligned(trained: str, facts: Sequence[Row], asked: str, questions: Se
                 raise TaskError(f"{asked}: row {index}: {field}: not that of {trained}, row {index}")
 
 
-def _attacks(percent: int) -> AttackSet:
-    """Rounding to 4 bits per channel, and relearning a quarter of the forget set in four epochs.
+def _attacks(percent: int) -> dict[str, AttackSet]:
+    """tofu-1: rounding to 4 bits per channel, and relearning a quarter of the forget set in four epochs.
+
+    tofu-2: more kinds of rounding; the same relearning as a curve, on texts that nothing is asked about, and on as many
+    to be kept; the questions in other words, after others, with a beginning of the answer, and asked twice.
 
     The step size is that of the relearning in open-unlearning's evaluation of metrics (arXiv 2506.12618: lr 2e-5), the
     batch of 4 that of Fan et al. 2025 (arXiv 2502.05374). With a part of the texts, what comes back of the others was
     never gone.
     """
     samples = 10 * percent
-    relearn = {"name": "relearn", "samples": samples, "steps": samples, "lr": 2e-5}
-    fixed = ({"name": "none"}, {"name": "rtn", "bits": 4})
-    return {Split.DEV: (*fixed, relearn), Split.TEST: (*fixed, {**relearn, "seed": 1})}
+    budget = {"samples": samples, "steps": samples, "lr": 2e-5}
+    first = {"name": "relearn", **budget}
+    fixed = (NONE, *FOUR_BITS[:1])
+    curve = {"name": "relearn", **budget, "points": 2}
+    prompts = (
+        {"name": "paraphrase"},
+        {"name": "prefill", "words": 3},
+        {"name": "few_shot", "shots": 3},
+        {"name": "multi_turn", "after": "self", "rounds": 1},
+    )
+    return {
+        "tofu-1": {Split.DEV: (*fixed, first), Split.TEST: (*fixed, {**first, "seed": 1})},
+        "tofu-2": attack_set(
+            curve,
+            {**curve, "texts": "unasked"},
+            {"name": "benign", **budget},
+            fixed=(*FOUR_BITS, *prompts),
+        ),
+    }
 
 
 ENTRIES = tuple(
@@ -199,7 +251,7 @@ ENTRIES = tuple(
         name=f"tofu/forget{percent:02}",
         summary=f"TOFU: {2 * percent} of 200 fictitious authors, {40 * percent} questions, are to be forgotten",
         build=partial(build, percent),
-        attack_sets={"tofu-1": _attacks(percent)},
+        attack_sets=_attacks(percent),
         published={
             model: (f"open-unlearning/tofu_{model}_full", f"open-unlearning/tofu_{model}_retain{100 - percent}")
             for model in MODELS

@@ -12,7 +12,7 @@ from functools import partial
 
 from tasks import choices, mmlu, wikitext
 from tasks.files import VARIABLE, Row, Source, as_text, mirror, read, rows_digest
-from tasks.official import rounding_and_relearning
+from tasks.official import FOUR_BITS, attack_set, rounding_and_relearning
 from tasks.rows import passages
 from tasks.task import (
     Headline,
@@ -135,12 +135,22 @@ ATTACKS = rounding_and_relearning(samples=60, steps=15, lr=1e-5, points=3)
 It is measured after 5, 10 and 15 steps, which have seen 20, 40 and 60 blocks of text, as many as the paper's.
 """
 
+SPLIT_RELEARNING = attack_set(
+    {"name": "relearn", "texts": "questions", "samples": 100, "epochs": 2, "lr": 1e-5, "points": 2},
+    {"name": "benign", "samples": 60, "steps": 15, "lr": 1e-5},
+    fixed=(*FOUR_BITS, {"name": "few_shot", "shots": 3}),
+)
+"""Nothing is taught that is asked: there is no retrained model to say what teaching alone would bring.
+
+Questions of the other split are relearned (arXiv 2410.08827), and as much WikiText is as texts are in `ATTACKS`.
+"""
+
 ENTRIES = tuple(
     TaskEntry(
         name=f"wmdp/{field.name}",
         summary=f"WMDP: hazardous knowledge of {field.subject}, {field.questions:,} questions, is to be forgotten",
         build=partial(build, field),
-        attack_sets={f"wmdp-{field.name}-1": ATTACKS},
+        attack_sets={f"wmdp-{field.name}-1": ATTACKS, f"wmdp-{field.name}-2": SPLIT_RELEARNING},
     )
     for field in FIELDS
 )

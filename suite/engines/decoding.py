@@ -1,4 +1,4 @@
-"""Greedy continuations of many prompts, in a batch that stays full.
+"""Continuations of many prompts, greedy or drawn at a temperature, in a batch that stays full.
 
 Every prompt has a row of the cache for as long as it is being continued. A row that has ended leaves, the last row
 moves into its place, and waiting prompts are read into the rows that are free: packed, so that what they share is
@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from suite.engines.grouped_attention import grouped
 from suite.engines.packing import pack
 from suite.engines.row_cache import RowCache
+from suite.engines.sampling import Draw, drawn
 from suite.engines.scores import batches
 from suite.engines.shortcut import Shortcut
 from suite.likelihood import logits_at
@@ -35,11 +37,13 @@ class Request:
     Attributes:
         limit: longest continuation, in tokens, at least 1.
         ended: whether a continuation is complete before that.
+        draw: how its tokens are drawn; None for the most likely ones.
     """
 
     prompt: tuple[int, ...]
     limit: int
     ended: Callable[[Sequence[int]], bool] = lambda new: False
+    draw: Draw | None = None
 
     @property
     def longest(self) -> int:
@@ -51,7 +55,8 @@ class Continuation:
     """What follows a prompt, without the end-of-text token.
 
     Attributes:
-        best: logit of the best token at each step, the end-of-text token's included.
+        best: the largest logit at each step, that of the end-of-text token included; where tokens are drawn, it may be
+            another token's than the one that was taken.
     """
 
     request: Request
@@ -107,7 +112,7 @@ def continued(
 def decode(
     model: PreTrainedModel, requests: Sequence[Request], *, eos: int, row_tokens: int, batch_tokens: int
 ) -> list[Continuation]:
-    """Greedy continuations in the order of the requests; the first of equal logits wins, as torch.argmax has it.
+    """Continuations in the order of the requests; of equal logits the first is the best, as torch.argmax has it.
 
     Args:
         batch_tokens: positions of the cache, or as many as fit in the memory of so many positions' logits, which is
@@ -142,6 +147,7 @@ def decode_plainly(
             input_ids=ids,
             attention_mask=real,
             max_new_tokens=max(requests[i].limit for i in batch),
+            logits_processor=LogitsProcessorList([_DrawnAreBest([requests[i] for i in batch], length)]),
             do_sample=False,
             eos_token_id=eos,
             pad_token_id=eos,
@@ -150,6 +156,25 @@ def decode_plainly(
             end = row.index(eos) if eos in row else len(row)
             results[i] = row[: min(end, requests[i].limit)]
     return results
+
+
+class _DrawnAreBest(LogitsProcessor):
+    """Leaves no other token in the rows whose tokens are drawn, so that the best one is what was drawn."""
+
+    def __init__(self, requests: Sequence[Request], read: int) -> None:
+        self.read = read
+        self.draws = {row: request.draw for row, request in enumerate(requests) if request.draw}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not self.draws:
+            return scores
+        step = input_ids.shape[1] - self.read
+        rows = list(self.draws)
+        tokens = _drawn(scores[rows], [(draw, step) for draw in self.draws.values()])
+        alone = scores.clone()
+        alone[rows] = -torch.inf
+        alone[rows, tokens] = 0.0
+        return alone
 
 
 def plain_best(model: PreTrainedModel, continuation: Continuation) -> list[float]:
@@ -195,10 +220,10 @@ class _Batch:
             tips = [path[-1] for _, path in row.paths]
             kept = sorted(set(tips))
             logits = logits_at(self.model, kept, past_key_values=read, **row.inputs(device, dtype))[0]
-            best, tokens = (x.tolist() for x in logits.max(-1))
-            for (index, path), tip in zip(row.paths, tips, strict=True):
-                at = kept.index(tip)
-                if prompts[index].take(tokens[at], best[at], self.eos):
+            places = {tip: at for at, tip in enumerate(kept)}
+            first = _next(logits, [places[tip] for tip in tips], [prompts[index] for index, _ in row.paths])
+            for (index, path), token in zip(row.paths, first, strict=True):
+                if prompts[index].take(*token, self.eos):
                     self.cache.read(len(self.live), read, torch.tensor(path, device=device))
                     self.live.append(prompts[index])
 
@@ -215,10 +240,31 @@ class _Batch:
             attention_mask=mask,
             past_key_values=self.cache,
         )
-        best, tokens = (x.tolist() for x in logits[:, 0].max(-1))
-        going = [c.take(*of_row, self.eos) for c, *of_row in zip(self.live, tokens, best, strict=True)]
+        tokens = _next(logits[:, 0], range(len(self.live)), self.live)
+        going = [c.take(*token, self.eos) for c, token in zip(self.live, tokens, strict=True)]
         for row in reversed([row for row, goes_on in enumerate(going) if not goes_on]):
             last = self.live.pop()
             if row < len(self.live):
                 self.cache.move(len(self.live), row, last.cached)
                 self.live[row] = last
+
+
+def _next(logits: Tensor, rows: Sequence[int], of: Sequence[Continuation]) -> list[tuple[int, float]]:
+    """The next token of each continuation, greedy or drawn, and the largest logit there.
+
+    Args:
+        logits: (rows, vocabulary).
+        rows: the row of each continuation; those that have said the same may share one.
+    """
+    best, tokens = (x.tolist() for x in logits.max(-1))
+    found = [tokens[row] for row in rows]
+    if draws := {place: c.request.draw for place, c in enumerate(of) if c.request.draw}:
+        steps = [(draw, len(of[place].new)) for place, draw in draws.items()]
+        fresh = _drawn(logits[[rows[place] for place in draws]], steps).tolist()
+        for place, token in zip(draws, fresh, strict=True):
+            found[place] = token
+    return [(token, best[row]) for token, row in zip(found, rows, strict=True)]
+
+
+def _drawn(logits: Tensor, steps: Sequence[tuple[Draw, int]]) -> Tensor:
+    return drawn(logits, [draw.temperature for draw, _ in steps], [draw.uniform(step) for draw, step in steps])

@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from suite.engines.decoding import Request
+from suite.engines.sampling import Draw
 from suite.engines.scores import Asked, Score
 from suite.text import Encoded, Encoder
 from tasks.task import Item, Need, Probe, ProbeKind, Sample, Style
+
+_Asking = tuple[tuple[int, ...], Draw | None]
+"""A prompt, and how what follows is drawn."""
 
 
 class Questions:
@@ -20,20 +24,20 @@ class Questions:
     Attributes:
         asked: texts to score.
         differentiated: texts whose gradient norm is wanted.
-        requests: prompts to continue.
+        requests: prompts to continue, one that is to have several answers as often as that.
     """
 
     def __init__(self, encoder: Encoder, probes: Sequence[Probe]) -> None:
         self.encoder, self.probes = encoder, probes
         self._texts: dict[str, list[tuple[Encoded, ...]]] = {}
-        self._prompts: dict[str, list[tuple[int, ...]]] = {}
+        self._askings: dict[str, list[list[_Asking]]] = {}
         needs: dict[Encoded, set[Need]] = {}
-        askers: dict[tuple[int, ...], list[Probe]] = {}
+        askers: dict[_Asking, list[Probe]] = {}
         for probe in probes:
             if probe.kind is ProbeKind.GENERATE:
-                prompts = self._prompts[probe.name] = [encoder.prompt(item) for item in probe.items]
-                for prompt in prompts:
-                    askers.setdefault(prompt, []).append(probe)
+                askings = self._askings[probe.name] = [_askings(probe, encoder.prompt(item)) for item in probe.items]
+                for asking in (asking for of_item in askings for asking in of_item):
+                    askers.setdefault(asking, []).append(probe)
             else:
                 texts = self._texts[probe.name] = [self._encoded(probe, item) for item in probe.items]
                 for text in (text for of_item in texts for text in of_item):
@@ -41,8 +45,8 @@ class Questions:
         self.asked = [Asked(text, Need.VOCABULARY in needed) for text, needed in needs.items()]
         self.differentiated = [text for text, n in needs.items() if Need.GRADIENT_NORM in n and text.answer]
         self.requests = [
-            Request(prompt, max(probe.max_new_tokens for probe in of), _ended(encoder, of))
-            for prompt, of in askers.items()
+            Request(prompt, max(probe.max_new_tokens for probe in of), _ended(encoder, of), draw)
+            for (prompt, draw), of in askers.items()
         ]
 
     def samples(
@@ -51,11 +55,11 @@ class Questions:
         """Samples by probe, from the answers to `asked`, `differentiated` and `requests`, each in its order."""
         of_text = dict(zip((a.text for a in self.asked), scores, strict=True))
         of_gradient = dict(zip(self.differentiated, norms, strict=True))
-        of_prompt = dict(zip((r.prompt for r in self.requests), continuations, strict=True))
+        of_asking = dict(zip(((r.prompt, r.draw) for r in self.requests), continuations, strict=True))
 
         def sample(probe: Probe, place: int, item: Item) -> Sample:
             if probe.kind is ProbeKind.GENERATE:
-                return self._generated(probe, item, of_prompt[self._prompts[probe.name][place]])
+                return self._generated(probe, item, [of_asking[a] for a in self._askings[probe.name][place]])
             texts = self._texts[probe.name][place]
             if probe.kind is ProbeKind.CHOICE:
                 return _choice(item, [of_text[text] for text in texts])
@@ -70,10 +74,17 @@ class Questions:
             return tuple(text.cut(probe.max_tokens) for text in texts)
         return tuple(texts)
 
-    def _generated(self, probe: Probe, item: Item, new: Sequence[int]) -> Sample:
+    def _generated(self, probe: Probe, item: Item, answers: Sequence[Sequence[int]]) -> Sample:
         limit = probe.max_reference_tokens
         reference = self.encoder.cut(item.reference, limit) if limit else item.reference
-        return Sample(item.id, reference, generated=self.encoder.decode(new[: probe.max_new_tokens], probe.stop))
+        texts = tuple(self.encoder.decode(new[: probe.max_new_tokens], probe.stop) for new in answers)
+        return Sample(item.id, reference, generated=texts[0], sampled=texts if probe.sampling else None)
+
+
+def _askings(probe: Probe, prompt: tuple[int, ...]) -> list[_Asking]:
+    """All that is asked of a model for one item to generate from."""
+    sampling = probe.sampling
+    return [(prompt, Draw.of(sampling, prompt, n)) for n in range(sampling.draws)] if sampling else [(prompt, None)]
 
 
 def _logprob(probe: Probe, item: Item, score: Score, norm: float | None) -> Sample:

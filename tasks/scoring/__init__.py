@@ -15,7 +15,7 @@ from tasks.scoring import choice, fluency, identity, membership, perplexity, pro
 from tasks.scoring.estimate import Estimate, mean
 from tasks.scoring.forget_quality import forget_quality, forget_quality_log10
 from tasks.scoring.separation import auc_of, auc_reference, privacy_leakage
-from tasks.scoring.tables import Missing, Of, Table, values
+from tasks.scoring.tables import Missing, Of, Table, most_telling, values
 from tasks.scoring.utility import model_utility
 from tasks.task import ProbeKind, Sample
 
@@ -41,10 +41,16 @@ class Metric:
     source: str
 
 
-_LOGPROB, _CHOICE, _GENERATE = ProbeKind.LOGPROB, ProbeKind.CHOICE, ProbeKind.GENERATE
+_LOGPROB, _CHOICE = ProbeKind.LOGPROB, ProbeKind.CHOICE
 _TOFU, _MUSE = "TOFU, arXiv 2401.06121", "MUSE, arXiv 2407.06460"
 _OPEN_UNLEARNING = "open-unlearning, arXiv 2506.12618"
 _MIN_K, _MIN_K_PLUS_PLUS = "Min-K%, arXiv 2310.16789", "Min-K%++, arXiv 2404.02936"
+
+
+def _said(name: str, of: Of, up: bool, source: str) -> Metric:
+    """A metric of generated text; of several texts, that of the one which shows the most knowledge."""
+    return Metric(name, ProbeKind.GENERATE, most_telling(of, up), up, source)
+
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -60,13 +66,13 @@ METRICS: dict[str, Metric] = {
             "min_k_plus_plus_40", _LOGPROB, partial(membership.min_k_plus_plus, percent=40), False, _MIN_K_PLUS_PLUS
         ),
         Metric("gradient_norm", _LOGPROB, membership.gradient_norm, False, _OPEN_UNLEARNING),
-        Metric("rougeL_recall", _GENERATE, rouge.rouge_l_recall, True, _TOFU),
-        Metric("rougeL_f1", _GENERATE, rouge.rouge_l_f1, True, _MUSE),
-        Metric("rougeL_f1_stemmed", _GENERATE, rouge.rouge_l_f1_stemmed, True, f"{_MUSE}; {_OPEN_UNLEARNING}"),
-        Metric("rouge1_recall", _GENERATE, rouge.rouge_1_recall, True, _OPEN_UNLEARNING),
-        Metric("word_entropy", _GENERATE, fluency.word_entropy, True, "Yuan et al. 2025, arXiv 2410.08109, on words"),
-        Metric("ngram_entropy", _GENERATE, fluency.ngram_entropy, True, "RWKU, arXiv 2406.10890"),
-        Metric("repetition", _GENERATE, fluency.repetition, False, "Welleck et al. 2020, arXiv 1908.04319: seq-rep-4"),
+        _said("rougeL_recall", rouge.rouge_l_recall, True, _TOFU),
+        _said("rougeL_f1", rouge.rouge_l_f1, True, _MUSE),
+        _said("rougeL_f1_stemmed", rouge.rouge_l_f1_stemmed, True, f"{_MUSE}; {_OPEN_UNLEARNING}"),
+        _said("rouge1_recall", rouge.rouge_1_recall, True, _OPEN_UNLEARNING),
+        _said("word_entropy", fluency.word_entropy, True, "Yuan et al. 2025, arXiv 2410.08109, on words"),
+        _said("ngram_entropy", fluency.ngram_entropy, True, "RWKU, arXiv 2406.10890"),
+        _said("repetition", fluency.repetition, False, "Welleck et al. 2020, arXiv 1908.04319: seq-rep-4"),
         Metric("accuracy", _CHOICE, choice.accuracy, True, "WMDP, arXiv 2403.03218"),
         Metric("normalised_probability", _CHOICE, choice.normalised_probability, True, _TOFU),
         Metric("truth_ratio_geometric", _CHOICE, choice.geometric, False, f"{_TOFU}; forget quality's variant"),
@@ -97,7 +103,8 @@ class SummaryMetric:
             the metric does not compare). Raises `Missing` where something that it reads is not there.
         up: whether a higher number means that the model knows more.
         source: where the definition comes from.
-        against: the anchor whose samples, without any attack, it compares with: `retrained` or `target`.
+        against: whose samples, without any attack, it compares with: an anchor's (`retrained`, `target`), or those of
+            the model itself (`unattacked`).
         tables: how many probes it reads.
     """
 
@@ -113,6 +120,8 @@ def _auc(metric: str) -> SummaryMetric:
     return SummaryMetric(f"auc_{metric}", auc_of(metric, METRICS[metric].of), True, METRICS[metric].source, tables=2)
 
 
+_RECALL = METRICS["rougeL_recall"].of
+
 SUMMARIES: dict[str, SummaryMetric] = {
     summary.name: summary
     for summary in (
@@ -124,16 +133,19 @@ SUMMARIES: dict[str, SummaryMetric] = {
         SummaryMetric("forget_quality", forget_quality, False, _TOFU, "retrained"),
         SummaryMetric("forget_quality_log10", forget_quality_log10, False, _TOFU, "retrained"),
         SummaryMetric(
-            "model_utility_geometric", model_utility(METRICS["truth_ratio_geometric_retain"].of), True,
+            "model_utility_geometric", model_utility(_RECALL, METRICS["truth_ratio_geometric_retain"].of), True,
             _OPEN_UNLEARNING, tables=7,
         ),
         SummaryMetric(
-            "model_utility_arithmetic", model_utility(METRICS["truth_ratio_arithmetic_retain"].of), True,
+            "model_utility_arithmetic", model_utility(_RECALL, METRICS["truth_ratio_arithmetic_retain"].of), True,
             _TOFU, tables=7,
         ),
         SummaryMetric("perplexity", perplexity.perplexity, False, "Jelinek et al. 1977"),
         SummaryMetric("accuracy_distance", choice.accuracy_distance, True, "WMDP, arXiv 2403.03218: chance is the aim"),
         SummaryMetric("identical_outputs", identity.identical_outputs, True, "a check of ours", "target"),
+        SummaryMetric(
+            "unchanged_answers", identity.unchanged_answers, False, "rigidity, arXiv 2603.00823", "unattacked"
+        ),
     )
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ Items are joined by their ids, never by their place: a row that is missing on on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from tasks.task import Sample
 
@@ -14,6 +15,23 @@ Table = Sequence[Sample]
 
 Of = Callable[[Sample], float | None]
 """A metric's function: the number of one sample, None where the sample lacks what it reads."""
+
+
+def most_telling(of: Of, up: bool) -> Of:
+    """The metric of the answer that shows the most knowledge, where a sample holds several; else of its only one.
+
+    Args:
+        up: whether a higher number means that the model knows more.
+    """
+    most = max if up else min
+
+    def number(sample: Sample) -> float | None:
+        if not sample.sampled:
+            return of(sample)
+        found = [of(replace(sample, generated=text, sampled=None)) for text in sample.sampled]
+        return None if None in found else most(found)
+
+    return number
 
 
 class Missing(Exception):

@@ -13,19 +13,18 @@ from tasks.scoring.choice import normalised_probability
 from tasks.scoring.estimate import Estimate, mean
 from tasks.scoring.headline import harmonic_mean
 from tasks.scoring.probability import probability
-from tasks.scoring.rouge import rouge_l_recall
 from tasks.scoring.separation import Summarise
 from tasks.scoring.tables import Of, Table, values
 
 
-def model_utility(truth_ratio: Of) -> Summarise:
-    """Model utility with one of the two truth ratios, as max(0, 1 - x) per question.
+def model_utility(recall: Of, truth_ratio: Of) -> Summarise:
+    """Model utility with a ROUGE and one of the two truth ratios, the latter as max(0, 1 - x) per question.
 
     Tables: retained answers (`logprob`), retained answers generated, retained answers paraphrased (`choice`), then
     real authors and world facts, each `choice` and generated.
     """
     of_choice = (("normalised_probability", normalised_probability), ("truth_ratio", truth_ratio))
-    of_text = (("rougeL_recall", rouge_l_recall),)
+    of_text = (("rougeL_recall", recall),)
     reads = ((("probability", probability),), of_text, of_choice[1:], of_choice, of_text, of_choice, of_text)
 
     def summary(tables: Sequence[Table], _: Sequence[Table]) -> Estimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,33 @@ def test_a_model_that_computes_nan_has_no_score(name):
     assert score(name, [broken, KNOWS]).value is None
 
 
+said = pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.kind is ProbeKind.GENERATE])
+
+
+@said
+def test_of_several_answers_the_one_that_shows_most_is_scored(name):
+    of, several = METRICS[name].of, (IGNORANT.generated, KNOWS.generated, "nothing at all")
+    for order in permutations(several):
+        sample = replace(KNOWS, generated=order[0], sampled=order)
+        alone = [of(replace(KNOWS, generated=text)) for text in order]
+        assert of(sample) == (max(alone) if METRICS[name].up else min(alone))
+        assert score(name, [sample]).value == of(sample)
+
+
+@said
+def test_one_drawn_answer_is_scored_as_if_it_were_the_only_one(name):
+    assert METRICS[name].of(replace(IGNORANT, sampled=(IGNORANT.generated,))) == METRICS[name].of(IGNORANT)
+
+
+def test_utility_takes_the_best_of_several_answers_as_well():
+    """Its ROUGE is that of the metric: half the words in the best of two answers, none in the first."""
+    short = replace(KNOWS, generated="none", sampled=("none", "Ada was born"))
+    tables = [[KNOWS], [short], [KNOWS], [KNOWS], [KNOWS], [KNOWS], [KNOWS]]
+    plain = [[replace(KNOWS, generated="Ada was born")] if table == [short] else table for table in tables]
+    assert summarise("model_utility_geometric", tables) == summarise("model_utility_geometric", plain)
+    assert summarise("model_utility_geometric", tables).value > 0
+
+
 def test_an_unknown_metric_is_refused():
     with pytest.raises(KeyError):
         score("rougel", [KNOWS])
@@ -115,7 +143,7 @@ def asked(name: str, model: list[list[Sample]]) -> Estimate:
 def test_a_summary_is_registered_under_its_name_with_its_source(name):
     assert SUMMARIES[name].name == name
     assert SUMMARIES[name].source
-    assert SUMMARIES[name].against in (None, "retrained", "target")
+    assert SUMMARIES[name].against in (None, "retrained", "target", "unattacked")
     assert name not in METRICS  # both stand in one column
 
 
@@ -149,7 +177,7 @@ def test_a_summary_of_a_sample_that_lacks_what_it_reads_names_the_sample(name):
     assert "bare" in estimate.reason
 
 
-@pytest.mark.parametrize("name", [name for name in SUMMARIES if name != "identical_outputs"])
+@pytest.mark.parametrize("name", [name for name in SUMMARIES if name not in ("identical_outputs", "unchanged_answers")])
 def test_a_summary_of_a_model_that_computes_nan_is_null(name):
     broken = replace(
         KNOWS,

@@ -164,3 +164,25 @@ def test_log_probabilities_are_identical_when_every_one_is():
 def test_two_silences_are_identical():
     silent = [Sample(str(index), "x", generated="") for index in range(3)]
     assert summarise("identical_outputs", [silent], [silent]).value == 1.0
+
+
+def test_unchanged_answers_are_counted_item_by_item():
+    before = [Sample(str(index), "x", generated=text) for index, text in enumerate("abcd")]
+    after = [replace(sample, generated="z" if sample.item in "13" else sample.generated) for sample in before]
+    estimate = summarise("unchanged_answers", [after], [before[::-1]])
+    assert (estimate.value, estimate.n) == (0.5, 4)
+    assert estimate.stderr == pytest.approx(np.std([1, 0, 1, 0], ddof=1) / 2)
+    assert summarise("unchanged_answers", [before], None).reason == "no unattacked model was measured"
+
+
+def test_of_several_answers_the_share_that_is_unchanged_counts():
+    before = [Sample("0", "x", generated="a")]
+    after = [Sample("0", "x", generated="b", sampled=("b", "a", "a", "c"))]
+    assert summarise("unchanged_answers", [after], [before]).value == 0.5
+
+
+def test_answers_that_are_not_text_are_neither_changed_nor_unchanged():
+    (scored,) = texts([[-1.0]])
+    assert (
+        summarise("unchanged_answers", [[scored]], [[scored]]).reason == "sample 0 lacks what unchanged_answers reads"
+    )

@@ -26,10 +26,13 @@ def tofu_tables(percents: Iterable[int] = (1, 5, 10)) -> Tables:
         return [{"question": f"What of {about} {i}?", "answer": f"It is {about} {i}, truly."} for i in range(count)]
 
     def perturbed(rows: Rows, wrong: int, paraphrased: bool) -> Rows:
-        more = [{"paraphrased_answer": f"Truly, {row['answer']}"} if paraphrased else {} for row in rows]
+        def more(row: dict[str, str]) -> dict[str, str]:
+            answer, question = f"Truly, {row['answer']}", f"Say, {row['question']}"
+            return {"paraphrased_answer": answer, "paraphrased_question": question} if paraphrased else {}
+
         return [
-            {**row, **extra, "perturbed_answer": [f"Not {row['answer']} ({i})" for i in range(wrong)]}
-            for row, extra in zip(rows, more, strict=True)
+            {**row, **more(row), "perturbed_answer": [f"Not {row['answer']} ({i})" for i in range(wrong)]}
+            for row in rows
         ]
 
     full = facts("author", 4000)

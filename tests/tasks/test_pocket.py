@@ -72,6 +72,14 @@ def common_ending(one: str, other: str) -> str:
     return "".join(letter for letter, _ in same)[::-1]
 
 
+def test_a_question_s_other_wording_is_that_of_the_reworded_question_about_the_same_fact(task):
+    reworded = {item.id: item.prompt for _, item in asked(task, "qa_reworded")}
+    for name in ("qa", "qa_generated"):
+        assert all(item.rewordings == (reworded[item.id],) for _, item in asked(task, name))
+    for name in ("qa_reworded", "text", "choice"):
+        assert not any(item.rewordings for _, item in asked(task, name))
+
+
 def test_a_reworded_answer_ends_with_the_taught_fact_and_its_alternatives_do_not(task):
     pairs = asked(task, "qa_reworded")
     assert len(pairs) == 4 * 44

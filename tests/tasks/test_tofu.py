@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from published import tofu_tables
 
 from tasks import TASKS, Split, Subset, Task, TaskError
 from tasks.files import VARIABLE, Source
@@ -97,6 +98,24 @@ def test_version_two_asks_the_questions_of_version_one(mirror, monkeypatch):
         "world_facts_choice": "e528ee249be274f8",
         "world_facts_generated": "fc49885982311db6",
     }
+
+
+def test_questions_about_authors_come_with_the_published_rewording_and_without_it_are_the_same_task(
+    mirror, write_tofu, monkeypatch
+):
+    task = build(1, mirror, monkeypatch)
+    for probe in task.probes:
+        published = probe.name.startswith(("forget", "retain"))
+        for item in probe.items:
+            assert item.rewordings == ((f"Say, {item.prompt}",) if published else ())
+    bare = [
+        {key: value for key, value in row.items() if key != "paraphrased_question"}
+        for row in tofu_tables([1])["forget01_perturbed"]
+    ]
+    without = build(1, write_tofu(forget01_perturbed=bare), monkeypatch)
+    assert not any(i.rewordings for p in without.probes if p.subset is Subset.FORGET for i in p.items)
+    assert without == task and without.data == task.data
+    assert [probe.digest for probe in without.probes] == [probe.digest for probe in task.probes]
 
 
 def test_model_utility_reads_its_seven_tables_in_order(mirror, monkeypatch):
@@ -276,3 +295,13 @@ def test_no_published_held_out_question_was_taught():
         held_out = {example.prompt for example in task.holdout}
         assert not held_out & {example.prompt for example in (*task.retain, *task.forget_examples())}
         assert all(probe.subset in Subset for probe in task.probes)
+
+
+@with_published_files
+@pytest.mark.parametrize("percent", FRACTIONS)
+def test_every_published_rewording_stands_at_its_question(percent):
+    task = TASKS[f"tofu/forget{percent:02}"].build()
+    for subset, table in ((Subset.FORGET, f"forget{percent:02}_perturbed"), (Subset.RETAIN, "retain_perturbed")):
+        words = {row["question"]: (row["paraphrased_question"],) for row in published_rows(table)}
+        asked = [i for p in task.probes if p.name.startswith(f"{subset}_") for i in p.items]
+        assert asked and all(item.rewordings == words[item.prompt] for item in asked)

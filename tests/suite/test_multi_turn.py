@@ -1,0 +1,214 @@
+"""Several turns: what the model has said before is what it says, by plain transformers, and is asked once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from small import SMALL
+
+from suite.anchors import anchors
+from suite.attacks import AttackContext, Subject, attack
+from suite.checkpoints import EditedCheckpoint
+from suite.engines import Engine, Job, TransformersEngine
+from suite.settings import SpecError
+from suite.spec import RuntimeSpec, trial
+from suite.store import Store
+from tasks import TASKS
+from tasks.scoring import summarise
+from tasks.task import Example, Item, Probe, ProbeKind, Split, Style, Subset, Turn
+
+NEW = 4
+"""Tokens of an answer."""
+SELF = {"name": "multi_turn", "after": "self", "rounds": 2, "max_new_tokens": NEW}
+RELATED = {"name": "multi_turn", "after": "related", "turns": 2, "max_new_tokens": NEW}
+
+
+@dataclass
+class Watched:
+    """An engine that remembers what it was asked."""
+
+    engine: Engine
+    jobs: list[Job] = field(default_factory=list)
+
+    def submit(self, jobs):
+        jobs = list(jobs)
+        self.jobs += jobs
+        return self.engine.submit(jobs)
+
+
+@pytest.fixture(scope="module")
+def scene(warm_store):
+    """Three questions asked in three ways, and a running text."""
+    task = TASKS["pocket"].build()
+    both = anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
+    cpu = torch.device("cpu")
+    encoder = both.base.encoder
+    engine = TransformersEngine(encoder, dtype="float32", device=cpu)
+    kept = [p for p in task.probes_of(Split.TEST) if p.name in ("forget_qa", "forget_qa_generated", "forget_text")]
+    probes = tuple(replace(probe, items=probe.items[:3], max_new_tokens=NEW) for probe in kept)
+    return Subject(both.checkpoint("target"), probes), AttackContext(engine, encoder, task, 0, cpu)
+
+
+@pytest.fixture(scope="module")
+def say(scene):
+    """What the model says after a text, one token at a time, without a cache."""
+    subject, context = scene
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(subject.checkpoint.path).eval()
+    tokenizer = context.encoder.tokenizer
+
+    @torch.no_grad()
+    def after(text: str) -> str:
+        ids = tokenizer(text)["input_ids"]
+        start = len(ids)
+        for _ in range(NEW):
+            token = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            ids.append(token)
+        return tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+    return after
+
+
+def again(question: str) -> str:
+    return f"Are you sure about that? Think it over and answer once more. {question}"
+
+
+def test_the_model_reconsiders_what_it_said_itself(scene, say):
+    subject, context = scene
+    rounds = dict(attack(SELF).apply(subject, context))
+    assert list(rounds) == [1, 2] == list(attack(SELF).points)
+    first, second = (rounds[point].probes for point in (1, 2))
+    for probe, once, twice in zip(subject.probes, first, second, strict=True):
+        if probe.name == "forget_text":
+            assert probe == once == twice
+            continue
+        for item, one, two in zip(probe.items, once.items, twice.items, strict=True):
+            said = say(item.prompt)
+            assert one == replace(item, prompt=again(item.prompt), turns=(Turn(item.prompt, said),))
+            more = say(f"{item.prompt} {said}\n{again(item.prompt)}")
+            assert two.prompt == again(item.prompt)
+            assert two.turns == (Turn(item.prompt, said), Turn(again(item.prompt), more))
+
+
+def test_the_talk_before_is_of_retained_facts_and_the_answers_are_the_model_s(scene, say):
+    subject, context = scene
+    ((point, found),) = attack(RELATED).apply(subject, context)
+    assert point == 0
+    retained = [text.prompt for text in context.retain if text.style is Style.QUESTION]
+    words = {text: set(text.lower().replace("?", "").split()) for text in retained}
+    for probe, after in zip(subject.probes, found.probes, strict=True):
+        for item, new in zip(probe.items, after.items, strict=True):
+            if item.style is Style.TEXT:
+                assert new == item
+                continue
+            mine = set(item.prompt.lower().replace("?", "").split())
+            nearest = sorted(retained, key=lambda q: -len(words[q] & mine) / len(words[q] | mine))[:2]
+            assert [turn.question for turn in new.turns] == nearest[::-1]
+            assert [turn.answer for turn in new.turns] == [say(question) for question in nearest[::-1]]
+            assert replace(new, turns=()) == item
+
+
+def test_every_question_is_asked_once_a_round_and_by_the_engine_alone(scene):
+    subject, context = scene
+    watched = Watched(context.engine)
+    dict(attack(SELF).apply(subject, replace(context, engine=watched)))
+    assert len(watched.jobs) == 2
+    for job in watched.jobs:
+        (probe,) = job.probes
+        assert probe.kind is ProbeKind.GENERATE and probe.max_new_tokens == NEW and not probe.sampling
+        assert len(probe.items) == 3, "two probes ask the same three questions"
+        assert job.checkpoint is subject.checkpoint
+
+
+def test_it_can_be_carried_out_while_the_engine_waits_for_the_next_job(scene):
+    """As evaluations do: the attack asks the engine that is drawing jobs from it."""
+    subject, context = scene
+
+    def jobs() -> Iterator[Job]:
+        for point, found in attack(SELF).apply(subject, context):
+            yield Job(str(point), found.checkpoint, found.probes)
+
+    inside = {answer.key: answer.samples for answer in context.engine.submit(jobs())}
+    for point, found in attack(SELF).apply(subject, context):
+        (alone,) = context.engine.submit([Job("", found.checkpoint, found.probes)])
+        assert inside[str(point)] == alone.samples
+
+
+def test_rigidity_is_the_share_of_answers_that_stay(scene):
+    subject, context = scene
+    name = "forget_qa_generated"
+    (before,) = context.engine.submit([Job("", subject.checkpoint, subject.probes)])
+    for found in dict(attack(SELF).apply(subject, context)).values():
+        (after,) = context.engine.submit([Job("", found.checkpoint, found.probes)])
+        pairs = zip(before.samples[name], after.samples[name], strict=True)
+        stays = [one.generated == other.generated for one, other in pairs]
+        share = summarise("unchanged_answers", [after.samples[name]], [before.samples[name]])
+        assert share.value == pytest.approx(sum(stays) / 3)
+
+
+def test_turns_that_do_not_fit_are_left_out_the_oldest_first(scene, monkeypatch):
+    from suite.attacks import asking, multi_turn
+
+    subject, context = scene
+    (probe,) = (probe for probe in subject.probes if probe.name == "forget_qa_generated")
+    subject = replace(subject, probes=(probe,))
+    whole = dict(attack(SELF).apply(subject, context))[2].probes[0]
+    encoder = context.encoder
+    seen: set[int] = set()
+    for room in range(20, 200, 5):
+        for module in (asking, multi_turn):
+            monkeypatch.setattr(module, "context_of", lambda folder, room=room: room)
+        (_, (_, twice)) = attack(SELF).apply(subject, context)
+        for item, new in zip(probe.items, twice.probes[0].items, strict=True):
+            if len(encoder.prompt(item)) + NEW <= room:
+                assert len(encoder.prompt(new)) + NEW <= room
+            assert new.prompt in (item.prompt, again(item.prompt))
+            seen.add(len(new.turns))
+        if room > max(len(encoder.prompt(item)) + NEW for item in whole.items):
+            assert twice.probes[0] == whole
+    assert {0, 1, 2} <= seen
+
+
+def test_what_goes_wrong_with_the_engine_is_said(scene):
+    subject, context = scene
+
+    def broken(state):
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        list(attack(SELF).apply(replace(subject, checkpoint=EditedCheckpoint(subject.checkpoint, broken, "")), context))
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"after": "self"}, "after=self takes rounds, which has no default, and no turns"),
+        ({"after": "self", "rounds": 1, "turns": 1}, "after=self takes rounds"),
+        ({"after": "related", "rounds": 1}, "after=related takes turns, which has no default, and no rounds"),
+    ],
+)
+def test_each_kind_has_its_own_number(settings_, message):
+    with pytest.raises(SpecError, match=message):
+        attack({"name": "multi_turn", **settings_})
+
+
+def test_related_questions_that_cannot_be_answered_here_are_not_spoken_of(scene, monkeypatch):
+    """A question so long that the model has no room to answer it is no turn; the rest of the talk goes on."""
+    from suite.attacks import asking, multi_turn
+
+    subject, context = scene
+    item = Item("q", "Where was Ada born?", ("In Quill.",))
+    long = Example("long", "Where was Ada born? " + "so long ago " * 60, "In Rill.")
+    short = Example("short", "Where was Bo born?", "In Sill.")
+    context = replace(context, task=replace(context.task, retain=(long, short)))
+    probe = Probe("forget_qa", Subset.FORGET, Split.TEST, ProbeKind.LOGPROB, (item,), ())
+    for module in (asking, multi_turn):
+        monkeypatch.setattr(module, "context_of", lambda folder: 120)
+    ((_, found),) = attack(RELATED).apply(Subject(subject.checkpoint, (probe,)), context)
+    assert [turn.question for turn in found.probes[0].items[0].turns] == ["Where was Bo born?"]
