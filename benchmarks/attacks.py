@@ -31,7 +31,7 @@ from suite.evaluation import Evaluator, Weights, evaluations_of
 from suite.models import base_model
 from suite.spec import MeasureSpec, ModelSpec, RuntimeSpec
 from suite.store import Store
-from suite.trial import asked_task
+from suite.trial import as_asked, with_extras
 from tasks.task import Split
 
 
@@ -91,7 +91,8 @@ def once(args: argparse.Namespace, clock: Clock) -> dict[str, float]:
     """One pass over the official set: seconds by kind, and in all."""
     clock.seconds.clear()
     measure, runtime = MeasureSpec(limit=args.limit), RuntimeSpec()
-    task = asked_task(args.task, measure)
+    whole_task = with_extras(args.task, measure)
+    task = as_asked(whole_task, measure)
     attacks = measure.attacks_for(args.task, Split.TEST)
     with tempfile.TemporaryDirectory() as folder, numeric(runtime) as device:
         store = Store(folder)
@@ -99,7 +100,14 @@ def once(args: argparse.Namespace, clock: Clock) -> dict[str, float]:
         engine = TransformersEngine(base.encoder, dtype="float32", device=device)
         weights = Weights(base.checkpoint, "base")
         context = AttackContext(
-            engine, base.encoder, task, 0, device, target=base.checkpoint, target_key="base", block=base.block(task)
+            engine,
+            base.encoder,
+            whole_task,
+            0,
+            device,
+            target=base.checkpoint,
+            target_key="base",
+            block=base.block(task),
         )
         evaluations = evaluations_of("unlearned", weights, task, Split.TEST, attacks)
         evaluator = Evaluator(engine, context, store.stages, Numeric.of(runtime))

@@ -18,7 +18,7 @@ from suite.records import ANCHORS, Row, Scorer, answers
 from suite.settings import SpecError
 from suite.spec import MeasureSpec, ModelSpec, RuntimeSpec
 from suite.stages import StageStore
-from suite.trial import ATTACK_SEED, asked_task
+from suite.trial import ATTACK_SEED, as_asked, with_extras
 from tasks.task import Zero
 
 SUBJECT = "unlearned"
@@ -61,11 +61,12 @@ def measure_checkpoint(
         TaskError: the task's data is missing or malformed.
     """
     runtime = runtime or RuntimeSpec()
-    task = asked_task(task_name, measure)
+    whole = with_extras(task_name, measure)
+    task = as_asked(whole, measure)
     attacks = {split: measure.attacks_for(task_name, split) for split in measure.splits}
     for split, of_split in attacks.items():
         for one in of_split:
-            one.check(task, split)
+            one.check(whole, split)
             if one.needs_target and "target" not in (anchors or {}):
                 raise SpecError(f"--target: missing. {one.name} needs the model before unlearning")
     models = {
@@ -88,7 +89,7 @@ def measure_checkpoint(
         context = AttackContext(
             engine,
             base.encoder,
-            task,
+            whole,
             ATTACK_SEED,
             device,
             target=target.checkpoint if target else None,

@@ -19,7 +19,7 @@ from suite.refusals import check_refusable
 from suite.settings import SpecError
 from suite.smoothing import SMOOTHINGS
 from suite.spec import MeasureSpec, RuntimeSpec, TrialSpec
-from suite.trial import asked_task
+from suite.trial import as_asked, with_extras
 from suite.unlearning import requests
 from tasks.task import Split, Task, Zero
 
@@ -62,7 +62,9 @@ def preflight(
     for spec in trials:
         if here:
             OPTIMIZERS[spec.optimizer.name].check_installed()
-        task = tasks.get(spec.task) or tasks.setdefault(spec.task, asked_task(spec.task, measure))
+        task = tasks.get(spec.task) or tasks.setdefault(spec.task, with_extras(spec.task, measure))
+        if spec.anchors.retain_limit:
+            task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
         _anchored(spec, task)
         _fits(spec, task, measure)
         if here or spec.model.name == "tiny":
@@ -109,8 +111,7 @@ def _readable(spec: TrialSpec, task: Task, measure: MeasureSpec, fitting: set[tu
     what = (spec.task, spec.anchors.retain_limit, spec.model, name, frozenset(splits))
     if what in fitting:
         return
-    if spec.anchors.retain_limit:
-        task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
+    task = as_asked(task, measure)
     encoder, context = read_encoder(spec.model, task, name, key)
     probes = [probe for probe in task.probes if probe.split in splits]
     check_lengths(task, encoder, context, probes)

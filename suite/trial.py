@@ -89,7 +89,8 @@ def run_trial(
         StageError, CheckpointError, BoardError: something stored is damaged, or the disk is full.
     """
     measure, runtime = measure or MeasureSpec(), runtime or RuntimeSpec()
-    task = load_task(spec, measure)
+    whole = load_task(spec, measure)
+    task = as_asked(whole, measure)
     attacks = {split: measure.attacks_for(spec.task, split) for split in measure.splits}
     with numeric(runtime) as device:
         both = anchors(spec, task, store.stages, runtime)
@@ -99,7 +100,7 @@ def run_trial(
         context = AttackContext(
             answering,
             encoder,
-            task,
+            whole,
             ATTACK_SEED,
             device,
             target=both.target.checkpoint,
@@ -159,18 +160,18 @@ def run_trial(
 
 
 def load_task(spec: TrialSpec, measure: MeasureSpec) -> Task:
-    """The trial's task, with as much retain text and as many items per probe as it asks for.
+    """The trial's task with what is measured besides, and as much retain text as it asks for.
 
     Raises:
         TaskError: the task's data is missing or malformed.
     """
-    task = asked_task(spec.task, measure)
+    task = with_extras(spec.task, measure)
     retain = task.retain[: spec.anchors.retain_limit] if spec.anchors.retain_limit else task.retain
     return replace(task, retain=retain)
 
 
-def asked_task(name: str, measure: MeasureSpec) -> Task:
-    """A task with the probes that are to be asked.
+def with_extras(name: str, measure: MeasureSpec) -> Task:
+    """A task with what is measured besides.
 
     Raises:
         TaskError: the task's data is missing or malformed.
@@ -178,6 +179,11 @@ def asked_task(name: str, measure: MeasureSpec) -> Task:
     task = TASKS[name].build()
     for extra in measure.also:
         task = EXTRAS[extra](task)
+    return task
+
+
+def as_asked(task: Task, measure: MeasureSpec) -> Task:
+    """The task with as many items per probe as are asked. What an attacker may hold is the whole of it."""
     return replace(task, probes=limited(task.probes, measure.limit)) if measure.limit else task
 
 

@@ -13,6 +13,7 @@ from published import MEMBERS
 
 from leaderboard.store import Board
 from suite.spec import MeasureSpec, trial
+from suite.specfile import merged
 from suite.store import Store
 from suite.trial import run_trial
 from tasks import TASKS, Split, Zero
@@ -115,10 +116,23 @@ def test_a_trial_on_every_kind_of_task_ends_with_all_of_its_numbers(name, mirror
     assert {r["subject"] for r in result.measurements} == subjects
     for subject in subjects:
         for attack in ("none", "rtn[bits=4]"):
-            asked = [r for r in result.measurements if (r["subject"], r["attack"]) == (subject, attack)]
+            wanted = (subject, attack, "raw")
+            asked = [r for r in result.measurements if (r["subject"], r["attack"], r["matching"]) == wanted]
             assert {(r["probe"], r["metric"]) for r in asked} == expected
             assert all((r["value"] is None) == bool(r["reason"]) for r in asked)
     assert result.row["anchor_ids"].endswith(":chance") == (task.anchored is Zero.CHANCE)
+
+
+@pytest.mark.parametrize("name", ["tofu/forget01", "muse/books", "wmdp/cyber", *MEMBERS])
+def test_the_newest_official_attacks_are_carried_out_on_every_kind_of_task(name, mirrored, tmp_path):
+    """None of them fails on the way, and each leaves rows of every subject at all of its points."""
+    measure = MeasureSpec(limit=2, match=None)
+    spec = trial(merged(TINY, {"task": name, "model": {"tiny": {"hidden": 16}}, "anchors": {"retain_limit": 80}}))
+    result = run_trial(spec, Store(tmp_path), measure=measure)
+    assert {r["reason"] for r in result.measurements if r["status"] == "failed"} == set()
+    subjects = {r["subject"] for r in result.measurements}
+    expected = {(s, a.name, p) for a in measure.attacks_for(name, Split.TEST) for p in a.points for s in subjects}
+    assert {(r["subject"], r["attack"], r["point"]) for r in result.measurements} == expected
 
 
 def test_news_is_forgotten_in_four_requests_and_measured_after_each(mirrored, tmp_path):
