@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import SMALL
 
+from leaderboard.headlines import headlines
 from leaderboard.ranking import FLOOR
 from leaderboard.schema import matching
 from suite.attacks.quantization import RoundToNearest
@@ -16,6 +17,7 @@ from suite.engines import TransformersEngine, ask
 from suite.engines.transformers_engine import TransformersEngine as Engine
 from suite.evaluation import Weights
 from suite.matching import largest_share, mixture_at
+from suite.records import ANCHORS, answers
 from suite.spec import MeasureSpec, trial
 from suite.specfile import merged
 from suite.store import Store
@@ -207,3 +209,46 @@ def test_a_subject_that_cannot_be_asked_at_all_ends_the_trial(store, result, tmp
     monkeypatch.setattr(Engine, "_ask", broken)
     with pytest.raises(torch.OutOfMemoryError):
         run_trial(trial(LEARNT), Store(tmp_path), measure=MEASURE)
+
+
+IDLE = (
+    {"name": "rtn", "bits": 32},
+    {"name": "prune", "by": "magnitude", "sparsity": 0.0},
+    {"name": "prune", "by": "wanda", "sparsity": 0.0, "samples": 4},
+    {"name": "noise", "sigma": 0.0},
+    {"name": "relearn", "samples": 4, "steps": 0, "lr": 1e-3},
+    {"name": "relearn", "texts": "unasked", "samples": 4, "epochs": 0, "lr": 1e-3, "adapter": "lora"},
+    {"name": "benign", "samples": 4, "steps": 0, "lr": 1e-3},
+    {"name": "task_vector", "samples": 4, "steps": 2, "lr": 1e-3, "scale": 0.0},
+    {"name": "merge", "share": 0.0},
+    {"name": "refusal_direction", "layer": 0, "samples": 4, "strength": 0.0},
+    {"name": "few_shot", "shots": 0},
+    {"name": "prefill", "words": 0},
+    {"name": "multi_turn", "after": "self", "rounds": 0},
+    {"name": "multi_turn", "after": "related", "turns": 0},
+    {"name": "gcg", "steps": 0},
+    {"name": "gcg", "steps": 1, "tokens": 0},
+)
+"""Attacks without strength."""
+
+
+def test_attacks_without_strength_leave_every_row_as_it_was_bit_for_bit(store, result):
+    measure = MeasureSpec(attacks=IDLE, match=None, limit=4)
+    found = run_trial(trial(LEARNT), Store(store.root), measure=measure)
+    assert len(found.attacks[Split.TEST]) == len(IDLE) + 1
+
+    def rows(attack):
+        about = ("subject", "probe", "metric", "value", "stderr", "n", "reason")
+        return [tuple(r[key] for key in about) for r in found.measurements if r["attack"] == attack]
+
+    for attack in found.attacks[Split.TEST]:
+        assert rows(attack) == rows("none"), attack
+
+
+def test_the_attacked_retrained_model_recovers_nothing(result):
+    """It is the zero under every attack, whatever the attack teaches it."""
+    rows = {s: [r for r in result.measurements if (r["subject"], r["matching"]) == (s, "raw")] for s in ANCHORS}
+    target, retrained = (answers(subject, rows[subject]) for subject in ANCHORS)
+    found = headlines(retrained, target, retrained, result.attacks[Split.TEST])
+    assert {name: e.value for name, e in found.recovery.items()} == dict.fromkeys(result.attacks[Split.TEST], 0.0)
+    assert (found.forgetting.value, found.robustness.value) == (1.0, 1.0)
