@@ -12,6 +12,8 @@ LONGEST_SETTING = 16
 """Characters of a setting that a label shows."""
 MOST_SETTINGS = 3
 """Settings that a label is made of; where more are needed, it is the whole name."""
+NUMBER = tuple("-.0123456789")
+"""What a number begins with."""
 LAST = ("seed", "points")
 """Settings that say least of what an attack does: named where nothing else tells two apart."""
 
@@ -42,15 +44,24 @@ def _labels(kind: str, same: list[dict[str, str]]) -> list[str] | None:
     if max(map(len, whole)) <= FITS and len(set(whole)) == len(same):
         return whole
     for count in range(MOST_SETTINGS + 1):
-        # Settings that all of them have say more than ones that are missing where they are at their default.
+        # A word says more of what an attack does than a number, and settings that all of them have more than ones that
+        # are missing where they are at their default.
         choices = [
-            (*(key in chosen for key in LAST), _lacking(same, chosen), sum(map(len, labels)), chosen, labels)
+            (
+                *(key in chosen for key in LAST),
+                *(_numbers(same, chosen), _lacking(same, chosen), sum(map(len, labels)), chosen, labels),
+            )
             for chosen in combinations(keys, count)
             if len(set(labels := [_label(kind, settings, chosen) for settings in same])) == len(same)
         ]
         if choices:
             return min(choices)[-1]
     return None
+
+
+def _numbers(same: Iterable[Mapping[str, str]], keys: Iterable[str]) -> int:
+    """How many of these settings are numbers."""
+    return sum(any(settings.get(key, "")[:1] in NUMBER for settings in same if key in settings) for key in keys)
 
 
 def _lacking(same: Iterable[Mapping[str, str]], keys: Iterable[str]) -> int:

@@ -70,3 +70,8 @@ def test_every_official_set_has_short_labels():
             for split in Split:
                 labels = attack_labels([attack_name(settings) for settings in attack_set[split]])
                 assert max(map(len, labels.values())) <= 32, labels
+
+
+def test_a_word_tells_two_apart_rather_than_a_number():
+    one, other = "relearn[lr=0.1,samples=24,steps=24]", "relearn[lr=0.1,samples=48,steps=48,texts=unasked]"
+    assert attack_labels([one, other]) == {one: "relearn", other: "relearn texts=unasked"}
