@@ -138,7 +138,26 @@ def test_more_texts_than_there_are_is_refused(scene):
 @pytest.mark.parametrize("name", list(ATTACKS))
 def test_every_attack_keeps_the_protocol(scene, name):
     """Conformance: points known beforehand and kept, subjects that an engine can ask, the same bits every time."""
-    needed = {"rtn": {"bits": 4}, "relearn": {"samples": 2, "steps": 2, "lr": 1e-3, "points": 2}}.get(name, {})
+    trained = {"samples": 2, "steps": 2, "lr": 1e-3, "points": 2}
+    needed = {
+        "rtn": {"bits": 4},
+        "gptq": {"bits": 4, "samples": 4},
+        "awq": {"bits": 4, "samples": 4},
+        "prune": {"by": "wanda", "sparsity": 0.5, "samples": 4},
+        "noise": {"sigma": 0.1},
+        "relearn": trained,
+        "benign": trained,
+        "task_vector": {**trained, "scale": 1.0},
+        "merge": {"share": 0.5},
+        "refusal_direction": {"layer": 0, "samples": 2},
+        "logit_lens": {"layers": [0, 1]},
+        "frame": {"kind": "role_play"},
+        "prefill": {"words": 1},
+        "few_shot": {"shots": 2},
+        "multi_turn": {"after": "self", "rounds": 2, "max_new_tokens": 2},
+        "sample": {"draws": 2},
+        "gcg": {"steps": 1, "tokens": 2, "candidates": 4, "scope": "universal", "samples": 2},
+    }.get(name, {})
     one = attack({"name": name, **needed})
     assert attack(one.settings.changed()).name == one.name
     runs = [dict(one.apply(*scene)) for _ in range(2)]

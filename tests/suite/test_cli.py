@@ -147,7 +147,7 @@ def test_doctor_says_what_there_is(ran):
         (["run", "SPEC", "steps=many"], "steps"),
         (["run", "SPEC", "task=pockets"], "Did you mean pocket?"),
         (["run", "SPEC", "optimizer.name=adamm"], "Did you mean adam?"),
-        (["run", "SPEC", "measure.attacks=pocket-9"], "pocket-1"),
+        (["run", "SPEC", "measure.attacks=pocket-9"], "pocket-2"),
         (
             ["run", "SPEC", "measure.attacks=[{name: relearn, samples: 999, steps: 1, lr: 0.1}]"],
             "only 112 forget texts",
