@@ -56,8 +56,8 @@ ATTACKS: Registry[type[Attack]] = Registry(
         FewShot,
         MultipleChoice,
         MultiTurn,
-        LogitLens,
         BestOfSeveral,
+        LogitLens,
     ],
 )
 
