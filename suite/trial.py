@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from leaderboard.headlines import Headlines, headlines, zero
-from leaderboard.schema import RAW, matching
+from leaderboard.schema import RAW, Status, matching
 from suite.anchors import Anchors, anchors
 from suite.attacks import AttackContext
 from suite.checkpoints import Checkpoint, SavedCheckpoint
@@ -54,6 +54,12 @@ class TrialResult:
     anchors: str
     attacks: dict[Split, list[str]]
     measurements: list[Row] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[str]:
+        """Attacks that failed, with the reasons, a sentence each."""
+        failed = [r for r in self.measurements if r["status"] == Status.FAILED]
+        return list(dict.fromkeys(f"{r['attack']} failed: {r['reason']}" for r in failed))
 
     def headlines(self, split: Split, matching: str = RAW) -> Headlines:
         """F, R, U and score on a split, over the attacks that were run on it; the anchors are as they are."""

@@ -36,7 +36,7 @@ class Outcome:
     Attributes:
         headlines: F, R, U and score by split, null where they cannot be computed.
         computed, reused: stages, by kind.
-        reason: why the status is not ok.
+        reason: why the status is not ok, or which attacks failed.
     """
 
     trial: str
@@ -84,7 +84,7 @@ def run_one(job: Job, note: Callable[[str], None] = lambda stage: None) -> Outco
         trial=job.spec.id,
         label=label(job.spec),
         status=result.row["status"] if result else "failed",
-        reason=result.row["reason"] if result else reason,
+        reason="; ".join(filter(None, [result.row["reason"], *result.failures])) or None if result else reason,
         headlines={str(s): _numbers(result.headlines(s)) for s in job.measure.splits} if result else {},
         computed={kind: len(keys) for kind, keys in store.stages.computed.items()},
         reused={kind: len(keys) for kind, keys in store.stages.reused.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from hypothesis import given
@@ -52,12 +53,13 @@ def test_what_is_not_written_like_an_attack_is_refused(text):
 
 def test_a_checkpoint_by_itself_recovers_what_it_does_in_its_trial(warm_store, tmp_path):
     """Its knowledge after each attack, and beside its anchors the same excess recovery."""
-    store = Store(warm_store)
+    shutil.copytree(warm_store, tmp_path / "store")
+    store = Store(tmp_path / "store")
     spec = trial(merged(SMALL, {"steps": 2}))
     result = run_trial(spec, store, measure=MeasureSpec(attacks=(RTN, RELEARN), limit=4, match=None))
     both = anchors(spec, TASKS["pocket"].build(), store.stages, RuntimeSpec())
     (unlearned,) = (store.root / "stages" / "unlearn").glob("*-*/final")
-    words = ["--task", "pocket", "--template", "bare", "--limit", 4, "--store", tmp_path, "--json"]
+    words = ["--task", "pocket", "--template", "bare", "--limit", 4, "--store", tmp_path / "other", "--json"]
     words += ["--target", both.target.checkpoint.path, "--retrained", both.retrained.checkpoint.path]
     words += ["--attack", "rtn[bits=4]", "--attack", "relearn[lr=0.001,points=2,samples=4,steps=2]"]
     found = json.loads(regrade("attack", unlearned, *words).stdout)

@@ -172,6 +172,7 @@ def test_an_attack_that_fails_takes_nothing_else_with_it(store, result, tmp_path
     assert now.forgetting == result.headlines(Split.TEST).forgetting
     assert now.robustness.value is None
     assert "not enough memory" in now.robustness.reason
+    assert failing.failures == ["rtn[bits=4] failed: OutOfMemoryError: not enough memory for this edit"]
     run_trial(trial(LEARNT), mended, measure=MEASURE)
     assert mended.board.result_rows("measurements").equals(store_rows(store, mended))
 

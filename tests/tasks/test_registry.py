@@ -45,7 +45,7 @@ def test_ls_lists_tasks_and_families():
     assert listed.exit_code == 0, listed.output
     rows = {row["name"]: row for row in json.loads(listed.output)}
     assert list(rows) == [*TASKS, "rwku/<subject>", "custom/<name>"]
-    assert rows["rwku/<subject>"]["attacks"] == "rwku-1"
+    assert rows["rwku/<subject>"]["attacks"] == "rwku-1, rwku-2"
     assert all(row["summary"] for row in rows.values())
 
 
