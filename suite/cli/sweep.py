@@ -108,7 +108,8 @@ def _optuna(plan: Plan, root: Store, progress: Progress, runner: Runner, address
     from suite.runners.search import best_trials, search_here, some_trial
     from tasks.task import Split
 
-    dev = plan.measure.model_copy(update={"splits": (Split.DEV,)})
+    # No objective of a search reads the headlines at matched utility; the best trials have them on test.
+    dev = plan.measure.model_copy(update={"splits": (Split.DEV,), "match": None})
     example = some_trial(plan)
     for measure in (dev, plan.measure):
         preflight([example], measure, plan.runtime, here=runner is Runner.LOCAL)
