@@ -17,7 +17,7 @@ from suite.attacks.asking import Asking, fitted, shortened
 from suite.attacks.base import AttackContext, AttackSettings, Subject
 from suite.attacks.neighbours import neighbours
 from suite.checkpoints import context_of
-from suite.engines.base import Job
+from suite.engines.base import ask
 from suite.settings import SpecError
 from tasks.task import Item, Probe, ProbeKind, Split, Style, Subset, Task, Turn
 
@@ -122,11 +122,8 @@ class MultiTurn(Asking):
             item = replace(alone, turns=turns)
             if room is None or (item := shortened(item, alone, probe, context.encoder, room)):
                 found.append(((prompt, turns), item))
-        job = Job("asked", subject.checkpoint, (replace(probe, items=tuple(item for _, item in found)),))
-        (answer,) = context.engine.submit([job])
-        if answer.error:
-            raise answer.error
-        samples = answer.samples["asked"]
+        items = tuple(item for _, item in found)
+        samples = ask(context.engine, subject.checkpoint, (replace(probe, items=items),))[probe.name]
         return {one: sample.generated for (one, _), sample in zip(found, samples, strict=True)}
 
 
