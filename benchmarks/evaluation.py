@@ -22,13 +22,13 @@ import os
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from timing import seconds
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from suite.checkpoints import SavedCheckpoint
@@ -219,16 +219,6 @@ def answers(probe: Probe, item: Item) -> tuple[str, ...]:
 
 def token_sums(sample: Sample) -> tuple[float, ...]:
     return sample.choice_logprobs if sample.choice_logprobs else (sum(sample.token_logprobs or ()),)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def check(said: str, holds: bool) -> None:

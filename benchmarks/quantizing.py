@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from types import SimpleNamespace
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import ratio, seconds
 
 from suite.attacks import attack
 from suite.attacks.calibration import edit_blocks
@@ -58,17 +58,6 @@ def edit(state: State, **settings: object) -> Callable[[], object]:
     context = SimpleNamespace(device=torch.device("cpu"))
     kind = attack(settings)
     return lambda: kind.edited(state, None, context)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def ratio(one: Callable[[], object], other: Callable[[], object], repeats: int) -> float:
-    one(), other()
-    return statistics.median(seconds(one) / seconds(other) for _ in range(repeats))
 
 
 def roundings(name: str, repeats: int) -> Iterator[tuple[str, float]]:

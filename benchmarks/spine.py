@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import ratio, seconds
 
 from suite.anchors import anchors
 from suite.engines import Job, TransformersEngine
@@ -36,18 +34,6 @@ SPEC = {
     "optimizer": {"name": "adam", "lr": 1e-4},
     "steps": 4,
 }
-
-
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def ratio(one: Callable[[], object], other: Callable[[], object], repeats: int) -> float:
-    """Median over pairs, one after the other, so that a machine that slows down slows both."""
-    one(), other()
-    return statistics.median(seconds(one) / seconds(other) for _ in range(repeats))
 
 
 def zeroth_order(store: Store, repeats: int) -> dict[str, float]:
