@@ -9,29 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SMALL
 
-from suite.anchors import anchors
-from suite.attacks import ATTACKS, AttackContext, Subject, attack
+from suite.attacks import ATTACKS, attack
 from suite.attacks.quantization import is_linear, round_to_nearest
-from suite.engines import TransformersEngine
 from suite.settings import SpecError
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
-from tasks import TASKS
-from tasks.task import Split
-
-
-@pytest.fixture(scope="module")
-def scene(warm_store):
-    """A subject and its context."""
-    task = TASKS["pocket"].build()
-    both = anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
-    cpu = torch.device("cpu")
-    engine = TransformersEngine(both.base.encoder, dtype="float32", device=cpu)
-    target = both.target
-    context = AttackContext(engine, both.base.encoder, task, 0, cpu, target=target.checkpoint, target_key=target.key)
-    return Subject(both.checkpoint("target"), task.probes_of(Split.TEST)), context
 
 
 @settings(max_examples=60, deadline=None)

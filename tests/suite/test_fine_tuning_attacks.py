@@ -13,19 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SMALL
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR
 
-from suite.anchors import anchors
 from suite.attacks import AttackContext, Subject, attack
 from suite.attacks.quantization import is_linear
 from suite.attacks.texts import Texts, drawn, questions, unasked
 from suite.checkpoints import TensorCheckpoint
-from suite.engines import TransformersEngine
 from suite.finetuning import finetune, step_size
 from suite.settings import SpecError
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
 from suite.text import Encoded
 from tasks import TASKS
 from tasks.task import Split, Style, Subset, Task, TaskError, attack_name
@@ -35,14 +30,9 @@ RELEARN = {"name": "relearn", "samples": 4, "lr": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def scene(warm_store) -> tuple[Subject, AttackContext]:
-    task = TASKS["pocket"].build()
-    both = anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
-    cpu = torch.device("cpu")
-    engine = TransformersEngine(both.base.encoder, dtype="float32", device=cpu)
-    target = both.target
-    context = AttackContext(engine, both.base.encoder, task, 0, cpu, target=target.checkpoint, target_key=target.key)
-    return Subject(both.checkpoint("retrained"), task.probes_of(Split.TEST)), context
+def scene(scene, small_anchors) -> tuple[Subject, AttackContext]:
+    subject, context = scene
+    return replace(subject, checkpoint=small_anchors.checkpoint("retrained")), context
 
 
 def run(settings_: dict, subject: Subject, context: AttackContext) -> dict[int, dict[str, torch.Tensor]]:

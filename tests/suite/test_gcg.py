@@ -9,19 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SMALL
 from test_oracle import llama
 
-from suite.anchors import anchors
-from suite.attacks import AttackContext, Subject, attack
+from suite.attacks import Subject, attack
 from suite.attacks.gcg_places import Prompt, Question, placed, printable, start, target
 from suite.attacks.gcg_search import search, swaps, text_losses, token_gradient
-from suite.engines import Job, TransformersEngine
+from suite.engines import Job
 from suite.settings import SpecError
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
 from suite.text import Encoder, Template
-from tasks import TASKS
 from tasks.scoring import score
 from tasks.task import Item, ProbeKind, Split, Style, Subset
 
@@ -31,15 +26,11 @@ SMALL_BUDGET = {"name": "gcg", "steps": 2, "tokens": 4, "candidates": 8, "top_k"
 
 
 @pytest.fixture(scope="module")
-def scene(warm_store):
+def scene(scene):
     """A subject and its context, with few questions."""
-    task = TASKS["pocket"].build()
-    both = anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
-    task = replace(task, probes=tuple(replace(p, items=p.items[:3]) for p in task.probes))
-    cpu = torch.device("cpu")
-    engine = TransformersEngine(both.base.encoder, dtype="float32", device=cpu)
-    context = AttackContext(engine, both.base.encoder, task, 0, cpu)
-    return Subject(both.checkpoint("target"), task.probes_of(Split.TEST)), context
+    subject, context = scene
+    task = replace(context.task, probes=tuple(replace(p, items=p.items[:3]) for p in context.task.probes))
+    return replace(subject, probes=task.probes_of(Split.TEST)), replace(context, task=task)
 
 
 def by_hand(model: torch.nn.Module, prompts: tuple[Prompt, ...], ids: tuple[int, ...]) -> float:

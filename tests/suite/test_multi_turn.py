@@ -7,16 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from small import SMALL
 
-from suite.anchors import anchors
-from suite.attacks import AttackContext, Subject, attack
+from suite.attacks import Subject, attack
 from suite.checkpoints import EditedCheckpoint
-from suite.engines import Engine, Job, TransformersEngine
+from suite.engines import Engine, Job
 from suite.settings import SpecError
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
-from tasks import TASKS
 from tasks.scoring import summarise
 from tasks.task import Example, Item, Probe, ProbeKind, Split, Style, Subset, Turn
 
@@ -40,16 +35,12 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def scene(warm_store):
+def scene(scene):
     """Three questions asked in three ways, and a running text."""
-    task = TASKS["pocket"].build()
-    both = anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
-    cpu = torch.device("cpu")
-    encoder = both.base.encoder
-    engine = TransformersEngine(encoder, dtype="float32", device=cpu)
-    kept = [p for p in task.probes_of(Split.TEST) if p.name in ("forget_qa", "forget_qa_generated", "forget_text")]
+    subject, context = scene
+    kept = [p for p in subject.probes if p.name in ("forget_qa", "forget_qa_generated", "forget_text")]
     probes = tuple(replace(probe, items=probe.items[:3], max_new_tokens=NEW) for probe in kept)
-    return Subject(both.checkpoint("target"), probes), AttackContext(engine, encoder, task, 0, cpu)
+    return replace(subject, probes=probes), context
 
 
 @pytest.fixture(scope="module")

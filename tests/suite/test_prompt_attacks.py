@@ -5,21 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small import SMALL
 
-from suite.anchors import anchors
-from suite.attacks import AttackContext, Subject, attack
+from suite.attacks import AttackContext, attack
 from suite.attacks.frame import TEMPLATES, Kind
 from suite.attacks.neighbours import Neighbours
-from suite.engines import Job, TransformersEngine
+from suite.engines import Job
 from suite.settings import SpecError
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
 from suite.text import Encoder, Template
-from tasks import TASKS
 from tasks.task import Example, Item, Probe, ProbeKind, Split, Style, Subset, Turn
 
 CHAT = (
@@ -34,17 +28,6 @@ RETAIN = (
     Example("r2", "Where was Di born?", "Di was born in Sill."),
     Example("r3", "Chronicle of Rill.", " At dusk the smith left.", Style.TEXT),
 )
-
-
-@pytest.fixture(scope="module")
-def scene(warm_store):
-    task = TASKS["pocket"].build()
-    both = anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
-    cpu = torch.device("cpu")
-    engine = TransformersEngine(both.base.encoder, dtype="float32", device=cpu)
-    return Subject(both.checkpoint("target"), task.probes_of(Split.TEST)), AttackContext(
-        engine, both.base.encoder, task, 0, cpu
-    )
 
 
 def asked(kind: ProbeKind, *items: Item, name: str = "forget_qa", **more) -> Probe:

@@ -10,31 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from small import SMALL
 
-from suite.anchors import anchors
-from suite.attacks import AttackContext, Subject, attack
+from suite.attacks import AttackContext, attack
 from suite.attacks.pruning import least, smallest_zeroed, wanda
 from suite.attacks.quantization import is_linear
-from suite.engines import TransformersEngine
 from suite.settings import SpecError
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
-from tasks import TASKS
 from tasks.task import Split
 
 SHARES = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-
-
-@pytest.fixture(scope="module")
-def scene(warm_store):
-    """A subject and its context."""
-    task = TASKS["pocket"].build()
-    both = anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
-    cpu = torch.device("cpu")
-    engine = TransformersEngine(both.base.encoder, dtype="float32", device=cpu)
-    context = AttackContext(engine, both.base.encoder, task, 0, cpu)
-    return Subject(both.checkpoint("target"), task.probes_of(Split.TEST)), context
 
 
 def attacked(scene, **settings_):

@@ -10,20 +10,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from small import SMALL
 from test_oracle import llama
 
-from suite.anchors import anchors
-from suite.attacks import AttackContext, Subject, attack
+from suite.attacks import attack
 from suite.attacks.awq import EXPONENTS, awq, scaled_rounding, scales
 from suite.attacks.calibration import Inputs, edit_blocks, watched
 from suite.attacks.gptq import gptq
 from suite.attacks.quantization import grid_codes, is_linear, levels_of, round_to_nearest
-from suite.engines import TransformersEngine
 from suite.settings import SpecError
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
-from tasks import TASKS
 from tasks.task import Split
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,17 +29,6 @@ NF4 = [
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 ]  # fmt: skip
 FP4 = [sign * value / 192 for sign in (1, -1) for value in (0, 1, 32, 48, 64, 96, 128, 192)]
-
-
-@pytest.fixture(scope="module")
-def scene(warm_store):
-    """A subject and its context."""
-    task = TASKS["pocket"].build()
-    both = anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
-    cpu = torch.device("cpu")
-    engine = TransformersEngine(both.base.encoder, dtype="float32", device=cpu)
-    context = AttackContext(engine, both.base.encoder, task, 0, cpu)
-    return Subject(both.checkpoint("target"), task.probes_of(Split.TEST)), context
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:

@@ -12,21 +12,17 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, kstest
-from small import SMALL
 from test_decoding import EOS, PROMPTS, one_by_one, run, same
 from test_packing import HEADS, VOCABULARY, made
 from test_packing import SMALL as NARROW
 
-from suite.anchors import anchors
-from suite.attacks import AttackContext, Subject, attack
-from suite.engines import Job, TransformersEngine
+from suite.attacks import attack
+from suite.engines import Job
 from suite.engines.decoding import Request, decode_plainly
 from suite.engines.questions import Questions
 from suite.engines.sampling import Draw, drawn
 from suite.engines.shortcut import Shortcut
 from suite.settings import SpecError
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
 from tasks import TASKS
 from tasks.task import ProbeKind, Sampling, Split, Subset
 
@@ -171,14 +167,11 @@ def test_drawn_continuations_are_witnesses_too():
 
 
 @pytest.fixture(scope="module")
-def scene(warm_store):
-    task = TASKS["pocket"].build()
-    both = anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
-    cpu = torch.device("cpu")
-    engine = TransformersEngine(both.base.encoder, dtype="float32", device=cpu)
-    probes = [p for p in task.probes_of(Split.TEST) if p.kind is ProbeKind.GENERATE or p.name == "forget_qa"]
+def scene(scene):
+    subject, context = scene
+    probes = [p for p in subject.probes if p.kind is ProbeKind.GENERATE or p.name == "forget_qa"]
     short = tuple(replace(probe, items=probe.items[:5], max_new_tokens=5) for probe in probes)
-    return Subject(both.checkpoint("target"), short), AttackContext(engine, both.base.encoder, task, 0, cpu)
+    return replace(subject, probes=short), context
 
 
 def answered(subject, context):

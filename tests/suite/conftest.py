@@ -1,0 +1,33 @@
+"""What the tests of attacks share: the small trial's anchors, and a subject with its context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small import SMALL
+
+from suite.anchors import Anchors, anchors
+from suite.attacks import AttackContext, Subject
+from suite.engines import TransformersEngine
+from suite.spec import RuntimeSpec, trial
+from suite.store import Store
+from tasks import TASKS
+from tasks.task import Split
+
+
+@pytest.fixture(scope="module")
+def small_anchors(warm_store: Path) -> Anchors:
+    """The small trial's anchors."""
+    return anchors(trial(SMALL), TASKS["pocket"].build(), Store(warm_store).stages, RuntimeSpec())
+
+
+@pytest.fixture(scope="module")
+def scene(small_anchors: Anchors) -> tuple[Subject, AttackContext]:
+    """The target, asked pocket's test questions, and its context."""
+    task, cpu = TASKS["pocket"].build(), torch.device("cpu")
+    encoder, target = small_anchors.base.encoder, small_anchors.target
+    engine = TransformersEngine(encoder, dtype="float32", device=cpu)
+    context = AttackContext(engine, encoder, task, 0, cpu, target=target.checkpoint, target_key=target.key)
+    return Subject(target.checkpoint, task.probes_of(Split.TEST)), context
