@@ -45,17 +45,19 @@ class Seed:
 
 
 @dataclass(frozen=True, slots=True)
-class Matched:
-    """An entry's numbers after mixing its weights back toward the target until utility reached a floor.
+class Numbers:
+    """What is said of an entry's weights, be they as they are or mixed with the target's.
 
     Attributes:
-        floor: utility that the mixtures have on dev, a share of the target's; on test it is about that.
-        mixing_weight: share of the unlearned weights; 1 where they were not mixed.
-        worst_attack, failed, reason: as in `Entry`.
+        robustness_harmonic: harmonic mean over the attacks, beside R, which is about the worst one.
+        recovery: excess recovery per attack, as a share of the distance between the anchors.
+        curves: the same at each point of the attacks that have several; point 0 is before the attack.
+        areas: area under these curves, as a share of their length.
+        worst_attack: the attack with the largest recovery; null where one is not known.
+        failed: attacks that ended in an error, with what it said.
+        reason: why there is no rank; null where there is one.
     """
 
-    floor: float
-    mixing_weight: Number
     forgetting: Number
     robustness: Number
     robustness_harmonic: Number
@@ -70,20 +72,26 @@ class Matched:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Matched(Numbers):
+    """An entry's numbers after mixing its weights back toward the target until utility reached a floor.
+
+    Attributes:
+        floor: utility that the mixtures have on dev, a share of the target's; on test it is about that.
+        mixing_weight: share of the unlearned weights; 1 where they were not mixed.
+    """
+
+    floor: float
+    mixing_weight: Number
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Numbers):
     """A line of the board: one trial without its seed.
 
     Attributes:
         entry: id of the entry.
-        robustness_harmonic: harmonic mean over the attacks, beside R, which is about the worst one.
-        recovery: excess recovery per attack, as a share of the distance between the anchors.
-        curves: the same at each point of the attacks that have several; point 0 is before the attack.
-        areas: area under these curves, as a share of their length.
-        worst_attack: the attack with the largest recovery; null where one is not known.
-        failed: attacks that ended in an error, with what it said.
         matched: the same numbers at equal utility; null where they were not measured.
         statuses: number of seeds per status.
-        reason: why there is no rank; null where there is one.
         rank: place on the board, shared by entries that the examples cannot tell apart.
         below_floor: utility is below the board's floor, so the entry stands after all that keep it.
         did_not_forget: F is below 0.5, so R says little.
@@ -96,22 +104,11 @@ class Entry:
     objective: str | None
     smoothing: str | None
     grade: str | None
-    forgetting: Number
-    robustness: Number
-    robustness_harmonic: Number
-    utility: Number
-    score: Number
-    recovery: Mapping[str, Number]
-    curves: Mapping[str, Mapping[int, Number]]
-    areas: Mapping[str, Number]
-    worst_attack: str | None
-    failed: Mapping[str, str]
     matched: Matched | None
     cost: Cost
     seeds: tuple[Seed, ...]
     statuses: Mapping[str, int]
     notes: tuple[str, ...]
-    reason: str | None
     did_not_forget: bool
     rank: int | None = None
     below_floor: bool = False
@@ -184,7 +181,7 @@ def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], en
 
 
 def _numbers(seeds: Mapping[str, Headlines], attacks: Collection[str]) -> dict[str, Any]:
-    """The fields that `Entry` and `Matched` share, from the headlines of each seed by its name."""
+    """The fields of `Numbers`, from the headlines of each seed by its name."""
 
     def number(of: Callable[[Headlines], Estimate]) -> Number:
         return over_seeds({seed: of(found) for seed, found in seeds.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from leaderboard.entry import Entry, Matched, little_forgotten
+from leaderboard.entry import Entry, Numbers, little_forgotten
 from leaderboard.number import Number
 
 
@@ -17,7 +17,7 @@ def ordered(entries: Iterable[Entry], floor: float, *, matched: bool = False) ->
         matched: order by the numbers at matched utility, where all keep it.
     """
 
-    def shown(entry: Entry) -> Entry | Matched | None:
+    def shown(entry: Entry) -> Numbers | None:
         return entry.matched if matched else entry
 
     entries = sorted(map(_of_mixture, entries) if matched else entries, key=lambda entry: entry.entry)
@@ -48,7 +48,7 @@ def _of_mixture(entry: Entry) -> Entry:
     return replace(entry, reason=entry.matched.reason, did_not_forget=little_forgotten(forgetting))
 
 
-def _point(numbers: Entry | Matched) -> tuple[float, float, float]:
+def _point(numbers: Numbers) -> tuple[float, float, float]:
     return numbers.forgetting.value, numbers.robustness.value, numbers.utility.value
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from leaderboard import schema
 from leaderboard.attack_labels import attack_labels
-from leaderboard.entry import Cost, Entry, Matched, Seed, Trial, combined
+from leaderboard.entry import Cost, Entry, Matched, Numbers, Seed, Trial, combined
 from leaderboard.headlines import at_chance, kept
 from leaderboard.labels import labels
 from leaderboard.measured import Measured, Rows, Source, rows
@@ -78,7 +78,7 @@ class Ranking:
     matched_floor: float | None = None
     schema_version: int = schema.VERSION
 
-    def shown(self, entry: Entry) -> Entry | Matched | None:
+    def shown(self, entry: Entry) -> Numbers | None:
         """The numbers of an entry that this ranking is about; None where it has none at matched utility."""
         return entry.matched if self.matched else entry
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leaderboard.entry import Entry, Matched
+from leaderboard.entry import Entry, Numbers
 from leaderboard.number import Number, interval, plain_mean
 from leaderboard.ranking import Ranking
 
@@ -42,7 +42,7 @@ def recovery_table(ranking: Ranking, *, grades: bool = False, matched: bool = Fa
     return "\n".join([head, rule, *rows, "", told])
 
 
-def _of_entries(shown: Sequence[tuple[Entry, Entry | Matched]], attacks: Sequence[str]) -> list[str]:
+def _of_entries(shown: Sequence[tuple[Entry, Numbers]], attacks: Sequence[str]) -> list[str]:
     return [
         _row(
             [_escaped(entry.label), _escaped(entry.grade or ABSENT), str(len(entry.seeds))],
@@ -52,8 +52,8 @@ def _of_entries(shown: Sequence[tuple[Entry, Entry | Matched]], attacks: Sequenc
     ]
 
 
-def _of_grades(shown: Sequence[tuple[Entry, Entry | Matched]], attacks: Sequence[str]) -> list[str]:
-    by_grade: dict[str, list[Entry | Matched]] = {grade: [] for grade in GRADES}
+def _of_grades(shown: Sequence[tuple[Entry, Numbers]], attacks: Sequence[str]) -> list[str]:
+    by_grade: dict[str, list[Numbers]] = {grade: [] for grade in GRADES}
     for entry, numbers in shown:
         by_grade.setdefault(entry.grade or ABSENT, []).append(numbers)
     return [

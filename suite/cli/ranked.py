@@ -10,7 +10,8 @@ from rich.text import Text
 from suite.cli.common import console
 
 if TYPE_CHECKING:
-    from leaderboard.ranking import Entry, Matched, Number, Ranking
+    from leaderboard.entry import Numbers
+    from leaderboard.ranking import Number, Ranking
 
 LEGEND = (
     "± 95 % over examples; below it 95 % over seeds, or of two the values. F forgetting, R robustness to the worst "
@@ -105,7 +106,7 @@ def _number(number: Number | None, dim: bool = False) -> Text:
     return Text(text, style="dim" if dim else "")
 
 
-def _worst(numbers: Entry | Matched | None, ranking: Ranking) -> str:
+def _worst(numbers: Numbers | None, ranking: Ranking) -> str:
     if numbers is None or numbers.worst_attack is None:
         return "–"
     attack = numbers.worst_attack
