@@ -28,7 +28,7 @@ MOST_BARS = 4
 """Attacks whose recoveries are drawn as bars; of more, a heat map with numbers is easier to read."""
 DARK = 0.65
 """Recovery from which on a number in the heat map is written in white."""
-RECOVERY = "knowledge brought back (share of target - retrained)"
+RECOVERY = "excess recovery (share)"
 
 
 def plot(ranking: Ranking, folder: Path) -> list[Path]:
