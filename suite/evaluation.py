@@ -20,12 +20,13 @@ from leaderboard.headlines import NONE
 from leaderboard.schema import RAW
 from suite.attacks import Attack, AttackContext, Subject
 from suite.checkpoints import Checkpoint
-from suite.engines import Engine, Job
+from suite.engines import Engine, Job, ask
 from suite.engines.base import Evaluation as Answer
 from suite.environment import Numeric
 from suite.spec import digest
 from suite.stages import Artifact, StageError, StageStore
-from tasks.task import Probe, Sample, Split, Task
+from tasks.scoring import Estimate, score
+from tasks.task import Headline, Probe, Sample, Split, Task
 
 VERSION = 1
 """Raised when the same question to the same weights gives other samples."""
@@ -189,6 +190,18 @@ class _Queue:
         """What became known without the engine since this was asked last."""
         ready, self._ready = self._ready, []
         yield from ready
+
+
+def estimates(
+    checkpoint: Checkpoint, headlines: Sequence[Headline], task: Task, split: Split, engine: Engine
+) -> dict[Headline, Estimate]:
+    """What headlines come to on a split for weights on their way somewhere, asked for nothing else.
+
+    Raises:
+        CheckpointError, ...: the checkpoint cannot be asked.
+    """
+    samples = ask(engine, checkpoint, task.probes_behind(headlines, split))
+    return {headline: score(headline.metric, samples[headline.probe]) for headline in headlines}
 
 
 def write_samples(folder: Path, key: str, answers: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:

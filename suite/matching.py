@@ -14,14 +14,14 @@ from typing import Any
 
 from suite.anchors import Anchors
 from suite.checkpoints import Checkpoint, mixed
-from suite.engines import Engine, ask
+from suite.engines import Engine
 from suite.environment import Numeric
-from suite.evaluation import Weights
+from suite.evaluation import Weights, estimates
 from suite.spec import digest
 from suite.stages import StageStore
-from tasks.scoring import Estimate, score
+from tasks.scoring import Estimate
 from tasks.scoring.headline import share_kept, smallest
-from tasks.task import Split, Task
+from tasks.task import Headline, Split, Task
 
 VERSION = 1
 """Raised when the same weights give another mixture."""
@@ -55,30 +55,27 @@ def mixture(
     numeric: Numeric,
 ) -> Mixture:
     """How much of the unlearned weights a mixture with the target can hold at a utility of `floor`."""
-    wanted = {headline.probe for headline in task.utility}
-    probes = tuple(probe for probe in task.probes_of(Split.DEV) if probe.name in wanted)
     inputs = {
         "version": VERSION,
         "unlearned": [unlearned.key, unlearned.part],
         "target": both.target.key,
         "floor": floor,
-        "probes": {probe.name: probe.digest for probe in probes},
+        "probes": {probe.name: probe.digest for probe in task.probes_behind(task.utility, Split.DEV)},
         "headlines": [[h.probe, h.metric, h.chance] for h in task.utility],
         "engine": engine.identity(),
         "template": str(both.base.encoder.template),
         "numeric": numeric.as_dict(),
     }
 
-    def estimates(checkpoint: Checkpoint) -> dict[Any, Estimate]:
-        samples = ask(engine, checkpoint, probes)
-        return {h: score(h.metric, samples[h.probe]) for h in task.utility}
+    def asked(checkpoint: Checkpoint) -> dict[Headline, Estimate]:
+        return estimates(checkpoint, task.utility, task, Split.DEV, engine)
 
     def compute(folder: Path) -> dict[str, Any]:
         target = both.target.checkpoint
-        whole = estimates(target)
+        whole = asked(target)
 
         def utility(share: float) -> Estimate:
-            there = estimates(mixed(target, unlearned.checkpoint, share))
+            there = asked(mixed(target, unlearned.checkpoint, share))
             return smallest(share_kept(there[h], whole[h], h.chance) for h in task.utility)
 
         found = largest_share(utility, floor)

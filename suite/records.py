@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from leaderboard.headlines import NONE, Answers
+from leaderboard.matching import METRIC, PROBE
 from leaderboard.schema import RAW, Status
 from suite.anchors import Anchors
 from suite.engines import Engine
@@ -126,7 +127,7 @@ class Scorer:
         known = mixture.share is not None
         number = Estimate(mixture.share, None, 1) if known else Estimate.null(mixture.reason or "")
         about = Answered.nothing("unlearned", Split.DEV, matching)
-        return self._row(about, trial, "mixture", Subset.RETAIN, "mixing_weight", number)
+        return self._row(about, trial, PROBE, Subset.RETAIN, METRIC, number)
 
     def landscape_rows(self, trial: str, readings: Iterable[Reading]) -> list[Row]:
         """Where the unlearned weights lie, on texts of both splits."""

@@ -16,9 +16,9 @@ from leaderboard.schema import RAW, Status, matching
 from suite.anchors import Anchors, anchors
 from suite.attacks import AttackContext
 from suite.checkpoints import Checkpoint, SavedCheckpoint
-from suite.engines import Engine, TransformersEngine, ask
+from suite.engines import Engine, TransformersEngine
 from suite.environment import Numeric, numeric
-from suite.evaluation import Evaluation, Evaluator, Weights, evaluations_of
+from suite.evaluation import Evaluation, Evaluator, Weights, estimates, evaluations_of
 from suite.landscape import landscape
 from suite.matching import mixture, mixture_at
 from suite.publishing import Publisher
@@ -29,9 +29,9 @@ from suite.store import Store
 from suite.text import Encoder
 from suite.unlearning import Judge, unlearn
 from tasks import EXTRAS, TASKS
-from tasks.scoring import Estimate, score
+from tasks.scoring import Estimate
 from tasks.scoring.headline import knowledge, largest
-from tasks.task import Split, Task, limited
+from tasks.task import Headline, Split, Task, limited
 
 ATTACK_SEED = 0
 """Attacks do not follow the trial's seed, so what the anchors went through serves every trial."""
@@ -215,22 +215,19 @@ def _kept(stages: Sequence[Artifact]) -> dict[str, Weights]:
 
 def _judge(task: Task, both: Anchors, engine: Engine) -> Judge:
     """Knowledge on dev, from the task's knowledge headlines alone."""
-    wanted = {headline.probe for headline in task.knowledge}
-    probes = tuple(probe for probe in task.probes_of(Split.DEV) if probe.name in wanted)
 
-    def estimates(checkpoint: Checkpoint) -> dict:
-        samples = ask(engine, checkpoint, probes)
-        return {h: score(h.metric, samples[h.probe]) for h in task.knowledge}
+    def asked(checkpoint: Checkpoint) -> dict[Headline, Estimate]:
+        return estimates(checkpoint, task.knowledge, task, Split.DEV, engine)
 
-    target = estimates(both.target.checkpoint)
+    target = asked(both.target.checkpoint)
     retrained = (
-        estimates(both.retrained.checkpoint)
+        asked(both.retrained.checkpoint)
         if both.retrained
         else {headline: Estimate(headline.chance, 0.0, target[headline].n) for headline in task.knowledge}
     )
 
     def judge(checkpoint: Checkpoint) -> float | None:
-        now = estimates(checkpoint)
+        now = asked(checkpoint)
         return largest(knowledge(now[h], target[h], retrained[h]) for h in task.knowledge).value
 
     return judge

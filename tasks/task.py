@@ -291,6 +291,11 @@ class Task:
     def probes_of(self, split: Split) -> tuple[Probe, ...]:
         return tuple(probe for probe in self.probes if probe.split is split)
 
+    def probes_behind(self, headlines: Iterable[Headline], split: Split) -> tuple[Probe, ...]:
+        """The probes of a split that headlines are computed from."""
+        names = {headline.probe for headline in headlines}
+        return tuple(probe for probe in self.probes_of(split) if probe.name in names)
+
 
 AttackSettings = Mapping[str, Any]
 """Settings of one attack (see `suite.attacks`), `name` among them; settings at their default are left out."""

@@ -33,8 +33,7 @@ class Asking(PromptEdit):
         raise NotImplementedError
 
     def check(self, task: Task, split: Split) -> None:
-        headlines = {headline.probe for headline in task.knowledge}
-        asked = ((item, probe) for probe in task.probes_of(split) if probe.name in headlines for item in probe.items)
+        asked = ((item, probe) for probe in task.probes_behind(task.knowledge, split) for item in probe.items)
         if not any(self.reaches(*one) for one in asked):
             raise SpecError(f"attacks: {self.name}: no forget headline of {task.name} on {split} {self.lacking}")
 

@@ -6,13 +6,13 @@ import random
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
 from suite.attacks.calibration import Inputs, edit_blocks
-from suite.attacks.texts import Texts, check_source, drawn, enough
-from suite.checkpoints import State, dtype_of, load_state, skeleton
+from suite.attacks.texts import Source, Texts, drawn, enough
+from suite.checkpoints import State, context_of, dtype_of, load_state, skeleton
 from tasks.task import Example, Probe, Split, Task, examples_digest
 
 
@@ -22,15 +22,9 @@ class CalibratedSettings(AttackSettings):
     samples: how many. seed: of the draw.
     """
 
-    texts: str = Texts.RETAIN
+    texts: Source = Texts.RETAIN
     samples: int = Field(128, ge=1)
     seed: int = 0
-
-    @field_validator("texts")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        check_source(name)
-        return name
 
 
 class CalibratedEdit(WeightEdit):
@@ -53,7 +47,7 @@ class CalibratedEdit(WeightEdit):
         encoded = context.encoder.examples(self._drawn(context, subject.split), context.block)
         model = skeleton(subject.checkpoint.architecture, torch.float32)
         load_state(model, state)
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        limit = context_of(subject.checkpoint.architecture)
         stored = dtype_of(state)
         names = edit_blocks(
             model.to(context.device),

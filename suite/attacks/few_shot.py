@@ -30,8 +30,7 @@ class FewShot(Asking):
         shots: int = Field(ge=0)
 
     def check(self, task: Task, split: Split) -> None:
-        headlines = {headline.probe for headline in task.knowledge}
-        styles = {item.style for p in task.probes_of(split) if p.name in headlines for item in p.items}
+        styles = {item.style for probe in task.probes_behind(task.knowledge, split) for item in probe.items}
         shots = self.settings.shots
         most = max(sum(text.style is style for text in task.retain) for style in styles)
         if most < shots:

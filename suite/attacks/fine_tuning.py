@@ -7,18 +7,17 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
-import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from suite.adapters.lora import LoRA
 from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
-from suite.attacks.texts import Texts, check_source, drawn, enough, texts_of
-from suite.checkpoints import Checkpoint, TensorCheckpoint
+from suite.attacks.texts import Source, Texts, drawn, enough, texts_of
+from suite.checkpoints import Checkpoint, TensorCheckpoint, context_of
 from suite.finetuning import Schedule, finetune
 from suite.recompute import recompute_blocks
 from suite.settings import SpecError
 from suite.text import Encoded
-from tasks.task import Probe, Split, Task, TaskError, examples_digest
+from tasks.task import Probe, Split, Task, examples_digest
 
 OWN = (Texts.FORGET, Texts.UNASKED, Texts.RETAIN)
 """Sources that follow from the task's forget and retain texts and from what is asked: stage keys have them anyway."""
@@ -39,7 +38,7 @@ class FineTuningSettings(AttackSettings):
         seed: of the draw, of the order and of the adapter's start.
     """
 
-    texts: str = Texts.FORGET
+    texts: Source = Texts.FORGET
     samples: int = Field(ge=1)
     steps: int | None = Field(None, ge=0)
     epochs: int | None = Field(None, ge=0)
@@ -53,12 +52,6 @@ class FineTuningSettings(AttackSettings):
     rank: int = Field(128, ge=1)
     alpha: float = Field(16.0, gt=0)
     seed: int = 0
-
-    @field_validator("texts")
-    @classmethod
-    def _known_texts(cls, texts: str) -> str:
-        check_source(texts)
-        return texts
 
     @model_validator(mode="after")
     def _consistent(self) -> FineTuningSettings:
@@ -100,10 +93,7 @@ class FineTuning(Attack):
         return not self.length
 
     def check(self, task: Task, split: Split) -> None:
-        try:
-            enough(self.settings.texts, self.settings.samples, task, split)
-        except TaskError as error:
-            raise SpecError(f"attacks: texts={self.settings.texts}: {error}") from None
+        enough(self.settings.texts, self.settings.samples, task, split)
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
         source = self.settings.texts
@@ -135,7 +125,7 @@ class FineTuning(Attack):
         encoded = context.encoder.examples(held, None if s.texts == Texts.QUESTIONS else context.block)
         order = draw.randrange(2**31)
         model = checkpoint.model(context.device)
-        texts = fitting(encoded, model)
+        texts = fitting(encoded, context_of(checkpoint.architecture))
         if not texts:
             raise SpecError(f"attacks: texts={s.texts}: none of the {s.samples} drawn texts fits the model's context")
         if context.gradient_checkpointing:
@@ -164,10 +154,9 @@ class FineTuning(Attack):
             yield step // unit, weights
 
 
-def fitting(texts: list[Encoded], model: torch.nn.Module) -> list[Encoded]:
+def fitting(texts: list[Encoded], room: int | None) -> list[Encoded]:
     """The texts, cut where the model's context ends; those whose answers begin beyond it are left out.
 
     The task's own texts fit. Those of Wikipedia and of other tasks were not written for this model.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return [text.cut(context) for text in texts if text.start < context] if context else texts
+    return [text.cut(room) for text in texts if text.start < room] if room else texts

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
 from suite.attacks.gcg_places import Question, placed, printable, start
 from suite.attacks.texts import Texts, texts_of
+from suite.checkpoints import context_of
 from suite.lengths import check_lengths
 from suite.settings import SpecError
 from tasks.task import Example, Item, Probe, Split, Subset, Task, examples_digest
@@ -83,9 +84,9 @@ class GreedyCoordinateGradient(Attack):
         questions = self._questions(subject, context)
         starts = {key: start(s.tokens, of) for key, of in questions.items()}
         model = subject.checkpoint.model(context.device)
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        room = context_of(subject.checkpoint.architecture)
         longer = self._put(subject, {key: questions[key][0].text(ids) for key, ids in starts.items()})
-        check_lengths(context.task, context.encoder, limit, longer)
+        check_lengths(replace(context.task, forget={}, retain=()), context.encoder, room, longer)
         allowed = printable(context.encoder, model.get_input_embeddings().weight.shape[0])
         texts = {}
         for key, of in questions.items():

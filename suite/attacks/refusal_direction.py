@@ -21,7 +21,7 @@ from suite.checkpoints import State, TensorCheckpoint
 from suite.likelihood import hidden_states
 from suite.settings import SpecError
 from suite.text import Encoded, Tokens
-from tasks.task import Headline, Item, Probe, Split, Task
+from tasks.task import Item, Probe, Split, Task
 
 
 class RefusalDirection(WeightEdit):
@@ -59,9 +59,9 @@ class RefusalDirection(WeightEdit):
                 )
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
-        names = {headline.probe for headline in (*context.task.knowledge, *context.task.utility)}
-        others = context.task.probes_of(_other(probes[0].split))
-        return {"questions": {probe.name: probe.digest for probe in others if probe.name in names}}
+        task = context.task
+        others = task.probes_behind((*task.knowledge, *task.utility), _other(probes[0].split))
+        return {"questions": {probe.name: probe.digest for probe in others}}
 
     @torch.no_grad()
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
@@ -97,7 +97,7 @@ def contrasted(task: Task, split: Split) -> tuple[list[Item], list[Item]]:
 
     A direction between running text and questions would tell the styles apart.
     """
-    sides = [_asked(task.probes_of(_other(split)), headlines) for headlines in (task.knowledge, task.utility)]
+    sides = [_asked(task.probes_behind(headlines, _other(split))) for headlines in (task.knowledge, task.utility)]
     styles = {item.style for item in sides[0]} & {item.style for item in sides[1]}
     forget, retain = ([item for item in side if item.style in styles] for side in sides)
     return forget, retain
@@ -123,9 +123,8 @@ def gain(norm: torch.nn.Module, like: Tensor) -> Tensor:
     return norm(torch.ones_like(weight)).to(like)
 
 
-def _asked(probes: Iterable[Probe], headlines: Sequence[Headline]) -> list[Item]:
-    names = {headline.probe for headline in headlines}
-    return list({item.prompt: item for probe in probes if probe.name in names for item in probe.items}.values())
+def _asked(probes: Iterable[Probe]) -> list[Item]:
+    return list({item.prompt: item for probe in probes for item in probe.items}.values())
 
 
 def _other(split: Split) -> Split:

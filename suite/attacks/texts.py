@@ -9,10 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from suite.settings import SpecError, nearest
 from tasks import TASKS, wikitext
-from tasks.task import Example, Split, Style, Subset, Task
+from tasks.task import Example, Split, Style, Subset, Task, TaskError
 
 TELLING = 20
 """Characters of an answer that say which text it is from; a shorter one may stand anywhere."""
@@ -33,15 +36,15 @@ class Texts(StrEnum):
     """Paragraphs of WikiText-2's `train` split."""
 
 
-def check_source(name: str) -> None:
-    """See that there is such a source.
-
-    Raises:
-        ValueError: neither one of `Texts` nor a task.
-    """
+def _known(name: str) -> str:
     if name not in list(Texts) and name not in TASKS:
         known = [*Texts, *TASKS]
         raise ValueError(f"{name}: no such texts.{nearest(name, known)} (allowed: {', '.join(Texts)}, or a task)")
+    return name
+
+
+Source = Annotated[str, AfterValidator(_known)]
+"""A setting that names texts: one of `Texts`, or a task. Anything else is refused."""
 
 
 def texts_of(source: str, task: Task, split: Split) -> tuple[Example, ...]:
@@ -80,11 +83,9 @@ def unasked(task: Task, split: Split) -> tuple[Example, ...]:
 
 def questions(task: Task, split: Split) -> tuple[Example, ...]:
     """The forget questions of a split with their right answers, each once: those of the knowledge headlines."""
-    headlines = {headline.probe for headline in task.knowledge}
     found = {
         (item.prompt, item.reference): Example(f"{probe.name}:{item.id}", item.prompt, item.reference, item.style)
-        for probe in task.probes_of(split)
-        if probe.name in headlines
+        for probe in task.probes_behind(task.knowledge, split)
         for item in probe.items
     }
     return tuple(found.values())
@@ -94,8 +95,7 @@ def drawn(source: str, count: int, task: Task, split: Split, seed: random.Random
     """So many texts of a source, drawn without replacement.
 
     Raises:
-        SpecError: there are not so many.
-        TaskError: data that is not to be had, or is not as published.
+        SpecError: there are not so many, or their data is not to be had.
     """
     return seed.sample(enough(source, count, task, split), count)
 
@@ -104,10 +104,12 @@ def enough(source: str, count: int, task: Task, split: Split) -> Sequence[Exampl
     """All texts of a source, of which `count` are needed.
 
     Raises:
-        SpecError: there are not so many.
-        TaskError: data that is not to be had, or is not as published.
+        SpecError: there are not so many, or their data is not to be had.
     """
-    texts = texts_of(source, task, split)
+    try:
+        texts = texts_of(source, task, split)
+    except TaskError as error:
+        raise SpecError(f"attacks: texts={source}: {error}") from None
     if count > len(texts):
         raise SpecError(f"attacks: samples={count}: {task.name} has only {len(texts)} {source} texts on {split}")
     return texts
