@@ -7,10 +7,11 @@ a model that it already holds. Safetensors only: nothing that a checkpoint carri
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -64,17 +65,23 @@ class SavedCheckpoint(_Loadable):
     def architecture(self) -> Path:  # type: ignore[override]
         return self.path
 
-    def state(self) -> State:
+    @property
+    def files(self) -> list[Path]:
+        """Where the tensors are.
+
+        Raises:
+            CheckpointError: there are none.
+        """
         files = sorted(self.path.glob("*.safetensors"))
         if not files:
             raise CheckpointError(f"{self.path}: no *.safetensors file here. Other formats are not read")
+        return files
+
+    def state(self) -> State:
         state: State = {}
-        for file in files:
-            try:
-                with safe_open(file, framework="pt") as tensors:
-                    state.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{file}: cut short or damaged ({error}). Delete it and run again") from None
+        for file in self.files:
+            with open_tensors(file) as tensors:
+                state.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
         if self.dtype is None:
             return state
         return {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in state.items()}
@@ -110,6 +117,20 @@ class EditedCheckpoint(_Loadable):
 
     def state(self) -> State:
         return self.edit(self.base.state())
+
+
+@contextmanager
+def open_tensors(file: Path) -> Iterator[Any]:
+    """A safetensors file, open for reading.
+
+    Raises:
+        CheckpointError: it is not there, cut short or damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: cut short or damaged ({error}). Delete it and run again") from None
 
 
 def mixed(one: Checkpoint, other: Checkpoint, share: float) -> EditedCheckpoint:
@@ -161,6 +182,49 @@ def skeleton(architecture: Path, dtype: torch.dtype) -> torch.nn.Module:
     return model
 
 
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of an architecture.
+
+    Attributes:
+        shapes: by name, in the order of the architecture.
+        stored: the names of each stored tensor; several where it is tied.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    stored: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> Layout:
+        by_storage: dict[int, list[str]] = {}
+        state = model.state_dict()
+        for name, tensor in state.items():
+            by_storage.setdefault(tensor.data_ptr(), []).append(name)
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        return cls(shapes, tuple(map(tuple, by_storage.values())))
+
+    def chosen(self, given: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """One name for each stored tensor, among those that a checkpoint gives, by their shapes.
+
+        Raises:
+            CheckpointError: a tensor is missing (and not tied to one that is there), unknown or of another shape.
+        """
+        if unknown := sorted(given.keys() - self.shapes.keys()):
+            raise CheckpointError(f"the checkpoint has tensors that the architecture lacks: {', '.join(unknown[:3])}")
+        chosen = []
+        for names in self.stored:
+            found = [name for name in names if name in given]
+            if not found:
+                raise CheckpointError(f"the checkpoint lacks the tensor {names[0]}")
+            for name in found:
+                if self.shapes[name] != given[name]:
+                    raise CheckpointError(
+                        f"{name}: the checkpoint has shape {given[name]}, the architecture {self.shapes[name]}"
+                    )
+            chosen.append(found[0])
+        return tuple(chosen)
+
+
 def load_state(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put weights into a model of the same architecture, in place.
 
@@ -168,22 +232,8 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
         CheckpointError: a tensor is missing (and not tied to one that is there), unknown or of another shape.
     """
     own = model.state_dict()
-    by_storage: dict[int, list[str]] = {}
-    for name, tensor in own.items():
-        by_storage.setdefault(tensor.data_ptr(), []).append(name)
-    if unknown := sorted(state.keys() - own.keys()):
-        raise CheckpointError(f"the checkpoint has tensors that the architecture lacks: {', '.join(unknown[:3])}")
-    for names in by_storage.values():
-        given = [name for name in names if name in state]
-        if not given:
-            raise CheckpointError(f"the checkpoint lacks the tensor {names[0]}")
-        for name in given:
-            if own[name].shape != state[name].shape:
-                raise CheckpointError(
-                    f"{name}: the checkpoint has shape {tuple(state[name].shape)}, "
-                    f"the architecture {tuple(own[name].shape)}"
-                )
-        own[given[0]].copy_(state[given[0]])
+    for name in Layout.of(model).chosen({name: tuple(tensor.shape) for name, tensor in state.items()}):
+        own[name].copy_(state[name])
 
 
 def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from leaderboard.headlines import AtChance, Headlines, headlines
 from suite.anchors import found
 from suite.attacks import AttackContext
-from suite.engines import TransformersEngine
+from suite.engines.choosing import chosen_engine
 from suite.environment import Numeric, numeric
 from suite.evaluation import Evaluator, Weights, evaluations_of
 from suite.lengths import check_lengths
@@ -83,7 +83,7 @@ def measure_checkpoint(
     probes = [probe for split in measure.splits for probe in task.probes_of(split)]
     check_lengths(replace(task, forget={}, retain=()), base.encoder, base.context, probes)
     with numeric(runtime) as device:
-        engine = TransformersEngine(base.encoder, dtype=model.dtype, device=device, batch_tokens=measure.batch_tokens)
+        engine = chosen_engine(measure, base.encoder, dtype=model.dtype, device=device)
         places = {subject: found(other, store) for subject, other in models.items()}
         target = places.get("target")
         context = AttackContext(

@@ -249,13 +249,38 @@ def _others(asked: set[Order]) -> str:
     return f"With this optimizer go {', '.join(names)}"
 
 
+class VllmSpec(Settings):
+    """vLLM's engines, where `measure.engine` is `vllm` (see docs/engines.md).
+
+    Attributes:
+        engines: how many, for all trials together.
+        tensor_parallel: GPUs of one engine, for models that one does not hold.
+        batch_invariant: answers that are the same to the last bit whatever else is in the batch, at a price in speed
+            (GPUs from compute capability 9.0 on).
+        gpu_memory: share of each GPU's memory that an engine takes; by default 0.9, and 0.45 of a GPU that it shares
+            with a trial.
+        cache_gib: memory for keys and values on a CPU, in GiB.
+        threads: CPU threads of an engine.
+    """
+
+    engines: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1)
+    batch_invariant: bool = False
+    gpu_memory: float | None = Field(None, gt=0, le=1)
+    cache_gib: float = Field(1.0, gt=0)
+    threads: int = Field(1, ge=1)
+
+
 class MeasureSpec(Settings):
     """How a trial's result is attacked and asked. No part of the trial's id: attacks can be added later.
 
     Attributes:
         attacks: `official`, the task's newest set; the name of an older set; or a list of attacks.
         splits: `test` for headlines; a search sees `dev`.
-        batch_tokens: positions per batch of the engine, padding included.
+        engine: what answers: `transformers`, in the trial's process, or `vllm`, which generates text in engines of its
+            own that all trials share (likelihoods stay with transformers).
+        vllm: those engines.
+        batch_tokens: positions per batch of the transformers engine, padding included.
         limit: items asked per probe, the first of each; all of them by default. Rows say how many there were.
         also: what is measured besides the task's own probes (`regrade ls extras`): general ability, perplexity, costly
             membership scores.
@@ -266,7 +291,8 @@ class MeasureSpec(Settings):
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
     splits: tuple[Split, ...] = (Split.TEST,)
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm"] = "transformers"
+    vllm: VllmSpec = VllmSpec()
     batch_tokens: int = Field(4096, ge=1)
     limit: int | None = Field(None, ge=1)
     also: tuple[str, ...] = ()

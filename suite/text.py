@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -129,6 +130,15 @@ class Encoder:
         reach = max(len(s.encode()) for s in stop) + 1
         text = self.tokenizer.decode(ids[-reach:], skip_special_tokens=True)
         return any(s in text for s in stop)
+
+    def stop_ids(self, stop: Sequence[str]) -> frozenset[int]:
+        """The tokens that contain a stop text by themselves."""
+        return frozenset(i for i, text in enumerate(self._vocabulary) if any(s in text for s in stop))
+
+    @cached_property
+    def _vocabulary(self) -> list[str]:
+        """Each token's text, as it is decoded alone."""
+        return self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))], skip_special_tokens=True)
 
     def cut(self, text: str, tokens: int) -> str:
         """Its first tokens, those counted that the tokenizer puts around any text, decoded without them."""

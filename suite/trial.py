@@ -16,7 +16,8 @@ from leaderboard.schema import RAW, Status, matching
 from suite.anchors import Anchors, anchors
 from suite.attacks import AttackContext
 from suite.checkpoints import Checkpoint, SavedCheckpoint
-from suite.engines import Engine, TransformersEngine
+from suite.engines import Engine
+from suite.engines.choosing import chosen_engine
 from suite.environment import Numeric, numeric
 from suite.evaluation import Evaluation, Evaluator, Weights, estimates, evaluations_of
 from suite.landscape import landscape
@@ -194,9 +195,7 @@ def as_asked(task: Task, measure: MeasureSpec) -> Task:
 
 
 def _engine(spec: TrialSpec, measure: MeasureSpec) -> Callable[[Encoder, torch.device], Engine]:
-    return lambda encoder, device: TransformersEngine(
-        encoder, dtype=spec.model.dtype, device=device, batch_tokens=measure.batch_tokens
-    )
+    return lambda encoder, device: chosen_engine(measure, encoder, dtype=spec.model.dtype, device=device)
 
 
 def _kept(stages: Sequence[Artifact]) -> dict[str, Weights]:

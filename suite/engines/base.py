@@ -37,11 +37,14 @@ class Engine(Protocol):
     """Answers probes. Answers do not depend on which checkpoint came before."""
 
     name: str
-    """Engine and dtype, as in every row."""
+    """Engine and dtype, as in every row. Numbers of engines with different names are not ranked together."""
 
     version: str
 
     dtype: str
+
+    batch_invariant: bool
+    """Whether an answer is the same to the last bit whatever else is in the batch."""
 
     def identity(self) -> dict[str, Any]:
         """Everything about the engine that its numbers depend on, for stage keys."""

@@ -38,12 +38,15 @@ class Request:
         limit: longest continuation, in tokens, at least 1.
         ended: whether a continuation is complete before that.
         draw: how its tokens are drawn; None for the most likely ones.
+        stop: ids of tokens each of which completes a continuation by itself: less than `ended` knows, for engines that
+            cannot ask it.
     """
 
     prompt: tuple[int, ...]
     limit: int
     ended: Callable[[Sequence[int]], bool] = lambda new: False
     draw: Draw | None = None
+    stop: tuple[int, ...] = ()
 
     @property
     def longest(self) -> int:

@@ -14,6 +14,9 @@ from suite.engines.scores import Asked, Score
 from suite.text import Encoded, Encoder
 from tasks.task import Item, Need, Probe, ProbeKind, Sample, Style
 
+REMEMBERED = 4
+"""Sets of probes that stay tokenized: both splits, and those of an attack on each."""
+
 _Asking = tuple[tuple[int, ...], Draw | None]
 """A prompt, and how what follows is drawn."""
 
@@ -44,8 +47,15 @@ class Questions:
                     needs.setdefault(text, set()).update(probe.needs)
         self.asked = [Asked(text, Need.VOCABULARY in needed) for text, needed in needs.items()]
         self.differentiated = [text for text, n in needs.items() if Need.GRADIENT_NORM in n and text.answer]
+        stop = {probe.stop: encoder.stop_ids(probe.stop) for of in askers.values() for probe in of}
         self.requests = [
-            Request(prompt, max(probe.max_new_tokens for probe in of), _ended(encoder, of), draw)
+            Request(
+                prompt,
+                max(probe.max_new_tokens for probe in of),
+                _ended(encoder, of),
+                draw,
+                tuple(sorted(frozenset.intersection(*(stop[probe.stop] for probe in of)))),
+            )
             for (prompt, draw), of in askers.items()
         ]
 
@@ -67,6 +77,12 @@ class Questions:
 
         return {p.name: tuple(sample(p, place, item) for place, item in enumerate(p.items)) for p in self.probes}
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that the model comes to see, those included that it is to generate."""
+        texts = (len(asked.text.ids) for asked in self.asked)
+        return max((*texts, *(request.longest for request in self.requests)), default=0)
+
     def _encoded(self, probe: Probe, item: Item) -> tuple[Encoded, ...]:
         answers = item.answers if probe.kind is ProbeKind.CHOICE else (item.reference,)
         texts = (self.encoder.answer(item, answer) for answer in answers)
@@ -79,6 +95,22 @@ class Questions:
         reference = self.encoder.cut(item.reference, limit) if limit else item.reference
         texts = tuple(self.encoder.decode(new[: probe.max_new_tokens], probe.stop) for new in answers)
         return Sample(item.id, reference, generated=texts[0], sampled=texts if probe.sampling else None)
+
+
+class QuestionBook:
+    """Questions as ids, kept: many checkpoints are asked the same ones, which are tokenized once."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._asked: dict[tuple[tuple[str, str], ...], Questions] = {}
+
+    def of(self, probes: Sequence[Probe]) -> Questions:
+        asked = tuple((probe.name, probe.digest) for probe in probes)
+        if asked not in self._asked:
+            if len(self._asked) == REMEMBERED:
+                self._asked.pop(next(iter(self._asked)))
+            self._asked[asked] = Questions(self.encoder, probes)
+        return self._asked[asked]
 
 
 def _askings(probe: Probe, prompt: tuple[int, ...]) -> list[_Asking]:

@@ -6,7 +6,8 @@ generate from is generated from once, and what texts share at their beginning is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,11 +18,10 @@ from suite.checkpoints import Checkpoint, dtype_of, load_state, skeleton
 from suite.engines.base import Evaluation, Job
 from suite.engines.decoding import continued
 from suite.engines.gradient_norms import gradient_norm
-from suite.engines.questions import Questions
-from suite.engines.scores import scored
+from suite.engines.questions import QuestionBook, Questions
+from suite.engines.scores import Score, scored
 from suite.engines.shortcut import Shortcut
 from suite.text import Encoder
-from tasks.task import Probe, Sample
 
 REVISION = 2
 """Raised when the same question to the same weights gives other numbers, be it in the last bits."""
@@ -31,10 +31,6 @@ ROW_TOKENS = 512
 grows with the row, still costs a sixth of the rest. Other devices take as many as a batch has."""
 
 
-REMEMBERED = 4
-"""Sets of probes that stay tokenized: both splits, and those of an attack on each."""
-
-
 class TransformersEngine:
     """One model at a time.
 
@@ -42,6 +38,8 @@ class TransformersEngine:
         encoder: text to ids and back.
         batch_tokens: positions per batch, padding and new tokens included.
     """
+
+    batch_invariant = False
 
     def __init__(self, encoder: Encoder, *, dtype: str, device: torch.device, batch_tokens: int = 4096) -> None:
         self.encoder = encoder
@@ -54,7 +52,7 @@ class TransformersEngine:
         self._model: PreTrainedModel | None = None
         self._architecture: tuple[str, torch.dtype] | None = None
         self._packing, self._decoding = Shortcut(), Shortcut()
-        self._asked: dict[tuple[tuple[str, str], ...], Questions] = {}
+        self._questions = QuestionBook(encoder)
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -67,38 +65,50 @@ class TransformersEngine:
     def submit(self, jobs: Iterable[Job]) -> Iterator[Evaluation]:
         for job in jobs:
             try:
-                model = self._load(job.checkpoint)  # not in inference mode: its weights may be asked for a gradient
-                with torch.inference_mode():
-                    evaluation = Evaluation(job.key, self._ask(model, job.probes))
+                questions = self._questions.of(job.probes)
+                with self._holding(job.checkpoint) as model:
+                    scores, norms = self._likelihoods(model, questions)
+                    new = continued(
+                        *(model, questions.requests), eos=self.encoder.eos, decoding=self._decoding, **self._limits
+                    )
+                evaluation = Evaluation(job.key, questions.samples(scores, norms, new))
             except Exception as error:
-                self._model = None  # it may hold a part of the weights, or the memory that lacked
                 evaluation = Evaluation(job.key, {}, error.with_traceback(None))
             yield evaluation
 
-    def _load(self, checkpoint: Checkpoint) -> PreTrainedModel:
+    def likelihoods(self, checkpoint: Checkpoint, questions: Questions) -> tuple[list[Score], list[float]]:
+        """The part of the answers that generates nothing: scores of texts, and gradient norms.
+
+        Raises:
+            CheckpointError, ...: whatever keeps the checkpoint from being asked.
+        """
+        if not questions.asked and not questions.differentiated:
+            return [], []
+        with self._holding(checkpoint) as model:
+            return self._likelihoods(model, questions)
+
+    def _likelihoods(self, model: PreTrainedModel, questions: Questions) -> tuple[list[Score], list[float]]:
+        scores = scored(model, questions.asked, packing=self._packing, **self._limits)
+        return scores, [gradient_norm(model, text) for text in questions.differentiated]
+
+    @property
+    def _limits(self) -> dict[str, int]:
+        return {"row_tokens": self.row_tokens, "batch_tokens": self.batch_tokens}
+
+    @contextmanager
+    def _holding(self, checkpoint: Checkpoint) -> Iterator[PreTrainedModel]:
         """The checkpoint's weights, in the model that is already here where the architecture is the same."""
-        state = checkpoint.state()
-        architecture = (checkpoint.architecture / "config.json").read_text(), dtype_of(state)
-        if self._model is None or self._architecture != architecture:
-            self._model = skeleton(checkpoint.architecture, dtype_of(state)).to(self.device)
-            self._architecture = architecture
-            self._packing, self._decoding = Shortcut(), Shortcut()
-        load_state(self._model, state)
-        return self._model
-
-    def _questions(self, probes: Sequence[Probe]) -> Questions:
-        """The questions as ids. Many checkpoints are asked the same ones, which are tokenized once."""
-        asked = tuple((probe.name, probe.digest) for probe in probes)
-        if asked not in self._asked:
-            if len(self._asked) == REMEMBERED:
-                self._asked.pop(next(iter(self._asked)))
-            self._asked[asked] = Questions(self.encoder, probes)
-        return self._asked[asked]
-
-    def _ask(self, model: PreTrainedModel, probes: Sequence[Probe]) -> dict[str, tuple[Sample, ...]]:
-        questions = self._questions(probes)
-        limits = {"row_tokens": self.row_tokens, "batch_tokens": self.batch_tokens}
-        scores = scored(model, questions.asked, packing=self._packing, **limits)
-        norms = [gradient_norm(model, text) for text in questions.differentiated]
-        new = continued(model, questions.requests, eos=self.encoder.eos, decoding=self._decoding, **limits)
-        return questions.samples(scores, norms, new)
+        try:
+            state = checkpoint.state()
+            architecture = (checkpoint.architecture / "config.json").read_text(), dtype_of(state)
+            if self._model is None or self._architecture != architecture:
+                self._model = skeleton(checkpoint.architecture, dtype_of(state)).to(self.device)
+                self._architecture = architecture
+                self._packing, self._decoding = Shortcut(), Shortcut()
+            load_state(self._model, state)  # not in inference mode: its weights may be asked for a gradient
+            del state
+            with torch.inference_mode():
+                yield self._model
+        except BaseException:
+            self._model = None  # it may hold a part of the weights, or the memory that lacked
+            raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ import ray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
+from suite.cluster import connect, room
+from suite.placing import Places, places
 from suite.runners.base import Job, Outcome, refused, run_one
 from suite.runners.search import sampler
 from suite.settings import SpecError, parse
@@ -37,9 +40,9 @@ LOST = 2
 def run_on_ray(jobs: Sequence[Job], done: Done, *, address: str | None, concurrency: int | None) -> None:
     """Run every job on the cluster at `address`, or on a Ray of this machine alone."""
     specs = [json.dumps(job.spec.canonical) for job in jobs]
-    with _cluster(address, jobs[0].runtime) as places:
-        config = tune.TuneConfig(max_concurrent_trials=concurrency or places, reuse_actors=True)
-        _fit(jobs[0], {"spec": tune.grid_search(specs)}, config, (), done)
+    with _cluster(address, jobs[0]) as where:
+        config = tune.TuneConfig(max_concurrent_trials=concurrency or where.trials, reuse_actors=True)
+        _fit(jobs[0], {"spec": tune.grid_search(specs)}, config, (), done, where)
 
 
 def search_on_ray(plan: Plan, template: Job, done: Done, *, address: str | None, concurrency: int | None) -> None:
@@ -56,15 +59,15 @@ def search_on_ray(plan: Plan, template: Job, done: Done, *, address: str | None,
         sampler=sampler(plan),
         study_name=f"regrade-{uuid.uuid4().hex}",
     )
-    with _cluster(address, plan.runtime) as places:
+    with _cluster(address, template) as where:
         config = tune.TuneConfig(
             search_alg=search,
             num_samples=plan.search.trials or 1,
             # Without it Tune keeps a single trial waiting, and a searcher never fills a cluster.
-            max_concurrent_trials=concurrency or places,
+            max_concurrent_trials=concurrency or where.trials,
             reuse_actors=True,
         )
-        _fit(template, None, config, names, done)
+        _fit(template, None, config, names, done, where)
 
 
 class Draw:
@@ -79,54 +82,34 @@ class Draw:
 
 
 @contextmanager
-def _cluster(address: str | None, runtime: RuntimeSpec) -> Iterator[int]:
-    """A connection to the cluster, and how many trials fit on it at once.
+def _cluster(address: str | None, shared: Job) -> Iterator[Places]:
+    """A connection to the cluster, and how trials and engines are laid out on it. The engines have their room already.
 
     Raises:
         SpecError: no cluster at the address, or one on which no trial fits.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our rows are the log
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # A trial stays in the driver's folder, so that relative paths mean what they say.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    variables = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-    for name in ("REGRADE_DATA", "HF_HUB_OFFLINE", "HF_HOME"):
-        if name in os.environ:
-            variables[name] = os.environ[name]
-    here: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": os.cpu_count()}
+    connect(address)
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env={"env_vars": variables},
-            **here,
-        )
-    except ConnectionError as error:
-        raise SpecError(f"--address {address}: no Ray cluster answers there ({error})") from None
-    try:
-        gpu = _gpus(runtime)
-        places = int(gpu) if gpu else int(ray.cluster_resources().get("CPU", 0)) // runtime.threads
-        if runtime.device == "cuda" and not gpu:
-            places = 1 if address else 0  # an autoscaled cluster starts its GPU nodes when a trial waits for one
-        if places < 1:
-            needs = "a GPU" if runtime.device == "cuda" else f"{runtime.threads} CPUs"
-            raise SpecError(
-                f"runtime: no trial fits: one needs {needs}, "
-                f"the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs and {gpu:g} GPUs"
-            )
-        yield places
+        found = places(room(address), shared.measure, shared.runtime)
+        if found.pool.engines:
+            from suite.engines.pool import open_pool
+
+            open_pool(found.pool, _waiting)
+        yield found
     finally:
         ray.shutdown()
 
 
-def _gpus(runtime: RuntimeSpec) -> float:
-    """GPUs of the cluster, as it is now, that trials may use."""
-    return ray.cluster_resources().get("GPU", 0) if runtime.device != "cpu" else 0
+def _waiting() -> None:
+    print("waiting for room on the cluster for the engines (`ray status` says what is missing)", file=sys.stderr)
 
 
-def _fit(shared: Job, space: dict[str, Any] | None, config: Any, objectives: Sequence[str], done: Done) -> None:
-    wants_gpu = shared.runtime.device == "cuda" or _gpus(shared.runtime) > 0
+def _fit(
+    shared: Job, space: dict[str, Any] | None, config: Any, objectives: Sequence[str], done: Done, where: Places
+) -> None:
     context = {
         "measure": shared.measure.changed(),
         "runtime": shared.runtime.changed(),
@@ -134,7 +117,7 @@ def _fit(shared: Job, space: dict[str, Any] | None, config: Any, objectives: Seq
         "objectives": list(objectives),
     }
     trainable = tune.with_resources(
-        tune.with_parameters(_trainable, context=context), {"cpu": shared.runtime.threads, "gpu": int(wants_gpu)}
+        tune.with_parameters(_trainable, context=context), {"cpu": shared.runtime.threads, "gpu": where.trial_gpus}
     )
 
     folder = shared.store / "ray"

@@ -1,0 +1,299 @@
+"""Warm engines behind one queue: vLLM in Ray actors that outlive the checkpoints they are asked about.
+
+A desk, an actor by name, takes orders from any number of trials and gives them to engines, which are actors with a
+process, and GPUs, of their own. An engine that holds the architecture of a waiting order is preferred to one that would
+have to be started anew. What the engines need is reserved before the first trial starts, and stays reserved. An engine
+that dies, or whose weights did not arrive, is replaced, and its order is done again: answers follow from the order
+alone, so nothing is lost and nothing comes twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from suite.checkpoints import CheckpointError
+from suite.engines.scores import Score
+from suite.engines.vllm_model import Ask, StaleWeights, Start, VllmModel, environment
+from suite.engines.weights import Weights
+from suite.placing import PoolShape
+from suite.text import Encoded
+
+NAME = "regrade-pool"
+
+TRIES = 3
+"""Engines that an order may use up: two may be lost to accidents, a third loss is the order's own doing."""
+
+RELOADS = 2
+"""Engines that one and the same checkpoint may spoil."""
+
+ROOM = 64
+"""Orders in the queue; who brings another one waits. An order's weights stay in memory until it is done."""
+
+PATIENCE = 16
+"""Times that an order may be passed over in favour of an architecture that is already there."""
+
+
+PAUSE = 2.0
+"""Seconds before another engine is started: the memory of the one before may not be free yet."""
+
+NOTICE = 20.0
+"""Seconds of waiting for room on the cluster before it is said, and said again."""
+
+
+class EngineError(RuntimeError):
+    """An engine could not be started, could not answer, or was lost again and again over the same order."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A checkpoint and all that it is asked.
+
+    Attributes:
+        weights: files, or a reference to bytes in Ray's object store, in a list so that only the engine fetches them.
+    """
+
+    weights: Weights | list[Any]
+    asks: tuple[Ask, ...]
+    texts: tuple[Encoded, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of an order.
+
+    Attributes:
+        new: continuations, in the order of `asks`. scores: in the order of `texts`.
+        error: what went wrong instead. broken: the engine cannot be used any more.
+        loading, answering: seconds that the engine took.
+    """
+
+    new: list[list[int]] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    error: Exception | None = None
+    broken: bool = False
+    loading: float = 0.0
+    answering: float = 0.0
+
+
+class EngineProcess:
+    """The process that vLLM has to itself."""
+
+    def start(self, start: Start) -> str | None:
+        """Start vLLM. What went wrong, if anything."""
+        try:
+            self._model = VllmModel(start)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        self._sleeps = start.sleeps
+        self._loaded: Weights | None = None
+        return None
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def answer(self, order: Order) -> Reply:
+        try:
+            weights = ray.get(order.weights[0]) if isinstance(order.weights, list) else order.weights
+        except RayError as error:  # whoever sent them is gone; nobody waits for this answer
+            return Reply(error=EngineError(f"the weights were lost on the way to the engine: {error}"))
+        try:
+            loading = 0.0 if weights == self._loaded else self._model.load(weights)
+            self._loaded = None if self._sleeps else weights
+            begun = time.perf_counter()
+            new, scores = self._model.continued(order.asks), self._model.scored(order.texts)
+            answering = time.perf_counter() - begun
+            if self._sleeps:
+                self._model.sleep()
+        except Exception as error:
+            return Reply(error=plain(error), broken=True)
+        return Reply(new, scores, loading=loading, answering=answering)
+
+
+@dataclass
+class _Waiting:
+    start: Start
+    order: Order
+    reply: asyncio.Future[Reply]
+    passed_over: int = 0
+
+
+@dataclass
+class _Slot:
+    """Room for an engine, and the engine that is there."""
+
+    index: int
+    start: Start | None = None
+    actor: ActorHandle | None = None
+    busy: bool = False
+
+
+class Desk:
+    """Takes orders and gives them to engines."""
+
+    def __init__(self, shape: PoolShape) -> None:
+        self.shape = shape
+        self._slots = [_Slot(index) for index in range(shape.engines)]
+        self._waiting: list[_Waiting] = []
+        self._room = asyncio.Semaphore(ROOM)
+        self._tasks: set[asyncio.Task[None]] = set()
+        bundle = {"CPU": shape.cpus, **({"GPU": shape.gpus} if shape.gpus else {})}
+        self._group: PlacementGroup = placement_group([bundle] * shape.engines, strategy="PACK")
+
+    async def opened(self) -> bool:
+        """Answers once everything is reserved that the engines need."""
+        await self._group.ready()
+        return True
+
+    async def answer(self, start: Start, order: Order) -> Reply:
+        """What becomes of an order."""
+        async with self._room:
+            reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+            self._waiting.append(_Waiting(start, order, reply))
+            self._give_out()
+            return await reply
+
+    async def taken(self) -> PoolShape:
+        """How many engines there are, and what each takes."""
+        return self.shape
+
+    async def engines(self) -> list[int]:
+        """Process ids of the engines that are there, for whoever looks after them."""
+        return [await slot.actor.pid.remote() for slot in self._slots if slot.actor]
+
+    def _give_out(self) -> None:
+        for slot in self._slots:
+            if not slot.busy and self._waiting:
+                slot.busy = True
+                task = asyncio.create_task(self._serve(slot, self._next(slot)))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _next(self, slot: _Slot) -> _Waiting:
+        others = {other.start for other in self._slots if other is not slot}
+        index = chosen([w.start for w in self._waiting], self._waiting[0].passed_over, slot.start, others)
+        for passed in self._waiting[:index]:
+            passed.passed_over += 1
+        return self._waiting.pop(index)
+
+    async def _serve(self, slot: _Slot, waiting: _Waiting) -> None:
+        try:
+            reply = await self._done(slot, waiting)
+        except Exception as error:
+            reply = Reply(error=plain(error))
+        slot.busy = False
+        if not waiting.reply.done():  # whoever asked may have given up
+            waiting.reply.set_result(reply)
+        self._give_out()
+
+    async def _done(self, slot: _Slot, waiting: _Waiting) -> Reply:
+        """An order, done on as many engines as it takes."""
+        spoilt, lost = 0, ""
+        for _ in range(TRIES):
+            try:
+                if lost := await self._prepare(slot, waiting.start):
+                    lost = f"vLLM does not start: {lost}"
+                    continue
+                reply = await slot.actor.answer.remote(waiting.order)
+            except RayActorError as error:
+                self._end(slot)
+                lost = " ".join(str(error).split())
+                continue
+            if not reply.broken:
+                return reply
+            self._end(slot)
+            spoilt += 1
+            if spoilt == RELOADS:
+                return reply
+            lost = str(reply.error)
+        raise EngineError(f"{waiting.start.architecture}: {TRIES} engines were lost over it. The last one: {lost}")
+
+    async def _prepare(self, slot: _Slot, start: Start) -> str | None:
+        """See that the slot has an engine of this kind. Why not, if it does not."""
+        if slot.start != start:
+            self._end(slot)
+        if slot.actor is not None:
+            return None
+        slot.start, slot.actor = start, self._engine(slot.index, start)
+        reason = await slot.actor.start.remote(start)
+        if reason:
+            self._end(slot)
+            await asyncio.sleep(PAUSE)
+        return reason
+
+    def _engine(self, index: int, start: Start) -> ActorHandle:
+        where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+        return (
+            ray.remote(EngineProcess)
+            .options(
+                name=f"regrade-engine-{index}-{uuid.uuid4().hex[:8]}",
+                num_cpus=self.shape.cpus,
+                num_gpus=self.shape.gpus,
+                scheduling_strategy=where,
+                runtime_env={"env_vars": environment(start, self.shape.threads)},
+            )
+            .remote()
+        )
+
+    def _end(self, slot: _Slot) -> None:
+        if slot.actor is not None:
+            ray.kill(slot.actor)
+        slot.start = slot.actor = None
+
+
+def chosen(waiting: Sequence[Start], passed_over: int, mine: Start | None, others: set[Start | None]) -> int:
+    """Which of the waiting orders an engine takes: one of its architecture, else one that no other engine is there for.
+
+    Args:
+        waiting: what each order needs, the oldest first.
+        passed_over: how often the oldest was; after `PATIENCE` times it is taken whatever it needs.
+        mine: what this engine was started with. others: what the other ones were.
+    """
+    if passed_over >= PATIENCE:
+        return 0
+    same = next((i for i, start in enumerate(waiting) if start == mine), None)
+    fresh = next((i for i, start in enumerate(waiting) if start not in others), 0)
+    return fresh if same is None else same
+
+
+def open_pool(shape: PoolShape, told: Callable[[], None] = lambda: None) -> ActorHandle:
+    """The pool of this Ray job, with what it needs reserved; made where there is none.
+
+    Args:
+        told: called every now and then while the cluster has no room yet.
+    """
+    desk = (
+        ray.remote(Desk)
+        .options(
+            name=NAME,
+            get_if_exists=True,
+            num_cpus=0,
+            max_concurrency=1000,
+            max_restarts=-1,  # its engines go with it, and the orders that were out are brought again
+            max_task_retries=-1,
+        )
+        .remote(shape)
+    )
+    opened = desk.opened.remote()
+    while not ray.wait([opened], timeout=NOTICE)[0]:
+        told()
+    ray.get(opened)
+    return desk
+
+
+def plain(error: Exception) -> Exception:
+    """An error that any process can read."""
+    if isinstance(error, CheckpointError | StaleWeights | EngineError):
+        return type(error)(str(error))
+    return EngineError(f"{type(error).__name__}: {error}")

