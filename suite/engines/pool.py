@@ -285,11 +285,16 @@ def open_pool(shape: PoolShape, told: Callable[[], None] = lambda: None) -> Acto
         )
         .remote(shape)
     )
+    _KEPT.setdefault(ray.get_runtime_context().get_job_id(), desk)
     opened = desk.opened.remote()
     while not ray.wait([opened], timeout=NOTICE)[0]:
         told()
     ray.get(opened)
     return desk
+
+
+_KEPT: dict[str, ActorHandle] = {}
+"""The desk of this Ray job. An actor ends with the last handle of whoever made it."""
 
 
 def plain(error: Exception) -> Exception:
