@@ -7,11 +7,12 @@ a model that it already holds. Safetensors only: nothing that a checkpoint carri
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -85,6 +86,56 @@ class SavedCheckpoint(_Loadable):
         if self.dtype is None:
             return state
         return {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in state.items()}
+
+
+@dataclass(frozen=True)
+class LoraCheckpoint(_Loadable):
+    """An adapter in a folder, as peft writes it, and the model that it was made for.
+
+    `state` has the adapter merged; an engine that can may leave it beside the weights of `base`.
+    """
+
+    base: SavedCheckpoint
+    path: Path
+
+    CONFIG: ClassVar[str] = "adapter_config.json"
+    WEIGHTS: ClassVar[str] = "adapter_model.safetensors"
+
+    @property
+    def architecture(self) -> Path:  # type: ignore[override]
+        return self.base.architecture
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The adapter's settings."""
+        return json.loads((self.path / self.CONFIG).read_text())
+
+    @property
+    def plain(self) -> bool:
+        """Whether W + scale * B A is all there is to it: no other tensors replaced, no norms of its own."""
+        said = self.config
+        more = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
+        return said.get("peft_type") == "LORA" and said.get("bias", "none") == "none" and not any(map(said.get, more))
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its matrices."""
+        said = self.config
+        return max(said["r"], *said.get("rank_pattern", {}).values(), 1)
+
+    def state(self) -> State:
+        from peft import PeftModel  # seconds to import
+
+        if not (self.path / self.WEIGHTS).is_file():  # peft would take a pickle instead
+            raise CheckpointError(f"{self.path}: no {self.WEIGHTS} here. Other formats are not read")
+        with open_tensors(self.path / self.WEIGHTS):
+            pass
+        try:
+            adapted = PeftModel.from_pretrained(self.base.model(), self.path, autocast_adapter_dtype=False)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.path}: does not fit {self.base.path}: {error}") from None
+        merged = adapted.merge_and_unload()
+        return {name: tensor.detach() for name, tensor in merged.state_dict().items()}
 
 
 @dataclass(frozen=True)

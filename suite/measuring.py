@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from leaderboard.headlines import AtChance, Headlines, headlines
 from suite.anchors import found
 from suite.attacks import AttackContext
+from suite.engines import TransformersEngine
+from suite.engines.agreement import Agreement, agreement
 from suite.engines.choosing import chosen_engine
 from suite.environment import Numeric, numeric
 from suite.evaluation import Evaluator, Weights, evaluations_of
 from suite.lengths import check_lengths
 from suite.models import found_model
+from suite.placing import check_here
 from suite.publishing import Publisher
 from suite.records import ANCHORS, Row, Scorer, answers
 from suite.settings import SpecError
@@ -61,6 +64,7 @@ def measure_checkpoint(
         TaskError: the task's data is missing or malformed.
     """
     runtime = runtime or RuntimeSpec()
+    check_here(measure, runtime)
     whole = with_extras(task_name, measure)
     task = as_asked(whole, measure)
     attacks = {split: measure.attacks_for(task_name, split) for split in measure.splits}
@@ -114,3 +118,25 @@ def measure_checkpoint(
         forgotten = AtChance.beside(before) if task.anchored is Zero.CHANCE else after
         headlines_of[str(split)] = headlines(mine, before, forgotten, [one.name for one in of_split])
     return Measured(of[SUBJECT], headlines_of)
+
+
+def cross_check(
+    checkpoint: str, task_name: str, model: ModelSpec, measure: MeasureSpec, runtime: RuntimeSpec
+) -> list[Agreement]:
+    """How the transformers engine and vLLM agree on a checkpoint's answers, all of vLLM's its own.
+
+    Raises:
+        SpecError, TaskError: as `measure_checkpoint`; vLLM cannot be used here.
+        CheckpointError, EngineError: the checkpoint cannot be asked.
+    """
+    from suite.engines.vllm_engine import VllmEngine
+
+    check_here(measure, runtime)
+    task = as_asked(with_extras(task_name, measure), measure)
+    found = found_model(model, checkpoint, "checkpoint")
+    probes = [probe for split in measure.splits for probe in task.probes_of(split)]
+    check_lengths(replace(task, forget={}, retain=()), found.encoder, found.context, probes)
+    with numeric(runtime) as device:
+        one = TransformersEngine(found.encoder, dtype=model.dtype, device=device, batch_tokens=measure.batch_tokens)
+        other = VllmEngine(measure, found.encoder, dtype=model.dtype, device=device, scored_by="vllm")
+        return agreement(found.checkpoint, probes, found.encoder, one, other)

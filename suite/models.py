@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from suite.checkpoints import SavedCheckpoint, context_of
+from suite.checkpoints import LoraCheckpoint, SavedCheckpoint, context_of
 from suite.settings import SpecError
 from suite.spec import ModelSpec, TinyModel
 from suite.stages import StageStore
@@ -34,14 +35,14 @@ class BaseModel:
         identity: what it is, for stage keys: the settings it is made from, a hub commit, or a digest of its files.
     """
 
-    checkpoint: SavedCheckpoint
+    checkpoint: SavedCheckpoint | LoraCheckpoint
     encoder: Encoder
     identity: Mapping[str, Any]
 
     @cached_property
     def context(self) -> int | None:
         """Longest text that the model reads, in tokens; None where it sets no limit."""
-        return context_of(self.checkpoint.path)
+        return context_of(self.checkpoint.architecture)
 
     def block(self, task: Task) -> int | None:
         """Tokens of a block of running text: the task's, or as many as the model reads."""
@@ -76,6 +77,8 @@ def found_model(spec: ModelSpec, name: str, key: str = "model.name") -> BaseMode
     Raises:
         SpecError: no such model, or one that cannot be used, saying why.
     """
+    if (adapter := _adapter(name)) is not None:
+        return _adapted(spec, adapter, key)
     folder, identity = _find(name, key)
     return _read_model(spec, folder, {**identity, "dtype": spec.dtype})
 
@@ -85,6 +88,27 @@ def _read_model(spec: ModelSpec, folder: Path, identity: Mapping[str, Any]) -> B
     template = spec.template or _default_template(spec, tokenizer)
     checkpoint = SavedCheckpoint(folder, getattr(torch, spec.dtype))
     return BaseModel(checkpoint, Encoder(tokenizer, template), {**identity, "template": str(template)})
+
+
+def _adapter(name: str) -> Path | None:
+    """The folder, if a name is that of an adapter's."""
+    path = Path(name).expanduser()
+    return path.resolve() if (path / LoraCheckpoint.CONFIG).is_file() else None
+
+
+def _adapted(spec: ModelSpec, path: Path, key: str) -> BaseModel:
+    """A model with an adapter, which says itself what it belongs to."""
+    named = json.loads((path / LoraCheckpoint.CONFIG).read_text()).get("base_model_name_or_path")
+    if not named:
+        raise SpecError(f"{key}: {path}/{LoraCheckpoint.CONFIG} names no base_model_name_or_path")
+    base = found_model(spec, named, f"{key}: {path.name}: base_model_name_or_path")
+    if not isinstance(base.checkpoint, SavedCheckpoint):
+        raise SpecError(f"{key}: {path} is an adapter of an adapter. Merge the first one")
+    return replace(
+        base,
+        checkpoint=LoraCheckpoint(base.checkpoint, path),
+        identity={**base.identity, "adapter": _fingerprint(path)},
+    )
 
 
 def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name") -> tuple[Encoder, int | None]:
@@ -99,6 +123,8 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
     if name == "tiny":
         tokenizer = train_tokenizer(task, spec.tiny)
         return Encoder(tokenizer, spec.template or Template.BARE), spec.tiny.context
+    if (adapter := _adapter(name)) is not None:
+        return read_encoder(spec, task, str(_adapted(spec, adapter, key).checkpoint.architecture), key)
     folder = _place(name, key, weights=False)
     tokenizer = load_tokenizer(folder)
     return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)

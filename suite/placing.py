@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
-from suite.engines.vllm_build import installed
+from suite.engines.vllm_build import installed, usable
 from suite.settings import SpecError
 from suite.spec import MeasureSpec, RuntimeSpec
 
@@ -87,6 +88,27 @@ def places(room: Room, measure: MeasureSpec, runtime: RuntimeSpec) -> Places:
         f"{_needs(shape.engines * shape.gpus, shape.engines * shape.cpus)}, and there are {room}. Take fewer "
         "measure.vllm.engines, runtime.device=cpu, or measure.engine=transformers"
     )
+
+
+def room_here() -> Room:
+    """What this machine has."""
+    import torch
+
+    return Room(os.cpu_count() or 1, torch.cuda.device_count())
+
+
+def check_here(measure: MeasureSpec, runtime: RuntimeSpec) -> Places:
+    """See that this machine can do what is asked, engines included.
+
+    Raises:
+        SpecError: what cannot work, and what to change.
+    """
+    here = room_here()
+    if measure.engine == "vllm":
+        usable()
+    else:  # one trial runs here, however many threads it has
+        here = replace(here, cpus=max(here.cpus, runtime.threads))
+    return places(here, measure, runtime)
 
 
 def pool_shape(measure: MeasureSpec) -> PoolShape:

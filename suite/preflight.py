@@ -15,6 +15,7 @@ from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Plan
 from suite.optimizers.base import KINDS
 from suite.oracle import Displacement, Part, Queries, Tensors
+from suite.placing import check_here
 from suite.refusals import check_refusable
 from suite.settings import SpecError
 from suite.smoothing import SMOOTHINGS
@@ -56,6 +57,7 @@ def preflight(
     """
     if here:
         choose_device(runtime)
+        check_here(measure, runtime)
     tasks: dict[str, Task] = {}
     fitting: set[tuple[Hashable, ...]] = set()
     costs = []

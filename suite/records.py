@@ -197,6 +197,7 @@ class Scorer:
             "samples": a.id,
             "engine_version": self.engine.version,
             "dtype": self.engine.dtype,
+            "batch_invariant": self.engine.batch_invariant,
             "source": self.task.source or None,
             **observed(),
         }

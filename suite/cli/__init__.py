@@ -47,12 +47,13 @@ def _exit_code(error: Exception) -> int | None:
     """The code of an error that explains itself; None for one that is our fault and keeps its traceback."""
     from leaderboard.files import BoardError
     from suite.checkpoints import CheckpointError
+    from suite.engines import EngineError
     from suite.settings import SpecError
     from suite.stages import StageError
     from tasks.task import TaskError
 
     if isinstance(error, SpecError | TaskError):
         return ASKED_WRONGLY
-    if isinstance(error, StageError | CheckpointError | BoardError):
+    if isinstance(error, StageError | CheckpointError | EngineError | BoardError):
         return FAILED
     return None

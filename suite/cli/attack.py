@@ -16,10 +16,12 @@ from suite.cli.checkpoint import (
     Limit,
     TaskName,
     TemplateName,
+    TensorParallel,
     Threads,
+    answering,
     measured,
 )
-from suite.cli.common import STORE, Json, StoreDir, console, number, print_json, table
+from suite.cli.common import STORE, EngineName, Json, StoreDir, console, number, print_json, table
 
 Attacks = Annotated[
     list[str] | None,
@@ -46,6 +48,8 @@ def attack(
     template: TemplateName = None,
     device: Device = "auto",
     threads: Threads = 1,
+    engine: EngineName = None,
+    tensor_parallel: TensorParallel = 1,
     store: StoreDir = STORE,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +60,7 @@ def attack(
         task,
         {"target": target, "retrained": retrained},
         [split],
-        {"attacks": chosen, "limit": limit},
+        {"attacks": chosen, "limit": limit, **answering(engine, tensor_parallel)},
         {"dtype": dtype, "template": template},
         {"device": device, "threads": threads},
         store,

@@ -18,7 +18,27 @@ Limit = Annotated[int | None, typer.Option(help="Questions per probe and split, 
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 TemplateName = Annotated[str | None, typer.Option(help="bare, plain or chat; the tokenizer's own by default.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+TensorParallel = Annotated[int, typer.Option(help="GPUs of one vLLM engine, for models that one does not hold.", min=1)]
 Threads = Annotated[int, typer.Option(help="CPU threads.", min=1)]
+
+
+def answering(engine: str | None, tensor_parallel: int) -> dict[str, Any]:
+    """What the command line says of the engine, as settings of `measure`."""
+    from suite.settings import SpecError
+
+    if tensor_parallel > 1 and engine != "vllm":
+        raise SpecError("--tensor-parallel: is vLLM's. Add --engine vllm")
+    said: dict[str, Any] = {"engine": engine} if engine else {}
+    return said | ({"vllm": {"tensor_parallel": tensor_parallel}} if tensor_parallel > 1 else {})
+
+
+def check_task(task: str) -> None:
+    """Raises SpecError where there is no such task."""
+    from suite.settings import SpecError, nearest
+    from tasks import TASKS
+
+    if task not in TASKS:
+        raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (see: regrade ls tasks)")
 
 
 def measured(
@@ -37,13 +57,11 @@ def measured(
         SpecError, TaskError: what was asked wrongly.
     """
     from suite.measuring import measure_checkpoint
-    from suite.settings import SpecError, nearest, parse
+    from suite.settings import parse
     from suite.spec import MeasureSpec, ModelSpec, RuntimeSpec
     from suite.store import Store
-    from tasks import TASKS
 
-    if task not in TASKS:
-        raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (see: regrade ls tasks)")
+    check_task(task)
     return measure_checkpoint(
         checkpoint,
         task,

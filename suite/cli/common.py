@@ -26,9 +26,17 @@ StoreDir = Annotated[
     Path, typer.Option("--store", envvar="REGRADE_STORE", help="Folder with the stages and the board; may be shared.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="What answers: transformers or vllm; measure.engine of the file.")
+]
 STORE = Path("store")
 
 _NUMBER = re.compile(r"(null|–|[-+±\d.,e ]*)")
+
+
+def asked_engine(engine: str | None) -> dict[str, Any]:
+    """`--engine` as settings to lay over a file."""
+    return {"measure": {"engine": engine}} if engine else {}
 
 
 def read_plan(spec: Path, overrides: Sequence[str] | None, extra: dict[str, Any] | None = None) -> Plan:

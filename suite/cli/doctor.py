@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 from suite.cli.common import STORE, Json, StoreDir, print_json, table
@@ -32,14 +31,13 @@ def _findings(store: Path) -> list[tuple[str, str, str]]:
         ("gpus", str(len(gpus)), ", ".join(gpus) or "none: trials run on the CPU"),
     ]
     notes = {
-        "transformers": "the engine of every trial",
+        "transformers": "measure.engine=transformers, the engine by default",
         "ray": "regrade sweep --runner ray",
         "optuna": "regrade sweep --search optuna",
         "datasets": "tasks from the hub or from a mirror",
     }
     rows += [(name, _version(name), note) for name, note in notes.items()]
-    vllm = _version("vllm")
-    rows.append(("vllm", vllm, "" if find_spec("vllm") else "not installed; the transformers engine answers"))
+    rows.append(_vllm())
     data = os.environ.get("REGRADE_DATA")
     there = "there" if data and Path(data).is_dir() else "no such folder"
     rows.append(("REGRADE_DATA", data or "unset", there if data else "data sets come from the hub"))
@@ -49,6 +47,17 @@ def _findings(store: Path) -> list[tuple[str, str, str]]:
     if store.is_dir():
         rows += _store_findings(store)
     return rows
+
+
+def _vllm() -> tuple[str, str, str]:
+    """Whether vLLM can answer here, and if not, why."""
+    from suite.engines.vllm_build import HOW, build
+
+    found = build()
+    if found is None:
+        return "vllm", "–", f"not installed; the transformers engine answers. {HOW}"
+    said = found.unfit or f"measure.engine=vllm, on {'GPUs' if found.gpu else 'CPUs'}"
+    return "vllm", f"{found.version} ({found.package})", f"cannot be used: {said}" if found.unfit else said
 
 
 def _store_findings(store: Path) -> list[tuple[str, str, str]]:

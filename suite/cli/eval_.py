@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,10 +16,13 @@ from suite.cli.checkpoint import (
     Limit,
     TaskName,
     TemplateName,
+    TensorParallel,
     Threads,
+    answering,
+    check_task,
     measured,
 )
-from suite.cli.common import STORE, Json, StoreDir, console, number, print_json, table
+from suite.cli.common import STORE, EngineName, Json, StoreDir, console, number, print_json, table
 
 
 def eval_(
@@ -33,6 +37,11 @@ def eval_(
     template: TemplateName = None,
     device: Device = "auto",
     threads: Threads = 1,
+    engine: EngineName = None,
+    tensor_parallel: TensorParallel = 1,
+    cross_check: Annotated[
+        bool, typer.Option("--cross-check", help="Ask both engines, and print how they agree instead of the numbers.")
+    ] = False,
     store: StoreDir = STORE,
     as_json: Json = False,
 ) -> None:
@@ -43,12 +52,19 @@ def eval_(
 
     if split not in (*Split, BOTH_SPLITS):
         raise SpecError(f"--split {split}: unknown (allowed: {', '.join((*Split, BOTH_SPLITS))})")
+    splits = list(Split) if split == BOTH_SPLITS else [split]
+    if cross_check:
+        _cross_checked(
+            *(checkpoint, task, {"splits": splits, "limit": limit or SAMPLED, "also": also or ()}),
+            *({"dtype": dtype, "template": template}, {"device": device, "threads": threads}, tensor_parallel, as_json),
+        )
+        return
     found = measured(
         checkpoint,
         task,
         {"target": target, "retrained": retrained},
-        list(Split) if split == BOTH_SPLITS else [split],
-        {"attacks": (), "limit": limit, "also": also or ()},
+        splits,
+        {"attacks": (), "limit": limit, "also": also or (), **answering(engine, tensor_parallel)},
         {"dtype": dtype, "template": template},
         {"device": device, "threads": threads},
         store,
@@ -68,3 +84,47 @@ def eval_(
     for row in shown:
         if row["reason"]:
             console().print(f"{row['probe']} {row['metric']}: {row['reason']}", style="dim", soft_wrap=True)
+
+
+SAMPLED = 8
+"""Questions per probe of a cross-check, unless --limit says otherwise."""
+
+
+def _cross_checked(
+    checkpoint: str,
+    task: str,
+    measure: dict[str, Any],
+    model: dict[str, Any],
+    runtime: dict[str, Any],
+    tensor_parallel: int,
+    as_json: bool,
+) -> None:
+    """Print how the transformers engine and vLLM agree on a checkpoint."""
+    from suite.measuring import cross_check
+    from suite.settings import parse
+    from suite.spec import MeasureSpec, ModelSpec, RuntimeSpec
+
+    check_task(task)
+    found = cross_check(
+        checkpoint,
+        task,
+        parse(ModelSpec, {"name": checkpoint, **model}, "--"),
+        parse(MeasureSpec, {**measure, **answering("vllm", tensor_parallel)}, "--"),
+        parse(RuntimeSpec, runtime, "--"),
+    )
+    if as_json:
+        print_json([{**asdict(one), "parted": one.parted} for one in found])
+    else:
+        table(
+            f"{Path(checkpoint).name} on {task}: transformers and vLLM, {model['dtype']}",
+            ["probe", "kind", "texts", "same", "parted at a tie", "parted", "largest difference of log p"],
+            [
+                [
+                    *(one.probe, str(one.kind), str(one.n), str(one.same), str(one.ties), str(one.parted)),
+                    "–" if one.worst is None else f"{one.worst:.1e}",
+                ]
+                for one in found
+            ],
+        )
+    if any(one.parted for one in found):
+        raise typer.Exit(1)

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from suite.cli.common import STORE, Json, Overrides, Progress, Spec, StoreDir, console, print_json, read_plan
+from suite.cli.common import (
+    STORE,
+    EngineName,
+    Json,
+    Overrides,
+    Progress,
+    Spec,
+    StoreDir,
+    asked_engine,
+    console,
+    print_json,
+    read_plan,
+)
 
 
-def run(spec: Spec, overrides: Overrides = None, store: StoreDir = STORE, as_json: Json = False) -> None:
+def run(
+    spec: Spec,
+    overrides: Overrides = None,
+    engine: EngineName = None,
+    store: StoreDir = STORE,
+    as_json: Json = False,
+) -> None:
     """Run one trial: train the anchors, unlearn, attack, evaluate, and put the rows on the board."""
     import typer
 
@@ -14,7 +32,7 @@ def run(spec: Spec, overrides: Overrides = None, store: StoreDir = STORE, as_jso
     from suite.settings import SpecError
     from suite.store import Store
 
-    plan = read_plan(spec, overrides)
+    plan = read_plan(spec, overrides, asked_engine(engine))
     trials = [] if plan.search.space else plan.trials()
     if len(trials) != 1:
         raise SpecError(f"{spec}: describes a search, not one trial. Use regrade sweep {spec}")

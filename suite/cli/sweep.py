@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from suite.cli.common import STORE, Json, Overrides, Progress, Spec, StoreDir, console, print_json, read_plan
+from suite.cli.common import (
+    STORE,
+    EngineName,
+    Json,
+    Overrides,
+    Progress,
+    Spec,
+    StoreDir,
+    asked_engine,
+    console,
+    print_json,
+    read_plan,
+)
 
 if TYPE_CHECKING:
     from suite.space import Plan
@@ -37,6 +49,7 @@ def sweep(
         str | None, typer.Option(envvar="RAY_ADDRESS", help="Ray cluster; auto finds a running one.")
     ] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trials at a time on Ray.", min=1)] = None,
+    engine: EngineName = None,
     store: StoreDir = STORE,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +58,7 @@ def sweep(
     from suite.settings import SpecError
     from suite.store import Store
 
-    plan = read_plan(spec, overrides, _said(grid, trials, search))
+    plan = read_plan(spec, overrides, {**_said(grid, trials, search), **asked_engine(engine)})
     if search is Search.OPTUNA and not plan.search.space:
         raise SpecError(f"--search optuna: {spec} has no search.space to search")
     if search is Search.GRID and plan.search.space:

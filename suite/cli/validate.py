@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from suite.cli.common import Json, Overrides, Spec, console, print_json, read_plan, table
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from suite.cli.common import EngineName, Json, Overrides, Spec, asked_engine, console, print_json, read_plan, table
+
+if TYPE_CHECKING:
+    from suite.placing import Places, Room
+    from suite.space import Plan
 
 
-def validate(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Check a spec and show its trials and their cost. Computes nothing."""
+def validate(
+    spec: Spec,
+    overrides: Overrides = None,
+    engine: EngineName = None,
+    address: Annotated[
+        str | None, typer.Option(help="Check against the Ray cluster there, instead of this machine.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a spec and show its trials, their cost, and what fits at a time. Computes nothing."""
     from suite.preflight import preflight
     from suite.runners.base import label
     from suite.runners.search import some_trial
 
-    plan = read_plan(spec, overrides)
+    plan = read_plan(spec, overrides, asked_engine(engine))
     search = bool(plan.search.space)
     trials = [some_trial(plan)] if search else plan.trials()
-    checked = preflight(trials, plan.measure, plan.runtime)
+    checked = preflight(trials, plan.measure, plan.runtime, here=not address)
+    there, room = _places(plan, address)
     if as_json:
         listed = [{"trial": s.id, "label": label(s), "spec": s.canonical, "cost": c.as_dict()} for s, c in checked]
-        print_json({"valid": True, "search": plan.search.changed() if search else None, "trials": listed})
+        search = plan.search.changed() if search else None
+        print_json({"valid": True, "search": search, "trials": listed, "places": asdict(there)})
         return
     rows = [
         [
@@ -37,3 +56,32 @@ def validate(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> 
         keys = ", ".join(plan.search.space)
         console().print(f"An Optuna search of {plan.search.trials} trials over {keys}; the one above is an example.")
     console().print("Evaluations count the anchors', which all trials share.")
+    console().print(_said(there, room, address), soft_wrap=True)
+
+
+def _places(plan: Plan, address: str | None) -> tuple[Places, Room]:
+    """How trials and engines are laid out, and on what."""
+    from suite.placing import check_here, places, room_here
+
+    if not address:
+        return check_here(plan.measure, plan.runtime), room_here()
+    import ray
+
+    from suite.cluster import connect, room
+
+    connect(address)
+    try:
+        found = room(address)
+        return places(found, plan.measure, plan.runtime), found
+    finally:
+        ray.shutdown()
+
+
+def _said(there: Places, room: Room, address: str | None) -> str:
+    where = f"The cluster at {address}" if address else "This machine"
+    said = f"{where} has {room}: {there.trials} trial{'s' if there.trials > 1 else ''} at a time"
+    if not there.pool.engines:
+        return f"{said}."
+    each = f"{there.pool.gpus:g} GPUs" if there.pool.gpus else f"{there.pool.cpus} CPUs"
+    taken = "in turn with the trial on one GPU" if there.pool.shared else f"{each} each"
+    return f"{said}, and {there.pool.engines} vLLM engine{'s' if there.pool.engines > 1 else ''}, {taken}."

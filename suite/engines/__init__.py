@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from suite.engines.base import Engine, Evaluation, Job, ask
+from suite.engines.base import Engine, EngineError, Evaluation, Job, ask
 from suite.engines.transformers_engine import TransformersEngine
 
-__all__ = ["Engine", "Evaluation", "Job", "TransformersEngine", "ask"]
+__all__ = ["Engine", "EngineError", "Evaluation", "Job", "TransformersEngine", "ask"]

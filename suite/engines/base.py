@@ -10,6 +10,10 @@ from suite.checkpoints import Checkpoint
 from tasks.task import Probe, Sample
 
 
+class EngineError(RuntimeError):
+    """An engine could not be started, could not answer, or was lost again and again over the same question."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A checkpoint and what it is asked. `key` names the job in its evaluation."""

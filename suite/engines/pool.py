@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from suite.checkpoints import CheckpointError
+from suite.engines.base import EngineError
 from suite.engines.scores import Score
 from suite.engines.vllm_model import Ask, StaleWeights, Start, VllmModel, environment
 from suite.engines.weights import Weights
@@ -44,16 +46,11 @@ ROOM = 64
 PATIENCE = 16
 """Times that an order may be passed over in favour of an architecture that is already there."""
 
-
 PAUSE = 2.0
 """Seconds before another engine is started: the memory of the one before may not be free yet."""
 
 NOTICE = 20.0
 """Seconds of waiting for room on the cluster before it is said, and said again."""
-
-
-class EngineError(RuntimeError):
-    """An engine could not be started, could not answer, or was lost again and again over the same order."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,13 @@ class Order:
 
     Attributes:
         weights: files, or a reference to bytes in Ray's object store, in a list so that only the engine fetches them.
+        adapter: folder of a LoRA adapter that is to lie beside them.
     """
 
     weights: Weights | list[Any]
     asks: tuple[Ask, ...]
     texts: tuple[Encoded, ...] = ()
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,7 @@ class EngineProcess:
         try:
             loading = 0.0 if weights == self._loaded else self._model.load(weights)
             self._loaded = None if self._sleeps else weights
+            self._model.adapt(order.adapter)
             begun = time.perf_counter()
             new, scores = self._model.continued(order.asks), self._model.scored(order.texts)
             answering = time.perf_counter() - begun

@@ -68,9 +68,7 @@ class TransformersEngine:
                 questions = self._questions.of(job.probes)
                 with self._holding(job.checkpoint) as model:
                     scores, norms = self._likelihoods(model, questions)
-                    new = continued(
-                        *(model, questions.requests), eos=self.encoder.eos, decoding=self._decoding, **self._limits
-                    )
+                    new = self._continuations(model, questions)
                 evaluation = Evaluation(job.key, questions.samples(scores, norms, new))
             except Exception as error:
                 evaluation = Evaluation(job.key, {}, error.with_traceback(None))
@@ -86,6 +84,19 @@ class TransformersEngine:
             return [], []
         with self._holding(checkpoint) as model:
             return self._likelihoods(model, questions)
+
+    def continuations(self, checkpoint: Checkpoint, questions: Questions) -> list[list[int]]:
+        """The other part: what follows the prompts.
+
+        Raises:
+            CheckpointError, ...: whatever keeps the checkpoint from being asked.
+        """
+        with self._holding(checkpoint) as model:
+            return self._continuations(model, questions)
+
+    def _continuations(self, model: PreTrainedModel, questions: Questions) -> list[list[int]]:
+        eos = self.encoder.eos
+        return continued(model, questions.requests, eos=eos, decoding=self._decoding, **self._limits)
 
     def _likelihoods(self, model: PreTrainedModel, questions: Questions) -> tuple[list[Score], list[float]]:
         scores = scored(model, questions.asked, packing=self._packing, **self._limits)

@@ -7,27 +7,34 @@ texts. A few jobs are under way at a time, so that an attack is carried out whil
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, TypeGuard
 
 import ray
 import torch
 from ray.actor import ActorHandle
 
-from suite.checkpoints import Checkpoint, Layout, SavedCheckpoint, TensorCheckpoint, context_of, skeleton
+from suite.checkpoints import (
+    Checkpoint,
+    Layout,
+    LoraCheckpoint,
+    SavedCheckpoint,
+    TensorCheckpoint,
+    context_of,
+    skeleton,
+)
 from suite.cluster import connect, room
-from suite.engines.base import Evaluation, Job
-from suite.engines.pool import EngineError, Order, Reply, open_pool
+from suite.engines.base import EngineError, Evaluation, Job
+from suite.engines.pool import Order, Reply, open_pool
 from suite.engines.questions import QuestionBook, Questions
 from suite.engines.scores import Score
 from suite.engines.transformers_engine import TransformersEngine
-from suite.engines.vllm_build import installed, usable
+from suite.engines.vllm_build import installed
 from suite.engines.vllm_model import Ask, Start
 from suite.engines.weights import HeldWeights, weights_of
-from suite.placing import PoolShape, Room, places
+from suite.placing import PoolShape, check_here, places
 from suite.spec import MeasureSpec, RuntimeSpec
 from suite.text import Encoder
 
@@ -62,7 +69,7 @@ class VllmEngine:
     Args:
         encoder: text to ids and back.
         device: where this process computes likelihoods.
-        likelihoods: which engine scores texts, `transformers` or `vllm`.
+        scored_by: which engine scores texts, `transformers` or `vllm`.
     """
 
     def __init__(
@@ -72,16 +79,16 @@ class VllmEngine:
         *,
         dtype: str,
         device: torch.device,
-        likelihoods: str | None = None,
+        scored_by: str | None = None,
     ) -> None:
         self.measure, self.encoder, self.dtype, self.device = measure, encoder, dtype, device
         self.build = installed()
         asked = measure.vllm
-        self.likelihoods = likelihoods or likelihoods_by(asked.tensor_parallel)
+        self.scored_by = scored_by or likelihoods_by(asked.tensor_parallel)
         self.batch_invariant = asked.batch_invariant and self.build.gpu
         self.name = f"vllm-{dtype}{'-invariant' if self.batch_invariant else ''}"
         self._here = TransformersEngine(encoder, dtype=dtype, device=device, batch_tokens=measure.batch_tokens)
-        apart = self.likelihoods == "transformers"
+        apart = self.scored_by == "transformers"
         self.version = f"{self.build.version}{f'+transformers-{self._here.version}' if apart else ''}"
         self._questions = QuestionBook(encoder)
         self._layouts: dict[str, Layout] = {}
@@ -89,7 +96,7 @@ class VllmEngine:
 
     def identity(self) -> dict[str, Any]:
         found: dict[str, Any] = {"engine": self.name, "version": self.build.version, "revision": REVISION}
-        if self.likelihoods == "transformers":
+        if self.scored_by == "transformers":
             found["likelihoods"] = self._here.identity()
         if self.measure.vllm.tensor_parallel > 1:
             found["tensor_parallel"] = self.measure.vllm.tensor_parallel
@@ -125,14 +132,14 @@ class VllmEngine:
     def _started(self, job: Job) -> _Flight | Evaluation:
         """Send a job's part to the pool, and do the part that is done here."""
         questions = self._questions.of(job.probes)
-        here = self.likelihoods == "transformers"
+        here = self.scored_by == "transformers"
         if not here and (questions.differentiated or any(asked.vocabulary for asked in questions.asked)):
             raise EngineError("vLLM gives no gradients and no moments over the vocabulary. Use the transformers engine")
         if not questions.requests and (here or not questions.asked):
             scores, norms = self._here.likelihoods(job.checkpoint, questions)
             return Evaluation(job.key, questions.samples(scores, norms, []))
         checkpoint = job.checkpoint
-        if not isinstance(checkpoint, SavedCheckpoint):  # an edit is made once, for both
+        if not (isinstance(checkpoint, SavedCheckpoint) or _beside(checkpoint)):  # an edit is made once, for both
             checkpoint = TensorCheckpoint(checkpoint.state(), checkpoint.architecture)
         reply = self._ordered(checkpoint, questions, texts=not here)
         scores, norms = self._here.likelihoods(checkpoint, questions) if here else (None, [])
@@ -143,13 +150,15 @@ class VllmEngine:
         desk, shape = self._opened()
         if self.device.type == "cuda" and shape.shared:
             torch.cuda.empty_cache()  # what training has left belongs to the engine now
-        weights = weights_of(checkpoint, self._layout(checkpoint))
+        adapter = checkpoint if _beside(checkpoint) else None
+        weights = weights_of(adapter.base if adapter else checkpoint, self._layout(checkpoint))
         eos = self.encoder.eos
         asks = tuple(Ask(r.prompt, r.limit, (*r.stop, eos), r.draw) for r in questions.requests)
         order = Order(
             [ray.put(weights)] if isinstance(weights, HeldWeights) else weights,
             asks,
             tuple(asked.text for asked in questions.asked) if texts else (),
+            adapter.path if adapter else None,
         )
         return desk.answer.remote(self._start(checkpoint, questions.longest, shape), order)
 
@@ -158,22 +167,46 @@ class VllmEngine:
         if self._pool is None:
             runtime = RuntimeSpec(device=self.device.type)
             if ray.is_initialized():
-                where = room(None)
+                where = places(room(None), self.measure, runtime)
             else:
-                usable()
-                where = Room(os.cpu_count() or 1, torch.cuda.device_count())
-                connect(first_gpu=where.gpus < 2 or self.device.type == "cpu")
-            desk = open_pool(places(where, self.measure, runtime).pool)
+                where = check_here(self.measure, runtime)
+                connect(first_gpu=where.pool.shared or self.device.type == "cpu")
+            desk = open_pool(where.pool)
             self._pool = desk, ray.get(desk.taken.remote())
         return self._pool
+
+    def continuations(self, checkpoint: Checkpoint, questions: Questions) -> list[list[int]]:
+        """What follows the prompts, for whoever compares engines.
+
+        Raises:
+            CheckpointError, EngineError: whatever keeps the checkpoint from being asked.
+        """
+        return self._continuations(self._reply(checkpoint, questions))
+
+    def likelihoods(self, checkpoint: Checkpoint, questions: Questions) -> tuple[list[Score], list[float]]:
+        """What vLLM itself makes of the texts, for whoever compares engines.
+
+        Raises:
+            CheckpointError, EngineError: whatever keeps the checkpoint from being asked.
+        """
+        return self._reply(checkpoint, questions).scores, []
+
+    def _reply(self, checkpoint: Checkpoint, questions: Questions) -> Reply:
+        reply = ray.get(self._ordered(checkpoint, questions, texts=True))
+        if reply.error is not None:
+            raise reply.error
+        return reply
+
+    def _continuations(self, reply: Reply) -> list[list[int]]:
+        eos = self.encoder.eos
+        return [ids[:-1] if ids and ids[-1] == eos else ids for ids in reply.new]
 
     def _evaluated(self, flight: _Flight, reply: Reply) -> Evaluation:
         if reply.error is not None:
             return Evaluation(flight.job.key, {}, reply.error)
-        eos = self.encoder.eos
-        new = [ids[:-1] if ids and ids[-1] == eos else ids for ids in reply.new]
         scores = reply.scores if flight.scores is None else flight.scores
-        return Evaluation(flight.job.key, flight.questions.samples(scores, flight.norms, new))
+        samples = flight.questions.samples(scores, flight.norms, self._continuations(reply))
+        return Evaluation(flight.job.key, samples)
 
     def _start(self, checkpoint: Checkpoint, longest: int, shape: PoolShape) -> Start:
         asked, context = self.measure.vllm, context_of(checkpoint.architecture)
@@ -189,6 +222,7 @@ class VllmEngine:
             cache_gib=asked.cache_gib,
             batch_invariant=self.batch_invariant,
             sleeps=shape.shared,
+            lora_rank=next(rank for rank in LORA_RANKS if rank >= checkpoint.rank) if _beside(checkpoint) else 0,
         )
 
     def _layout(self, checkpoint: Checkpoint) -> Layout:
@@ -203,6 +237,15 @@ SHARED_MEMORY = 0.45
 stay where they are while the engine is awake."""
 
 ALONE_MEMORY = 0.9
+
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Sizes that vLLM has kernels for; adapters of lower rank are padded."""
+
+
+def _beside(checkpoint: Checkpoint) -> TypeGuard[LoraCheckpoint]:
+    """Whether the checkpoint is an adapter that vLLM can leave unmerged."""
+    return isinstance(checkpoint, LoraCheckpoint) and checkpoint.plain and checkpoint.rank <= LORA_RANKS[-1]
 
 
 def _config(checkpoint: Checkpoint) -> str:

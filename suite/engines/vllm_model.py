@@ -45,6 +45,7 @@ class Start:
         cache_gib: memory for keys and values on a CPU.
         batch_invariant: whether an answer is to be the same to the last bit whatever else is in the batch.
         sleeps: whether the engine leaves the GPU to others between questions.
+        lora_rank: largest rank of adapters that may lie beside the weights; 0 for none, which is faster.
     """
 
     architecture: Path = field(compare=False)
@@ -57,6 +58,7 @@ class Start:
     cache_gib: float = 1.0
     batch_invariant: bool = False
     sleeps: bool = False
+    lora_rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class VllmModel:
             if start.gpu
             else {"kv_cache_memory_bytes": int(start.cache_gib * 2**30), "enforce_eager": True, "block_size": BLOCK}
         )
+        if start.lora_rank:
+            more |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": start.lora_rank}
         self._llm = LLM(
             model=str(start.architecture),
             dtype=start.dtype,
@@ -120,6 +124,7 @@ class VllmModel:
             **more,
         )
         self._asleep = False
+        self._adapters: list[Any] = []
 
     def load(self, weights: Weights) -> float:
         """Compute with these weights from now on. Seconds that it took.
@@ -147,6 +152,12 @@ class VllmModel:
         if not self._llm.reset_prefix_cache():
             raise StaleWeights("vLLM kept what it had cached of the weights before")
         return time.perf_counter() - begun
+
+    def adapt(self, adapter: Path | None) -> None:
+        """Put an adapter beside the weights, or none, for all questions from now on. peft's files are read."""
+        from vllm.lora.request import LoRARequest
+
+        self._adapters.append(adapter and LoRARequest(str(adapter), len(self._adapters) + 1, str(adapter)))
 
     def sleep(self) -> None:
         """Leave the GPU to others. Weights have to be loaded before the next question."""
@@ -182,7 +193,10 @@ class VllmModel:
         if not prompts:
             return []
         return self._llm.generate(
-            [{"prompt_token_ids": list(prompt)} for prompt in prompts], list(params), use_tqdm=False
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            list(params),
+            use_tqdm=False,
+            lora_request=self._adapters[-1] if self._adapters else None,
         )
 
 
