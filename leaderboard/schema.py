@@ -160,6 +160,9 @@ MEASUREMENTS = _table(
     _column("samples", _STRING, _R, "id of the evaluation whose samples were scored; of both for split all"),
     _column("engine_version", _STRING, _R, "version of the engine"),
     _column("dtype", _STRING, _R, "dtype that the engine computed in"),
+    _column(
+        "batch_invariant", _BOOL, _R, "whether an answer is the same to the last bit whatever else is in the batch"
+    ),
     _column("source", _STRING, _O, "where the rows behind the task were read: hub data set and revision, or mirror"),
     _column("code", _STRING, _O, "digest of the suite's source"),
     _column("host", _STRING, _O, "machine that wrote the row"),

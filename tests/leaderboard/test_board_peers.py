@@ -16,7 +16,7 @@ from scipy.stats import hmean, ks_2samp
 from leaderboard.peers.line import Verdict
 from leaderboard.peers.logs import Log
 from leaderboard.peers.open_unlearning import Imported, read
-from leaderboard.peers.rows import add
+from leaderboard.peers.rows import PEER, add
 from leaderboard.ranking import rank
 from leaderboard.store import Board
 from tasks.scoring import score
@@ -406,7 +406,10 @@ def test_imported_rows_are_never_ranked(pair, tmp_path):
     board = Board(tmp_path / "board")
     add(board, read(*map(Log.read, pair)))
     assert rank(board, TASK.name).entries == ()
-    assert {row["headline"] for row in board.read("measurements").to_pylist()} == {None}
+    found = board.read("measurements").to_pylist()
+    assert {row["headline"] for row in found} == {None}
+    # What a log does not tell of the engine is unknown, and not `False`.
+    assert {(row["engine"], row["engine_version"], row["batch_invariant"]) for row in found} == {(PEER, None, None)}
 
 
 def regrade(capsys, monkeypatch, *words: object) -> tuple[int, str, str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pyarrow as pa
 import pytest
 from board_rows import measurement_row, trial_row
 
 from leaderboard import schema
 from leaderboard.schema import Role
+from suite.records import Scorer
 
 TABLES = sorted(schema.TABLES)
 
@@ -60,3 +63,12 @@ def test_a_row_without_its_key_is_refused(absent: dict[str, None]):
 def test_a_value_of_another_type_is_refused():
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
         schema.to_arrow("trials", [trial_row("a", steps="many")])
+
+
+@pytest.mark.parametrize("batch_invariant", [True, False])
+def test_a_measurement_says_of_its_engine_whether_it_is_batch_invariant(batch_invariant: bool):
+    task = SimpleNamespace(name="pocket", version=1, data="data", source="")
+    engine = SimpleNamespace(name="vllm-float32", version="1", dtype="float32", batch_invariant=batch_invariant)
+    row = Scorer(task, engine).mixing_row("t", "uwc[floor=0.9]", SimpleNamespace(share=0.5, reason=None))
+    [found] = schema.to_arrow("measurements", [row]).to_pylist()
+    assert (found["engine"], found["batch_invariant"]) == ("vllm-float32", batch_invariant)

@@ -218,6 +218,18 @@ def test_columns_that_an_old_file_lacks_are_null(board: Board):
     assert found == {"old": None, "new": 10_000}
 
 
+def test_a_board_from_before_a_column_of_measurements_is_read_beside_a_later_one(board: Board):
+    rows = [measurement_row(name, "unlearned", 0.5) for name in ("old", "new")]
+    old = schema.to_arrow("measurements", rows[:1]).drop(["batch_invariant"])
+    (board.path / "measurements").mkdir(parents=True)
+    pq.write_table(old, board.path / "measurements" / "old.parquet")
+    assert board.read("measurements")["batch_invariant"].to_pylist() == [None]
+    board.append("measurements", [rows[1] | {"batch_invariant": False}])
+    assert not board.broken()
+    found = {row["trial"]: row["batch_invariant"] for row in board.read("measurements").to_pylist()}
+    assert found == {"old": None, "new": False}
+
+
 def _cut_short(content: bytes) -> bytes:
     return content[:-40]
 
