@@ -20,6 +20,8 @@ FORGOT = 0.5
 """Forgetting below which robustness says little: what was not forgotten cannot come back."""
 NOTED = (Status.FAILED, Status.UNCHANGED)
 """Statuses that are told beside an entry and do not cost it its rank."""
+_OF_ROW = ("trial", "seed", "status", "reason")
+"""What a seed says of itself; its engine is in no row of the table `trials`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,17 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """One trial of an entry."""
+    """One trial of an entry.
+
+    Attributes:
+        engine: whose numbers of it are taken; null where nothing measured it.
+    """
 
     trial: str
     seed: int | None
     status: str
     reason: str | None
+    engine: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +121,11 @@ class Entry(Numbers):
     below_floor: bool = False
     pareto: bool = False
 
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines that its numbers come from: one, unless seeds were measured by different ones."""
+        return tuple(sorted({seed.engine for seed in self.seeds if seed.engine and seed.status != Status.FAILED}))
+
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
@@ -125,9 +137,10 @@ class Mixed:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A row of the table `trials` with its headlines."""
+    """A row of the table `trials` with its headlines, all of them by one engine; null where nothing measured it."""
 
     row: Mapping[str, Any]
+    engine: str | None
     headlines: Headlines
     mixed: Mixed | None = None
 
@@ -156,9 +169,12 @@ def combined(label: str, trials: Sequence[Trial], floor: float | None = None) ->
         **numbers,
         matched=_matched(counted, floor, trials[0].headlines.recovery, ended) if floor is not None else None,
         cost=Cost(**{name: plain_mean([trial.row[name] for trial in counted]) for name in Cost.__slots__}),
-        seeds=tuple(Seed(*(trial.row[name] for name in Seed.__slots__)) for trial in trials),
+        seeds=tuple(Seed(*(trial.row[name] for name in _OF_ROW), trial.engine) for trial in trials),
         statuses=dict(sorted(Counter(trial.row["status"] for trial in trials).items())),
-        notes=tuple(_said(trial, len(trials)) for trial in trials if trial.row["status"] in NOTED),
+        notes=(
+            *(_said(trial, len(trials)) for trial in trials if trial.row["status"] in NOTED),
+            *_measured_apart(counted),
+        ),
         reason=ended or numbers["score"].reason,
         did_not_forget=little_forgotten(numbers["forgetting"]),
     )
@@ -234,6 +250,18 @@ def _said(trial: Trial, of: int) -> str:
     """What happened to a trial: `seed 2 diverged: the loss is not finite`."""
     who = "" if of == 1 else f"{_name(trial)} "
     return f"{who}{trial.row['status']}: {trial.row['reason'] or 'no reason was given'}"
+
+
+def _measured_apart(trials: Sequence[Trial]) -> list[str]:
+    """Who measured which seed, where it was not one engine: then the seeds differ by the engines too."""
+    seeds: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.engine:
+            seeds.setdefault(trial.engine, []).append(str(trial.row["seed"]))
+    if len(seeds) < 2:
+        return []
+    told = (f"{', '.join(seeds[engine])} by {engine}" for engine in sorted(seeds))
+    return [f"seeds were measured by different engines: {'; '.join(told)}"]
 
 
 def _name(trial: Trial) -> str:

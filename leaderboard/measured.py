@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -47,8 +47,7 @@ class Measured:
     def read(cls, source: Source, task: str, split: str) -> Self:
         answers: defaultdict[tuple[str | None, str, str, str | None], Rows] = defaultdict(list)
         engines: defaultdict[str, set[str]] = defaultdict(set)
-        scope = {"task": task, "split": str(split), "headline": ["knowledge", "utility"]}
-        for row in rows(source, "measurements", scope, _COLUMNS):
+        for row in rows(source, "measurements", _headline_rows(task, split), _COLUMNS):
             answers[row["trial"], row["subject"], row["matching"], row["engine"]].append(row)
             engines[row["trial"]].add(row["engine"])
         mixing = rows(source, "measurements", {"task": task, "probe": PROBE, "metric": METRIC}, _COLUMNS)
@@ -62,20 +61,45 @@ class Measured:
             self._models[key] = Answers.of(subject, self._answers.get(key, ()))
         return self._models[key]
 
-    def floor(self, trials: Iterable[Row], engine: str | None, wanted: float) -> float | None:
-        """The floor of the mixtures to compare (see `leaderboard.matching.chosen`)."""
-        ours = {row["trial"] for row in trials}
-        names = {name for trial, _, name, of in (*self._answers, *self._mixtures()) if trial in ours and of == engine}
+    def taken(self, trials: Sequence[Row], engines: Collection[str]) -> dict[str, str | None]:
+        """By trial the engine whose numbers are taken, one of these; null where there is none to take.
+
+        Of those that measured a trial it is the one that measured most of its entry's seeds, so that a mean over seeds
+        is about one engine wherever it can be; then the one that measured most trials; then the first by name. It does
+        not depend on any number. A trial that none measured is looked for where its entry's seeds are.
+        """
+        asked = {row["trial"]: self.engines.get(row["trial"], set()) & set(engines) for row in trials}
+        of_entry = Counter((row["entry"], engine) for row in trials for engine in asked[row["trial"]])
+        of_all = Counter(engine for row in trials for engine in asked[row["trial"]])
+
+        def most(row: Row) -> str | None:
+            order = {
+                engine: (-of_entry[row["entry"], engine], -of_all[engine], engine)
+                for engine in asked[row["trial"]] or engines
+            }
+            return min(order, key=order.__getitem__, default=None)
+
+        return {row["trial"]: most(row) for row in trials}
+
+    def floor(self, taken: Mapping[str, str | None], wanted: float) -> float | None:
+        """The floor of the mixtures to compare (see `leaderboard.matching.chosen`).
+
+        Args:
+            taken: by trial the engine whose numbers are taken.
+        """
+        ours = set(taken.items())
+        names = {name for trial, _, name, engine in (*self._answers, *self._mixtures()) if (trial, engine) in ours}
         return chosen((floor for name in names if (floor := floor_of(name)) is not None), wanted)
 
     def trial(self, row: Row, engine: str | None, attacks: Sequence[str], floor: float | None) -> Trial:
-        """A trial's headlines, from its own answers and those of its anchors.
+        """A trial's headlines, from its own answers to an engine and those of its anchors to the same one.
 
         Args:
             floor: of its mixture; None for no mixture.
         """
         mixed = self._mixed(row, engine, attacks, matching(floor)) if floor is not None else None
-        return Trial(row, self._headlines(row, engine, attacks, RAW), mixed)
+        measured = engine if engine in self.engines.get(row["trial"], ()) else None
+        return Trial(row, measured, self._headlines(row, engine, attacks, RAW), mixed)
 
     def _headlines(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> Headlines:
         target, retrained = (self.model(row["anchors"], anchor, engine) for anchor in ("target", "retrained"))
@@ -94,6 +118,17 @@ class Measured:
 
     def _mixtures(self) -> Iterable[tuple[str, str, str, str | None]]:
         return ((trial, UNLEARNED, name, engine) for trial, name, engine in self._weights)
+
+
+def engines_of(source: Source, task: str, split: str) -> set[str]:
+    """The engines that measured trials of a task, each of which the task can be ranked by."""
+    trials = {row["trial"] for row in rows(source, "trials", {"task": task}, ("trial",))}
+    measured = rows(source, "measurements", _headline_rows(task, split), ("trial", "engine"))
+    return {row["engine"] for row in measured if row["trial"] in trials}
+
+
+def _headline_rows(task: str, split: str) -> Row:
+    return {"task": task, "split": str(split), "headline": ["knowledge", "utility"]}
 
 
 def rows(source: Source, table: str, where: Row, names: Sequence[str] = ()) -> Rows:

@@ -3,7 +3,7 @@
 Entries that keep utility U >= floor come first, in order of the score; then those below the floor; then those without
 a score, each with its reason. By numbers at matched utility all keep it, and the score alone decides. Only trials with
 the same anchors, task version, data and engine are ranked together: numbers on other scales are listed as left out,
-never mixed in.
+never mixed in. Engines may be mixed by whoever asks for it; then too a trial and its anchors are of one engine each.
 """
 
 from __future__ import annotations
@@ -34,13 +34,22 @@ FLOOR = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What trials must have in common to be ranked together; `trials` is how many have it."""
+    """What trials must have in common to be ranked together.
+
+    Attributes:
+        engines: that measured them: one, or several where they are mixed; none where nothing was measured.
+        trials: how many have this in common.
+    """
 
     anchor_ids: str | None
-    engine: str | None
+    engines: tuple[str, ...]
     task_version: int | None
     data: str | None
     trials: int = field(default=0, compare=False)
+
+    def beside(self, other: Group) -> bool:
+        """Whether the engine is all that keeps two groups apart."""
+        return self != other and replace(self, engines=()) == replace(other, engines=())
 
     @property
     def at_chance(self) -> bool:
@@ -57,6 +66,7 @@ class Ranking:
         attack_labels: a short name for each of them.
         group: what the ranked trials have in common; null when the task has no trial.
         left_out: groups that are not ranked here.
+        left_out_by_engine: by engine the trials that are left out for no other reason than that it measured them.
         unmeasured: entries of the group that finished and were not measured on this split, as most of a search is.
         retrained_utility: U of the retrained model; null where it was not measured.
         matched: whether ranks, Pareto front and reasons are about the numbers at matched utility.
@@ -72,11 +82,17 @@ class Ranking:
     group: Group | None
     entries: tuple[Entry, ...]
     left_out: tuple[Group, ...] = ()
+    left_out_by_engine: Mapping[str, int] = field(default_factory=dict)
     unmeasured: int = 0
     retrained_utility: float | None = None
     matched: bool = False
     matched_floor: float | None = None
     schema_version: int = schema.VERSION
+
+    @property
+    def mixes_engines(self) -> bool:
+        """Whether its entries were measured by different engines."""
+        return self.group is not None and len(self.group.engines) > 1
 
     def shown(self, entry: Entry) -> Numbers | None:
         """The numbers of an entry that this ranking is about; None where it has none at matched utility."""
@@ -96,6 +112,7 @@ def rank(
     floor: float = FLOOR,
     engine: str | None = None,
     anchor_ids: str | None = None,
+    mix_engines: bool = False,
     matched: bool = False,
 ) -> Ranking:
     """Ranks the entries of a task.
@@ -105,37 +122,45 @@ def rank(
         attack_set: name of an official attack set of the task; by default the newest.
         floor: utility that an entry has to keep, a share of the target's.
         engine, anchor_ids: the group to rank; by default the one with the most trials.
+        mix_engines: rank trials that different engines measured in one table. Of a trial that several measured, the
+            numbers of one are taken (see `Measured.taken`).
         matched: rank by the numbers of weights that were mixed back until utility reached the floor.
 
     Raises:
-        ValueError: no such task, split or attack set.
+        ValueError: no such task, split or attack set; or an engine where engines are to be mixed.
         BoardError: no trial has this engine and these anchors.
     """
+    if engine and mix_engines:
+        raise ValueError(f"either the trials of {engine} are ranked, or those of all engines")
     set_name, attacks = _official(task, Split(split), attack_set)
     trials = [row | {"entry": row["entry"] or row["trial"]} for row in rows(source, "trials", {"task": task})]
     measured = Measured.read(source, task, split)
-    groups = _groups(trials, measured.engines)
+    groups = _groups(trials, measured.engines, mix_engines=mix_engines)
     group = _chosen(groups, task, engine, anchor_ids)
     of_set = (task, split, set_name, attacks, attack_labels(attacks), floor)
     if group is None:
         return Ranking(*of_set, None, (), matched=matched)
-    matched_floor = measured.floor(groups[group], group.engine, floor)
+    taken = measured.taken(groups[group], group.engines)
+    matched_floor = measured.floor(taken, floor)
     seeds: defaultdict[str, list[Trial]] = defaultdict(list)
     for row in groups[group]:
-        seeds[row["entry"]].append(measured.trial(row, group.engine, attacks, matched_floor))
+        seeds[row["entry"]].append(measured.trial(row, taken[row["trial"]], attacks, matched_floor))
     # Once one seed is measured the others are missed, so that nobody measures the best seed alone.
-    shown = {entry: same for entry, same in seeds.items() if any(_says_something(t.row, measured) for t in same)}
+    shown = {entry: same for entry, same in seeds.items() if any(_says_something(t) for t in same)}
     named = labels(min(same, key=lambda trial: trial.row["trial"]).row for same in shown.values())
     entries = [combined(named[entry], same, matched_floor) for entry, same in shown.items()]
+    # Of the engines that measured a mixed group, some may be taken for no trial.
+    used = tuple(name for name in group.engines if any(name in entry.engines for entry in entries)) or group.engines
     utilities = [
-        kept(*(measured.model(recipe, anchor, group.engine) for anchor in ("retrained", "target"))).value
-        for recipe in {row["anchors"] for row in groups[group]}
+        kept(*(measured.model(recipe, anchor, asked) for anchor in ("retrained", "target"))).value
+        for recipe, asked in {(row["anchors"], taken[row["trial"]]) for row in groups[group]}
     ]
     return Ranking(
         *of_set,
-        replace(group, trials=len(groups[group])),
+        replace(group, trials=len(groups[group]), engines=used),
         tuple(ordered(entries, floor, matched=matched)),
         tuple(replace(other, trials=len(same)) for other, same in _by_size(groups) if other != group),
+        _left_out_by_engine(groups, group),
         len(seeds) - len(shown),
         min((utility for utility in utilities if utility is not None), default=None),
         matched,
@@ -152,31 +177,53 @@ def _official(task: str, split: Split, attack_set: str | None) -> tuple[str, tup
     return name, tuple(attack_name(settings) for settings in sets[name][split])
 
 
-def _groups(trials: Rows, engines: Mapping[str, set[str]]) -> dict[Group, Rows]:
-    """Trials by what they have in common. One that was never measured is shown in every group that it may belong to."""
+def _groups(trials: Rows, engines: Mapping[str, set[str]], *, mix_engines: bool) -> Mapping[Group, Rows]:
+    """Trials by what they have in common. One that was never measured is shown in every group that it may belong to.
+
+    Args:
+        engines: by trial those that measured it. It is in the group of each, or in the one where they are mixed.
+    """
     groups: defaultdict[Group, Rows] = defaultdict(list)
     common = ("anchor_ids", "task_version", "data")
     for row in trials:
         for engine in engines.get(row["trial"], ()):
-            groups[Group(engine=engine, **{name: row[name] for name in common})].append(row)
+            groups[Group(engines=(engine,), **{name: row[name] for name in common})].append(row)
+    if mix_engines:
+        groups = _mixed(groups)
     measured = list(groups)
     for row in trials:
         if row["trial"] not in engines:
             fitting = [group for group in measured if all(row[n] in (None, getattr(group, n)) for n in common)]
-            for group in fitting or [Group(engine=None, **{name: row[name] for name in common})]:
+            for group in fitting or [Group(engines=(), **{name: row[name] for name in common})]:
                 groups[group].append(row)
     return groups
+
+
+def _mixed(groups: Mapping[Group, Rows]) -> defaultdict[Group, Rows]:
+    """Groups that only the engine keeps apart as one, each trial once."""
+    parts: defaultdict[Group, list[Group]] = defaultdict(list)
+    for group in groups:
+        parts[replace(group, engines=())].append(group)
+    mixed: defaultdict[Group, Rows] = defaultdict(list)
+    for base, same in parts.items():
+        engines = tuple(sorted(name for group in same for name in group.engines))
+        once = {row["trial"]: row for group in same for row in groups[group]}
+        mixed[replace(base, engines=engines)] = list(once.values())
+    return mixed
 
 
 def _chosen(groups: Mapping[Group, Rows], task: str, engine: str | None, anchor_ids: str | None) -> Group | None:
     fitting = {
         group: rows
         for group, rows in groups.items()
-        if engine in (None, group.engine) and anchor_ids in (None, group.anchor_ids)
+        if engine in (None, *group.engines) and anchor_ids in (None, group.anchor_ids)
     }
     if not fitting and (engine or anchor_ids):
         wanted = f"engine {engine or 'any'}, anchors {anchor_ids or 'any'}"
-        found = "; ".join(f"engine {group.engine}, anchors {group.anchor_ids}" for group, _ in _by_size(groups))
+        found = "; ".join(
+            f"engine {' and '.join(group.engines) or 'none'}, anchors {group.anchor_ids}"
+            for group, _ in _by_size(groups)
+        )
         raise BoardError(f"{task}: no trial with {wanted}. There is: {found or 'no trial'}")
     return next((group for group, _ in _by_size(fitting)), None)
 
@@ -188,13 +235,24 @@ def _by_size(groups: Mapping[Group, Rows]) -> list[tuple[Group, Rows]]:
         key=lambda item: (
             -len(item[1]),
             -(item[0].task_version or 0),
-            *(str(part) for part in (item[0].anchor_ids, item[0].engine, item[0].data)),
+            *(str(part) for part in (item[0].anchor_ids, item[0].engines, item[0].data)),
         ),
     )
 
 
-def _says_something(trial: Mapping[str, Any], measured: Measured) -> bool:
-    return trial["trial"] in measured.engines or trial["status"] in (Status.FAILED, Status.DIVERGED)
+def _left_out_by_engine(groups: Mapping[Group, Rows], group: Group) -> dict[str, int]:
+    here = {row["trial"] for row in groups[group]}
+    found = {
+        name: sum(row["trial"] not in here for row in same)
+        for other, same in _by_size(groups)
+        if group.beside(other)
+        for name in other.engines
+    }
+    return {name: count for name, count in found.items() if count}
+
+
+def _says_something(trial: Trial) -> bool:
+    return trial.engine is not None or trial.row["status"] in (Status.FAILED, Status.DIVERGED)
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ def recovery_table(ranking: Ranking, *, grades: bool = False, matched: bool = Fa
     """
     shown = [(entry, entry.matched if matched else entry) for entry in ranking.entries]
     shown = [(entry, numbers) for entry, numbers in shown if numbers is not None]
-    rows = _of_grades(shown, ranking.attacks) if grades else _of_entries(shown, ranking.attacks)
+    rows = _of_grades(shown, ranking.attacks) if grades else _of_entries(shown, ranking)
     what = "grade | entries" if grades else "entry | grade | seeds"
     head = f"| {what} | {' | '.join(_escaped(ranking.attack_labels[attack]) for attack in ranking.attacks)} |"
     names = 2 if grades else 3
@@ -37,16 +37,22 @@ def recovery_table(ranking: Ranking, *, grades: bool = False, matched: bool = Fa
     told = _HOW.format(zero=zero, what="entries" if grades else "seeds")
     if matched and ranking.matched_floor is not None:
         told += f" Weights are mixed back toward the target's until utility is {ranking.matched_floor:g} on dev."
+    if ranking.mixes_engines:
+        engines = _escaped(", ".join(ranking.group.engines))
+        told += f" Engines are mixed: {engines}. Each trial and its anchors were measured by one."
     if full:
         told += f" Attacks of {ranking.attack_set}: {', '.join(full)}."
     return "\n".join([head, rule, *rows, "", told])
 
 
-def _of_entries(shown: Sequence[tuple[Entry, Numbers]], attacks: Sequence[str]) -> list[str]:
+def _of_entries(shown: Sequence[tuple[Entry, Numbers]], ranking: Ranking) -> list[str]:
+    def name(entry: Entry) -> str:
+        return f"{entry.label} by {' and '.join(entry.engines)}" if ranking.mixes_engines else entry.label
+
     return [
         _row(
-            [_escaped(entry.label), _escaped(entry.grade or ABSENT), str(len(entry.seeds))],
-            [_cell(numbers.recovery[attack], failed=attack in numbers.failed) for attack in attacks],
+            [_escaped(name(entry)), _escaped(entry.grade or ABSENT), str(len(entry.seeds))],
+            [_cell(numbers.recovery[attack], failed=attack in numbers.failed) for attack in ranking.attacks],
         )
         for entry, numbers in shown
     ]

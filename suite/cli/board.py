@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,12 @@ app = typer.Typer(help="The leaderboard of a store.", no_args_is_help=True)
 Task = Annotated[str | None, typer.Option(help="Task to rank; all of the store's by default.")]
 SplitName = Annotated[str, typer.Option(help="test for headlines, dev for what a search saw.")]
 Floor = Annotated[float, typer.Option(help="Utility that an entry needs to be ranked with the others.", min=0, max=1)]
+Engine = Annotated[
+    str | None, typer.Option("--engine", help="Rank what this engine measured; by default what most trials have.")
+]
+MixEngines = Annotated[
+    bool, typer.Option("--mix-engines", help="Rank what different engines measured in one table, which says so.")
+]
 AttackSetName = Annotated[str | None, typer.Option("--attacks", help="Official attack set; the newest by default.")]
 
 
@@ -28,11 +34,13 @@ def show(
     split: SplitName = "test",
     floor: Floor = 0.9,
     attacks: AttackSetName = None,
+    engine: Engine = None,
+    mix_engines: MixEngines = False,
     matched: Annotated[bool, typer.Option("--matched", help="Rank by the numbers at matched utility.")] = False,
     as_json: Json = False,
 ) -> None:
     """The ranked table."""
-    rankings = _rankings(store, task, split, floor, attacks, matched)
+    rankings = _rankings(store, task, split, attacks, engine, mix_engines, floor=floor, matched=matched)
     if as_json:
         print_json([ranking.as_json() for ranking in rankings])
         return
@@ -50,12 +58,14 @@ def page(
     split: SplitName = "test",
     floor: Floor = 0.9,
     attacks: AttackSetName = None,
+    engine: Engine = None,
+    mix_engines: MixEngines = False,
     as_json: Json = False,
 ) -> None:
     """Write the board as one static HTML file."""
     from leaderboard.page import render
 
-    rankings = _rankings(store, task, split, floor, attacks)
+    rankings = _rankings(store, task, split, attacks, engine, mix_engines, floor=floor)
     path = (out or store / "board.html").absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render(rankings, generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")))
@@ -63,12 +73,21 @@ def page(
 
 
 def _rankings(
-    store: Path, task: str | None, split: str, floor: float, attacks: str | None, matched: bool = False
+    store: Path,
+    task: str | None,
+    split: str,
+    attacks: str | None,
+    engine: str | None,
+    mix_engines: bool,
+    **options: Any,
 ) -> list[Ranking]:
+    from leaderboard.measured import engines_of
     from leaderboard.ranking import rank
     from suite.settings import SpecError, nearest
     from tasks import TASKS
 
+    if engine and mix_engines:
+        raise SpecError(f"--mix-engines: with --engine {engine} there is one engine only. Leave one of them out")
     board = open_board(store, split)
     if task and task not in TASKS:
         raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (allowed: {', '.join(TASKS.titles)})")
@@ -81,5 +100,13 @@ def _rankings(
     if not there:
         raise SpecError(f"--store {store}: the board has no trials yet")
     wanted = [task] if task else [name for name in there if name in TASKS]
+    if engine:
+        asked = {name: engines_of(board, name, split) for name in wanted}
+        engines = sorted(set().union(*asked.values()))
+        if engine not in engines:
+            found = f"{nearest(engine, engines)} (there are: {', '.join(engines) or 'none'})"
+            raise SpecError(f"--engine {engine}: it measured no trial that is ranked here.{found}")
+        wanted = [name for name in wanted if engine in asked[name]]
     of_task = {name: attacks if attacks in TASKS[name].attack_sets else None for name in wanted}
-    return [rank(board, name, split, attack_set=of_task[name], floor=floor, matched=matched) for name in wanted]
+    options |= {"engine": engine, "mix_engines": mix_engines}
+    return [rank(board, name, split, attack_set=of_task[name], **options) for name in wanted]

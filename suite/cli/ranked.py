@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -18,13 +19,15 @@ LEGEND = (
     "attack, R hm the harmonic mean over all attacks, U utility, score the harmonic mean of F, R and U; "
 )
 WORST = " Worst attack: share of the knowledge that it brings back."
+ENGINES = " Engines are mixed: each trial and its anchors were measured by one, and no ± covers what engines differ by."
 
 
 def print_ranking(ranking: Ranking) -> None:
     """The entries in order, each number with its 95 % intervals over examples and over seeds."""
     matched = f", utility matched to {ranking.matched_floor:g}" if ranking.matched and ranking.matched_floor else ""
+    mixes = ranking.mixes_engines
     view = Table(
-        title=f"{ranking.task} ({ranking.split}), attacks {ranking.attack_set}{matched}",
+        title=f"{ranking.task} ({ranking.split}), attacks {ranking.attack_set}{matched}{', engines mixed' * mixes}",
         title_justify="left",
         header_style="bold",
         box=None,
@@ -35,6 +38,8 @@ def print_ranking(ranking: Ranking) -> None:
     view.add_column("#", justify="right")
     view.add_column("entry", overflow="fold")
     view.add_column("grade")
+    if mixes:
+        view.add_column("engine", overflow="fold")
     beside = ["weights"] * ranking.matched + ["matched ↑"] * both
     for name in ("score ↑", "F ↑", "R ↑", "R hm ↑", "U ↑", *beside):
         view.add_column(name, justify="right", no_wrap=True)
@@ -50,6 +55,7 @@ def print_ranking(ranking: Ranking) -> None:
             str(entry.rank or "–"),
             entry.label,
             entry.grade or "–",
+            *[Text("\n".join(entry.engines) or "–")] * mixes,
             _number(it and it.score),
             _number(it and it.forgetting),
             _number(it and it.robustness, dim=entry.did_not_forget),
@@ -64,7 +70,7 @@ def print_ranking(ranking: Ranking) -> None:
         )
     out = console()
     out.print(view)
-    out.print(Text(f"\n{LEGEND}{_order(ranking)}.{WORST}", style="dim"))
+    out.print(Text(f"\n{LEGEND}{_order(ranking)}.{WORST}{ENGINES * mixes}", style="dim"))
     for entry in ranking.entries:
         it = ranking.shown(entry)
         said = [entry.reason] if entry.reason else []
@@ -76,9 +82,18 @@ def print_ranking(ranking: Ranking) -> None:
         if attack != label:
             out.print(Text(f"{label}: {attack}", style="dim"))
     for group in ranking.left_out:
-        out.print(
-            Text(f"left out: {group.trials} trials with other anchors, data or engine ({group.engine})", style="dim")
-        )
+        if not ranking.group.beside(group):
+            engines = ", ".join(group.engines) or "no engine"
+            out.print(Text(f"left out: {group.trials} trials with other anchors or data ({engines})", style="dim"))
+    if ranking.left_out_by_engine:
+        out.print(Text(_left_out(ranking.left_out_by_engine), style="dim"), soft_wrap=True)
+
+
+def _left_out(trials: Mapping[str, int]) -> str:
+    """Trials that another engine measured, in one line that says what to do about it."""
+    told = ", ".join(f"{count} trial{'s' * (count != 1)} of {engine}" for engine, count in trials.items())
+    ways = "regrade board show --mix-engines ranks all in one table, --engine NAME those of one engine"
+    return f"left out for their engine: {told}. {ways}"
 
 
 def _order(ranking: Ranking) -> str:

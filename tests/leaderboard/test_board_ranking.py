@@ -172,8 +172,8 @@ def test_other_anchors_and_other_engines_are_left_out_and_counted():
     )
     found = rank(world, "paper")
     assert {entry.entry for entry in found.entries} == {"a", "b", "early"}
-    assert (found.group.anchor_ids, found.group.engine, found.group.trials) == ("A", ENGINE, 3)
-    left_out = [(g.anchor_ids, g.engine, g.data, g.trials) for g in found.left_out]
+    assert (found.group.anchor_ids, found.group.engines, found.group.trials) == ("A", (ENGINE,), 3)
+    left_out = [(g.anchor_ids, *g.engines, g.data, g.trials) for g in found.left_out]
     assert sorted(left_out) == [
         *(("A", ENGINE, "another revision", 1), ("A", "vllm/bfloat16", "data", 2), ("B", ENGINE, "data", 2)),
     ]
