@@ -61,13 +61,10 @@ def test_engines_are_apart_unless_they_are_asked_for_together():
     assert set(by_name(ranked(*TWO, engine=SWIFT))) == {"c"}
     mixed = ranked(*TWO, mix_engines=True)
     assert (mixed.group.engines, mixed.group.trials, mixed.mixes_engines) == ((PLAIN, SWIFT), 3, True)
-    assert {name: entry.engines for name, entry in by_name(mixed).items()} == {
-        "a": (PLAIN,),
-        "b": (PLAIN,),
-        "c": (SWIFT,),
-    }
+    engines = {name: entry.engines for name, entry in by_name(mixed).items()}
+    assert engines == {"a": (PLAIN,), "b": (PLAIN,), "c": (SWIFT,)}
     assert (mixed.left_out, mixed.left_out_by_engine) == ((), {})
-    with pytest.raises(ValueError, match=f"either the trials of {SWIFT}"):
+    with pytest.raises(ValueError, match="either the trials of"):
         ranked(*TWO, engine=SWIFT, mix_engines=True)
 
 

@@ -208,26 +208,21 @@ def test_result_rows_leave_out_what_may_differ(board: Board):
     assert not set(found.column_names) & set(schema.columns("measurements", Role.OBSERVED))
 
 
-def test_columns_that_an_old_file_lacks_are_null(board: Board):
-    old = schema.to_arrow("trials", [trial_row("old")]).drop(["tokens", "unlearn_seconds"])
-    (board.path / "trials").mkdir(parents=True)
-    pq.write_table(old, board.path / "trials" / "old.parquet")
-    assert board.read("trials")["tokens"].to_pylist() == [None]
-    board.append("trials", [trial_row("new")])
-    found = {row["entry"]: row["tokens"] for row in board.read("trials").to_pylist()}
-    assert found == {"old": None, "new": 10_000}
-
-
-def test_a_board_from_before_a_column_of_measurements_is_read_beside_a_later_one(board: Board):
-    rows = [measurement_row(name, "unlearned", 0.5) for name in ("old", "new")]
-    old = schema.to_arrow("measurements", rows[:1]).drop(["batch_invariant"])
-    (board.path / "measurements").mkdir(parents=True)
-    pq.write_table(old, board.path / "measurements" / "old.parquet")
-    assert board.read("measurements")["batch_invariant"].to_pylist() == [None]
-    board.append("measurements", [rows[1] | {"batch_invariant": False}])
+@pytest.mark.parametrize(
+    ("table", "row", "column", "value"),
+    [
+        ("trials", trial_row("a"), "tokens", 10_000),
+        ("measurements", measurement_row("a", "target", 0.5), "batch_invariant", False),
+    ],
+)
+def test_columns_that_an_old_file_lacks_are_null(board: Board, table: str, row: Row, column: str, value: object):
+    old = schema.to_arrow(table, [row | {"trial": "old"}]).drop([column])
+    (board.path / table).mkdir(parents=True)
+    pq.write_table(old, board.path / table / "old.parquet")
+    assert board.read(table)[column].to_pylist() == [None]
+    board.append(table, [row | {"trial": "new", column: value}])
     assert not board.broken()
-    found = {row["trial"]: row["batch_invariant"] for row in board.read("measurements").to_pylist()}
-    assert found == {"old": None, "new": False}
+    assert {row["trial"]: row[column] for row in board.read(table).to_pylist()} == {"old": None, "new": value}
 
 
 def _cut_short(content: bytes) -> bytes:
