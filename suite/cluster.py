@@ -44,7 +44,21 @@ def connect(address: str | None = None, *, first_gpu: bool = True) -> None:
         raise SpecError(f"--address {address}: no Ray cluster answers there ({error})") from None
 
 
-def room(address: str | None) -> Room:
+@contextmanager
+def connected(address: str | None) -> Iterator[Room]:
+    """A connection to a cluster, or to a Ray of this machine alone, and what there is.
+
+    Raises:
+        SpecError: no cluster at the address.
+    """
+    connect(address)
+    try:
+        yield room(address)
+    finally:
+        ray.shutdown()
+
+
+def room(address: str | None = None) -> Room:
     """What the cluster has that this process is connected to."""
     found = ray.cluster_resources()
     gpus = found.get("GPU", 0)

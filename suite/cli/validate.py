@@ -65,16 +65,10 @@ def _places(plan: Plan, address: str | None) -> tuple[Places, Room]:
 
     if not address:
         return check_here(plan.measure, plan.runtime), room_here()
-    import ray
+    from suite.cluster import connected
 
-    from suite.cluster import connect, room
-
-    connect(address)
-    try:
-        found = room(address)
-        return places(found, plan.measure, plan.runtime), found
-    finally:
-        ray.shutdown()
+    with connected(address) as room:
+        return places(room, plan.measure, plan.runtime), room
 
 
 def _said(there: Places, room: Room, address: str | None) -> str:

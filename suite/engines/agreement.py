@@ -15,7 +15,9 @@ import torch
 from transformers import PreTrainedModel
 
 from suite.checkpoints import Checkpoint
+from suite.engines.decoding import Request
 from suite.engines.questions import Questions
+from suite.engines.sampling import drawn
 from suite.engines.scores import Score
 from suite.likelihood import logits_at
 from suite.text import Encoder
@@ -87,18 +89,27 @@ def _of_probe(checkpoint: Checkpoint, probe: Probe, encoder: Encoder, one: Answe
     def said(new: Sequence[int]) -> str:
         return encoder.decode(new, probe.stop)  # what follows a stop text is nobody's answer
 
-    differ = [(r.prompt, a, b) for r, (a, b) in zip(questions.requests, answers, strict=True) if said(a) != said(b)]
+    differ = [(r, a, b) for r, (a, b) in zip(questions.requests, answers, strict=True) if said(a) != said(b)]
     ties = 0
     if differ:
         model = checkpoint.model()
-        ties = sum(_parts_at_a_tie(model, prompt, a, b) for prompt, a, b in differ)
+        ties = sum(_parts_at_a_tie(model, request, a, b) for request, a, b in differ)
     n = len(questions.requests)
     return Agreement(probe.name, probe.kind, n, n - len(differ), ties)
 
 
 @torch.inference_mode()
-def _parts_at_a_tie(model: PreTrainedModel, prompt: Sequence[int], a: Sequence[int], b: Sequence[int]) -> bool:
+def _parts_at_a_tie(model: PreTrainedModel, request: Request, a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether the first token that differs could have been either: the two best logits are as good as equal, or the
+    random number of a drawn token lies as good as between two tokens."""
     common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    ids = torch.tensor([[*prompt, *a[:common]]], device=model.device)
-    best = logits_at(model, [ids.shape[1] - 1], input_ids=ids)[0, 0].float().topk(2).values
-    return bool(best[0] - best[1] < tie(model.dtype))
+    ids = torch.tensor([[*request.prompt, *a[:common]]], device=model.device)
+    logits = logits_at(model, [ids.shape[1] - 1], input_ids=ids)[0].float()
+    close = tie(model.dtype)
+    if request.draw is None:
+        best = logits[0].topk(2).values
+        return bool(best[0] - best[1] < close)
+    at = request.draw.uniform(common)
+    around = [max(0.0, at - close), min(at + close, 1.0)]
+    low, high = drawn(logits.expand(2, -1), [request.draw.temperature] * 2, around).tolist()
+    return low != high

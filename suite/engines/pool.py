@@ -37,8 +37,8 @@ NAME = "regrade-pool"
 TRIES = 3
 """Engines that an order may use up: two may be lost to accidents, a third loss is the order's own doing."""
 
-RELOADS = 2
-"""Engines that one and the same checkpoint may spoil."""
+SPOILT = 2
+"""Engines that one and the same checkpoint may spoil, or keep from starting."""
 
 ROOM = 64
 """Orders in the queue; who brings another one waits. An order's weights stay in memory until it is done."""
@@ -168,9 +168,15 @@ class Desk:
         """How many engines there are, and what each takes."""
         return self.shape
 
-    async def engines(self) -> list[int]:
-        """Process ids of the engines that are there, for whoever looks after them."""
-        return [await slot.actor.pid.remote() for slot in self._slots if slot.actor]
+    async def close(self) -> None:
+        """End the engines that are idle; the next order starts one."""
+        for slot in self._slots:
+            if not slot.busy:
+                self._end(slot)
+
+    async def processes(self) -> tuple[int, list[int]]:
+        """Process ids of the desk and of the engines that are there, for whoever looks after them."""
+        return os.getpid(), [await slot.actor.pid.remote() for slot in self._slots if slot.actor]
 
     def _give_out(self) -> None:
         for slot in self._slots:
@@ -199,38 +205,31 @@ class Desk:
 
     async def _done(self, slot: _Slot, waiting: _Waiting) -> Reply:
         """An order, done on as many engines as it takes."""
-        spoilt, lost = 0, ""
+        spoilt, reply = 0, Reply()
         for _ in range(TRIES):
             try:
-                if lost := await self._prepare(slot, waiting.start):
-                    lost = f"vLLM does not start: {lost}"
-                    continue
-                reply = await slot.actor.answer.remote(waiting.order)
+                reply = await self._tried(slot, waiting)
             except RayActorError as error:
-                self._end(slot)
-                lost = " ".join(str(error).split())
-                continue
+                reply = Reply(error=EngineError(f"its engine was lost: {' '.join(str(error).split())}"), broken=True)
+                spoilt -= 1
             if not reply.broken:
-                return reply
+                break
             self._end(slot)
             spoilt += 1
-            if spoilt == RELOADS:
-                return reply
-            lost = str(reply.error)
-        raise EngineError(f"{waiting.start.architecture}: {TRIES} engines were lost over it. The last one: {lost}")
-
-    async def _prepare(self, slot: _Slot, start: Start) -> str | None:
-        """See that the slot has an engine of this kind. Why not, if it does not."""
-        if slot.start != start:
-            self._end(slot)
-        if slot.actor is not None:
-            return None
-        slot.start, slot.actor = start, self._engine(slot.index, start)
-        reason = await slot.actor.start.remote(start)
-        if reason:
-            self._end(slot)
+            if spoilt == SPOILT:
+                break
             await asyncio.sleep(PAUSE)
-        return reason
+        return reply
+
+    async def _tried(self, slot: _Slot, waiting: _Waiting) -> Reply:
+        """An order, given to the engine in a slot; one of its kind is started there first if need be."""
+        if slot.start != waiting.start:
+            self._end(slot)
+        if slot.actor is None:
+            slot.start, slot.actor = waiting.start, self._engine(slot.index, waiting.start)
+            if reason := await slot.actor.start.remote(waiting.start):
+                return Reply(error=EngineError(f"vLLM does not start: {reason}"), broken=True)
+        return await slot.actor.answer.remote(waiting.order)
 
     def _engine(self, index: int, start: Start) -> ActorHandle:
         where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)

@@ -152,22 +152,23 @@ class VllmEngine:
             torch.cuda.empty_cache()  # what training has left belongs to the engine now
         adapter = checkpoint if _beside(checkpoint) else None
         weights = weights_of(adapter.base if adapter else checkpoint, self._layout(checkpoint))
-        eos = self.encoder.eos
-        asks = tuple(Ask(r.prompt, r.limit, (*r.stop, eos), r.draw) for r in questions.requests)
         order = Order(
             [ray.put(weights)] if isinstance(weights, HeldWeights) else weights,
-            asks,
+            self._asks(questions),
             tuple(asked.text for asked in questions.asked) if texts else (),
             adapter.path if adapter else None,
         )
         return desk.answer.remote(self._start(checkpoint, questions.longest, shape), order)
+
+    def _asks(self, questions: Questions) -> tuple[Ask, ...]:
+        return tuple(Ask(r.prompt, r.limit, (*r.stop, self.encoder.eos), r.draw) for r in questions.requests)
 
     def _opened(self) -> tuple[ActorHandle, PoolShape]:
         """The pool, and what its engines take."""
         if self._pool is None:
             runtime = RuntimeSpec(device=self.device.type)
             if ray.is_initialized():
-                where = places(room(None), self.measure, runtime)
+                where = places(room(), self.measure, runtime)
             else:
                 where = check_here(self.measure, runtime)
                 connect(first_gpu=where.pool.shared or self.device.type == "cpu")

@@ -19,11 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from suite.cluster import connect, room
+from suite.cluster import connected
 from suite.placing import Places, places
 from suite.runners.base import Job, Outcome, refused, run_one
 from suite.runners.search import sampler
@@ -91,16 +90,13 @@ def _cluster(address: str | None, shared: Job) -> Iterator[Places]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our rows are the log
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    connect(address)
-    try:
-        found = places(room(address), shared.measure, shared.runtime)
+    with connected(address) as room:
+        found = places(room, shared.measure, shared.runtime)
         if found.pool.engines:
             from suite.engines.pool import open_pool
 
             open_pool(found.pool, _waiting)
         yield found
-    finally:
-        ray.shutdown()
 
 
 def _waiting() -> None:

@@ -1,0 +1,146 @@
+"""Checkpoints that are not what they should be, and processes that are killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file, save_file
+
+from suite.checkpoints import CheckpointError, Layout, SavedCheckpoint, TensorCheckpoint, skeleton
+from suite.engines import EngineError, Job, TransformersEngine
+from suite.engines.pool import Order
+from suite.engines.questions import Questions
+from suite.engines.vllm_model import StaleWeights
+from suite.engines.weights import FileWeights, HeldWeights
+
+K_PROJ = "model.layers.1.self_attn.k_proj.weight"
+
+
+@pytest.fixture
+def broken(untied, tmp_path):
+    """A checkpoint with a change in its file."""
+
+    def make(change) -> SavedCheckpoint:
+        folder = tmp_path / "broken"
+        shutil.copytree(untied(3), folder)
+        change(folder / "model.safetensors")
+        return SavedCheckpoint(folder)
+
+    return make
+
+
+def without(file):
+    tensors = load_file(file)
+    del tensors[K_PROJ]
+    save_file(tensors, file)
+
+
+def reshaped(file):
+    tensors = load_file(file)
+    tensors[K_PROJ] = tensors[K_PROJ][:, :-8].contiguous()
+    save_file(tensors, file)
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize("probe", [slice(0, 1), slice(None)], ids=["generated", "all"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without, f"lacks the tensor {K_PROJ}"),
+        (reshaped, rf"{K_PROJ}: the checkpoint has shape \(32, 56\), the architecture \(32, 64\)"),
+        (cut_short, "model.safetensors: cut short or damaged"),
+    ],
+)
+def test_a_broken_checkpoint_is_refused_and_the_engine_goes_on(
+    change, said, probe, broken, untied, engines, encoder, probes, pids
+):
+    good = SavedCheckpoint(untied(0))
+    asked = probes[probe]
+    before, bad, after = engines().submit(
+        [Job("before", good, asked), Job("bad", broken(change), asked), Job("after", good, asked)]
+    )
+    # Answers come as they are ready, and a refusal is ready at once.
+    by_key = {one.key: one for one in (before, bad, after)}
+    assert isinstance(by_key["bad"].error, CheckpointError) and not by_key["bad"].samples
+    with pytest.raises(CheckpointError, match=said):
+        raise by_key["bad"].error
+    assert by_key["before"].samples == by_key["after"].samples != {}
+    assert len(pids()) == 1
+
+
+@pytest.mark.parametrize("lost", [[K_PROJ], ["model.norm.weight"], ["lm_head.weight"]], ids=lambda names: names[0])
+def test_weights_that_do_not_arrive_never_become_an_answer(lost, untied, engines, encoder, probes, pool, pids):
+    """vLLM takes a checkpoint that lacks a tensor without an error. Here it costs the engine, twice, and is told."""
+    engine, questions = engines(), Questions(encoder, probes[:1])
+    good = SavedCheckpoint(untied(0))
+    wanted = engine.continuations(good, questions)
+    (engine_before,) = pids()
+    other = SavedCheckpoint(untied(4))
+    whole = FileWeights.of(other, Layout.of(skeleton(other.path, torch.float32)))
+    part = FileWeights({file: tuple(n for n in names if n not in lost) for file, names in whole.files.items()})
+    start = engine._start(other, questions.longest, ray.get(pool.taken.remote()))
+    reply = ray.get(pool.answer.remote(start, Order(part, engine._asks(questions))))
+    assert not reply.new
+    with pytest.raises(StaleWeights, match="are not the checkpoint's"):
+        raise reply.error
+    assert engine_before not in pids()
+    assert engine.continuations(good, questions) == wanted
+
+
+def test_a_file_that_is_damaged_once_it_is_on_its_way(untied, engines, encoder, probes, pool, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(untied(5), folder)
+    checkpoint = SavedCheckpoint(folder)
+    engine, questions = engines(), Questions(encoder, probes[:1])
+    weights = FileWeights.of(checkpoint, Layout.of(skeleton(folder, torch.float32)))
+    cut_short(folder / "model.safetensors")
+    start = engine._start(checkpoint, questions.longest, ray.get(pool.taken.remote()))
+    reply = ray.get(pool.answer.remote(start, Order(weights, engine._asks(questions))))
+    with pytest.raises(CheckpointError, match="cut short or damaged"):
+        raise reply.error
+
+
+@pytest.mark.parametrize("whom", ["engine", "desk"])
+def test_a_process_that_is_killed_costs_no_sample_and_brings_none_twice(whom, untied, engines, encoder, probes, pool):
+    """SIGKILL while jobs are under way: what had been answered stays, the rest is done again elsewhere."""
+    jobs = [Job(str(seed), SavedCheckpoint(untied(seed)), probes) for seed in range(6)]
+    for i in (1, 4):  # from memory too
+        state = jobs[i].checkpoint.state()
+        jobs[i] = Job(jobs[i].key, TensorCheckpoint(state, jobs[i].checkpoint.path), probes)
+    found = []
+    for evaluation in engines().submit(jobs):
+        found.append(evaluation)
+        if len(found) == 2:
+            desk, (engine, *_) = ray.get(pool.processes.remote())
+            os.kill(engine if whom == "engine" else desk, signal.SIGKILL)
+    assert sorted(one.key for one in found) == [job.key for job in jobs]
+    plain = TransformersEngine(encoder, dtype="float32", device=torch.device("cpu"))
+    wanted = {one.key: one.samples for one in plain.submit(jobs)}
+    for one in found:
+        assert one.error is None
+        for probe in probes[:3]:
+            assert one.samples[probe.name] == wanted[one.key][probe.name]
+
+
+def test_an_architecture_that_vllm_does_not_run_is_told(made, engines, probes):
+    folder = made("llama", 0, head_dim=20, hidden_size=40)
+    (found,) = engines().submit([Job("x", SavedCheckpoint(folder), probes[:1])])
+    with pytest.raises(EngineError, match="head"):
+        raise found.error
+
+
+def test_weights_in_memory_are_checked_like_those_in_files(untied):
+    state = SavedCheckpoint(untied(0)).state()
+    layout = Layout.of(skeleton(untied(0), torch.float32))
+    assert HeldWeights.of(state, layout).held.keys() == state.keys()
+    del state[K_PROJ]
+    with pytest.raises(CheckpointError, match="lacks the tensor"):
+        HeldWeights.of(state, layout)
