@@ -93,6 +93,8 @@ class VllmEngine:
         self._questions = QuestionBook(encoder)
         self._layouts: dict[str, Layout] = {}
         self._pool: tuple[ActorHandle, PoolShape] | None = None
+        self.seconds: list[tuple[float, float]] = []
+        """What the pool's engines took for each job: for loading its weights, and for answering."""
 
     def identity(self) -> dict[str, Any]:
         found: dict[str, Any] = {"engine": self.name, "version": self.build.version, "revision": REVISION}
@@ -147,10 +149,11 @@ class VllmEngine:
 
     def _ordered(self, checkpoint: Checkpoint, questions: Questions, texts: bool) -> Any:
         """Send the pool's part of a job; a reference to the reply."""
+        # With an adapter beside the weights vLLM scores no texts on a CPU: there it is merged.
+        adapter = checkpoint if _beside(checkpoint) and not (texts and questions.asked) else None
         desk, shape = self._opened()
         if self.device.type == "cuda" and shape.shared:
             torch.cuda.empty_cache()  # what training has left belongs to the engine now
-        adapter = checkpoint if _beside(checkpoint) else None
         weights = weights_of(adapter.base if adapter else checkpoint, self._layout(checkpoint))
         order = Order(
             [ray.put(weights)] if isinstance(weights, HeldWeights) else weights,
@@ -158,7 +161,7 @@ class VllmEngine:
             tuple(asked.text for asked in questions.asked) if texts else (),
             adapter.path if adapter else None,
         )
-        return desk.answer.remote(self._start(checkpoint, questions.longest, shape), order)
+        return desk.answer.remote(self._start(adapter or checkpoint, questions.longest, shape), order)
 
     def _asks(self, questions: Questions) -> tuple[Ask, ...]:
         return tuple(Ask(r.prompt, r.limit, (*r.stop, self.encoder.eos), r.draw) for r in questions.requests)
@@ -205,12 +208,14 @@ class VllmEngine:
     def _evaluated(self, flight: _Flight, reply: Reply) -> Evaluation:
         if reply.error is not None:
             return Evaluation(flight.job.key, {}, reply.error)
+        self.seconds.append((reply.loading, reply.answering))
         scores = reply.scores if flight.scores is None else flight.scores
         samples = flight.questions.samples(scores, flight.norms, self._continuations(reply))
         return Evaluation(flight.job.key, samples)
 
     def _start(self, checkpoint: Checkpoint, longest: int, shape: PoolShape) -> Start:
         asked, context = self.measure.vllm, context_of(checkpoint.architecture)
+        rank = next(r for r in LORA_RANKS if r >= checkpoint.rank) if _beside(checkpoint) else 0
         length = max(LENGTH, 1024 * ceil(longest / 1024))
         return Start(
             checkpoint.architecture,
@@ -223,7 +228,7 @@ class VllmEngine:
             cache_gib=asked.cache_gib,
             batch_invariant=self.batch_invariant,
             sleeps=shape.shared,
-            lora_rank=next(rank for rank in LORA_RANKS if rank >= checkpoint.rank) if _beside(checkpoint) else 0,
+            lora_rank=rank,
         )
 
     def _layout(self, checkpoint: Checkpoint) -> Layout:

@@ -78,7 +78,9 @@ class Ask:
 
 def environment(start: Start, threads: int) -> dict[str, str]:
     """Variables that the process has to have before vLLM is imported."""
-    return {
+    exact = {"TRITON_F32_DEFAULT": "ieee"} if start.dtype == "float32" else {}  # else attention multiplies in TF32
+    return exact | {
+        "VLLM_USE_V2_MODEL_RUNNER": "0",  # CPUs have the other one alone, and random draws are written for it
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine here, not in a process of its own beside this one
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
