@@ -100,7 +100,9 @@ class Bench:
         )
         self.probe = generating(args.prompts)
         connect()
-        self.shape = check_here(self.measure, RuntimeSpec(device=args.device)).pool
+        # On a single GPU an engine would sleep whenever it is idle; here it stays awake beside us unless that is asked.
+        device = args.device if args.sleep else "cpu"
+        self.shape = check_here(self.measure, RuntimeSpec(device=device)).pool
 
     def engine(self, scored_by: str | None = None) -> VllmEngine:
         return VllmEngine(self.measure, self.encoder, dtype=self.args.dtype, device=self.device, scored_by=scored_by)
@@ -207,6 +209,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4096, help="batch_tokens of the transformers engine")
     parser.add_argument("--gpu-memory", type=float, default=None)
+    parser.add_argument("--sleep", action="store_true", help="one GPU in turn with us")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

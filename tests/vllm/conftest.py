@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from suite.engines.vllm_build import build
-from suite.settings import SpecError
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -119,18 +118,13 @@ def probes() -> tuple[Any, ...]:
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Any]:
     """A desk with one engine, on a Ray of its own."""
-    import ray
-
-    from suite.cluster import connect
+    from suite.cluster import connected
     from suite.engines.pool import open_pool
-    from suite.placing import PoolShape
+    from suite.placing import check_here
+    from suite.spec import MeasureSpec, RuntimeSpec
 
-    try:
-        connect()
-    except SpecError as error:
-        pytest.fail(str(error))
-    yield open_pool(PoolShape())
-    ray.shutdown()
+    with connected(None):
+        yield open_pool(check_here(MeasureSpec(engine="vllm"), RuntimeSpec(device="cpu")).pool)
 
 
 @pytest.fixture(scope="session")

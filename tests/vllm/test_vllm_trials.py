@@ -29,7 +29,8 @@ SWEEP = {
             {"name": "relearn", "lr": 1e-3, "samples": 4, "steps": 2},
             {"name": "frame", "kind": "role_play"},
             {"name": "sample", "draws": 2},
-            {"name": "multi_turn", "after": "self", "rounds": 1},
+            # Short turns: an untrained model is often undecided, and what follows depends on what it said.
+            {"name": "multi_turn", "after": "self", "rounds": 1, "max_new_tokens": 16},
         ],
         "limit": 4,
     },
