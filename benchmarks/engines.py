@@ -104,8 +104,8 @@ class Bench:
         device = args.device if args.sleep else "cpu"
         self.shape = check_here(self.measure, RuntimeSpec(device=device)).pool
 
-    def engine(self, scored_by: str | None = None) -> VllmEngine:
-        return VllmEngine(self.measure, self.encoder, dtype=self.args.dtype, device=self.device, scored_by=scored_by)
+    def engine(self, alone: bool = False) -> VllmEngine:
+        return VllmEngine(self.measure, self.encoder, dtype=self.args.dtype, device=self.device, alone=alone)
 
     def plain(self) -> TransformersEngine:
         return TransformersEngine(self.encoder, dtype=self.args.dtype, device=self.device, batch_tokens=self.args.batch)
@@ -134,13 +134,16 @@ class Bench:
         found: dict[str, list[float]] = {name: [] for name in ("file", "read", "memory", "put", "copy")}
         for i in range(1, 2 * self.args.repeats + 1):
             checkpoint = self.checkpoints[i % len(self.checkpoints)]
-            layout = engine._layout(checkpoint)
+            layout = engine._architectures.of(checkpoint.path).layout
             (file,) = checkpoint.files
             found["read"].append(seconds(lambda file=file: file.read_bytes()))
             order = Order(weights_of(checkpoint, layout), engine._asks(questions))
             found["file"].append(ray.get(desk.answer.remote(start, order)).loading)
             state = {name: tensor.clone() for name, tensor in checkpoint.state().items()}
-            found["copy"].append(seconds(lambda state=state: [tensor.clone() for tensor in state.values()]))
+            copies = [tensor.to(self.device, copy=True) for tensor in state.values()]
+            found["copy"].append(
+                seconds(lambda s=state, c=copies: [one.copy_(t) for one, t in zip(c, s.values(), strict=True)])
+            )
             weights = weights_of(TensorCheckpoint(state, checkpoint.path), layout)
             begun = time.perf_counter()
             held = [ray.put(weights)]
@@ -184,14 +187,14 @@ class Bench:
 
     def likelihoods(self) -> dict[str, float]:
         """Seconds of vLLM over seconds of the transformers engine, by kind of probe."""
-        fast, plain, found = self.engine("vllm"), self.plain(), {}
+        fast, plain, found = self.engine(alone=True), self.plain(), {}
         for kind in (ProbeKind.LOGPROB, ProbeKind.CHOICE):
             questions = Questions(self.encoder, [scoring(self.args.prompts, kind)])
             for engine in (fast, plain):
-                engine.likelihoods(self.checkpoints[0], questions)
+                engine.likelihoods(self.checkpoints[0], questions.asked)
             found[str(kind)] = statistics.median(
-                seconds(lambda q=questions, c=c: fast.likelihoods(c, q))
-                / seconds(lambda q=questions, c=c: plain.likelihoods(c, q))
+                seconds(lambda q=questions, c=c: fast.likelihoods(c, q.asked))
+                / seconds(lambda q=questions, c=c: plain.likelihoods(c, q.asked))
                 for c in (self.checkpoints * self.args.repeats)[: self.args.repeats]
             )
         return found

@@ -138,5 +138,5 @@ def cross_check(
     check_lengths(replace(task, forget={}, retain=()), found.encoder, found.context, probes)
     with numeric(runtime) as device:
         one = TransformersEngine(found.encoder, dtype=model.dtype, device=device, batch_tokens=measure.batch_tokens)
-        other = VllmEngine(measure, found.encoder, dtype=model.dtype, device=device, scored_by="vllm")
+        other = VllmEngine(measure, found.encoder, dtype=model.dtype, device=device, alone=True)
         return agreement(found.checkpoint, probes, found.encoder, one, other)

@@ -18,7 +18,7 @@ from suite.checkpoints import Checkpoint
 from suite.engines.decoding import Request
 from suite.engines.questions import Questions
 from suite.engines.sampling import drawn
-from suite.engines.scores import Score
+from suite.engines.scores import Asked, Score
 from suite.likelihood import logits_at
 from suite.text import Encoder
 from tasks.task import Probe, ProbeKind
@@ -31,7 +31,7 @@ class Answering(Protocol):
 
     def continuations(self, checkpoint: Checkpoint, questions: Questions) -> list[list[int]]: ...
 
-    def likelihoods(self, checkpoint: Checkpoint, questions: Questions) -> tuple[list[Score], list[float]]: ...
+    def likelihoods(self, checkpoint: Checkpoint, asked: Sequence[Asked]) -> tuple[list[Score], list[float]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _of_probe(checkpoint: Checkpoint, probe: Probe, encoder: Encoder, one: Answe
     if probe.kind is not ProbeKind.GENERATE:
         pairs = [
             (a, b)
-            for a, b in zip(*(e.likelihoods(checkpoint, questions)[0] for e in (one, other)), strict=True)
+            for a, b in zip(*(e.likelihoods(checkpoint, questions.asked)[0] for e in (one, other)), strict=True)
             if a.logprobs
         ]
         worst = max((abs(x - y) for a, b in pairs for x, y in zip(a.logprobs, b.logprobs, strict=True)), default=0.0)

@@ -35,6 +35,7 @@ class Questions:
         self._texts: dict[str, list[tuple[Encoded, ...]]] = {}
         self._askings: dict[str, list[list[_Asking]]] = {}
         needs: dict[Encoded, set[Need]] = {}
+        choices: set[Encoded] = set()
         askers: dict[_Asking, list[Probe]] = {}
         for probe in probes:
             if probe.kind is ProbeKind.GENERATE:
@@ -45,7 +46,9 @@ class Questions:
                 texts = self._texts[probe.name] = [self._encoded(probe, item) for item in probe.items]
                 for text in (text for of_item in texts for text in of_item):
                     needs.setdefault(text, set()).update(probe.needs)
-        self.asked = [Asked(text, Need.VOCABULARY in needed) for text, needed in needs.items()]
+                    if probe.kind is ProbeKind.CHOICE:
+                        choices.add(text)
+        self.asked = [Asked(text, Need.VOCABULARY in needed, text in choices) for text, needed in needs.items()]
         self.differentiated = [text for text, n in needs.items() if Need.GRADIENT_NORM in n and text.answer]
         stop = {probe.stop: encoder.stop_ids(probe.stop) for of in askers.values() for probe in of}
         self.requests = [

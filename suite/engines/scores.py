@@ -24,10 +24,16 @@ CHUNK = 2**22
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A text to score. `vocabulary`: with mean and variance of log p over the vocabulary."""
+    """A text to score.
+
+    Attributes:
+        vocabulary: with mean and variance of log p over the vocabulary.
+        choice: it is one of several answers to a question, so that others begin alike.
+    """
 
     text: Encoded
     vocabulary: bool = False
+    choice: bool = False
 
 
 @dataclass(frozen=True, slots=True)

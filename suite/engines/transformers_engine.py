@@ -6,7 +6,7 @@ generate from is generated from once, and what texts share at their beginning is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,9 +19,9 @@ from suite.engines.base import Evaluation, Job
 from suite.engines.decoding import continued
 from suite.engines.gradient_norms import gradient_norm
 from suite.engines.questions import QuestionBook, Questions
-from suite.engines.scores import Score, scored
+from suite.engines.scores import Asked, Score, scored
 from suite.engines.shortcut import Shortcut
-from suite.text import Encoder
+from suite.text import Encoded, Encoder
 
 REVISION = 2
 """Raised when the same question to the same weights gives other numbers, be it in the last bits."""
@@ -67,23 +67,25 @@ class TransformersEngine:
             try:
                 questions = self._questions.of(job.probes)
                 with self._holding(job.checkpoint) as model:
-                    scores, norms = self._likelihoods(model, questions)
+                    scores, norms = self._likelihoods(model, questions.asked, questions.differentiated)
                     new = self._continuations(model, questions)
                 evaluation = Evaluation(job.key, questions.samples(scores, norms, new))
             except Exception as error:
                 evaluation = Evaluation(job.key, {}, error.with_traceback(None))
             yield evaluation
 
-    def likelihoods(self, checkpoint: Checkpoint, questions: Questions) -> tuple[list[Score], list[float]]:
+    def likelihoods(
+        self, checkpoint: Checkpoint, asked: Sequence[Asked], differentiated: Sequence[Encoded] = ()
+    ) -> tuple[list[Score], list[float]]:
         """The part of the answers that generates nothing: scores of texts, and gradient norms.
 
         Raises:
             CheckpointError, ...: whatever keeps the checkpoint from being asked.
         """
-        if not questions.asked and not questions.differentiated:
+        if not asked and not differentiated:
             return [], []
         with self._holding(checkpoint) as model:
-            return self._likelihoods(model, questions)
+            return self._likelihoods(model, asked, differentiated)
 
     def continuations(self, checkpoint: Checkpoint, questions: Questions) -> list[list[int]]:
         """The other part: what follows the prompts.
@@ -98,9 +100,11 @@ class TransformersEngine:
         eos = self.encoder.eos
         return continued(model, questions.requests, eos=eos, decoding=self._decoding, **self._limits)
 
-    def _likelihoods(self, model: PreTrainedModel, questions: Questions) -> tuple[list[Score], list[float]]:
-        scores = scored(model, questions.asked, packing=self._packing, **self._limits)
-        return scores, [gradient_norm(model, text) for text in questions.differentiated]
+    def _likelihoods(
+        self, model: PreTrainedModel, asked: Sequence[Asked], differentiated: Sequence[Encoded]
+    ) -> tuple[list[Score], list[float]]:
+        scores = scored(model, asked, packing=self._packing, **self._limits)
+        return scores, [gradient_norm(model, text) for text in differentiated]
 
     @property
     def _limits(self) -> dict[str, int]:

@@ -43,6 +43,7 @@ class Start:
         gpu: whether it computes on a GPU.
         gpu_memory: share of the GPU's memory that the engine may take.
         cache_gib: memory for keys and values on a CPU.
+        eager: whether nothing is compiled: on a GPU that takes a minute at the start and makes decoding faster.
         batch_invariant: whether an answer is to be the same to the last bit whatever else is in the batch.
         sleeps: whether the engine leaves the GPU to others between questions.
         lora_rank: largest rank of adapters that may lie beside the weights; 0 for none, which is faster.
@@ -56,6 +57,7 @@ class Start:
     tensor_parallel: int = 1
     gpu_memory: float = 0.9
     cache_gib: float = 1.0
+    eager: bool = False
     batch_invariant: bool = False
     sleeps: bool = False
     lora_rank: int = 0
@@ -106,9 +108,8 @@ class VllmModel:
         self.start = start
         more: dict[str, Any] = (
             {"gpu_memory_utilization": start.gpu_memory, "enable_sleep_mode": start.sleeps}
-            # Compiling takes a minute, and makes decoding on a CPU no faster that is worth it.
             if start.gpu
-            else {"kv_cache_memory_bytes": int(start.cache_gib * 2**30), "enforce_eager": True, "block_size": BLOCK}
+            else {"kv_cache_memory_bytes": int(start.cache_gib * 2**30), "block_size": BLOCK}
         )
         if start.lora_rank:
             more |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": start.lora_rank}
@@ -121,6 +122,7 @@ class VllmModel:
             max_model_len=start.length,
             tensor_parallel_size=start.tensor_parallel,
             seed=0,
+            enforce_eager=start.eager,
             worker_extension_cls="suite.engines.vllm_weights.Swapping",
             logits_processors=["suite.engines.vllm_draws:DrawnTokens"],
             **more,

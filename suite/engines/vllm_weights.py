@@ -53,9 +53,12 @@ class Swapping:
                 sums.append(word_sum(tensor))
                 yield name, tensor
 
-        self.reload_weights(weights_iterator=arriving())
         model = self.model_runner.get_model()
-        _pack_again(model)
+        if device.type != "cpu" and not self.vllm_config.lora_config and _as_loaded(model):
+            _load_in_place(model, arriving(), dtype)
+        else:
+            self.reload_weights(weights_iterator=arriving())
+            _pack_again(model)
         return Swapped(combined(sums), _in_use(model))
 
 
@@ -69,6 +72,35 @@ def arrived(workers: Sequence[Swapped]) -> bool:
         parts = [worker.loaded[name] for worker in workers]
         total += parts[0] if len(set(parts)) == 1 else sum(parts)
     return total % MODULUS == workers[0].source
+
+
+def _as_loaded(model: nn.Module) -> bool:
+    """Whether every weight is used in the form in which it is loaded, so that it can be written over where it lies."""
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+    from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    methods = [
+        method for m in model.modules() if isinstance(method := getattr(m, "quant_method", None), QuantizeMethodBase)
+    ]
+    # Attention layers have one for the scales of their cache, which no checkpoint here has.
+    return all(isinstance(m, UnquantizedLinearMethod | UnquantizedEmbeddingMethod) for m in methods)
+
+
+def _load_in_place(model: nn.Module, weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> None:
+    """What vLLM does when it starts, once more: half the copies of a reload, which makes new tensors first.
+
+    Captured graphs go on reading the same memory, so a parameter that moves is an error.
+    """
+    from vllm.model_executor.layers.attention import is_deferred_attention_layer
+
+    places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        model.load_weights(weights)
+        for layer in filter(is_deferred_attention_layer, list(model.modules())):
+            layer.process_weights_after_loading(dtype)  # some keep products of their weights
+    if moved := [name for name, parameter in model.named_parameters() if parameter.data_ptr() != places[name]]:
+        raise RuntimeError(f"vLLM moved {moved[0]} while it was loaded")
 
 
 def _pack_again(model: nn.Module) -> None:

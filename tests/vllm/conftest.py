@@ -137,11 +137,11 @@ def pids(pool: Any) -> Callable[[], list[int]]:
 
 @pytest.fixture(scope="session")
 def engines(pool: Any, encoder: Any) -> Callable[..., Any]:
-    """The engine as trials have it, or with `scored_by="vllm"`."""
+    """The engine as trials have it, or with `alone=True`."""
     from suite.engines.vllm_engine import VllmEngine
     from suite.spec import MeasureSpec, VllmSpec
 
-    measure = MeasureSpec(engine="vllm", vllm=VllmSpec(cache_gib=0.25))
+    measure = MeasureSpec(engine="vllm", vllm=VllmSpec(cache_gib=0.25, eager=True))
 
     def make(dtype: str = "float32", **more: Any) -> VllmEngine:
         return VllmEngine(measure, encoder, dtype=dtype, device=torch.device("cpu"), **more)

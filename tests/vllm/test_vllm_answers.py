@@ -54,7 +54,7 @@ def check(engine, checkpoint, folder, questions):
         n for n, r in zip(engine.continuations(checkpoint, questions), questions.requests, strict=True) if not r.draw
     ]
     assert all(agree(n, *wanted) for n, wanted in zip(new, greedy, strict=True))
-    found, _ = engine.likelihoods(checkpoint, questions)
+    found, _ = engine.likelihoods(checkpoint, questions.asked)
     for score, wanted in zip(found, scores, strict=True):
         assert score.logprobs == pytest.approx(wanted, abs=CLOSE)
 
@@ -62,7 +62,7 @@ def check(engine, checkpoint, folder, questions):
 @pytest.mark.parametrize("kind", ["untied", "tied"])
 def test_twenty_checkpoints_one_after_another_answer_as_fresh_models_do(kind, request, engines, encoder, probes, pids):
     folders = request.getfixturevalue(kind)
-    engine, questions = engines(scored_by="vllm"), Questions(encoder, probes)
+    engine, questions = engines(alone=True), Questions(encoder, probes)
     seen = set()
     for swap in range(20):
         folder = folders(swap % 7)  # some come back, and must not find what was cached for them before
@@ -77,7 +77,7 @@ def test_twenty_checkpoints_one_after_another_answer_as_fresh_models_do(kind, re
 def test_samples_are_those_of_the_transformers_engine(untied, engines, encoder, probes):
     checkpoint = SavedCheckpoint(untied(0))
     plain = TransformersEngine(encoder, dtype="float32", device=torch.device("cpu"))
-    for engine in (engines(), engines(scored_by="vllm")):
+    for engine in (engines(), engines(alone=True)):
         (found,), (wanted,) = (
             engine.submit([Job("x", checkpoint, probes)]),
             plain.submit([Job("x", checkpoint, probes)]),
@@ -98,11 +98,11 @@ def test_answers_do_not_depend_on_what_was_in_the_engine_before(untied, engines,
     """Two checkpoints in turn, against an engine of its own for each: the same tokens, the same bits."""
     import ray
 
-    engine, questions = engines(scored_by="vllm"), Questions(encoder, probes)
+    engine, questions = engines(alone=True), Questions(encoder, probes)
     one, other = (SavedCheckpoint(untied(seed)) for seed in (0, 1))
 
     def said(checkpoint):
-        return engine.continuations(checkpoint, questions), engine.likelihoods(checkpoint, questions)
+        return engine.continuations(checkpoint, questions), engine.likelihoods(checkpoint, questions.asked)
 
     in_turn = [said(checkpoint) for checkpoint in (one, other, one, other)]
     fresh = []
@@ -121,7 +121,7 @@ def test_edits_come_as_the_weights_that_they_make(untied, engines, encoder, prob
     context = AttackContext(engines(), encoder, TASKS["pocket"].build(), 0, cpu)
     ((_, subject),) = attack({"name": "rtn", "bits": 3}).apply(Subject(SavedCheckpoint(untied(2)), probes), context)
     subject.checkpoint.model().save_pretrained(tmp_path)
-    check(engines(scored_by="vllm"), subject.checkpoint, tmp_path, Questions(encoder, probes))
+    check(engines(alone=True), subject.checkpoint, tmp_path, Questions(encoder, probes))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -129,7 +129,7 @@ def test_half_precision(dtype, untied, engines, encoder, probes):
     """Within what the dtype rounds away: texts part at ties alone, log-probabilities differ by a few roundings."""
     checkpoint = SavedCheckpoint(untied(0), getattr(torch, dtype))
     plain = TransformersEngine(encoder, dtype=dtype, device=torch.device("cpu"))
-    for found in agreement(checkpoint, probes, encoder, plain, engines(dtype, scored_by="vllm")):
+    for found in agreement(checkpoint, probes, encoder, plain, engines(dtype, alone=True)):
         assert found.parted == 0 or found.kind is not ProbeKind.GENERATE
         assert (found.worst or 0) < tie(getattr(torch, dtype))
 
@@ -144,7 +144,7 @@ def test_half_precision(dtype, untied, engines, encoder, probes):
     ],
 )
 def test_architectures(kind, config, made, engines, encoder, probes):
-    engine, questions = engines(scored_by="vllm"), Questions(encoder, probes)
+    engine, questions = engines(alone=True), Questions(encoder, probes)
     for seed in (0, 1, 0):
         folder = made(kind, seed, **config)
         check(engine, SavedCheckpoint(folder), folder, questions)
@@ -154,7 +154,7 @@ def test_what_vllm_cannot_say_is_an_error_and_no_number(untied, engines, probes)
     import dataclasses
 
     asked = dataclasses.replace(probes[3], needs=(Need.VOCABULARY,))
-    (found,) = engines(scored_by="vllm").submit([Job("x", SavedCheckpoint(untied(0)), (asked,))])
+    (found,) = engines(alone=True).submit([Job("x", SavedCheckpoint(untied(0)), (asked,))])
     assert "moments over the vocabulary" in str(found.error)
     (found,) = engines().submit([Job("x", SavedCheckpoint(untied(0)), (asked,))])
     assert found.samples["logprob"][0].vocab_means
