@@ -213,15 +213,29 @@ def context_of(folder: Path) -> int | None:
     return getattr(_text_config(folder), "max_position_embeddings", None)
 
 
-def head_size(folder: Path) -> int | None:
-    """Dimensions of an attention head; None where the config does not say.
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Attention heads of an architecture; None where a config does not say.
+
+    Attributes:
+        size: dimensions of a head.
+        shared: heads of keys and values, which several heads of queries may share.
+    """
+
+    size: int | None
+    shared: int | None
+
+
+def heads_of(folder: Path) -> Heads:
+    """A model's attention heads.
 
     Raises:
         SpecError: the folder's config.json is not one that transformers can read.
     """
     config = _text_config(folder)
     heads = getattr(config, "num_attention_heads", None)
-    return getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+    return Heads(size, getattr(config, "num_key_value_heads", None) or heads)
 
 
 def _text_config(folder: Path) -> Any:

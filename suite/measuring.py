@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from leaderboard.headlines import AtChance, Headlines, headlines
 from suite.anchors import found
 from suite.attacks import AttackContext
-from suite.checkpoints import head_size
+from suite.checkpoints import heads_of
 from suite.engines import TransformersEngine
 from suite.engines.agreement import Agreement, agreement
 from suite.engines.choosing import chosen_engine
@@ -87,7 +87,7 @@ def measure_checkpoint(
         if other.encoder.tokenizer.get_vocab() != base.encoder.tokenizer.get_vocab():
             raise SpecError(f"--{subject}: has another vocabulary than the checkpoint, so their answers do not compare")
     if measure.engine == "vllm":
-        check_heads(head_size(base.checkpoint.architecture), "checkpoint")
+        check_heads(heads_of(base.checkpoint.architecture), measure.vllm.tensor_parallel, "checkpoint")
     probes = [probe for split in measure.splits for probe in task.probes_of(split)]
     check_lengths(replace(task, forget={}, retain=()), base.encoder, base.context, probes)
     with numeric(runtime) as device:
@@ -138,7 +138,7 @@ def cross_check(
     check_here(measure, runtime)
     task = as_asked(with_extras(task_name, measure), measure)
     found = found_model(model, checkpoint, "checkpoint")
-    check_heads(head_size(found.checkpoint.architecture), "checkpoint")
+    check_heads(heads_of(found.checkpoint.architecture), measure.vllm.tensor_parallel, "checkpoint")
     probes = [probe for split in measure.splits for probe in task.probes_of(split)]
     check_lengths(replace(task, forget={}, retain=()), found.encoder, found.context, probes)
     with numeric(runtime) as device:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from suite.checkpoints import LoraCheckpoint, SavedCheckpoint, context_of, head_size
-from suite.engines.vllm_build import check_heads
+from suite.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of
 from suite.settings import SpecError
 from suite.spec import ModelSpec, TinyModel
 from suite.stages import StageStore
@@ -131,18 +130,18 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
     return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)
 
 
-def check_heads_of(spec: ModelSpec, name: str, key: str = "model.name") -> None:
-    """See that vLLM can run a model, before it is made, or its weights are read or fetched.
+def read_heads(spec: ModelSpec, name: str, key: str = "model.name") -> Heads:
+    """A model's attention heads before the model is made, or its weights are read or fetched.
 
     Raises:
-        SpecError: it has no kernel for the model's attention.
+        SpecError: no such model.
     """
     if name == "tiny":
-        check_heads(spec.tiny.hidden // spec.tiny.heads, "model.tiny.heads")
-    else:
-        adapter = _adapter(name)
-        folder = _adapted(spec, adapter, key).checkpoint.architecture if adapter else _place(name, key, weights=False)
-        check_heads(head_size(folder), key)
+        return Heads(spec.tiny.hidden // spec.tiny.heads, spec.tiny.heads)
+    adapter = _adapter(name)
+    return heads_of(
+        _adapted(spec, adapter, key).checkpoint.architecture if adapter else _place(name, key, weights=False)
+    )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

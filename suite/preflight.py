@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from suite.anchors import named_checkpoints
+from suite.engines.vllm_build import check_heads
 from suite.environment import choose_device
 from suite.lengths import check_lengths
-from suite.models import check_heads_of, read_encoder
+from suite.models import read_encoder, read_heads
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Plan
 from suite.optimizers.base import KINDS
@@ -115,7 +116,8 @@ def _readable(spec: TrialSpec, task: Task, measure: MeasureSpec, fitting: set[tu
         return
     task = as_asked(task, measure)
     if measure.engine == "vllm":
-        check_heads_of(spec.model, name, key)
+        where = "model.tiny.heads" if name == "tiny" else key
+        check_heads(read_heads(spec.model, name, key), measure.vllm.tensor_parallel, where)
     encoder, context = read_encoder(spec.model, task, name, key)
     probes = [probe for probe in task.probes if probe.split in splits]
     check_lengths(task, encoder, context, probes)

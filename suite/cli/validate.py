@@ -76,6 +76,7 @@ def _said(there: Places, room: Room, address: str | None) -> str:
     said = f"{where} has {room}: {there.trials} trial{'s' if there.trials > 1 else ''} at a time"
     if not there.pool.engines:
         return f"{said}."
-    each = f"{there.pool.gpus:g} GPUs" if there.pool.gpus else f"{there.pool.cpus} CPUs"
+    kind, count = ("GPU", there.pool.gpus) if there.pool.gpus else ("CPU", there.pool.cpus)
+    each = f"{count:g} {kind}{'s' if count > 1 else ''}"
     taken = "in turn with the trial on one GPU" if there.pool.shared else f"{each} each"
     return f"{said}, and {there.pool.engines} vLLM engine{'s' if there.pool.engines > 1 else ''}, {taken}."

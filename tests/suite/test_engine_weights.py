@@ -12,11 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from suite.checkpoints import (
     CheckpointError,
+    Heads,
     Layout,
     LoraCheckpoint,
     SavedCheckpoint,
     TensorCheckpoint,
-    head_size,
+    heads_of,
     skeleton,
 )
 from suite.engines.architectures import Architectures
@@ -110,7 +111,7 @@ def test_an_architecture_is_known_by_what_matters(folder, tmp_path):
     assert known.of(tmp_path).config == first.config
     (tmp_path / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
     assert known.of(tmp_path).config != first.config
-    assert first.context == config["max_position_embeddings"] and head_size(folder) == 32
+    assert first.context == config["max_position_embeddings"] and heads_of(folder) == Heads(32, 2)
 
 
 def test_an_adapter_is_a_checkpoint(folder, tmp_path):

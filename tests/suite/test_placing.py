@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suite import placing
+from suite.checkpoints import Heads
 from suite.engines import vllm_build
 from suite.engines.pool import PATIENCE, chosen
 from suite.engines.vllm_build import Build, check_heads
@@ -125,13 +126,15 @@ def test_without_vllm_it_is_said_how_to_get_it(monkeypatch):
 
 
 def test_heads_without_a_kernel_are_refused_on_a_cpu(build):
-    check_heads(64, "model.name")
-    check_heads(None, "model.name")
+    check_heads(Heads(64, 4), 1, "model.name")
+    check_heads(Heads(None, None), 2, "model.name")
     if build.gpu:
-        check_heads(48, "model.name")
+        check_heads(Heads(48, 4), 2, "model.name")
     else:
         with pytest.raises(SpecError, match=r"model\.name: its attention heads have 48 dimensions"):
-            check_heads(48, "model.name")
+            check_heads(Heads(48, 4), 1, "model.name")
+    with pytest.raises(SpecError, match="4 does not divide the model's 2 heads of keys and values"):
+        check_heads(Heads(64, 2), 4, "model.name")
 
 
 def start(config: str) -> Start:
