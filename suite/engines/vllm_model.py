@@ -111,6 +111,8 @@ class VllmModel:
             if start.gpu
             else {"kv_cache_memory_bytes": int(start.cache_gib * 2**30), "block_size": BLOCK}
         )
+        if start.tensor_parallel > 1:
+            more["distributed_executor_backend"] = "mp"  # within an actor vLLM would take Ray, and GPUs of others
         if start.lora_rank:
             more |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": start.lora_rank}
         self._llm = LLM(
@@ -128,7 +130,8 @@ class VllmModel:
             **more,
         )
         self._asleep = False
-        self._adapters: list[Any] = []
+        self._adapter: Any = None
+        self._adapted = 0
 
     def load(self, weights: Weights) -> float:
         """Compute with these weights from now on. Seconds that it took.
@@ -161,7 +164,8 @@ class VllmModel:
         """Put an adapter beside the weights, or none, for all questions from now on. peft's files are read."""
         from vllm.lora.request import LoRARequest
 
-        self._adapters.append(adapter and LoRARequest(str(adapter), len(self._adapters) + 1, str(adapter)))
+        self._adapted += 1  # vLLM knows adapters by number, and files may have been written again
+        self._adapter = LoRARequest(str(adapter), self._adapted, str(adapter)) if adapter else None
 
     def sleep(self) -> None:
         """Leave the GPU to others. Weights have to be loaded before the next question."""
@@ -200,7 +204,7 @@ class VllmModel:
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],
             list(params),
             use_tqdm=False,
-            lora_request=self._adapters[-1] if self._adapters else None,
+            lora_request=self._adapter,
         )
 
 

@@ -141,9 +141,9 @@ def engines(pool: Any, encoder: Any) -> Callable[..., Any]:
     from suite.engines.vllm_engine import VllmEngine
     from suite.spec import MeasureSpec, VllmSpec
 
-    measure = MeasureSpec(engine="vllm", vllm=VllmSpec(cache_gib=0.25, eager=True))
-
-    def make(dtype: str = "float32", **more: Any) -> VllmEngine:
+    def make(dtype: str = "float32", tensor_parallel: int = 1, **more: Any) -> VllmEngine:
+        asked = VllmSpec(cache_gib=0.25, eager=True, tensor_parallel=tensor_parallel)
+        measure = MeasureSpec(engine="vllm", vllm=asked)
         return VllmEngine(measure, encoder, dtype=dtype, device=torch.device("cpu"), **more)
 
     return make

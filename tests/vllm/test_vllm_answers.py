@@ -124,7 +124,7 @@ def test_edits_come_as_the_weights_that_they_make(untied, engines, encoder, prob
     check(engines(alone=True), subject.checkpoint, tmp_path, Questions(encoder, probes))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision(dtype, untied, engines, encoder, probes):
     """Within what the dtype rounds away: texts part at ties alone, log-probabilities differ by a few roundings."""
     checkpoint = SavedCheckpoint(untied(0), getattr(torch, dtype))
@@ -138,9 +138,9 @@ def test_half_precision(dtype, untied, engines, encoder, probes):
     ("kind", "config"),
     [
         ("gpt2", {"n_embd": 64, "n_head": 2, "n_layer": 2, "n_positions": 256}),  # transposed, learned positions
-        ("qwen2", {"tie_word_embeddings": False}),  # biases
+        pytest.param("qwen2", {"tie_word_embeddings": False}, marks=pytest.mark.slow),  # biases
         ("qwen3", {"tie_word_embeddings": True}),  # norms of queries and keys
-        ("phi3", {"num_key_value_heads": 2}),  # fused in the file already
+        pytest.param("phi3", {"num_key_value_heads": 2}, marks=pytest.mark.slow),  # fused in the file already
     ],
 )
 def test_architectures(kind, config, made, engines, encoder, probes):
@@ -148,6 +148,18 @@ def test_architectures(kind, config, made, engines, encoder, probes):
     for seed in (0, 1, 0):
         folder = made(kind, seed, **config)
         check(engine, SavedCheckpoint(folder), folder, questions)
+
+
+@pytest.mark.slow
+def test_an_engine_in_two_processes(made, engines, encoder, probes):
+    """Tensor parallelism: each holds a part of most weights, and the parts add up to what came in."""
+    engine, questions = engines(tensor_parallel=2), Questions(encoder, probes)
+    for seed in (0, 1, 0):
+        folder = made("llama", seed, num_key_value_heads=2, tie_word_embeddings=True)
+        checkpoint = SavedCheckpoint(folder)
+        if seed:
+            checkpoint = TensorCheckpoint(checkpoint.state(), folder)
+        check(engine, checkpoint, folder, questions)
 
 
 def test_what_vllm_cannot_say_is_an_error_and_no_number(untied, engines, probes):

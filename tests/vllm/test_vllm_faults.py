@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -76,7 +77,15 @@ def test_a_broken_checkpoint_is_refused_and_the_engine_goes_on(
     assert len(pids()) == 1
 
 
-@pytest.mark.parametrize("lost", [[K_PROJ], ["model.norm.weight"], ["lm_head.weight"]], ids=lambda names: names[0])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        [K_PROJ],
+        pytest.param(["model.norm.weight"], marks=pytest.mark.slow),
+        pytest.param(["lm_head.weight"], marks=pytest.mark.slow),
+    ],
+    ids=lambda names: names[0],
+)
 def test_weights_that_do_not_arrive_never_become_an_answer(lost, untied, engines, encoder, probes, pool, pids):
     """vLLM takes a checkpoint that lacks a tensor without an error. Here it costs the engine, twice, and is told."""
     engine, questions = engines(), Questions(encoder, probes[:1])
@@ -128,6 +137,19 @@ def test_a_process_that_is_killed_costs_no_sample_and_brings_none_twice(whom, un
         assert one.error is None
         for probe in probes[:3]:
             assert one.samples[probe.name] == wanted[one.key][probe.name]
+
+
+def test_an_engine_that_sleeps_between_questions_answers_like_one_that_does_not(untied, engines, encoder, probes, pool):
+    """On a CPU nothing is freed; what is tested is that weights come back and questions are taken again."""
+    engine, questions, checkpoint = engines(), Questions(encoder, probes[:2]), SavedCheckpoint(untied(0))
+    wanted = {seed: engine.continuations(SavedCheckpoint(untied(seed)), questions) for seed in (0, 1)}
+    start = engine._start(checkpoint, questions.longest, ray.get(pool.taken.remote()))
+    layout, asks = Layout.of(skeleton(checkpoint.path, torch.float32)), engine._asks(questions)
+    for seed in (0, 1, 0, 0):
+        order = Order(FileWeights.of(SavedCheckpoint(untied(seed)), layout), asks)
+        reply = ray.get(pool.answer.remote(dataclasses.replace(start, sleeps=True), order))
+        assert reply.error is None
+        assert engine._continued(reply) == wanted[seed]
 
 
 def test_an_architecture_that_vllm_does_not_run_is_told(made, engines, probes):
