@@ -28,7 +28,7 @@ from suite.checkpoints import CheckpointError
 from suite.engines.base import EngineError
 from suite.engines.scores import Score
 from suite.engines.vllm_model import Ask, StaleWeights, Start, VllmModel, environment
-from suite.engines.weights import Weights
+from suite.engines.weights import FileWeights, Weights
 from suite.placing import PoolShape
 from suite.text import Encoded
 
@@ -95,7 +95,7 @@ class EngineProcess:
             self._model = VllmModel(start)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        self._loaded: Weights | None = None
+        self._loaded: FileWeights | None = None
         return None
 
     def pid(self) -> int:
@@ -114,7 +114,7 @@ class EngineProcess:
             return Reply(error=EngineError(f"the weights were lost on the way to the engine: {error}"))
         try:
             loading = 0.0 if weights == self._loaded else self._model.load(weights)
-            self._loaded = weights
+            self._loaded = weights if isinstance(weights, FileWeights) else None  # bytes would stay in memory
             self._model.adapt(order.adapter)
             begun = time.perf_counter()
             new, scores = self._model.continued(order.asks), self._model.scored(order.texts)

@@ -159,9 +159,12 @@ class VllmEngine:
         return _Flight(job, questions, reply, texts, of_text, norms)
 
     def _by_vllm(self, asked: Asked, checkpoint: Checkpoint) -> bool:
-        if self.alone:
+        parallel = self.measure.vllm.tensor_parallel
+        if self.alone or parallel > 1:
             return True
-        return not _beside(checkpoint) and by_vllm(asked, self.build.gpu, self.measure.vllm.tensor_parallel)
+        context = self._architectures.of(checkpoint.architecture).context
+        fits = context is None or len(asked.text.ids) < context  # vLLM goes on for a token after it
+        return fits and not _beside(checkpoint) and by_vllm(asked, self.build.gpu, parallel)
 
     def _ordered(self, checkpoint: Checkpoint, questions: Questions, texts: Sequence[Encoded]) -> Any:
         """Send the pool's part of a job; a reference to the reply."""
@@ -170,8 +173,13 @@ class VllmEngine:
             torch.cuda.empty_cache()  # what training has left belongs to the engine now
         # With an adapter beside the weights vLLM scores no texts: for these it is merged.
         adapter = checkpoint if _beside(checkpoint) and not texts else None
-        layout = self._architectures.of(checkpoint.architecture).layout
-        weights = weights_of(adapter.base if adapter else checkpoint, layout)
+        architecture = self._architectures.of(checkpoint.architecture)
+        if architecture.context and any(len(text.ids) >= architecture.context for text in texts):
+            raise EngineError(
+                f"a text fills all of the model's {architecture.context} positions, and vLLM needs one more to score "
+                "it. Use the transformers engine"
+            )
+        weights = weights_of(adapter.base if adapter else checkpoint, architecture.layout)
         order = Order(
             [ray.put(weights)] if isinstance(weights, HeldWeights) else weights,
             self._asks(questions),

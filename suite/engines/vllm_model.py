@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from suite.engines.sampling import Draw
 from suite.engines.scores import Score
@@ -146,7 +146,7 @@ class VllmModel:
         begun = time.perf_counter()
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
-        with _for_all_workers(weights, self.start.tensor_parallel) as given:
+        with _within_reach(weights, self.start.tensor_parallel) as given:
             workers = self._llm.collective_rpc("swap", args=(given,))
         if not arrived(workers):
             raise StaleWeights(
@@ -213,23 +213,14 @@ def _score(text: Encoded, prompt_logprobs: Sequence[Mapping[int, Any] | None]) -
     return Score(tuple(one.logprob for one in found), tuple(one.rank == 1 for one in found))
 
 
-class _for_all_workers:
+@contextmanager
+def _within_reach(weights: Weights, workers: int) -> Iterator[Weights]:
     """Weights as every worker of an engine can get at them: bytes do not survive the way to other processes."""
-
-    def __init__(self, weights: Weights, workers: int) -> None:
-        self.weights = weights
-        self._shared = workers > 1 and not isinstance(weights, FileWeights)
-
-    def __enter__(self) -> Weights:
-        if not self._shared:
-            return self.weights
-        memory = Path("/dev/shm")
-        self._folder = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
-        file = Path(self._folder.name) / "weights.safetensors"
-        tensors: dict[str, Tensor] = dict(self.weights.tensors())
+    if workers == 1 or isinstance(weights, FileWeights):
+        yield weights
+        return
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        file, tensors = Path(folder) / "weights.safetensors", dict(weights.tensors())
         save_file(tensors, file)
-        return FileWeights({file: tuple(tensors)})
-
-    def __exit__(self, *exc: object) -> None:
-        if self._shared:
-            self._folder.cleanup()
+        yield FileWeights({file: tuple(tensors)})

@@ -12,7 +12,7 @@ from suite.engines import Job, TransformersEngine
 from suite.engines.agreement import agreement, tie
 from suite.engines.questions import Questions
 from tasks import TASKS
-from tasks.task import Need, ProbeKind
+from tasks.task import Item, Need, Probe, ProbeKind, Split, Style, Subset
 
 CLOSE = 1e-3
 """Log-probabilities of a token agree to this in fp32."""
@@ -160,6 +160,22 @@ def test_an_engine_in_two_processes(made, engines, encoder, probes):
         if seed:
             checkpoint = TensorCheckpoint(checkpoint.state(), folder)
         check(engine, checkpoint, folder, questions)
+
+
+def test_a_text_that_fills_the_context(untied, engines, encoder):
+    """vLLM goes on for a token after each text, so there is no room for it: it is scored here."""
+    items = tuple(Item(str(n), "", ("to be or not to be " * 30,), style=Style.TEXT) for n in range(2))
+    plain = {"subset": Subset.FORGET, "split": Split.TEST, "kind": ProbeKind.LOGPROB, "metrics": ("probability",)}
+    asked = tuple(Probe(str(n), **plain, items=items, max_tokens=n) for n in (255, 256))
+    job = Job("x", SavedCheckpoint(untied(0)), asked)
+    (wanted,) = TransformersEngine(encoder, dtype="float32", device=torch.device("cpu")).submit([job])
+    (found,) = engines().submit([job])
+    for n in ("255", "256"):
+        (score, *_), (other, *_) = found.samples[n], wanted.samples[n]
+        assert score.token_logprobs == pytest.approx(other.token_logprobs, abs=CLOSE)
+        assert len(score.token_logprobs) == int(n) - 1
+    (alone,) = engines(alone=True).submit([job])
+    assert "fills all of the model's 256 positions" in str(alone.error)
 
 
 def test_what_vllm_cannot_say_is_an_error_and_no_number(untied, engines, probes):
