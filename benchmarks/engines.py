@@ -27,9 +27,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from suite.checkpoints import SavedCheckpoint, TensorCheckpoint
 from suite.cluster import connect
 from suite.engines import Job, TransformersEngine
-from suite.engines.pool import NAME, Order, open_pool
+from suite.engines.pool import find_pool, open_pool
 from suite.engines.questions import Questions
 from suite.engines.vllm_engine import VllmEngine
+from suite.engines.vllm_process import Order
 from suite.engines.weights import weights_of
 from suite.models import load_tokenizer
 from suite.placing import check_here
@@ -121,7 +122,7 @@ class Bench:
         """Seconds from nothing to a process with vLLM and this architecture."""
         engine, questions = self.engine(), Questions(self.encoder, [generating(1)])
         open_pool(self.shape)
-        ray.get(ray.get_actor(NAME).close.remote())
+        ray.get(find_pool().close.remote())
         started = time.perf_counter()
         engine.continuations(self.checkpoints[0], questions)
         return time.perf_counter() - started

@@ -11,26 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from suite.checkpoints import CheckpointError
 from suite.engines.base import EngineError
-from suite.engines.scores import Score
-from suite.engines.vllm_model import Ask, StaleWeights, Start, VllmModel, environment
-from suite.engines.weights import FileWeights, Weights
+from suite.engines.vllm_model import Start, environment
+from suite.engines.vllm_process import EngineProcess, Order, Reply, plain
 from suite.placing import PoolShape
-from suite.text import Encoded
 
 NAME = "regrade-pool"
 
@@ -53,77 +47,6 @@ NOTICE = 20.0
 """Seconds of waiting for room on the cluster before it is said, and said again."""
 
 
-@dataclass(frozen=True)
-class Order:
-    """A checkpoint and all that it is asked.
-
-    Attributes:
-        weights: files, or a reference to bytes in Ray's object store, in a list so that only the engine fetches them.
-        adapter: folder of a LoRA adapter that is to lie beside them.
-    """
-
-    weights: Weights | list[Any]
-    asks: tuple[Ask, ...]
-    texts: tuple[Encoded, ...] = ()
-    adapter: Path | None = None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What became of an order.
-
-    Attributes:
-        new: continuations, in the order of `asks`. scores: in the order of `texts`.
-        error: what went wrong instead. broken: the engine cannot be used any more.
-        loading, answering: seconds that the engine took.
-    """
-
-    new: list[list[int]] = field(default_factory=list)
-    scores: list[Score] = field(default_factory=list)
-    error: Exception | None = None
-    broken: bool = False
-    loading: float = 0.0
-    answering: float = 0.0
-
-
-class EngineProcess:
-    """The process that vLLM has to itself."""
-
-    def start(self, start: Start) -> str | None:
-        """Start vLLM. What went wrong, if anything."""
-        try:
-            self._model = VllmModel(start)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        self._loaded: FileWeights | None = None
-        return None
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def rest(self) -> None:
-        """Leave the GPU to others until the next order."""
-        self._model.sleep()
-        self._loaded = None
-
-    def answer(self, order: Order) -> Reply:
-        """What becomes of an order."""
-        try:
-            weights = ray.get(order.weights[0]) if isinstance(order.weights, list) else order.weights
-        except RayError as error:  # whoever sent them is gone; nobody waits for this answer
-            return Reply(error=EngineError(f"the weights were lost on the way to the engine: {error}"))
-        try:
-            loading = 0.0 if weights == self._loaded else self._model.load(weights)
-            self._loaded = weights if isinstance(weights, FileWeights) else None  # bytes would stay in memory
-            self._model.adapt(order.adapter)
-            begun = time.perf_counter()
-            new, scores = self._model.continued(order.asks), self._model.scored(order.texts)
-            answering = time.perf_counter() - begun
-        except Exception as error:
-            return Reply(error=plain(error), broken=True)
-        return Reply(new, scores, loading=loading, answering=answering)
-
-
 @dataclass
 class _Waiting:
     start: Start
@@ -143,21 +66,18 @@ class _Slot:
 
 
 class Desk:
-    """Takes orders and gives them to engines."""
+    """Takes orders and gives them to engines.
 
-    def __init__(self, shape: PoolShape) -> None:
-        self.shape = shape
+    Args:
+        group: what the engines need. Not the desk's own, which begins anew when it is lost, and would reserve it twice.
+    """
+
+    def __init__(self, shape: PoolShape, group: PlacementGroup) -> None:
+        self.shape, self._group = shape, group
         self._slots = [_Slot(index) for index in range(shape.engines)]
         self._waiting: list[_Waiting] = []
         self._room = asyncio.Semaphore(ROOM)
         self._tasks: set[asyncio.Task[None]] = set()
-        bundle = {"CPU": shape.cpus, **({"GPU": shape.gpus} if shape.gpus else {})}
-        self._group: PlacementGroup = placement_group([bundle] * shape.engines, strategy="PACK")
-
-    async def opened(self) -> bool:
-        """Answers once everything is reserved that the engines need."""
-        await self._group.ready()
-        return True
 
     async def answer(self, start: Start, order: Order) -> Reply:
         """What becomes of an order."""
@@ -285,32 +205,22 @@ def open_pool(shape: PoolShape, told: Callable[[], None] = lambda: None) -> Acto
     Args:
         told: called every now and then while the cluster has no room yet.
     """
-    desk = (
-        ray.remote(Desk)
-        .options(
-            name=NAME,
-            get_if_exists=True,
-            num_cpus=0,
-            max_concurrency=1000,
-            max_restarts=-1,  # its engines go with it, and the orders that were out are brought again
-            max_task_retries=-1,
-        )
-        .remote(shape)
-    )
-    _KEPT.setdefault(ray.get_runtime_context().get_job_id(), desk)
-    opened = desk.opened.remote()
-    while not ray.wait([opened], timeout=NOTICE)[0]:
+    if (there := find_pool()) is not None:
+        return there
+    bundle = {"CPU": shape.cpus, **({"GPU": shape.gpus} if shape.gpus else {})}
+    group = placement_group([bundle] * shape.engines)
+    while not group.wait(NOTICE):
         told()
-    ray.get(opened)
-    return desk
+    desk = ray.remote(Desk).options(
+        name=NAME,
+        num_cpus=0,
+        max_concurrency=1000,
+        max_restarts=-1,  # its engines go with it, and the orders that were out are brought again
+        max_task_retries=-1,
+    )
+    made = _KEPT[ray.get_runtime_context().get_job_id()] = desk.remote(shape, group)
+    return made
 
 
 _KEPT: dict[str, ActorHandle] = {}
 """The desk of this Ray job. An actor ends with the last handle of whoever made it."""
-
-
-def plain(error: Exception) -> Exception:
-    """An error that any process can read."""
-    if isinstance(error, CheckpointError | StaleWeights | EngineError):
-        return type(error)(str(error))
-    return EngineError(f"{type(error).__name__}: {error}")

@@ -19,12 +19,13 @@ from suite.checkpoints import Checkpoint, LoraCheckpoint, SavedCheckpoint, Tenso
 from suite.cluster import connect, room
 from suite.engines.architectures import Architectures
 from suite.engines.base import EngineError, Evaluation, Job
-from suite.engines.pool import Order, Reply, find_pool, open_pool
+from suite.engines.pool import find_pool, open_pool
 from suite.engines.questions import QuestionBook, Questions
 from suite.engines.scores import Asked, Score
 from suite.engines.transformers_engine import TransformersEngine
 from suite.engines.vllm_build import installed
 from suite.engines.vllm_model import Ask, Start
+from suite.engines.vllm_process import Order, Reply
 from suite.engines.weights import HeldWeights, weights_of
 from suite.placing import PoolShape, check_here, places
 from suite.spec import MeasureSpec, RuntimeSpec
@@ -195,9 +196,7 @@ class VllmEngine:
             if not ray.is_initialized():
                 where = check_here(self.measure, RuntimeSpec(device=self.device.type))
                 connect(first_gpu=where.pool.shared or self.device.type == "cpu")
-            desk = find_pool()
-            if desk is None:
-                desk = open_pool(places(room(), self.measure, RuntimeSpec(device=self.device.type)).pool)
+            desk = find_pool() or open_pool(places(room(), self.measure, RuntimeSpec(device=self.device.type)).pool)
             self._pool = desk, ray.get(desk.taken.remote())
         return self._pool
 

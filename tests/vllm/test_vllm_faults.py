@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from suite.checkpoints import CheckpointError, Layout, SavedCheckpoint, TensorCheckpoint, skeleton
 from suite.engines import EngineError, Job, TransformersEngine
-from suite.engines.pool import Order
 from suite.engines.questions import Questions
 from suite.engines.vllm_model import StaleWeights
+from suite.engines.vllm_process import Order
 from suite.engines.weights import FileWeights, HeldWeights
 
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
