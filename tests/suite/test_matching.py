@@ -189,14 +189,14 @@ def test_an_engine_that_fails_under_an_attack_goes_on_with_the_others(store, res
     import shutil
 
     shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("samples"))
-    load = Engine._load
+    holding = Engine._holding
 
-    def loading(self, checkpoint):
+    def short_of_memory(self, checkpoint):
         if getattr(checkpoint, "name", "") == "rtn[bits=4]":
             raise RuntimeError("DefaultCPUAllocator: not enough memory")
-        return load(self, checkpoint)
+        return holding(self, checkpoint)
 
-    monkeypatch.setattr(Engine, "_load", loading)
+    monkeypatch.setattr(Engine, "_holding", short_of_memory)
     failing = run_trial(trial(LEARNT), Store(tmp_path), measure=MEASURE)
     statuses = {(r["attack"], r["status"]) for r in failing.measurements}
     relearn = failing.attacks[Split.TEST][2]
@@ -207,7 +207,7 @@ def test_a_subject_that_cannot_be_asked_at_all_ends_the_trial(store, result, tmp
     import shutil
 
     shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("samples"))
-    monkeypatch.setattr(Engine, "_ask", broken)
+    monkeypatch.setattr(Engine, "_likelihoods", broken)
     with pytest.raises(torch.OutOfMemoryError):
         run_trial(trial(LEARNT), Store(tmp_path), measure=MEASURE)
 
