@@ -80,11 +80,9 @@ def _as_loaded(model: nn.Module) -> bool:
     from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
     from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
-    methods = [
-        method for m in model.modules() if isinstance(method := getattr(m, "quant_method", None), QuantizeMethodBase)
-    ]
-    # Attention layers have one for the scales of their cache, which no checkpoint here has.
-    return all(isinstance(m, UnquantizedLinearMethod | UnquantizedEmbeddingMethod) for m in methods)
+    methods = [getattr(module, "quant_method", None) for module in model.modules()]
+    plain = UnquantizedLinearMethod | UnquantizedEmbeddingMethod
+    return all(isinstance(method, plain) for method in methods if isinstance(method, QuantizeMethodBase))
 
 
 def _load_in_place(model: nn.Module, weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> None:
