@@ -98,11 +98,16 @@ def encoder(untied: Callable[[int], Path]) -> Any:
 
 @pytest.fixture(scope="session")
 def probes() -> tuple[Any, ...]:
-    """Every kind of question, of different lengths."""
+    """Every kind of question, of different lengths, all longer than a block of vLLM's cache of prefixes."""
     from tasks.task import Item, Probe, ProbeKind, Sampling, Split, Subset
 
     items = tuple(
-        Item(str(i), f"{'so ' * (i % 5)}what is {i}?", (f"it is {i * i}", "nobody knows", f"{i}")) for i in range(24)
+        Item(
+            str(i),
+            f"{'so ' * (i % 5)}please say it as plainly as you ever can: what is {i}?",
+            (f"it is {i * i}", "nobody knows", f"{i}"),
+        )
+        for i in range(24)
     )
     plain = {"subset": Subset.FORGET, "split": Split.TEST}
     generate = {**plain, "kind": ProbeKind.GENERATE, "metrics": ("rougeL_recall",)}
