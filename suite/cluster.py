@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -11,6 +12,9 @@ import ray
 
 from suite.placing import Room
 from suite.settings import SpecError
+
+REACH = 10.0
+"""Seconds in which a cluster's head takes a connection."""
 
 PASSED_ON = ("REGRADE_DATA", "HF_HUB_OFFLINE", "HF_HOME")
 
@@ -29,7 +33,9 @@ def connect(address: str | None = None, *, first_gpu: bool = True) -> None:
     variables = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
     variables |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     here: dict[str, Any] = {}
-    if not address:
+    if address:
+        _reached(address)
+    else:
         here = {"include_dashboard": False, "num_cpus": os.cpu_count()}
     try:
         with nullcontext() if first_gpu else _others_visible():
@@ -41,6 +47,17 @@ def connect(address: str | None = None, *, first_gpu: bool = True) -> None:
                 **here,
             )
     except ConnectionError as error:
+        raise SpecError(f"--address {address}: no Ray cluster answers there ({error})") from None
+
+
+def _reached(address: str) -> None:
+    """Raises SpecError where nothing listens at a host and port: Ray itself goes on trying for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):  # auto
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH).close()
+    except OSError as error:
         raise SpecError(f"--address {address}: no Ray cluster answers there ({error})") from None
 
 

@@ -13,6 +13,7 @@ from ray.util import placement_group_table
 from suite.cluster import connected
 from suite.engines.pool import find_pool, open_pool
 from suite.placing import PoolShape
+from suite.settings import SpecError
 
 SHAPE = PoolShape(engines=1, gpus=0, threads=1, cpus=2)
 
@@ -36,3 +37,11 @@ def test_a_desk_that_is_lost_takes_no_second_room(monkeypatch):
         del desk
         gc.collect()
         assert ray.get(find_pool().taken.remote()) == SHAPE  # it lives as long as the Ray job, whoever holds it
+
+
+def test_an_address_where_nobody_listens_is_told_at_once():
+    with (
+        pytest.raises(SpecError, match=r"--address 127\.0\.0\.1:1: no Ray cluster answers there"),
+        connected("127.0.0.1:1"),
+    ):
+        pass
