@@ -142,8 +142,7 @@ class VllmEngine:
     def _started(self, job: Job) -> _Flight | Evaluation:
         """Send a job's part to the pool, and do the part that is done here."""
         questions, checkpoint = self._questions.of(job.probes), job.checkpoint
-        theirs = [asked for asked in questions.asked if self._by_vllm(asked, checkpoint)]
-        ours = [asked for asked in questions.asked if not self._by_vllm(asked, checkpoint)]
+        theirs, ours = self._divided(questions.asked, checkpoint)
         if (self.alone or self.measure.vllm.tensor_parallel > 1) and (
             questions.differentiated or any(asked.vocabulary for asked in theirs)
         ):
@@ -159,13 +158,19 @@ class VllmEngine:
         of_text = dict(zip((asked.text for asked in ours), scores, strict=True))
         return _Flight(job, questions, reply, texts, of_text, norms)
 
-    def _by_vllm(self, asked: Asked, checkpoint: Checkpoint) -> bool:
+    def _divided(self, asked: Sequence[Asked], checkpoint: Checkpoint) -> tuple[list[Asked], list[Asked]]:
+        """The texts that vLLM scores, and those that are scored here."""
         parallel = self.measure.vllm.tensor_parallel
         if self.alone or parallel > 1:
-            return True
+            return list(asked), []
+        if _beside(checkpoint):
+            return [], list(asked)
         context = self._architectures.of(checkpoint.architecture).context
-        fits = context is None or len(asked.text.ids) < context  # vLLM goes on for a token after it
-        return fits and not _beside(checkpoint) and by_vllm(asked, self.build.gpu, parallel)
+        divided: tuple[list[Asked], list[Asked]] = [], []
+        for one in asked:
+            fits = context is None or len(one.text.ids) < context  # vLLM goes on for a token after it
+            divided[not (fits and by_vllm(one, self.build.gpu, parallel))].append(one)
+        return divided
 
     def _ordered(self, checkpoint: Checkpoint, questions: Questions, texts: Sequence[Encoded]) -> Any:
         """Send the pool's part of a job; a reference to the reply."""
