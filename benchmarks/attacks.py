@@ -21,17 +21,19 @@ from typing import Any
 
 import torch
 
-import suite.attacks.fine_tuning
-import suite.engines.transformers_engine
+import suite.attacks.finetuning.base
+import suite.engines.transformers.engine
 from suite.attacks import AttackContext
 from suite.attacks.base import WeightEdit
+from suite.config.runtime import RuntimeSpec
 from suite.engines import TransformersEngine
-from suite.environment import Numeric, numeric
-from suite.evaluation import Evaluator, Weights, evaluations_of
-from suite.models import base_model
-from suite.spec import MeasureSpec, ModelSpec, RuntimeSpec
-from suite.store import Store
-from suite.trial import as_asked, with_extras
+from suite.evaluation.evaluator import Evaluator, Weights, evaluations_of
+from suite.models.loading import base_model
+from suite.models.settings import ModelSpec
+from suite.spec.measure import MeasureSpec
+from suite.storage.environment import Numeric, numeric
+from suite.storage.store import Store
+from suite.trials.task_data import as_asked, with_extras
 from tasks.task import Split
 
 
@@ -71,10 +73,10 @@ class Clock:
 
 def watch(clock: Clock) -> None:
     """Put the two kinds of work on the clock."""
-    engine = suite.engines.transformers_engine
+    engine = suite.engines.transformers.engine
     for name in ("scored", "continued", "gradient_norm"):
         setattr(engine, name, clock.timed("evaluation", getattr(engine, name)))
-    trained = suite.attacks.fine_tuning
+    trained = suite.attacks.finetuning.base
     trained.finetune = clock.steps("training", trained.finetune)
     for kind in _kinds(WeightEdit):
         if "edited" in vars(kind):

@@ -24,18 +24,19 @@ from timing import seconds
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from suite.checkpoints import SavedCheckpoint, TensorCheckpoint
-from suite.cluster import connect
+from suite.cluster.connection import connect
+from suite.config.runtime import RuntimeSpec
 from suite.engines import Job, TransformersEngine
-from suite.engines.pool import find_pool, open_pool
+from suite.engines.choosing import check_here
 from suite.engines.questions import Questions
-from suite.engines.vllm_engine import VllmEngine
-from suite.engines.vllm_process import Order
-from suite.engines.weights import weights_of
-from suite.models import load_tokenizer
-from suite.placing import check_here
-from suite.spec import MeasureSpec, RuntimeSpec
-from suite.text import Encoder, Template
+from suite.engines.vllm.engine import VllmEngine
+from suite.engines.vllm.pool import find_pool, open_pool
+from suite.engines.vllm.process import Order
+from suite.engines.vllm.transport import weights_of
+from suite.models.checkpoints import SavedCheckpoint, TensorCheckpoint
+from suite.models.encoding import Encoder, Template
+from suite.models.loading import load_tokenizer
+from suite.spec.measure import MeasureSpec
 from tasks.task import Item, Probe, ProbeKind, Split, Subset
 
 VOCABULARY = 2000

@@ -31,12 +31,12 @@ import torch
 from timing import seconds
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from suite.checkpoints import SavedCheckpoint
 from suite.engines import Job, TransformersEngine
-from suite.engines.packing import common
 from suite.engines.questions import Questions
-from suite.models import load_tokenizer, save
-from suite.text import Encoded, Encoder, Template
+from suite.engines.transformers.packing import common
+from suite.models.checkpoints import SavedCheckpoint
+from suite.models.encoding import Encoded, Encoder, Template
+from suite.models.loading import load_tokenizer, save
 from tasks import TASKS
 from tasks.task import Item, Probe, ProbeKind, Sample, Split, Subset, limited
 

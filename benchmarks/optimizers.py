@@ -24,15 +24,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from suite import noise
-from suite.directions import LowRank
-from suite.environment import peak_bytes
-from suite.loss_oracle import LossOracle
+from suite.models.encoding import Tokens
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Optimizer, Plan
 from suite.optimizers.estimates import ZerothOrder
-from suite.oracle import Displacement, Part
-from suite.text import Batch, Tokens
+from suite.oracle import noise
+from suite.oracle.base import Displacement, Part
+from suite.oracle.batch import Batch
+from suite.oracle.directions import LowRank
+from suite.oracle.loss import LossOracle
+from suite.storage.environment import peak_bytes
 
 MODELS = {
     "27m": {

@@ -22,8 +22,8 @@ from rich.table import Table
 from timing import ratio, seconds
 
 from suite.attacks import attack
-from suite.attacks.calibration import edit_blocks
-from suite.checkpoints import State
+from suite.attacks.weights.calibration import edit_blocks
+from suite.models.checkpoints import State
 
 MODELS = {
     "30m": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "vocab_size": 8192}

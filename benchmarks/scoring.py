@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from leaderboard import rescoring, schema
+from leaderboard.board import rescoring, schema
 from tasks.scoring import METRICS
 from tasks.task import ProbeKind
 

@@ -14,16 +14,19 @@ from pathlib import Path
 import torch
 from timing import ratio, seconds
 
-from suite.anchors import anchors
+from suite.config.runtime import RuntimeSpec
 from suite.engines import Job, TransformersEngine
-from suite.loss_oracle import LossOracle
+from suite.models.encoding import Tokens
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Plan
-from suite.oracle import Part
-from suite.spec import MeasureSpec, RuntimeSpec, trial
-from suite.store import Store
-from suite.text import Batch, Tokens
-from suite.trial import run_trial
+from suite.oracle.base import Part
+from suite.oracle.batch import Batch
+from suite.oracle.loss import LossOracle
+from suite.spec.measure import MeasureSpec
+from suite.spec.trial import trial
+from suite.storage.store import Store
+from suite.training.anchors import anchors
+from suite.trials.run import run_trial
 from tasks import TASKS
 from tasks.task import Split
 

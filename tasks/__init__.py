@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tasks import custom, muse, pocket, rwku, tofu, wmdp
+from tasks import muse, pocket, rwku, tofu, wmdp
+from tasks.custom import task as custom
 from tasks.extras import EXTRAS
 from tasks.registry import TaskRegistry
 from tasks.task import (

@@ -32,9 +32,10 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def warm_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A store in which the small trial's anchors are trained already."""
-    from suite.anchors import anchors
-    from suite.spec import RuntimeSpec, trial
-    from suite.store import Store
+    from suite.config.runtime import RuntimeSpec
+    from suite.spec.trial import trial
+    from suite.storage.store import Store
+    from suite.training.anchors import anchors
     from tasks import TASKS
 
     root = tmp_path_factory.mktemp("warm")

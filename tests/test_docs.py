@@ -11,8 +11,8 @@ from suite.adapters import ADAPTERS
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS
 from suite.smoothing import SMOOTHINGS
-from suite.space import plan
-from suite.specfile import load_file
+from suite.spec.search_space import plan
+from suite.spec.yaml_file import load_file
 
 ROOT = Path(__file__).parents[1]
 METHODS = (ROOT / "docs/methods.md").read_text()

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from leaderboard.page import text
 from leaderboard.page.picture import HEIGHT, SHAPES, STRIP_WIDTH, WIDTH, grade_of, picture, strip
-from leaderboard.ranking import Ranking
+from leaderboard.ranking.rank import Ranking
 
 __all__ = ["render"]
 

@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from leaderboard.entry import Entry
-from leaderboard.number import Number
 from leaderboard.page.placing import Box, Label, place
 from leaderboard.page.scale import UtilityScale
-from leaderboard.ranking import Ranking
+from leaderboard.ranking.entry import Entry
+from leaderboard.ranking.number import Number
+from leaderboard.ranking.rank import Ranking
 
 WIDTH, HEIGHT = 960.0, 560.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 26.0, 20.0, 56.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from leaderboard.entry import Entry, Matched
-from leaderboard.number import FEWEST_SEEDS, Number
+from leaderboard.ranking.entry import Entry, Matched
+from leaderboard.ranking.number import FEWEST_SEEDS, Number
 
 ABSENT = "\N{EN DASH}"
 """Stands where there is no number."""

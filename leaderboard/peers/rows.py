@@ -17,12 +17,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from leaderboard.headlines import NONE
+from leaderboard.board.schema import Status
+from leaderboard.board.store import Board
 from leaderboard.peers.examples import Model
 from leaderboard.peers.line import Line
 from leaderboard.peers.open_unlearning import Imported, read
-from leaderboard.schema import Status
-from leaderboard.store import Board
+from leaderboard.ranking.headlines import NONE
 
 PEER = "open-unlearning"
 FORGET_SETS = {40: "forget01", 200: "forget05", 400: "forget10"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from suite.adapters.base import Adapter, AdapterSettings, Full
 from suite.adapters.bounded import Bounded
 from suite.adapters.lora import LoRA
-from suite.registry import Registry
+from suite.config.registry import Registry
 
 __all__ = ["ADAPTERS", "Adapter", "AdapterSettings"]
 

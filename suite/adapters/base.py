@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from suite import settings
-from suite.oracle import Tensors
+from suite.config import settings
+from suite.oracle.base import Tensors
 
 
 class AdapterSettings(settings.Settings):

@@ -11,8 +11,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from suite.adapters.base import Adapter, AdapterSettings, Made
-from suite.oracle import Tensors
-from suite.settings import SpecError
+from suite.config.settings import SpecError
+from suite.oracle.base import Tensors
 
 
 class LowRankSettings(AdapterSettings):

@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from suite.attacks.awq import AWQ
 from suite.attacks.base import Attack, AttackContext, Subject
-from suite.attacks.benign import Benign
-from suite.attacks.bitsandbytes_formats import FP4, NF4, Int8
-from suite.attacks.few_shot import FewShot
-from suite.attacks.frame import Frame
-from suite.attacks.gcg import GreedyCoordinateGradient
-from suite.attacks.gptq import GPTQ
-from suite.attacks.logit_lens import LogitLens
-from suite.attacks.merging import Merge
-from suite.attacks.multi_turn import MultiTurn
-from suite.attacks.multiple_choice import MultipleChoice
+from suite.attacks.finetuning.benign import Benign
+from suite.attacks.finetuning.relearning import Relearning
+from suite.attacks.finetuning.task_vector import NegatedForgetting
 from suite.attacks.none import NoAttack
-from suite.attacks.paraphrase import Paraphrase
-from suite.attacks.prefill import Prefill
-from suite.attacks.pruning import Pruning
-from suite.attacks.quantization import RoundToNearest
-from suite.attacks.refusal_direction import RefusalDirection
-from suite.attacks.relearning import Relearning
-from suite.attacks.sample import BestOfSeveral
-from suite.attacks.task_vector import NegatedForgetting
-from suite.attacks.weight_noise import WeightNoise
-from suite.registry import Registry
-from suite.settings import SpecError, parse
+from suite.attacks.prompts.few_shot import FewShot
+from suite.attacks.prompts.frame import Frame
+from suite.attacks.prompts.gcg import GreedyCoordinateGradient
+from suite.attacks.prompts.multi_turn import MultiTurn
+from suite.attacks.prompts.multiple_choice import MultipleChoice
+from suite.attacks.prompts.paraphrase import Paraphrase
+from suite.attacks.prompts.prefill import Prefill
+from suite.attacks.prompts.sample import BestOfSeveral
+from suite.attacks.weights.awq import AWQ
+from suite.attacks.weights.bitsandbytes_formats import FP4, NF4, Int8
+from suite.attacks.weights.gptq import GPTQ
+from suite.attacks.weights.logit_lens import LogitLens
+from suite.attacks.weights.merging import Merge
+from suite.attacks.weights.pruning import Pruning
+from suite.attacks.weights.quantization import RoundToNearest
+from suite.attacks.weights.refusal_direction import RefusalDirection
+from suite.attacks.weights.weight_noise import WeightNoise
+from suite.config.registry import Registry
+from suite.config.settings import SpecError, parse
 
 __all__ = ["ATTACKS", "Attack", "AttackContext", "Subject", "attack"]
 

@@ -8,9 +8,9 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite import settings
-from suite.checkpoints import Checkpoint, EditedCheckpoint, State
-from suite.text import Encoder
+from suite.config import settings
+from suite.models.checkpoints import Checkpoint, EditedCheckpoint, State
+from suite.models.encoding import Encoder
 from tasks.task import Example, Probe, Split, Task, attack_name, examples_digest
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class AttackContext:
         target: the model before unlearning, for attackers that have it.
         target_key: what the target's weights follow from, for keys.
         block: tokens of a block of running text, as the subject was taught it; None where texts are taught one by one.
-        gradient_checkpointing: whether attacks that train are to save memory (see `suite.recompute`).
+        gradient_checkpointing: whether attacks that train are to save memory
+            (see `suite.models.gradient_checkpointing`).
     """
 
     engine: Engine

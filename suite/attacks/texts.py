@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from suite.settings import SpecError, nearest
+from suite.config.settings import SpecError, nearest
 from tasks import TASKS, wikitext
 from tasks.task import Example, Split, Style, Subset, Task, TaskError
 

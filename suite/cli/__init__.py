@@ -45,11 +45,11 @@ def main() -> None:
 
 def _exit_code(error: Exception) -> int | None:
     """The code of an error that explains itself; None for one that is our fault and keeps its traceback."""
-    from leaderboard.files import BoardError
-    from suite.checkpoints import CheckpointError
+    from leaderboard.board.files import BoardError
+    from suite.config.settings import SpecError
     from suite.engines import EngineError
-    from suite.settings import SpecError
-    from suite.stages import StageError
+    from suite.models.checkpoints import CheckpointError
+    from suite.storage.stages import StageError
     from tasks.task import TaskError
 
     if isinstance(error, SpecError | TaskError):

@@ -100,8 +100,8 @@ def settings_of(text: str) -> dict[str, Any]:
     Raises:
         SpecError: it is not written like one.
     """
-    from suite.settings import SpecError
-    from suite.specfile import parse_value
+    from suite.config.settings import SpecError
+    from suite.spec.yaml_file import parse_value
 
     parts = _ATTACK.fullmatch(text.strip())
     pairs = [pair.partition("=") for pair in _BETWEEN.split(parts[2])] if parts and parts[2] else []

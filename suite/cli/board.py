@@ -11,7 +11,7 @@ import typer
 from suite.cli.common import STORE, Json, StoreDir, console, open_board, print_json
 
 if TYPE_CHECKING:
-    from leaderboard.ranking import Ranking
+    from leaderboard.ranking.rank import Ranking
 
 app = typer.Typer(help="The leaderboard of a store.", no_args_is_help=True)
 
@@ -81,9 +81,9 @@ def _rankings(
     mix_engines: bool,
     **options: Any,
 ) -> list[Ranking]:
-    from leaderboard.measured import engines_of
-    from leaderboard.ranking import rank
-    from suite.settings import SpecError, nearest
+    from leaderboard.ranking.measured import engines_of
+    from leaderboard.ranking.rank import rank
+    from suite.config.settings import SpecError, nearest
     from tasks import TASKS
 
     if engine and mix_engines:

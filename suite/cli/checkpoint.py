@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from suite.measuring import Measured
+    from suite.trials.given_checkpoint import Measured
 
 CheckpointName = Annotated[str, typer.Argument(help="Folder, or hub id owner/model[@revision].", show_default=False)]
 TaskName = Annotated[str, typer.Option("--task", help="Whose questions are asked.", show_default=False)]
@@ -24,7 +24,7 @@ Threads = Annotated[int, typer.Option(help="CPU threads.", min=1)]
 
 def answering(engine: str | None, tensor_parallel: int) -> dict[str, Any]:
     """What the command line says of the engine, as settings of `measure`."""
-    from suite.settings import SpecError
+    from suite.config.settings import SpecError
 
     if tensor_parallel > 1 and engine != "vllm":
         raise SpecError("--tensor-parallel: is vLLM's. Add --engine vllm")
@@ -34,7 +34,7 @@ def answering(engine: str | None, tensor_parallel: int) -> dict[str, Any]:
 
 def check_task(task: str) -> None:
     """Raises SpecError where there is no such task."""
-    from suite.settings import SpecError, nearest
+    from suite.config.settings import SpecError, nearest
     from tasks import TASKS
 
     if task not in TASKS:
@@ -56,10 +56,12 @@ def measured(
     Raises:
         SpecError, TaskError: what was asked wrongly.
     """
-    from suite.measuring import measure_checkpoint
-    from suite.settings import parse
-    from suite.spec import MeasureSpec, ModelSpec, RuntimeSpec
-    from suite.store import Store
+    from suite.config.runtime import RuntimeSpec
+    from suite.config.settings import parse
+    from suite.models.settings import ModelSpec
+    from suite.spec.measure import MeasureSpec
+    from suite.storage.store import Store
+    from suite.trials.given_checkpoint import measure_checkpoint
 
     check_task(task)
     return measure_checkpoint(

@@ -14,9 +14,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from leaderboard.store import Board
+    from leaderboard.board.store import Board
     from suite.runners import Outcome
-    from suite.space import Plan
+    from suite.spec.search_space import Plan
 
 Spec = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
 Overrides = Annotated[
@@ -45,8 +45,8 @@ def read_plan(spec: Path, overrides: Sequence[str] | None, extra: dict[str, Any]
     Raises:
         SpecError: what is wrong with it.
     """
-    from suite.space import plan
-    from suite.specfile import load_file, merged
+    from suite.spec.search_space import plan
+    from suite.spec.yaml_file import load_file, merged
 
     data = load_file(spec, overrides or ())
     return plan(merged(data, extra) if extra else data)
@@ -58,8 +58,8 @@ def open_board(store: Path, split: str) -> Board:
     Raises:
         SpecError: there is none, or no such split.
     """
-    from leaderboard.store import Board
-    from suite.settings import SpecError
+    from leaderboard.board.store import Board
+    from suite.config.settings import SpecError
     from tasks.task import Split
 
     if split not in list(Split):

@@ -51,7 +51,7 @@ def _findings(store: Path) -> list[tuple[str, str, str]]:
 
 def _vllm() -> tuple[str, str, str]:
     """Whether vLLM can answer here, and if not, why."""
-    from suite.engines.vllm_build import HOW, build
+    from suite.engines.vllm.build import HOW, build
 
     found = build()
     if found is None:
@@ -61,8 +61,8 @@ def _vllm() -> tuple[str, str, str]:
 
 
 def _store_findings(store: Path) -> list[tuple[str, str, str]]:
-    from leaderboard.store import Board
-    from suite.stages import StageStore
+    from leaderboard.board.store import Board
+    from suite.storage.stages import StageStore
 
     damaged = [*map(str, Board(store / "board").broken()), *StageStore(store).damaged()]
     return [("store", "damaged", note) for note in damaged] or [("store", "sound", str(store))]

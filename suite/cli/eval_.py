@@ -46,8 +46,8 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Ask a checkpoint a task's questions and print every number. What was asked before is not asked again."""
-    from suite.records import BOTH_SPLITS
-    from suite.settings import SpecError
+    from suite.config.settings import SpecError
+    from suite.evaluation.scoring import BOTH_SPLITS
     from tasks.task import Split
 
     if split not in (*Split, BOTH_SPLITS):
@@ -100,9 +100,11 @@ def _cross_checked(
     as_json: bool,
 ) -> None:
     """Print how the transformers engine and vLLM agree on a checkpoint."""
-    from suite.measuring import cross_check
-    from suite.settings import parse
-    from suite.spec import MeasureSpec, ModelSpec, RuntimeSpec
+    from suite.config.runtime import RuntimeSpec
+    from suite.config.settings import parse
+    from suite.models.settings import ModelSpec
+    from suite.spec.measure import MeasureSpec
+    from suite.trials.given_checkpoint import cross_check
 
     check_task(task)
     found = cross_check(

@@ -37,11 +37,11 @@ def open_unlearning(
     ] = None,
 ) -> None:
     """Score an open-unlearning evaluation from its logs, beside the published numbers."""
+    from leaderboard.board.store import Board
     from leaderboard.peers.line import Verdict
     from leaderboard.peers.logs import Log
     from leaderboard.peers.open_unlearning import read
     from leaderboard.peers.rows import add
-    from leaderboard.store import Board
 
     imported = read(Log.read(evaluation), Log.read(retrained) if retrained else None)
     lines = imported.lines
@@ -65,7 +65,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         SpecError: it cannot be written.
     """
-    from suite.settings import SpecError
+    from suite.config.settings import SpecError
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -11,8 +11,8 @@ from rich.text import Text
 from suite.cli.common import console
 
 if TYPE_CHECKING:
-    from leaderboard.entry import Numbers
-    from leaderboard.ranking import Number, Ranking
+    from leaderboard.ranking.entry import Numbers
+    from leaderboard.ranking.rank import Number, Ranking
 
 LEGEND = (
     "± 95 % over examples; below it 95 % over seeds, or of two the values. F forgetting, R robustness to the worst "

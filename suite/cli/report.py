@@ -10,7 +10,7 @@ import typer
 from suite.cli.common import Json, console, open_board, print_json, table
 
 if TYPE_CHECKING:
-    from leaderboard.ranking import Ranking
+    from leaderboard.ranking.rank import Ranking
 
 
 def report(
@@ -22,9 +22,9 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Ranked tables, plots (in STORE/report), and what each setting was worth."""
-    from suite import plots as drawing
-    from suite import report as reports
     from suite.cli.ranked import print_ranking
+    from suite.reports import plots as drawing
+    from suite.reports import report as reports
 
     board = open_board(store, split)
     found = reports.rankings(board, split)
@@ -56,7 +56,7 @@ def report(
 
 def _tables(ranking: Ranking) -> str:
     """Entries and grades, as they are and at matched utility where that was measured."""
-    from leaderboard.recovery_table import recovery_table
+    from leaderboard.ranking.recovery_table import recovery_table
 
     parts = [f"## {ranking.task} ({ranking.split})"]
     for matched in (False, True) if ranking.matched_floor is not None else (False,):

@@ -27,10 +27,10 @@ def run(
     """Run one trial: train the anchors, unlearn, attack, evaluate, and put the rows on the board."""
     import typer
 
-    from suite.preflight import preflight
+    from suite.config.settings import SpecError
     from suite.runners import Job, run_here
-    from suite.settings import SpecError
-    from suite.store import Store
+    from suite.storage.store import Store
+    from suite.trials.preflight import preflight
 
     plan = read_plan(spec, overrides, asked_engine(engine))
     trials = [] if plan.search.space else plan.trials()

@@ -22,8 +22,8 @@ from suite.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from suite.space import Plan
-    from suite.store import Store
+    from suite.spec.search_space import Plan
+    from suite.storage.store import Store
 
 
 class Runner(StrEnum):
@@ -54,9 +54,9 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Run every trial of a grid, or search a space with Optuna. What is in the store already is not run again."""
-    from suite.preflight import preflight
-    from suite.settings import SpecError
-    from suite.store import Store
+    from suite.config.settings import SpecError
+    from suite.storage.store import Store
+    from suite.trials.preflight import preflight
 
     plan = read_plan(spec, overrides, {**_said(grid, trials, search), **asked_engine(engine)})
     if search is Search.OPTUNA and not plan.search.space:
@@ -84,8 +84,8 @@ def sweep(
 
 def _said(grid: list[str] | None, trials: int | None, search: Search | None) -> dict[str, Any]:
     """The search as the command line says it."""
-    from suite.settings import SpecError
-    from suite.specfile import parse_value
+    from suite.config.settings import SpecError
+    from suite.spec.yaml_file import parse_value
 
     said: dict[str, Any] = {}
     for axis in grid or ():
@@ -116,9 +116,9 @@ def _grid(
 
 def _optuna(plan: Plan, root: Store, progress: Progress, runner: Runner, address: str | None, many: int | None) -> None:
     """Search on dev, then measure the best on test."""
-    from suite.preflight import preflight
     from suite.runners import Job
     from suite.runners.search import best_trials, search_here, some_trial
+    from suite.trials.preflight import preflight
     from tasks.task import Split
 
     # No objective of a search reads the headlines at matched utility; the best trials have them on test.

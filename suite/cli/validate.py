@@ -10,8 +10,8 @@ import typer
 from suite.cli.common import EngineName, Json, Overrides, Spec, asked_engine, console, print_json, read_plan, table
 
 if TYPE_CHECKING:
-    from suite.placing import Places, Room
-    from suite.space import Plan
+    from suite.cluster.placement import Places, Room
+    from suite.spec.search_space import Plan
 
 
 def validate(
@@ -24,9 +24,9 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check a spec and show its trials, their cost, and what fits at a time. Computes nothing."""
-    from suite.preflight import preflight
     from suite.runners.base import label
     from suite.runners.search import some_trial
+    from suite.trials.preflight import preflight
 
     plan = read_plan(spec, overrides, asked_engine(engine))
     search = bool(plan.search.space)
@@ -61,14 +61,15 @@ def validate(
 
 def _places(plan: Plan, address: str | None) -> tuple[Places, Room]:
     """How trials and engines are laid out, and on what."""
-    from suite.placing import check_here, places, room_here
+    from suite.cluster.placement import places, room_here
+    from suite.engines.choosing import check_here, pool_shape
 
     if not address:
         return check_here(plan.measure, plan.runtime), room_here()
-    from suite.cluster import connected
+    from suite.cluster.connection import connected
 
     with connected(address) as room:
-        return places(room, plan.measure, plan.runtime), room
+        return places(room, pool_shape(plan.measure), plan.runtime), room
 
 
 def _said(there: Places, room: Room, address: str | None) -> str:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from suite.engines.base import Engine, EngineError, Evaluation, Job, ask
-from suite.engines.transformers_engine import TransformersEngine
+from suite.engines.transformers.engine import TransformersEngine
 
 __all__ = ["Engine", "EngineError", "Evaluation", "Job", "TransformersEngine", "ask"]

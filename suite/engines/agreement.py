@@ -14,13 +14,13 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from suite.checkpoints import Checkpoint
-from suite.engines.decoding import Request
 from suite.engines.questions import Questions
 from suite.engines.sampling import drawn
 from suite.engines.scores import Asked, Score
-from suite.likelihood import logits_at
-from suite.text import Encoder
+from suite.engines.transformers.decoding import Request
+from suite.models.checkpoints import Checkpoint
+from suite.models.encoding import Encoder
+from suite.models.likelihood import logits_at
 from tasks.task import Probe, ProbeKind
 
 

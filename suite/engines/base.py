@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from suite.checkpoints import Checkpoint
+from suite.models.checkpoints import Checkpoint
 from tasks.task import Probe, Sample
 
 

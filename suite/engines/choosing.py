@@ -1,17 +1,23 @@
-"""The engine that a measurement asks for."""
+"""The engine that is asked for: what makes it, and what it needs. Nothing else knows engines by name."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from suite.cluster.placement import Places, PoolShape, places, room_here
+from suite.config.runtime import RuntimeSpec
 from suite.engines.base import Engine
-from suite.engines.transformers_engine import TransformersEngine
-from suite.spec import MeasureSpec
-from suite.text import Encoder
+from suite.engines.settings import EngineSettings
+from suite.engines.transformers.engine import TransformersEngine
+from suite.engines.vllm import build
+from suite.models.checkpoints import Heads
+from suite.models.encoding import Encoder
 
 
-def chosen_engine(measure: MeasureSpec, encoder: Encoder, *, dtype: str, device: torch.device) -> Engine:
-    """The engine that `measure` names, for models of this dtype.
+def chosen_engine(settings: EngineSettings, encoder: Encoder, *, dtype: str, device: torch.device) -> Engine:
+    """The engine that the settings name, for models of this dtype.
 
     Args:
         device: where this process computes.
@@ -19,8 +25,44 @@ def chosen_engine(measure: MeasureSpec, encoder: Encoder, *, dtype: str, device:
     Raises:
         SpecError: it cannot be used here.
     """
-    if measure.engine == "vllm":
-        from suite.engines.vllm_engine import VllmEngine
+    if settings.engine == "vllm":
+        from suite.engines.vllm.engine import VllmEngine
 
-        return VllmEngine(measure, encoder, dtype=dtype, device=device)
-    return TransformersEngine(encoder, dtype=dtype, device=device, batch_tokens=measure.batch_tokens)
+        return VllmEngine(settings, encoder, dtype=dtype, device=device)
+    return TransformersEngine(encoder, dtype=dtype, device=device, batch_tokens=settings.batch_tokens)
+
+
+def pool_shape(settings: EngineSettings) -> PoolShape:
+    """The processes that the engine needs beside the trials.
+
+    Raises:
+        SpecError: vLLM is not installed.
+    """
+    return build.pool_shape(settings.vllm) if settings.engine == "vllm" else PoolShape(engines=0)
+
+
+def check_here(settings: EngineSettings, runtime: RuntimeSpec) -> Places:
+    """See that this machine has room for a trial and for the engine.
+
+    Raises:
+        SpecError: what cannot work, and what to change.
+    """
+    here, pool = room_here(), pool_shape(settings)
+    if pool.engines:
+        build.usable()
+    else:  # one trial runs here, however many threads it has
+        here = replace(here, cpus=max(here.cpus, runtime.threads))
+    return places(here, pool, runtime)
+
+
+def check_heads(settings: EngineSettings, heads: Heads, where: str) -> None:
+    """See that the engine can run a model's attention, before it is started in vain.
+
+    Args:
+        where: the setting that says which model, for the message.
+
+    Raises:
+        SpecError: it cannot.
+    """
+    if settings.engine == "vllm":
+        build.check_heads(heads, settings.vllm.tensor_parallel, where)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from suite.engines.decoding import Request
 from suite.engines.sampling import Draw
 from suite.engines.scores import Asked, Score
-from suite.text import Encoded, Encoder
+from suite.engines.transformers.decoding import Request
+from suite.models.encoding import Encoded, Encoder
 from tasks.task import Item, Need, Probe, ProbeKind, Sample, Style
 
 REMEMBERED = 4

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from suite.engines.packing import Row, pack
-from suite.engines.shortcut import Shortcut
-from suite.likelihood import answer_labels, answer_logits, logits_at
-from suite.text import Encoded, Tokens
+from suite.engines.transformers.packing import Row, pack
+from suite.engines.transformers.shortcut import Shortcut
+from suite.models.encoding import Encoded, Tokens
+from suite.models.likelihood import answer_labels, answer_logits, logits_at
 
 CHUNK = 2**22
 """Logits that are read at a time: 16 MB in fp32, so that what is made of them stays small beside them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from suite.config.registry import Registry
 from suite.objectives.ascent import GradientAscent, GradientDifference
 from suite.objectives.base import Objective, ObjectiveSettings
 from suite.objectives.distillation import CEU, Undial
@@ -12,7 +13,6 @@ from suite.objectives.primal_dual import PDU
 from suite.objectives.reference import Reference
 from suite.objectives.task_vector import TaskVector
 from suite.objectives.weighted import WGA, SatImp
-from suite.registry import Registry
 
 __all__ = ["OBJECTIVES", "Objective", "ObjectiveSettings", "Reference"]
 

@@ -9,12 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite import settings
-from suite.likelihood import answer_labels, answer_logits, answer_mean, mean_nll, token_logprobs
+from suite.config import settings
+from suite.models.encoding import Tokens
+from suite.models.likelihood import answer_labels, answer_logits, answer_mean, mean_nll, token_logprobs
 from suite.objectives.reference import Reference
-from suite.oracle import Part
-from suite.state import Stateful
-from suite.text import Batch, Tokens
+from suite.oracle.base import Part
+from suite.oracle.batch import Batch
+from suite.oracle.state import Stateful
 
 
 class ObjectiveSettings(settings.Settings):

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.likelihood import answer_labels, answer_logits, answer_mean
+from suite.models.likelihood import answer_labels, answer_logits, answer_mean
 from suite.objectives.base import Objective, ObjectiveSettings
-from suite.text import Batch
+from suite.oracle.batch import Batch
 
 
 def undial(reference: Tensor, logits: Tensor, labels: Tensor, mask: Tensor, strength: float) -> Tensor:

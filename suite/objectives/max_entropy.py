@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from suite.likelihood import answer_labels, answer_logits, answer_mean, sequence_logprobs
+from suite.models.likelihood import answer_labels, answer_logits, answer_mean, sequence_logprobs
 from suite.objectives.base import Objective, ObjectiveSettings
-from suite.oracle import Part
-from suite.text import Batch
+from suite.oracle.base import Part
+from suite.oracle.batch import Batch
 
 
 def uniform_kl(logits: Tensor, mask: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.likelihood import answer_mean, hidden_states
+from suite.models.encoding import Tokens
+from suite.models.likelihood import answer_mean, hidden_states
 from suite.objectives.base import Objective, ObjectiveSettings
-from suite.text import Batch, Tokens
+from suite.oracle.batch import Batch
 
 
 def activation_distance(states: Tensor, target: Tensor, tokens: Tokens) -> Tensor:

@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from suite.likelihood import sequence_logprobs
+from suite.models.likelihood import sequence_logprobs
 from suite.objectives.base import Objective, ObjectiveSettings
-from suite.oracle import Part
-from suite.text import Batch
+from suite.oracle.base import Part
+from suite.oracle.batch import Batch
 
 
 def npo(logprobs: Tensor, reference: Tensor, beta: float) -> Tensor:

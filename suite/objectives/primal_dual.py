@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.likelihood import answer_labels, answer_logits, answer_mean
+from suite.models.likelihood import answer_labels, answer_logits, answer_mean
 from suite.objectives.base import Objective, ObjectiveSettings
 from suite.objectives.reference import Reference
-from suite.text import Batch
+from suite.oracle.batch import Batch
 
 
 def logit_margin(logits: Tensor, mask: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from suite.likelihood import answer_logits, hidden_states
-from suite.text import Tokens
+from suite.models.encoding import Tokens
+from suite.models.likelihood import answer_logits, hidden_states
 
 
 class Reference:
@@ -23,7 +23,7 @@ class Reference:
         return self._asked(tokens, None, lambda: answer_logits(self.model, tokens))
 
     def hidden_states(self, tokens: Tokens, layer: int) -> Tensor:
-        """As `suite.likelihood.hidden_states`."""
+        """As `suite.models.likelihood.hidden_states`."""
         return self._asked(tokens, layer, lambda: hidden_states(self.model, tokens, layer))
 
     def _asked(self, tokens: Tokens, layer: int | None, ask: Callable[[], Tensor]) -> Tensor:

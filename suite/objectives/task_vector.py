@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.likelihood import mean_nll
+from suite.models.likelihood import mean_nll
 from suite.objectives.base import Objective, ObjectiveSettings
-from suite.text import Batch
+from suite.oracle.batch import Batch
 
 
 def negated(before: Tensor, after: Tensor, scale: float) -> Tensor:

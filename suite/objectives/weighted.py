@@ -16,9 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.likelihood import answer_labels, answer_logits, answer_mean, token_logprobs
+from suite.models.encoding import Tokens
+from suite.models.likelihood import answer_labels, answer_logits, answer_mean, token_logprobs
 from suite.objectives.base import Objective, ObjectiveSettings
-from suite.text import Batch, Tokens
+from suite.oracle.batch import Batch
 
 NODES = 16
 """Of the quadrature: exact for whole beta2 up to 31."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from suite.config.registry import Registry
 from suite.optimizers.adahessian import AdaHessian
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
 from suite.optimizers.compressed import (
@@ -15,7 +16,6 @@ from suite.optimizers.hybrid import Hybrid
 from suite.optimizers.lbfgs import LBFGS
 from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER
 from suite.optimizers.second_order import Sophia
-from suite.registry import Registry
 
 __all__ = ["OPTIMIZERS", "Optimizer", "OptimizerSettings", "Plan"]
 

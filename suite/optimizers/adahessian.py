@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite import noise
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
 from suite.optimizers.first_order import fp32, zeros
-from suite.oracle import Grade, Oracle, Part
+from suite.oracle import noise
+from suite.oracle.base import Grade, Oracle, Part
 
 _KEY = 2006_00719
 """Keeps the signs drawn here apart from what others draw with the run's seed and a count."""

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from suite.config.settings import SpecError
 from suite.optimizers.first_order import Adam
-from suite.settings import SpecError
 
 
 class Adam8bit(Adam):

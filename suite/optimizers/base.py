@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite import settings
-from suite.directions import Direction
-from suite.oracle import Grade, Oracle
-from suite.state import Stateful
+from suite.config import settings
+from suite.models.schedule import Schedule, step_size
+from suite.oracle.base import Grade, Oracle
+from suite.oracle.directions import Direction
+from suite.oracle.state import Stateful
 
 KINDS = ("value", "gradient", "directional", "curvature")
 """Kinds of questions, as the meter names them."""
@@ -30,19 +30,12 @@ class OptimizerSettings(settings.Settings):
     """
 
     lr: float = Field(gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     warmup: int = Field(0, ge=0)
 
     def factor(self, step: int, steps: int) -> float:
         """Share of `lr` used at a step, counted from 0, of a run of so many steps."""
-        rise = min(1.0, (step + 1) / (self.warmup + 1))
-        match self.schedule:
-            case "constant":
-                return rise
-            case "linear":
-                return rise * (1 - step / steps)
-            case "cosine":
-                return rise * (1 + math.cos(math.pi * step / steps)) / 2
+        return step_size(1.0, step, steps, self.warmup, self.schedule)
 
     def plainest(self) -> OptimizerSettings:
         """The same optimizer under its plainest name: a hybrid that never alternates is its part."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
 from suite.optimizers.first_order import SGD, Adam, TorchOptimizer, renamed, zeros
 from suite.optimizers.quantization import Scale, quantize, scaled_sign
-from suite.oracle import Grade, Oracle
+from suite.oracle.base import Grade, Oracle
 
 
 class BitsSettings(OptimizerSettings):

@@ -13,12 +13,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from suite import noise
-from suite.directions import Lazily
 from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Plan
 from suite.optimizers.estimates import Differences, ZerothOrder
 from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, whole
-from suite.oracle import Displacement, Grade, Oracle, Part, norm
+from suite.oracle import noise
+from suite.oracle.base import Displacement, Grade, Oracle, Part, norm
+from suite.oracle.directions import Lazily
 
 NOISE = 1 << 40
 """Keeps the controls' noise apart from the estimators' directions, which count from zero."""

@@ -4,9 +4,9 @@ A central difference along random directions u with root-mean-square 1 per coord
     g = 1 / (2 r q) * sum_i [f(x + r u_i) - f(x - r u_i)] u_i,
 is, for u uniform on the sphere of norm sqrt(d), an unbiased estimate of the gradient of the smoothed loss
 f_r(x) = E f(x + r v), v uniform in the ball of norm sqrt(d) (Flaxman et al. 2005; Eq. 3 of arXiv 2510.00761, whose
-unit-sphere mu is r sqrt(d) here and whose factor d is written out). `suite/directions.py` says what holds for the other
-kinds of directions. The forward difference [f(x + r u_i) - f(x)] / r asks for q + 1 values instead of 2q, and has a
-variance that grows with the loss's curvature.
+unit-sphere mu is r sqrt(d) here and whose factor d is written out). `suite/oracle/directions.py` says what holds for
+the other kinds of directions. The forward difference [f(x + r u_i) - f(x)] / r asks for q + 1 values instead of 2q, and
+has a variance that grows with the loss's curvature.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from suite import settings
-from suite.directions import Direction, Directions, Kind, Lazily, combination
-from suite.oracle import Displacement, Oracle, Part
-from suite.state import Stateful
+from suite.config import settings
+from suite.oracle.base import Displacement, Oracle, Part
+from suite.oracle.directions import Direction, Directions, Kind, Lazily, combination
+from suite.oracle.state import Stateful
 
 ULPS = 10
 """A difference of fewer units in the last place of the loss (as fp32 computes it) is rounding, not slope."""
@@ -33,7 +33,7 @@ class RandomDirections(settings.Settings):
 
     Attributes:
         samples: random directions per step, q.
-        direction: sphere, gaussian, rademacher or low_rank (`suite/directions.py`).
+        direction: sphere, gaussian, rademacher or low_rank (`suite/oracle/directions.py`).
         rank: columns of the factors of `low_rank`; 1 where it is not given.
         memory: `keep` holds each direction, and the next one, as tensors; `seed` makes them anew, one module at a time,
             so that a step needs the memory of inference. Both give the same numbers.

@@ -9,8 +9,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from suite.models.finetuning import feed
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
-from suite.oracle import Grade, Oracle
+from suite.oracle.base import Grade, Oracle
 
 S = TypeVar("S", bound=OptimizerSettings)
 
@@ -87,17 +88,6 @@ class TorchOptimizer(Optimizer):
         self.inner = self.build(self.shadow)
         self.inner.load_state_dict(averages)
         self.directed = True
-
-
-def feed(inner: torch.optim.Optimizer, parameters: Sequence[Tensor], gradient: Sequence[Tensor], lr: float) -> None:
-    """One step of a torch optimizer with this gradient and step size."""
-    for parameter, part in zip(parameters, gradient, strict=True):
-        parameter.grad = part
-    for group in inner.param_groups:
-        group["lr"] = lr
-    inner.step()
-    for parameter in parameters:
-        parameter.grad = None
 
 
 class SGD(TorchOptimizer):

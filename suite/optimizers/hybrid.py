@@ -10,11 +10,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from suite.directions import Lazily
 from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Plan
 from suite.optimizers.estimates import ZerothOrder
 from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, whole
-from suite.oracle import Grade, Oracle
+from suite.oracle.base import Grade, Oracle
+from suite.oracle.directions import Lazily
 
 
 def layout(steps: int, zo_ratio: float, block: int, ends: str = "zeroth") -> list[bool]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
 from suite.optimizers.first_order import fp32
-from suite.oracle import Grade, Oracle, Part, Tensors
+from suite.oracle.base import Grade, Oracle, Part, Tensors
 
 
 def two_loop(v: Tensor, s: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:

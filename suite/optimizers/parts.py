@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, create_model
 
-from suite import settings
+from suite.config import settings
+from suite.config.registry import Registry
 from suite.optimizers.adam8bit import Adam8bit
 from suite.optimizers.base import Optimizer, OptimizerSettings
 from suite.optimizers.compressed import AdamOnQuantizedGradient, SGDOnQuantizedGradient
@@ -23,7 +24,6 @@ from suite.optimizers.zeroth_order import (
     ZOSignSGD,
     ZOSlopeSign,
 )
-from suite.registry import Registry
 
 OF_THE_WHOLE = {*OptimizerSettings.model_fields, "zo"}
 """Settings that a part has from the optimizer that it is part of."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
 from suite.optimizers.first_order import fp32, zeros
-from suite.oracle import Grade, Oracle, Tensors
+from suite.oracle.base import Grade, Oracle, Tensors
 
 
 def clipped(mean: Tensors, curvature: Tensors, gamma: float, eps: float) -> list[Tensor]:

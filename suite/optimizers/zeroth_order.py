@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.directions import Lazily
 from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
 from suite.optimizers.estimates import Differences, Estimate, ForwardMode, RandomDirections, ZerothOrder
 from suite.optimizers.first_order import zeros
-from suite.oracle import Displacement, Grade, Oracle, Part
+from suite.oracle.base import Displacement, Grade, Oracle, Part
+from suite.oracle.directions import Lazily
 
 
 class ZerothOrderOptimizer(Optimizer):

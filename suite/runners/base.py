@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leaderboard.files import BoardError
-from leaderboard.headlines import Headlines
-from suite.records import failed_row
-from suite.settings import SpecError
-from suite.spec import MeasureSpec, RuntimeSpec, TrialSpec
-from suite.store import Store
-from suite.trial import TrialResult, run_trial
+from leaderboard.board.files import BoardError
+from leaderboard.ranking.headlines import Headlines
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError
+from suite.evaluation.trial_rows import failed_row
+from suite.spec.measure import MeasureSpec
+from suite.spec.trial import TrialSpec
+from suite.storage.store import Store
+from suite.trials.run import TrialResult, run_trial
 from tasks.task import Split
 
 

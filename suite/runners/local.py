@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from suite.runners.base import Job, Outcome, lease_name, run_one
-from suite.store import Store
+from suite.storage.store import Store
 
 Done = Callable[[Outcome], None]
 

@@ -22,14 +22,17 @@ from typing import Any
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from suite.cluster import connected
-from suite.placing import Places, places
+from suite.cluster.connection import connected
+from suite.cluster.placement import Places, places
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError, parse
+from suite.engines.choosing import pool_shape
 from suite.runners.base import Job, Outcome, refused, run_one
 from suite.runners.search import sampler
-from suite.settings import SpecError, parse
-from suite.space import Plan, suggest
-from suite.spec import MeasureSpec, RuntimeSpec, trial
-from suite.specfile import merged, nested
+from suite.spec.measure import MeasureSpec
+from suite.spec.search_space import Plan, suggest
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged, nested
 
 Done = Callable[[Outcome], None]
 LOST = 2
@@ -91,9 +94,9 @@ def _cluster(address: str | None, shared: Job) -> Iterator[Places]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     with connected(address) as room:
-        found = places(room, shared.measure, shared.runtime)
+        found = places(room, pool_shape(shared.measure), shared.runtime)
         if found.pool.engines:
-            from suite.engines.pool import open_pool
+            from suite.engines.vllm.pool import open_pool
 
             open_pool(found.pool, _waiting)
         yield found

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from suite.config.settings import SpecError
 from suite.runners.base import Job, Outcome, refused, run_one
-from suite.settings import SpecError
-from suite.space import Plan
-from suite.spec import TrialSpec, trial
-from suite.store import Store
+from suite.spec.search_space import Plan
+from suite.spec.trial import TrialSpec, trial
+from suite.storage.store import Store
 
 if TYPE_CHECKING:
     import optuna

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from suite.registry import Registry
+from suite.config.registry import Registry
 from suite.smoothing.averaging import ExponentialMovingAverage, WeightAveraging
 from suite.smoothing.base import NoSmoothing, Smoothing
 from suite.smoothing.extrapolation import Extrapolation

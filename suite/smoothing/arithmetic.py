@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from suite.oracle import Displacement, Tensors
+from suite.oracle.base import Displacement, Tensors
 
 
 def combined(terms: Iterable[tuple[float, Tensors]], like: Sequence[Tensor]) -> list[Tensor]:

@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from suite.config.settings import SpecError
 from suite.optimizers.base import Plan
-from suite.oracle import Oracle
-from suite.settings import SpecError
+from suite.oracle.base import Oracle
 from suite.smoothing.base import Smoothing, SmoothingSettings
 
 

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from suite import settings
+from suite.config import settings
 from suite.optimizers.base import Plan
-from suite.oracle import CurvatureSample, Displacement, Oracle, Order, Part, Tensors
+from suite.oracle.base import CurvatureSample, Displacement, Oracle, Order, Part, Tensors
+from suite.oracle.state import Stateful
 from suite.smoothing.arithmetic import combined
-from suite.state import Stateful
 
 
 class SmoothingSettings(settings.Settings):

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.oracle import Displacement, Order, Part, Tensors
+from suite.oracle.base import Displacement, Order, Part, Tensors
 from suite.smoothing.arithmetic import combined, dot, place
 from suite.smoothing.base import ForgetSmoothing, SmoothingSettings
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from suite import noise
+from suite.oracle import noise
 
 
 class Neighbourhood:

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from suite.oracle import Displacement, Order, Part, Tensors, norm
+from suite.oracle.base import Displacement, Order, Part, Tensors, norm
 from suite.smoothing.arithmetic import combined, dot
 from suite.smoothing.base import ForgetSmoothing, SmoothingSettings
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.optimizers.base import Plan
-from suite.oracle import Displacement, Oracle, Part, Tensors
+from suite.oracle.base import Displacement, Oracle, Part, Tensors
 from suite.smoothing.arithmetic import combined
 from suite.smoothing.base import ForgetSmoothing, SmoothingSettings
 from suite.smoothing.neighbourhood import Neighbourhood

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.oracle import Displacement, Order, Part, Tensors, norm
+from suite.oracle.base import Displacement, Order, Part, Tensors, norm
 from suite.smoothing.arithmetic import place
 from suite.smoothing.base import ForgetSmoothing, SmoothingSettings
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.optimizers.base import Plan
-from suite.oracle import Displacement, Oracle, Order, Part, Tensors, norm
+from suite.oracle.base import Displacement, Oracle, Order, Part, Tensors, norm
 from suite.smoothing.arithmetic import combined, place, project
 from suite.smoothing.base import Smoothing, SmoothingSettings
 from suite.smoothing.neighbourhood import Neighbourhood

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from leaderboard import schema
-from leaderboard.schema import matching
+from leaderboard.board import schema
+from leaderboard.board.schema import matching
 from tasks import Split, TaskEntry, attack_name, pocket
 
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Any
 
 from board_rows import trial_row
 
-from leaderboard.store import Board, BoardError
+from leaderboard.board.store import Board, BoardError
 
 SHARED, OWN = 12, 12
 """Rows that every writer appends, and rows that only one does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leaderboard.attack_labels import attack_labels
+from leaderboard.ranking.attack_labels import attack_labels
 from tasks import TASKS, Split, attack_name
 
 ATTACK = st.fixed_dictionaries(

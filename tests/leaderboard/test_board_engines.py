@@ -14,12 +14,12 @@ from board_rows import TEACHING, Row, anchor_rows, entry_rows, mixture_row, sche
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leaderboard.entry import Entry
+from leaderboard.board.schema import matching
+from leaderboard.board.store import Board
 from leaderboard.page import render
-from leaderboard.ranking import Ranking, rank
-from leaderboard.recovery_table import recovery_table
-from leaderboard.schema import matching
-from leaderboard.store import Board
+from leaderboard.ranking.entry import Entry
+from leaderboard.ranking.rank import Ranking, rank
+from leaderboard.ranking.recovery_table import recovery_table
 
 PLAIN, SWIFT, THIRD = "plain-float32", "swift-float16", "third-int8"
 

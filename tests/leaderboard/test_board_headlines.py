@@ -7,7 +7,7 @@ import math
 import pytest
 from board_rows import ATTACKS, NONE, TEACHING, Row, measurement_row, utility_row
 
-from leaderboard.headlines import Answers, Headlines, headlines, zero
+from leaderboard.ranking.headlines import Answers, Headlines, headlines, zero
 
 RTN, RELEARN = TEACHING
 

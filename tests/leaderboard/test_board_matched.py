@@ -20,11 +20,11 @@ from board_rows import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leaderboard.entry import Entry
-from leaderboard.matching import chosen, floor_of
-from leaderboard.ranking import Ranking, rank
-from leaderboard.schema import matching
-from leaderboard.store import Board
+from leaderboard.board.schema import matching
+from leaderboard.board.store import Board
+from leaderboard.ranking.entry import Entry
+from leaderboard.ranking.rank import Ranking, rank
+from leaderboard.ranking.retention_matching import chosen, floor_of
 
 RTN, RELEARN = TEACHING
 Rows = list[Row]

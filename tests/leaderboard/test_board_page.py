@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from board_rows import ANCHOR_IDS, entry_rows, schema_tables, showcase, tables, wide_showcase
 
-from leaderboard.entry import Entry
-from leaderboard.number import Number
 from leaderboard.page import render, text
 from leaderboard.page.picture import picture, strip
 from leaderboard.page.placing import Box, place
 from leaderboard.page.scale import UtilityScale
-from leaderboard.ranking import Ranking, rank
+from leaderboard.ranking.entry import Entry
+from leaderboard.ranking.number import Number
+from leaderboard.ranking.rank import Ranking, rank
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'

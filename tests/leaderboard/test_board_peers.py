@@ -13,12 +13,12 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import hmean, ks_2samp
 
+from leaderboard.board.store import Board
 from leaderboard.peers.line import Verdict
 from leaderboard.peers.logs import Log
 from leaderboard.peers.open_unlearning import Imported, read
 from leaderboard.peers.rows import PEER, add
-from leaderboard.ranking import rank
-from leaderboard.store import Board
+from leaderboard.ranking.rank import rank
 from tasks.scoring import score
 from tasks.task import Sample, TaskError
 

@@ -23,9 +23,9 @@ from board_rows import (
     unlearned_rows,
 )
 
-from leaderboard.entry import Entry
-from leaderboard.ranking import Ranking, rank
-from leaderboard.store import Board, BoardError
+from leaderboard.board.store import Board, BoardError
+from leaderboard.ranking.entry import Entry
+from leaderboard.ranking.rank import Ranking, rank
 
 
 def ranked(*entries: tuple[Row, list[Row]], anchors: list[Row] | None = None, **options: Any) -> Ranking:

@@ -10,8 +10,8 @@ from board_rows import NONE, Row, anchor_rows, entry_rows, schema_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leaderboard.entry import Entry
-from leaderboard.ranking import rank
+from leaderboard.ranking.entry import Entry
+from leaderboard.ranking.rank import rank
 
 _SHARE = st.floats(0, 1, allow_subnormal=False)
 _ENTRIES = st.lists(

@@ -13,12 +13,12 @@ import pytest
 import scipy.stats
 from board_rows import entry_rows, schema_tables, showcase, tables, wide_showcase
 
-from leaderboard.entry import Entry
-from leaderboard.ranking import Ranking, rank
-from leaderboard.recovery_table import recovery_table
-from leaderboard.store import Board
+from leaderboard.board.store import Board
+from leaderboard.ranking.entry import Entry
+from leaderboard.ranking.rank import Ranking, rank
+from leaderboard.ranking.recovery_table import recovery_table
 from suite.cli.report import report
-from suite.plots import plot
+from suite.reports.plots import plot
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from leaderboard import rescoring, samples, schema
-from leaderboard.files import BoardError
-from leaderboard.rescoring import rescore
-from leaderboard.samples import count_rows, read_samples
+from leaderboard.board import rescoring, samples, schema
+from leaderboard.board.files import BoardError
+from leaderboard.board.rescoring import rescore
+from leaderboard.board.samples import count_rows, read_samples
 from tasks.scoring import METRICS, Estimate, score
 from tasks.task import ProbeKind, Sample
 
@@ -232,5 +232,5 @@ def test_an_unknown_metric_is_refused_before_anything_is_read(tmp_path):
 
 
 def test_rescoring_needs_no_torch():
-    code = "import sys, leaderboard.rescoring; assert not {'torch', 'ray', 'suite'} & set(sys.modules)"
+    code = "import sys, leaderboard.board.rescoring; assert not {'torch', 'ray', 'suite'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

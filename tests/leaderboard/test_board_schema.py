@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from board_rows import measurement_row, trial_row
 
-from leaderboard import schema
-from leaderboard.schema import Role
-from suite.records import Scorer
+from leaderboard.board import schema
+from leaderboard.board.schema import Role
+from suite.evaluation.scoring import Scorer
 
 TABLES = sorted(schema.TABLES)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from board_rows import measurement_row, trial_row
 
-from leaderboard.store import Board, BoardError
+from leaderboard.board.store import Board, BoardError
 
 
 @pytest.fixture

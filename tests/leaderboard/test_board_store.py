@@ -15,9 +15,9 @@ from board_rows import Row, measurement_row, trial_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leaderboard import schema
-from leaderboard.schema import Role
-from leaderboard.store import Board, BoardError, BoardWarning
+from leaderboard.board import schema
+from leaderboard.board.schema import Role
+from leaderboard.board.store import Board, BoardError, BoardWarning
 
 SAMPLE: Row = {
     "samples": "s",

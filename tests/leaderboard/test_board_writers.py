@@ -14,7 +14,7 @@ import pytest
 from board_rows import trial_row
 from board_writers import OWN, SHARED, append, append_with_little_room, die_while_writing
 
-from leaderboard.store import Board, BoardError
+from leaderboard.board.store import Board, BoardError
 
 SPAWN = multiprocessing.get_context("spawn")
 

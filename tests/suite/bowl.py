@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from suite.oracle import CurvatureSample, Displacement, Part
+from suite.oracle.base import CurvatureSample, Displacement, Part
 
 
 class Bowl:

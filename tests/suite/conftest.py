@@ -8,11 +8,12 @@ import pytest
 import torch
 from small import SMALL
 
-from suite.anchors import Anchors, anchors
 from suite.attacks import AttackContext, Subject
+from suite.config.runtime import RuntimeSpec
 from suite.engines import TransformersEngine
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
+from suite.spec.trial import trial
+from suite.storage.store import Store
+from suite.training.anchors import Anchors, anchors
 from tasks import TASKS
 from tasks.task import Split
 

@@ -18,17 +18,18 @@ from test_oracle import batch, direction, llama, same_bits
 from suite import adapters
 from suite.adapters import ADAPTERS
 from suite.adapters.bounded import bounded_change
-from suite.anchors import anchors
-from suite.checkpoints import SavedCheckpoint, weights_digest
-from suite.directions import Lazily, LowRank
-from suite.loss_oracle import LossOracle
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError
+from suite.models.checkpoints import SavedCheckpoint, weights_digest
 from suite.objectives import OBJECTIVES, Reference
-from suite.oracle import Displacement, Part
-from suite.settings import SpecError
-from suite.spec import RuntimeSpec, trial
-from suite.specfile import merged
-from suite.store import Store
-from suite.unlearning import unlearn
+from suite.oracle.base import Displacement, Part
+from suite.oracle.directions import Lazily, LowRank
+from suite.oracle.loss import LossOracle
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged
+from suite.storage.store import Store
+from suite.training.anchors import anchors
+from suite.training.unlearning import unlearn
 from tasks import TASKS
 
 LOW_RANK = ["lora", "bounded"]

@@ -6,13 +6,14 @@ import pytest
 import torch
 from small import SMALL
 
-from suite.anchors import anchors
-from suite.checkpoints import EditedCheckpoint
+from suite.config.runtime import RuntimeSpec
 from suite.engines import TransformersEngine
 from suite.engines.agreement import agreement, tie
 from suite.engines.questions import Questions
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
+from suite.models.checkpoints import EditedCheckpoint
+from suite.spec.trial import trial
+from suite.storage.store import Store
+from suite.training.anchors import anchors
 from tasks import TASKS
 from tasks.task import Item, Probe, ProbeKind, Sampling, Split, Subset, limited
 

@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from small import SMALL
 from test_cli import regrade
 
-from suite.anchors import anchors
 from suite.attacks import attack
 from suite.cli.attack import settings_of
-from suite.settings import SpecError
-from suite.spec import MeasureSpec, RuntimeSpec, trial
-from suite.specfile import merged
-from suite.store import Store
-from suite.trial import run_trial
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError
+from suite.spec.measure import MeasureSpec
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged
+from suite.storage.store import Store
+from suite.training.anchors import anchors
+from suite.trials.run import run_trial
 from tasks import TASKS
 from tasks.task import attack_name
 

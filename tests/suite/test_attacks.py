@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.attacks import ATTACKS, attack
-from suite.attacks.quantization import is_linear, round_to_nearest
-from suite.settings import SpecError
+from suite.attacks.weights.quantization import round_to_nearest
+from suite.config.settings import SpecError
+from suite.models.layers import is_linear
 
 
 @settings(max_examples=60, deadline=None)

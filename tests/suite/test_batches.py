@@ -9,17 +9,18 @@ import pytest
 import torch
 from small import SMALL
 
-from suite.anchors import Anchors, anchors
-from suite.batches import Batches
-from suite.likelihood import sequence_logprobs
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError
+from suite.models.encoding import Tokens
+from suite.models.likelihood import sequence_logprobs
 from suite.objectives import OBJECTIVES, ObjectiveSettings, Reference
-from suite.refusals import REFUSALS, refused
-from suite.settings import SpecError
-from suite.spec import RuntimeSpec, trial
-from suite.specfile import merged
-from suite.store import Store
-from suite.text import Tokens
-from suite.unlearning import unlearn
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged
+from suite.storage.store import Store
+from suite.training.anchors import Anchors, anchors
+from suite.training.batches import Batches
+from suite.training.refusals import REFUSALS, refused
+from suite.training.unlearning import unlearn
 from tasks import TASKS
 from tasks.task import Example, Style, Task
 

@@ -20,9 +20,9 @@ from suite.optimizers.compressed import (
     SignSGD,
 )
 from suite.optimizers.quantization import quantize, scaled_sign
-from suite.oracle import Grade, Metered
-from suite.spec import trial
-from suite.specfile import merged
+from suite.oracle.base import Grade, Metered
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged
 
 
 def made(settings: OptimizerSettings, oracle: Bowl, steps: int = 20) -> Optimizer:

@@ -15,16 +15,17 @@ from small import SMALL
 from test_oracle import same_bits
 
 from suite.adapters import ADAPTERS
-from suite.loss_oracle import LossOracle
+from suite.config.settings import SpecError
+from suite.models.encoding import Encoded, Tokens
 from suite.objectives import OBJECTIVES, Reference
 from suite.optimizers import OPTIMIZERS, Optimizer, Plan
 from suite.optimizers.base import KINDS
-from suite.oracle import Metered, Queries
-from suite.settings import SpecError
+from suite.oracle.base import Metered, Queries
+from suite.oracle.batch import Batch
+from suite.oracle.loss import LossOracle
 from suite.smoothing import SMOOTHINGS, Smoothing
-from suite.spec import trial
-from suite.specfile import merged
-from suite.text import Batch, Encoded, Tokens
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged
 
 STEPS = 3
 NEEDED: dict[str, dict[str, Any]] = {

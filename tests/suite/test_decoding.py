@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from test_packing import ARCHITECTURES, HEADS, SMALL, TAKES_ROWS, VOCABULARY, made
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from suite.engines.decoding import Request, continued, decode, decode_plainly, plain_best
-from suite.engines.grouped_attention import grouped, grouped_attention
-from suite.engines.shortcut import Shortcut
+from suite.engines.transformers.decoding import Request, continued, decode, decode_plainly, plain_best
+from suite.engines.transformers.grouped_attention import grouped, grouped_attention
+from suite.engines.transformers.shortcut import Shortcut
 
 CLOSE = 1e-4
 EOS = 7

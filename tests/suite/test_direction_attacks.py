@@ -13,14 +13,15 @@ from small import SMALL
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from suite.anchors import anchors
 from suite.attacks import AttackContext, Subject, attack
-from suite.attacks.residual import block_writers, embedding_writers, outline, without
-from suite.checkpoints import TensorCheckpoint
+from suite.attacks.weights.residual import block_writers, embedding_writers, outline, without
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError
 from suite.engines import TransformersEngine
-from suite.settings import SpecError
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
+from suite.models.checkpoints import TensorCheckpoint
+from suite.spec.trial import trial
+from suite.storage.store import Store
+from suite.training.anchors import anchors
 from tasks import TASKS
 from tasks.task import Split, Style
 
@@ -243,7 +244,7 @@ def test_questions_of_the_measured_split_are_not_looked_at(tmp_path, context):
 
 def test_styles_that_one_side_alone_has_are_left_out(context):
     """A direction between passages and questions would be one of style."""
-    from suite.attacks.refusal_direction import contrasted
+    from suite.attacks.weights.refusal_direction import contrasted
 
     task = replace(context.task, utility=context.task.utility[:1])  # questions alone
     forget, retain = contrasted(task, Split.TEST)

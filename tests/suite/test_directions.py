@@ -14,11 +14,11 @@ from scipy import stats
 from test_optimizers import Quadratic
 from test_oracle import oracle, same_bits, weights
 
-from suite import noise
-from suite.directions import Directions, Kind, LowRank, combination
 from suite.optimizers import OPTIMIZERS, Plan
 from suite.optimizers.estimates import Differences, ForwardMode, RandomDirections, ZerothOrder
-from suite.oracle import Displacement, Metered, Part
+from suite.oracle import noise
+from suite.oracle.base import Displacement, Metered, Part
+from suite.oracle.directions import Directions, Kind, LowRank, combination
 
 KINDS = list(Kind)
 
@@ -189,7 +189,7 @@ def test_low_rank_chunks_change_nothing(monkeypatch):
     asked = oracle()
     draws = [Displacement.along(LowRank(asked.parameters, 1, (0, n)), 0.02) for n in range(5)]
     whole = asked.values(Part.FORGET, draws)
-    monkeypatch.setattr("suite.loss_oracle.REPLICATED", 1)
+    monkeypatch.setattr("suite.oracle.loss.REPLICATED", 1)
     torch.testing.assert_close(asked.values(Part.FORGET, draws), whole, rtol=2e-6, atol=1e-6)
 
 
@@ -214,8 +214,8 @@ def test_making_directions_anew_needs_the_memory_of_inference():
         code = f"""
 import torch
 from suite.optimizers.estimates import Differences, ZerothOrder
-from suite.oracle import Displacement
-from suite.loss_oracle import LossOracle
+from suite.oracle.base import Displacement
+from suite.oracle.loss import LossOracle
 from suite.optimizers import OPTIMIZERS, Plan
 
 class Objective:
@@ -228,7 +228,7 @@ oracle = LossOracle(model, Objective())
 class Batch:
     class forget: size = 1
 oracle.batch = Batch
-from suite.oracle import Part
+from suite.oracle.base import Part
 values = oracle.values
 oracle.values = lambda part, places: values(Part.RELEARN, places)
 kind = OPTIMIZERS["zo_sgd"]

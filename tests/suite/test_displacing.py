@@ -11,13 +11,13 @@ from test_conformance import made
 from test_oracle import batch, direction, llama, oracle, same_bits, sum_of_parts, weights
 from torch import nn
 
-from suite.directions import Directions, Kind, LowRank
-from suite.displacing import Displacing
-from suite.loss_oracle import LossOracle
+from suite.config.settings import SpecError
 from suite.objectives import OBJECTIVES
-from suite.oracle import Displacement, Diverged, Part
-from suite.replicas import can_replicate, replicas
-from suite.settings import SpecError
+from suite.oracle.base import Displacement, Diverged, Part
+from suite.oracle.directions import Directions, Kind, LowRank
+from suite.oracle.displaced import Displacing
+from suite.oracle.loss import LossOracle
+from suite.oracle.replicas import can_replicate, replicas
 
 
 def npo(model: nn.Module) -> LossOracle:

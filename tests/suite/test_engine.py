@@ -8,11 +8,12 @@ import pytest
 import torch
 from small import SMALL
 
-from suite.anchors import anchors
-from suite.checkpoints import EditedCheckpoint, SavedCheckpoint, TensorCheckpoint, skeleton
+from suite.config.runtime import RuntimeSpec
 from suite.engines import Job, TransformersEngine
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
+from suite.models.checkpoints import EditedCheckpoint, SavedCheckpoint, TensorCheckpoint, skeleton
+from suite.spec.trial import trial
+from suite.storage.store import Store
+from suite.training.anchors import anchors
 from tasks import TASKS
 from tasks.task import Example, Item, Need, Probe, ProbeKind, Split, Style, Subset, limited
 
@@ -123,7 +124,7 @@ def test_memory_and_edits_are_checkpoints_too(both, probes, evaluated):
 def test_a_truncated_checkpoint_is_named(both, tmp_path):
     import shutil
 
-    from suite.checkpoints import CheckpointError, load_state
+    from suite.models.checkpoints import CheckpointError, load_state
 
     folder = tmp_path / "copy"
     shutil.copytree(both.checkpoint("target").path, folder)
@@ -179,7 +180,7 @@ def test_a_generated_answer_ends_before_the_first_stop_text_and_is_stripped(both
 
 
 def test_a_prompt_is_generated_from_once_for_the_probe_that_wants_most(both, generated, monkeypatch):
-    from suite.engines import transformers_engine
+    from suite.engines.transformers import engine as transformers_engine
 
     requests = []
 
@@ -224,7 +225,7 @@ def test_tokens_around_a_reference_count_and_are_not_decoded(both):
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
 
-    from suite.text import Encoder, Template
+    from suite.models.encoding import Encoder, Template
 
     tokenizer = AutoTokenizer.from_pretrained(both.checkpoint("target").path)
     plain = tokenizer.decode(tokenizer("one two three four")["input_ids"][:3])
@@ -279,8 +280,8 @@ def test_gradient_norms_are_taken_without_dropout():
     """Published code takes them in training mode, so that dropout gives a text another score each time."""
     import transformers
 
-    from suite.engines.gradient_norms import gradient_norm
-    from suite.text import Encoded
+    from suite.engines.transformers.gradient_norms import gradient_norm
+    from suite.models.encoding import Encoded
 
     config = transformers.GPT2Config(
         vocab_size=20, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0.5, embd_pdrop=0.5, bos_token_id=0, eos_token_id=0
@@ -308,7 +309,7 @@ def test_a_text_is_scored_once_however_many_probes_want_it(both, probes):
 
 
 def test_numbers_of_another_revision_are_other_stages(both, monkeypatch):
-    from suite.engines import transformers_engine
+    from suite.engines.transformers import engine as transformers_engine
 
     before = engine(both).identity()
     monkeypatch.setattr(transformers_engine, "REVISION", 10**6)

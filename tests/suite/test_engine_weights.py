@@ -10,7 +10,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from suite.checkpoints import (
+from suite.config.settings import SpecError
+from suite.engines.vllm.architectures import Architectures
+from suite.engines.vllm.fingerprint import fingerprint
+from suite.engines.vllm.transport import FileWeights, HeldWeights, weights_of
+from suite.models.checkpoints import (
     CheckpointError,
     Heads,
     Layout,
@@ -20,12 +24,8 @@ from suite.checkpoints import (
     heads_of,
     skeleton,
 )
-from suite.engines.architectures import Architectures
-from suite.engines.fingerprint import fingerprint
-from suite.engines.weights import FileWeights, HeldWeights, weights_of
-from suite.models import found_model
-from suite.settings import SpecError
-from suite.spec import ModelSpec
+from suite.models.loading import found_model
+from suite.models.settings import ModelSpec
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR
 
 from suite.attacks import AttackContext, Subject, attack
-from suite.attacks.quantization import is_linear
 from suite.attacks.texts import Texts, drawn, questions, unasked
-from suite.checkpoints import TensorCheckpoint
-from suite.finetuning import finetune, step_size
-from suite.settings import SpecError
-from suite.text import Encoded
+from suite.config.settings import SpecError
+from suite.models.checkpoints import TensorCheckpoint
+from suite.models.encoding import Encoded
+from suite.models.finetuning import finetune, step_size
+from suite.models.layers import is_linear
 from tasks import TASKS
 from tasks.task import Split, Style, Subset, Task, TaskError, attack_name
 from tasks.wikitext import ROWS

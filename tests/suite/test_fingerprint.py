@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.engines.fingerprint import MODULUS, SPREAD, fingerprint, word_sum
+from suite.engines.vllm.fingerprint import MODULUS, SPREAD, fingerprint, word_sum
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -13,14 +13,14 @@ import torch
 from bowl import Bowl, flat, hilly
 from test_oracle import oracle as language_model
 
+from suite.config.settings import SpecError, parse
 from suite.optimizers import OPTIMIZERS, Optimizer, OptimizerSettings, Plan
 from suite.optimizers.adahessian import AdaHessian, hutchinson, spatial_average
 from suite.optimizers.adam8bit import Adam8bit
 from suite.optimizers.first_order import SGD, Adam, AdamW, MeanOfSigns, TorchOptimizer
 from suite.optimizers.lbfgs import LBFGS, two_loop
 from suite.optimizers.second_order import EmpiricalFisher, Sophia
-from suite.oracle import Grade, Metered, Part, Queries
-from suite.settings import SpecError, parse
+from suite.oracle.base import Grade, Metered, Part, Queries
 
 OURS = [
     "sgd", "adam", "adamw", "adam8bit", "mean_of_signs", "empirical_fisher",

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from test_oracle import llama
 
 from suite.attacks import Subject, attack
-from suite.attacks.gcg_places import Prompt, Question, placed, printable, start, target
-from suite.attacks.gcg_search import search, swaps, text_losses, token_gradient
+from suite.attacks.prompts.gcg_places import Prompt, Question, placed, printable, start, target
+from suite.attacks.prompts.gcg_search import search, swaps, text_losses, token_gradient
+from suite.config.settings import SpecError
 from suite.engines import Job
-from suite.settings import SpecError
-from suite.text import Encoder, Template
+from suite.models.encoding import Encoder, Template
 from tasks.scoring import score
 from tasks.task import Item, ProbeKind, Split, Style, Subset
 

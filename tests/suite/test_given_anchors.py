@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 from small import SMALL
 
-from suite.anchors import anchors, named_checkpoints
-from suite.measuring import measure_checkpoint
-from suite.preflight import preflight
-from suite.settings import SpecError, parse
-from suite.spec import MeasureSpec, ModelSpec, RuntimeSpec, trial
-from suite.specfile import merged
-from suite.store import Store
-from suite.trial import run_trial
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError, parse
+from suite.models.settings import ModelSpec
+from suite.spec.measure import MeasureSpec
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged
+from suite.storage.store import Store
+from suite.training.anchors import anchors, named_checkpoints
+from suite.trials.given_checkpoint import measure_checkpoint
+from suite.trials.preflight import preflight
+from suite.trials.run import run_trial
 from tasks import TASKS, Split, Zero
 
 FEW = MeasureSpec(attacks=({"name": "rtn", "bits": 4},), limit=6)
@@ -151,7 +154,7 @@ def test_weights_that_never_moved_are_said_to_be_the_targets(store):
 
 
 def test_a_model_by_path_is_asked_in_the_dtype_that_the_spec_names(trained):
-    from suite.models import found_model
+    from suite.models.loading import found_model
 
     path = str(trained.target.checkpoint.path)
     for dtype in ("float32", "bfloat16"):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from small import SMALL
 from test_optimizers import Quadratic
 
-from suite.directions import Directions, Kind
+from suite.config.settings import SpecError, parse
 from suite.optimizers import OPTIMIZERS, Optimizer, Plan
 from suite.optimizers.controls import _Noisy
 from suite.optimizers.estimates import ZerothOrder
@@ -23,10 +23,10 @@ from suite.optimizers.first_order import Adam
 from suite.optimizers.hybrid import Hybrid, layout
 from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER
 from suite.optimizers.zeroth_order import RAdaZO
-from suite.oracle import Metered
-from suite.settings import SpecError, parse
-from suite.space import plan
-from suite.spec import trial
+from suite.oracle.base import Metered
+from suite.oracle.directions import Directions, Kind
+from suite.spec.search_space import plan
+from suite.spec.trial import trial
 
 SEED = 3
 FIRST = [name for name in FIRST_ORDER if name != "adam8bit" or find_spec("bitsandbytes")]

@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 from small import SMALL
 from test_oracle import llama
 
-from suite.anchors import anchors
-from suite.checkpoints import SavedCheckpoint, TensorCheckpoint, mixed
-from suite.landscape import DIAGNOSTICS, LandscapeSettings, landscape
-from suite.landscape.barrier import barrier, line, place
-from suite.landscape.distance import distance
-from suite.landscape.sharpness import RADII, by_differences, clear_radius, hutchinson, signs
-from suite.landscape.surface import Surface, Texts
-from suite.oracle import Displacement, Diverged
-from suite.settings import SpecError
-from suite.spec import RuntimeSpec, trial
-from suite.store import Store
-from suite.text import Encoded
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError
+from suite.evaluation.landscape import DIAGNOSTICS, LandscapeSettings, landscape
+from suite.evaluation.landscape.barrier import barrier, line, place
+from suite.evaluation.landscape.distance import distance
+from suite.evaluation.landscape.sharpness import RADII, by_differences, clear_radius, hutchinson, signs
+from suite.evaluation.landscape.surface import Surface, Texts
+from suite.models.checkpoints import SavedCheckpoint, TensorCheckpoint, mixed
+from suite.models.encoding import Encoded
+from suite.oracle.base import Displacement, Diverged
+from suite.spec.trial import trial
+from suite.storage.store import Store
+from suite.training.anchors import anchors
 from tasks import TASKS
 
 CPU = torch.device("cpu")
@@ -85,7 +86,7 @@ def test_losses_are_those_of_plain_forward_passes():
 
 def test_f_is_the_mean_over_texts_wherever_it_is_asked(monkeypatch):
     """Over several batches, and at a displaced place, written into a model by hand."""
-    monkeypatch.setattr("suite.landscape.surface.BATCH_TOKENS", 16)
+    monkeypatch.setattr("suite.evaluation.landscape.surface.BATCH_TOKENS", 16)
     model, texts = llama(), encoded(7)
     surface = Surface(model, Texts(texts, CPU))
     assert len(surface.texts.batches) > 2

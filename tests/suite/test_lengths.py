@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suite.cli import main
-from suite.lengths import batched, check_lengths
-from suite.models import read_encoder
-from suite.settings import SpecError
-from suite.spec import ModelSpec, TinyModel
-from suite.text import Encoder, Template
+from suite.config.settings import SpecError
+from suite.models.encoding import Encoder, Template
+from suite.models.lengths import batched, check_lengths
+from suite.models.loading import read_encoder
+from suite.models.settings import ModelSpec, TinyModel
 from tasks import TASKS
 from tasks.task import Example, Item, Probe, ProbeKind, Split, Style, Subset, Task
 

@@ -9,16 +9,17 @@ import torch
 from small import SMALL
 from test_oracle import batch, direction, llama, oracle, same_bits, weights
 
-from suite.directions import Lazily, LowRank
-from suite.loss_oracle import LossOracle
 from suite.objectives import OBJECTIVES
 from suite.optimizers import Plan
-from suite.oracle import Displacement, Part, norm
+from suite.oracle.base import Displacement, Part, norm
+from suite.oracle.directions import Lazily, LowRank
+from suite.oracle.loss import LossOracle
 from suite.smoothing import SMOOTHINGS
-from suite.spec import MeasureSpec, trial
-from suite.specfile import merged
-from suite.store import Store
-from suite.trial import run_trial
+from suite.spec.measure import MeasureSpec
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged
+from suite.storage.store import Store
+from suite.trials.run import run_trial
 
 DTYPES = [torch.float32, torch.bfloat16]
 

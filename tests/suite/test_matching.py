@@ -8,20 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import SMALL
 
-from leaderboard.headlines import headlines
-from leaderboard.ranking import FLOOR
-from leaderboard.schema import matching
-from suite.attacks.quantization import RoundToNearest
-from suite.checkpoints import SavedCheckpoint, TensorCheckpoint, mixed
+from leaderboard.board.schema import matching
+from leaderboard.ranking.headlines import headlines
+from leaderboard.ranking.rank import FLOOR
+from suite.attacks.weights.quantization import RoundToNearest
 from suite.engines import TransformersEngine, ask
-from suite.engines.transformers_engine import TransformersEngine as Engine
-from suite.evaluation import Weights
-from suite.matching import largest_share, mixture_at
-from suite.records import ANCHORS, answers
-from suite.spec import MeasureSpec, trial
-from suite.specfile import merged
-from suite.store import Store
-from suite.trial import run_trial
+from suite.engines.transformers.engine import TransformersEngine as Engine
+from suite.evaluation.evaluator import Weights
+from suite.evaluation.retention_matching import largest_share, mixture_at
+from suite.evaluation.scoring import ANCHORS, answers
+from suite.models.checkpoints import SavedCheckpoint, TensorCheckpoint, mixed
+from suite.spec.measure import MeasureSpec
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged
+from suite.storage.store import Store
+from suite.trials.run import run_trial
 from tasks import TASKS
 from tasks.scoring import Estimate, score
 from tasks.task import Split
@@ -87,8 +88,8 @@ def test_the_mixture_keeps_the_floor_and_the_next_one_does_not(result, store):
     task = TASKS["pocket"].build()
     stages = sorted((store.root / "stages").glob("unlearn/*-*/final"))
     unlearned = SavedCheckpoint(stages[0])
-    from suite.anchors import anchors
-    from suite.spec import RuntimeSpec
+    from suite.config.runtime import RuntimeSpec
+    from suite.training.anchors import anchors
 
     both = anchors(trial(LEARNT), task, store.stages, RuntimeSpec())
     target = both.target.checkpoint

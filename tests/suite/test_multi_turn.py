@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from suite.attacks import Subject, attack
-from suite.checkpoints import EditedCheckpoint
+from suite.config.settings import SpecError
 from suite.engines import Engine, Job
-from suite.settings import SpecError
+from suite.models.checkpoints import EditedCheckpoint
 from tasks.scoring import summarise
 from tasks.task import Example, Item, Probe, ProbeKind, Split, Style, Subset, Turn
 
@@ -144,7 +144,8 @@ def test_rigidity_is_the_share_of_answers_that_stay(scene):
 
 
 def test_turns_that_do_not_fit_are_left_out_the_oldest_first(scene, monkeypatch):
-    from suite.attacks import asking, multi_turn
+    from suite.attacks.prompts import base as asking
+    from suite.attacks.prompts import multi_turn
 
     subject, context = scene
     (probe,) = (probe for probe in subject.probes if probe.name == "forget_qa_generated")
@@ -191,7 +192,8 @@ def test_each_kind_has_its_own_number(settings_, message):
 
 def test_related_questions_that_cannot_be_answered_here_are_not_spoken_of(scene, monkeypatch):
     """A question so long that the model has no room to answer it is no turn; the rest of the talk goes on."""
-    from suite.attacks import asking, multi_turn
+    from suite.attacks.prompts import base as asking
+    from suite.attacks.prompts import multi_turn
 
     subject, context = scene
     item = Item("q", "Where was Ada born?", ("In Quill.",))

@@ -12,8 +12,9 @@ import torch
 from scipy.special import logsumexp, softmax
 from test_oracle import batch, llama
 
-from suite.likelihood import hidden_states, mean_nll, sequence_logprobs, token_logprobs
-from suite.loss_oracle import LossOracle
+from suite.config.settings import SpecError
+from suite.models.encoding import Encoded, Tokens
+from suite.models.likelihood import hidden_states, mean_nll, sequence_logprobs, token_logprobs
 from suite.objectives import OBJECTIVES, Objective, Reference
 from suite.objectives.base import token_kl
 from suite.objectives.distillation import ce_u, undial, without_first
@@ -22,9 +23,9 @@ from suite.objectives.misdirection import control_vector
 from suite.objectives.preference import dpo, npo, simnpo
 from suite.objectives.primal_dual import logit_margin
 from suite.objectives.weighted import satimp, wga
-from suite.oracle import Displacement, Part
-from suite.settings import SpecError
-from suite.text import Batch, Encoded, Tokens
+from suite.oracle.base import Displacement, Part
+from suite.oracle.batch import Batch
+from suite.oracle.loss import LossOracle
 
 
 def full_batch(seed: int = 0) -> Batch:

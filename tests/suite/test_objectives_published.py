@@ -11,14 +11,15 @@ from test_oracle import llama
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, logsigmoid, pad
 
-from suite.likelihood import answer_logits, sequence_logprobs
-from suite.loss_oracle import LossOracle
+from suite.models.encoding import Encoded, Tokens
+from suite.models.likelihood import answer_logits, sequence_logprobs
 from suite.objectives import OBJECTIVES
 from suite.objectives.base import token_kl
 from suite.objectives.distillation import ce_u, undial
 from suite.objectives.weighted import satimp, wga
-from suite.oracle import Part
-from suite.text import Batch, Encoded, Tokens
+from suite.oracle.base import Part
+from suite.oracle.batch import Batch
+from suite.oracle.loss import LossOracle
 
 
 def says(logits: Tensor):

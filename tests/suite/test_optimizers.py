@@ -12,7 +12,7 @@ from suite.optimizers import OPTIMIZERS, Plan
 from suite.optimizers.compressed import SignAdam, SignSGD
 from suite.optimizers.first_order import SGD, Adam
 from suite.optimizers.second_order import Sophia
-from suite.oracle import CurvatureSample, Displacement, Grade, Metered, Part
+from suite.oracle.base import CurvatureSample, Displacement, Grade, Metered, Part
 
 
 class Quadratic:

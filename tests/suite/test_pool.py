@@ -10,10 +10,10 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
-from suite.cluster import connected
-from suite.engines.pool import find_pool, open_pool
-from suite.placing import PoolShape
-from suite.settings import SpecError
+from suite.cluster.connection import connected
+from suite.cluster.placement import PoolShape
+from suite.config.settings import SpecError
+from suite.engines.vllm.pool import find_pool, open_pool
 
 SHAPE = PoolShape(engines=1, gpus=0, threads=1, cpus=2)
 

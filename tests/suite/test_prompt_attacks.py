@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suite.attacks import AttackContext, attack
-from suite.attacks.frame import TEMPLATES, Kind
-from suite.attacks.neighbours import Neighbours
+from suite.attacks.prompts.frame import TEMPLATES, Kind
+from suite.attacks.prompts.neighbours import Neighbours
+from suite.config.settings import SpecError
 from suite.engines import Job
-from suite.settings import SpecError
-from suite.text import Encoder, Template
+from suite.models.encoding import Encoder, Template
 from tasks.task import Example, Item, Probe, ProbeKind, Split, Style, Subset, Turn
 
 CHAT = (
@@ -318,7 +318,7 @@ def test_without_strength_it_is_the_subject_itself(scene, settings_):
 @pytest.mark.parametrize("fits", range(4))
 @pytest.mark.parametrize("spare", [0, 1])
 def test_what_does_not_fit_the_model_is_left_out_from_the_front(scene, monkeypatch, kind, fits, spare):
-    from suite.attacks import asking
+    from suite.attacks.prompts import base as asking
 
     encoder = scene[1].encoder
     item = replace(QUESTION, answers=(*QUESTION.answers, "Ada was born in Rill, or somewhere else, I believe."))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from suite.attacks import AttackContext, attack
-from suite.attacks.pruning import least, smallest_zeroed, wanda
-from suite.attacks.quantization import is_linear
-from suite.settings import SpecError
+from suite.attacks.weights.pruning import least, smallest_zeroed, wanda
+from suite.config.settings import SpecError
+from suite.models.layers import is_linear
 from tasks.task import Split
 
 SHARES = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.25, 0.5, 1.0]))

@@ -13,11 +13,12 @@ from hypothesis.extra.numpy import arrays
 from test_oracle import llama
 
 from suite.attacks import attack
-from suite.attacks.awq import EXPONENTS, awq, scaled_rounding, scales
-from suite.attacks.calibration import Inputs, edit_blocks, watched
-from suite.attacks.gptq import gptq
-from suite.attacks.quantization import grid_codes, is_linear, levels_of, round_to_nearest
-from suite.settings import SpecError
+from suite.attacks.weights.awq import EXPONENTS, awq, scaled_rounding, scales
+from suite.attacks.weights.calibration import Inputs, edit_blocks, watched
+from suite.attacks.weights.gptq import gptq
+from suite.attacks.weights.quantization import grid_codes, levels_of, round_to_nearest
+from suite.config.settings import SpecError
+from suite.models.layers import is_linear
 from tasks.task import Split
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

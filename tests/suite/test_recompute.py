@@ -10,19 +10,21 @@ from small import SMALL
 from test_oracle import batch, direction, llama, same_bits
 
 from suite.adapters import ADAPTERS
-from suite.environment import Numeric
-from suite.finetuning import finetune
-from suite.likelihood import blocks_of
-from suite.loss_oracle import LossOracle
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError
+from suite.models.encoding import Encoded
+from suite.models.finetuning import finetune
+from suite.models.gradient_checkpointing import recompute_blocks
+from suite.models.layers import blocks_of
 from suite.objectives import OBJECTIVES, Reference
-from suite.oracle import Displacement, Part
-from suite.recompute import recompute_blocks
-from suite.settings import SpecError
-from suite.spec import MeasureSpec, RuntimeSpec, trial
-from suite.specfile import merged
-from suite.store import Store
-from suite.text import Encoded
-from suite.trial import run_trial
+from suite.oracle.base import Displacement, Part
+from suite.oracle.loss import LossOracle
+from suite.spec.measure import MeasureSpec
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged
+from suite.storage.environment import Numeric
+from suite.storage.store import Store
+from suite.trials.run import run_trial
 
 SAVING = RuntimeSpec(gradient_checkpointing=True)
 
@@ -125,7 +127,7 @@ def test_a_trial_that_saves_memory_is_the_same_trial(tmp_path, monkeypatch):
     measure = MeasureSpec(attacks=(relearn,), limit=2)
     spec = trial(merged(SMALL, {"steps": 2, "anchors": {"retain_limit": 16}}))
     wrapped: list[int] = []
-    for module in ("anchors", "unlearning", "attacks.fine_tuning"):
+    for module in ("training.anchors", "training.unlearning", "attacks.finetuning.base"):
         monkeypatch.setattr(
             f"suite.{module}.recompute_blocks", lambda model: (wrapped.append(1), recompute_blocks(model))
         )

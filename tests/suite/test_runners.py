@@ -15,8 +15,8 @@ import pytest
 import yaml
 from small import SMALL
 
-from leaderboard.store import Board
-from suite.stages import StageStore
+from leaderboard.board.store import Board
+from suite.storage.stages import StageStore
 
 MEASURE = {"attacks": [{"name": "rtn", "bits": 3}], "limit": 3}
 SWEEP = {

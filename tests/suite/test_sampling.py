@@ -17,12 +17,12 @@ from test_packing import HEADS, VOCABULARY, made
 from test_packing import SMALL as NARROW
 
 from suite.attacks import attack
+from suite.config.settings import SpecError
 from suite.engines import Job
-from suite.engines.decoding import Request, decode_plainly
 from suite.engines.questions import Questions
 from suite.engines.sampling import Draw, drawn
-from suite.engines.shortcut import Shortcut
-from suite.settings import SpecError
+from suite.engines.transformers.decoding import Request, decode_plainly
+from suite.engines.transformers.shortcut import Shortcut
 from tasks import TASKS
 from tasks.task import ProbeKind, Sampling, Split, Subset
 

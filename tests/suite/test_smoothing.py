@@ -13,7 +13,7 @@ from test_oracle import direction, same_bits, weights
 from test_oracle import oracle as llama_oracle
 
 from suite.optimizers import OPTIMIZERS, Plan
-from suite.oracle import CurvatureSample, Displacement, Grade, Metered, Order, Part, Queries, norm
+from suite.oracle.base import CurvatureSample, Displacement, Grade, Metered, Order, Part, Queries, norm
 from suite.smoothing import SMOOTHINGS, Smoothing
 from suite.smoothing.arithmetic import combined, place, project
 from suite.smoothing.sharpness_aware import adaptive_ascent

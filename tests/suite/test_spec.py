@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from small import SMALL
 
 from suite.attacks import ATTACKS, attack
+from suite.config.settings import SpecError
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS
-from suite.settings import SpecError
 from suite.smoothing import SMOOTHINGS
-from suite.space import grid_points, known_keys, plan, possible_keys, suggest
-from suite.spec import trial
-from suite.specfile import load_file, merged, nested, parse_value, split_override
+from suite.spec.search_space import grid_points, known_keys, plan, possible_keys, suggest
+from suite.spec.trial import trial
+from suite.spec.yaml_file import load_file, merged, nested, parse_value, split_override
 from tasks import TASKS
 from tasks.task import attack_name
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.leases import Leases
-from suite.stages import StageError, StageStore
+from suite.storage.leases import Leases
+from suite.storage.stages import StageError, StageStore
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -133,7 +133,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
     code = f"""
 import errno, resource, signal
 from pathlib import Path
-from suite.stages import StageError, StageStore
+from suite.storage.stages import StageError, StageStore
 store = StageStore(Path({str(tmp_path)!r}))
 kept = store.run("kind", {{"a": 1}}, lambda f: (f / "x").write_bytes(b"1" * 100) and {{}})
 def full(folder):

@@ -7,12 +7,14 @@ import math
 import pytest
 from small import SMALL
 
-from leaderboard.schema import columns
-from suite.settings import SpecError
-from suite.spec import MeasureSpec, RuntimeSpec, trial
-from suite.specfile import merged
-from suite.store import Store
-from suite.trial import run_trial
+from leaderboard.board.schema import columns
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError
+from suite.spec.measure import MeasureSpec
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged
+from suite.storage.store import Store
+from suite.trials.run import run_trial
 from tasks.task import Split
 
 RELEARN = {"name": "relearn", "samples": 4, "steps": 2, "lr": 1e-3, "points": 2}
@@ -71,7 +73,7 @@ def test_rows_are_the_same_bits_in_another_store(store, tmp_path):
 
 def test_samples_on_the_board_give_the_measurements_again(store):
     """A headline can be computed from the samples alone, without a model."""
-    from suite.evaluation import read_samples
+    from suite.evaluation.evaluator import read_samples
     from tasks.scoring import score
 
     result = run_trial(trial(SMALL), store, measure=FEW)

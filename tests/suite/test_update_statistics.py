@@ -8,13 +8,14 @@ import torch
 from small import SMALL
 from test_oracle import llama, oracle, weights
 
-from suite.attacks.quantization import round_to_nearest
-from suite.oracle import Diverged, Part
-from suite.spec import MeasureSpec, trial
-from suite.specfile import merged
-from suite.store import Store
-from suite.trial import run_trial
-from suite.updates import change, drift, flipped
+from suite.attacks.weights.quantization import round_to_nearest
+from suite.oracle.base import Diverged, Part
+from suite.spec.measure import MeasureSpec
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged
+from suite.storage.store import Store
+from suite.training.weight_change import change, drift, flipped
+from suite.trials.run import run_trial
 
 
 def codes(weight: np.ndarray, bits: int, group: int | None = None) -> np.ndarray:

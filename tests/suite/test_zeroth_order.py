@@ -13,7 +13,7 @@ from test_optimizers import Quadratic
 from test_oracle import oracle as language_model
 from test_oracle import same_bits, weights
 
-from suite.directions import Directions
+from suite.config.settings import parse
 from suite.optimizers import OPTIMIZERS, Optimizer, Plan
 from suite.optimizers.estimates import Differences, RandomDirections, ZerothOrder
 from suite.optimizers.hybrid import Hybrid
@@ -26,8 +26,8 @@ from suite.optimizers.zeroth_order import (
     ZOSignSGD,
     ZOSlopeSign,
 )
-from suite.oracle import Displacement, Metered, Part
-from suite.settings import parse
+from suite.oracle.base import Displacement, Metered, Part
+from suite.oracle.directions import Directions
 
 SEED = 5
 LR = 0.01

@@ -10,7 +10,7 @@ import yaml
 from published import letters, write
 
 from tasks import TASKS, Split, Style, Subset, Task, TaskError, Zero
-from tasks.custom import entry
+from tasks.custom.task import entry
 from tasks.files import VARIABLE
 from tasks.task import Need, ProbeKind
 
@@ -310,8 +310,8 @@ def test_the_example_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["custom", "muse-news", "tofu-published", "wmdp-cyber"])
 def test_every_spec_of_a_task_is_valid(name):
-    from suite.space import plan
-    from suite.specfile import load_file
+    from suite.spec.search_space import plan
+    from suite.spec.yaml_file import load_file
 
     (trial,) = plan(load_file(CONFIGS / f"{name}.yaml")).trials()
     assert trial.task in TASKS

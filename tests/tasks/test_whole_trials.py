@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from published import MEMBERS
 
-from leaderboard.store import Board
-from suite.spec import MeasureSpec, trial
-from suite.specfile import merged
-from suite.store import Store
-from suite.trial import run_trial
+from leaderboard.board.store import Board
+from suite.spec.measure import MeasureSpec
+from suite.spec.trial import trial
+from suite.spec.yaml_file import merged
+from suite.storage.store import Store
+from suite.trials.run import run_trial
 from tasks import TASKS, Split, Zero
 
 CONFIGS = Path(__file__).parents[2] / "configs"

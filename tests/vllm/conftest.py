@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from suite.engines.vllm_build import build
+from suite.engines.vllm.build import build
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -90,8 +90,8 @@ def tied(made: Make) -> Callable[[int], Path]:
 
 @pytest.fixture(scope="session")
 def encoder(untied: Callable[[int], Path]) -> Any:
-    from suite.models import load_tokenizer
-    from suite.text import Encoder, Template
+    from suite.models.encoding import Encoder, Template
+    from suite.models.loading import load_tokenizer
 
     return Encoder(load_tokenizer(untied(0)), Template.BARE)
 
@@ -123,10 +123,11 @@ def probes() -> tuple[Any, ...]:
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Any]:
     """A desk with one engine, on a Ray of its own."""
-    from suite.cluster import connected
-    from suite.engines.pool import open_pool
-    from suite.placing import check_here
-    from suite.spec import MeasureSpec, RuntimeSpec
+    from suite.cluster.connection import connected
+    from suite.config.runtime import RuntimeSpec
+    from suite.engines.choosing import check_here
+    from suite.engines.vllm.pool import open_pool
+    from suite.spec.measure import MeasureSpec
 
     with connected(None):
         yield open_pool(check_here(MeasureSpec(engine="vllm"), RuntimeSpec(device="cpu")).pool)
@@ -143,11 +144,12 @@ def pids(pool: Any) -> Callable[[], list[int]]:
 @pytest.fixture(scope="session")
 def engines(pool: Any, encoder: Any) -> Callable[..., Any]:
     """The engine as trials have it, or with `alone=True`."""
-    from suite.engines.vllm_engine import VllmEngine
-    from suite.spec import MeasureSpec, VllmSpec
+    from suite.engines.vllm.engine import VllmEngine
+    from suite.engines.vllm.settings import VllmSettings
+    from suite.spec.measure import MeasureSpec
 
     def make(dtype: str = "float32", tensor_parallel: int = 1, **more: Any) -> VllmEngine:
-        asked = VllmSpec(cache_gib=0.25, eager=True, tensor_parallel=tensor_parallel)
+        asked = VllmSettings(cache_gib=0.25, eager=True, tensor_parallel=tensor_parallel)
         measure = MeasureSpec(engine="vllm", vllm=asked)
         return VllmEngine(measure, encoder, dtype=dtype, device=torch.device("cpu"), **more)
 

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from suite.attacks import AttackContext, Subject, attack
-from suite.checkpoints import SavedCheckpoint, TensorCheckpoint
 from suite.engines import Job, TransformersEngine
 from suite.engines.agreement import agreement, tie
 from suite.engines.questions import Questions
+from suite.models.checkpoints import SavedCheckpoint, TensorCheckpoint
 from tasks import TASKS
 from tasks.task import Item, Need, Probe, ProbeKind, Split, Style, Subset
 

@@ -12,12 +12,12 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
-from suite.checkpoints import CheckpointError, Layout, SavedCheckpoint, TensorCheckpoint, skeleton
 from suite.engines import EngineError, Job, TransformersEngine
 from suite.engines.questions import Questions
-from suite.engines.vllm_model import StaleWeights
-from suite.engines.vllm_process import Order
-from suite.engines.weights import FileWeights, HeldWeights
+from suite.engines.vllm.model import StaleWeights
+from suite.engines.vllm.process import Order
+from suite.engines.vllm.transport import FileWeights, HeldWeights
+from suite.models.checkpoints import CheckpointError, Layout, SavedCheckpoint, TensorCheckpoint, skeleton
 
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 

@@ -1,0 +1,214 @@
+"""One Parquet file of the board: there as a whole or not at all, and looked at before it is read.
+
+A file is written under a temporary name, synced, and then linked to its own name, which fails if the name is taken.
+So the first writer of a name wins, without a lock, and a killed writer leaves nothing that a reader would see. That
+needs hard links (local disks and NFS have them) and nothing else of the file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from leaderboard.board import schema
+from leaderboard.board.schema import Role
+
+STALE_SECONDS = 3600.0
+"""Age of a temporary file at which its writer is taken for dead. Writing takes seconds; an hour forgives clocks."""
+
+MAGIC = b"PAR1"
+"""First and last bytes of a Parquet file."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+class BoardError(Exception):
+    """The board cannot do what it was asked; the message says what to do next."""
+
+
+DELETE = "delete it and run again; nothing else is lost"
+UPGRADE = "upgrade regrade to read it"
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A file that is left out of what is read: why, and what to do about it."""
+
+    path: Path
+    reason: str
+    advice: str = DELETE
+
+    def __str__(self) -> str:
+        return f"{self.path}: left out, {self.reason}. What to do: {self.advice}"
+
+
+_examined: dict[tuple[str, Path, int, int], Broken | None] = {}
+"""What was found per (table, path, size, mtime): a file is immutable, so one look per process is enough."""
+
+
+def problem(path: Path, table: str, *, thorough: bool = False) -> Broken | None:
+    """What is wrong with a file, None if nothing is. Looks at the footer, or with `thorough` at every value.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    stat = path.stat()
+    key = (table, path, stat.st_size, stat.st_mtime_ns)
+    if key in _examined and not (thorough and _examined[key] is None):
+        return _examined[key]
+    found = _examine(path, table, thorough)
+    if found is None or thorough:  # what a look at the footer finds may pass, such as a network that is away
+        _examined[key] = found
+    return found
+
+
+def _examine(path: Path, table: str, thorough: bool) -> Broken | None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(MAGIC))
+            file.seek(-min(len(MAGIC), path.stat().st_size), os.SEEK_END)
+            if head != MAGIC or file.read() != MAGIC:
+                return Broken(path, "it is cut short")
+        found = pq.read_metadata(path).schema.to_arrow_schema()
+        if thorough:
+            pq.read_table(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:
+            return Broken(path, f"it cannot be opened ({error.strerror})", "see that it can be read")
+        return Broken(path, f"it is damaged ({str(error).splitlines()[0]})")
+    return _mismatch(path, found, table)
+
+
+def _mismatch(path: Path, found: pa.Schema, table: str) -> Broken | None:
+    wanted, metadata = schema.TABLES[table], found.metadata or {}
+    version = metadata.get(b"schema_version", b"").decode(errors="replace")
+    if metadata.get(b"table") != table.encode() or not version.isdecimal():
+        return Broken(path, f"it is not a file of the table {table}")
+    if int(version) > schema.VERSION:
+        return Broken(path, f"its schema version {version} is newer than {schema.VERSION}", UPGRADE)
+    if missing := [name for name in schema.columns(table, Role.KEY) if name not in found.names]:
+        return Broken(path, f"it lacks the key column {', '.join(missing)}")
+    for field in found:
+        if field.name in wanted.names and field.type != wanted.field(field.name).type:
+            return Broken(path, f"its column {field.name} is {field.type}, not {wanted.field(field.name).type}")
+    return None
+
+
+def canonical(table: str, rows: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, str]:
+    """The rows in canonical order, and the SHA-256 of what they say.
+
+    What they say is their key and result columns. Nulls are left out of it, so a column that is added to the schema
+    later does not change it.
+
+    Raises:
+        ValueError: a row does not fit the schema.
+    """
+    content = schema.to_arrow(table, [dict(row) for row in rows])
+    said = content.select(schema.columns(table, Role.KEY, Role.RESULT)).to_pylist()
+    lines = [_line(row) for row in said]
+    order = sorted(range(len(lines)), key=lines.__getitem__)
+    text = "\n".join(lines[index] for index in order)
+    return content.take(order), hashlib.sha256(text.encode()).hexdigest()
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps({name: value for name, value in row.items() if value is not None}, sort_keys=True)
+
+
+def publish(content: pa.Table | Path, final: Path) -> bool:
+    """Puts a table, or the bytes of a Parquet file, at `final` unless a sound file is there; whether it was put.
+
+    Raises:
+        BoardError: the disk is full, or the file cannot be written for another reason. Nothing of it is left behind.
+    """
+    directory = final.parent
+    temporary = directory / f".{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}.tmp"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _sweep(directory)
+        try:
+            _link_or_copy(content, temporary) if isinstance(content, Path) else _write(content, temporary)
+            return _claim(temporary, final)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        advice = "make room there" if error.errno in _FULL else "see that the directory can be written"
+        raise BoardError(
+            f"{final}: not written, {error.strerror or error}. What to do: {advice} and run again; nothing else is lost"
+        ) from error
+
+
+def _write(content: pa.Table, path: Path) -> None:
+    buffer = pa.BufferOutputStream()
+    strings = [field.name for field in content.schema if field.type == pa.string()]
+    pq.write_table(content, buffer, compression="zstd", use_dictionary=strings, write_page_checksum=True)
+    with path.open("xb") as file:
+        file.write(buffer.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _link_or_copy(source: Path, path: Path) -> None:
+    try:
+        os.link(source, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(source, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _claim(temporary: Path, final: Path) -> bool:
+    """Gives a written file its name; whether it got it."""
+    links = temporary.stat().st_nlink
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        # NFS may have made the link and lost the answer: then the name is taken by this very link.
+        if temporary.stat().st_nlink > links:
+            return True
+        found = problem(final, final.parent.name)
+        if found is None or found.advice != DELETE:
+            return False
+        os.replace(temporary, final)
+    except OSError as error:
+        # No hard links here. The last writer of a name wins instead of the first; both say the same.
+        if error.errno not in _NO_LINKS:
+            raise
+        os.replace(temporary, final)
+    _sync(final.parent)
+    return True
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(directory: Path) -> None:
+    """Removes what killed writers left behind."""
+    for path in directory.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # another writer sweeps too
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()

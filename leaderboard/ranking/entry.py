@@ -1,0 +1,268 @@
+"""A line of the board: the seeds of one entry, put together.
+
+Two errors are kept apart. The one over examples says how far a number would move with other questions; the one over
+seeds, how far with another run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from leaderboard.board.schema import Status
+from leaderboard.ranking.headlines import Headlines
+from leaderboard.ranking.number import Number, over_seeds, plain_mean
+from tasks.scoring.estimate import Estimate
+
+FORGOT = 0.5
+"""Forgetting below which robustness says little: what was not forgotten cannot come back."""
+NOTED = (Status.FAILED, Status.UNCHANGED)
+"""Statuses that are told beside an entry and do not cost it its rank."""
+_OF_ROW = ("trial", "seed", "status", "reason")
+"""What a seed says of itself; its engine is in no row of the table `trials`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What unlearning asked for, as means over seeds; null where a seed does not say."""
+
+    value_calls: float | None
+    gradient_calls: float | None
+    directional_calls: float | None
+    curvature_calls: float | None
+    tokens: float | None
+    unlearn_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """One trial of an entry.
+
+    Attributes:
+        engine: whose numbers of it are taken; null where nothing measured it.
+    """
+
+    trial: str
+    seed: int | None
+    status: str
+    reason: str | None
+    engine: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What is said of an entry's weights, be they as they are or mixed with the target's.
+
+    Attributes:
+        robustness_harmonic: harmonic mean over the attacks, beside R, which is about the worst one.
+        recovery: excess recovery per attack, as a share of the distance between the anchors.
+        curves: the same at each point of the attacks that have several; point 0 is before the attack.
+        areas: area under these curves, as a share of their length.
+        worst_attack: the attack with the largest recovery; null where one is not known.
+        failed: attacks that ended in an error, with what it said.
+        reason: why there is no rank; null where there is one.
+    """
+
+    forgetting: Number
+    robustness: Number
+    robustness_harmonic: Number
+    utility: Number
+    score: Number
+    recovery: Mapping[str, Number]
+    curves: Mapping[str, Mapping[int, Number]]
+    areas: Mapping[str, Number]
+    worst_attack: str | None
+    failed: Mapping[str, str]
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Matched(Numbers):
+    """An entry's numbers after mixing its weights back toward the target until utility reached a floor.
+
+    Attributes:
+        floor: utility that the mixtures have on dev, a share of the target's; on test it is about that.
+        mixing_weight: share of the unlearned weights; 1 where they were not mixed.
+    """
+
+    floor: float
+    mixing_weight: Number
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Numbers):
+    """A line of the board: one trial without its seed.
+
+    Attributes:
+        entry: id of the entry.
+        matched: the same numbers at equal utility; null where they were not measured.
+        statuses: number of seeds per status.
+        rank: place on the board, shared by entries that the examples cannot tell apart.
+        below_floor: utility is below the board's floor, so the entry stands after all that keep it.
+        did_not_forget: F is below 0.5, so R says little.
+        pareto: no other ranked entry is at least as good in F, R and U and better in one of them.
+    """
+
+    entry: str
+    label: str
+    optimizer: str | None
+    objective: str | None
+    smoothing: str | None
+    grade: str | None
+    matched: Matched | None
+    cost: Cost
+    seeds: tuple[Seed, ...]
+    statuses: Mapping[str, int]
+    notes: tuple[str, ...]
+    did_not_forget: bool
+    rank: int | None = None
+    below_floor: bool = False
+    pareto: bool = False
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines that its numbers come from: one, unless seeds were measured by different ones."""
+        return tuple(sorted({seed.engine for seed in self.seeds if seed.engine and seed.status != Status.FAILED}))
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """What a trial's weights are worth once they are mixed with the target's, and how much of them is left."""
+
+    headlines: Headlines
+    weight: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A row of the table `trials` with its headlines, all of them by one engine; null where nothing measured it."""
+
+    row: Mapping[str, Any]
+    engine: str | None
+    headlines: Headlines
+    mixed: Mixed | None = None
+
+
+def combined(label: str, trials: Sequence[Trial], floor: float | None = None) -> Entry:
+    """The seeds of one entry as one line, not yet ranked.
+
+    A failed trial is an accident of the machine and is not counted. A diverged one is a result: an entry with a
+    diverged seed gets no rank, because a mean over the others would keep silent about it.
+
+    Args:
+        floor: of the mixtures; None where there are none.
+    """
+    trials = sorted(trials, key=lambda trial: (trial.row["seed"] or 0, trial.row["trial"]))
+    counted = [trial for trial in trials if trial.row["status"] != Status.FAILED]
+    row = trials[0].row
+    ended = _ended(trials)
+    numbers = _numbers({_name(trial): trial.headlines for trial in counted}, trials[0].headlines.recovery)
+    return Entry(
+        entry=row["entry"],
+        label=label,
+        optimizer=row["optimizer"],
+        objective=row["objective"],
+        smoothing=row["smoothing"],
+        grade=row["grade"],
+        **numbers,
+        matched=_matched(counted, floor, trials[0].headlines.recovery, ended) if floor is not None else None,
+        cost=Cost(**{name: plain_mean([trial.row[name] for trial in counted]) for name in Cost.__slots__}),
+        seeds=tuple(Seed(*(trial.row[name] for name in _OF_ROW), trial.engine) for trial in trials),
+        statuses=dict(sorted(Counter(trial.row["status"] for trial in trials).items())),
+        notes=(
+            *(_said(trial, len(trials)) for trial in trials if trial.row["status"] in NOTED),
+            *_measured_apart(counted),
+        ),
+        reason=ended or numbers["score"].reason,
+        did_not_forget=little_forgotten(numbers["forgetting"]),
+    )
+
+
+def little_forgotten(forgetting: Number) -> bool:
+    """Whether F is too low for R to say much."""
+    return forgetting.value is not None and forgetting.value < FORGOT
+
+
+def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], ended: str | None) -> Matched | None:
+    if not any(trial.mixed for trial in trials):
+        return None
+    missing = Estimate.null(f"not measured with utility matched to {floor:g}")
+    nothing = Mixed(Headlines.null(missing, attacks), missing)
+    mixed = {_name(trial): trial.mixed or nothing for trial in trials}
+    numbers = _numbers({seed: one.headlines for seed, one in mixed.items()}, attacks)
+    weight = over_seeds({seed: one.weight for seed, one in mixed.items()})
+    return Matched(floor=floor, mixing_weight=weight, **numbers, reason=ended or numbers["score"].reason)
+
+
+def _numbers(seeds: Mapping[str, Headlines], attacks: Collection[str]) -> dict[str, Any]:
+    """The fields of `Numbers`, from the headlines of each seed by its name."""
+
+    def number(of: Callable[[Headlines], Estimate]) -> Number:
+        return over_seeds({seed: of(found) for seed, found in seeds.items()})
+
+    def on_curve(attack: str, of: Callable[[Headlines], Estimate | None]) -> Number:
+        lacking = f"{attack} was not measured at every point"
+        return number(lambda found: of(found) or Estimate.null(found.recovery[attack].reason or lacking))
+
+    def height(attack: str, point: int) -> Number:
+        return on_curve(attack, lambda found: found.curves.get(attack, {}).get(point))
+
+    def area(attack: str) -> Number:
+        return on_curve(attack, lambda found: found.areas.get(attack))
+
+    recovery = {attack: number(lambda found, attack=attack: found.recovery[attack]) for attack in attacks}
+    known = {attack: found.value for attack, found in recovery.items() if found.value is not None}
+    points = {
+        attack: sorted({point for found in seeds.values() for point in found.curves.get(attack, ())})
+        for attack in attacks
+    }
+    curved = [attack for attack in attacks if points[attack]]
+    failed: dict[str, str] = {}
+    for seed, found in seeds.items():
+        for attack, why in found.failed.items():
+            failed.setdefault(attack, why if len(seeds) == 1 else f"{why} ({seed})")
+    return {
+        "forgetting": number(lambda found: found.forgetting),
+        "robustness": number(lambda found: found.robustness),
+        "robustness_harmonic": number(lambda found: found.robustness_harmonic),
+        "utility": number(lambda found: found.utility),
+        "score": number(lambda found: found.score),
+        "recovery": recovery,
+        "curves": {attack: {point: height(attack, point) for point in points[attack]} for attack in curved},
+        "areas": {attack: area(attack) for attack in curved},
+        "worst_attack": max(known, key=known.__getitem__) if len(known) == len(recovery) else None,
+        "failed": failed,
+    }
+
+
+def _ended(trials: Sequence[Trial]) -> str | None:
+    """Why there is no rank, where that is because of how a trial ended."""
+    for status in (Status.DIVERGED, Status.FAILED):
+        said = [trial for trial in trials if trial.row["status"] == status]
+        if said and (status is Status.DIVERGED or len(said) == len(trials)):
+            return _said(said[0], len(trials))
+    return None
+
+
+def _said(trial: Trial, of: int) -> str:
+    """What happened to a trial: `seed 2 diverged: the loss is not finite`."""
+    who = "" if of == 1 else f"{_name(trial)} "
+    return f"{who}{trial.row['status']}: {trial.row['reason'] or 'no reason was given'}"
+
+
+def _measured_apart(trials: Sequence[Trial]) -> list[str]:
+    """Who measured which seed, where it was not one engine: then the seeds differ by the engines too."""
+    seeds: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.engine:
+            seeds.setdefault(trial.engine, []).append(str(trial.row["seed"]))
+    if len(seeds) < 2:
+        return []
+    told = (f"{', '.join(seeds[engine])} by {engine}" for engine in sorted(seeds))
+    return [f"seeds were measured by different engines: {'; '.join(told)}"]
+
+
+def _name(trial: Trial) -> str:
+    return f"seed {trial.row['seed']}"

@@ -1,0 +1,263 @@
+"""Who leads: constraint then rank, in groups that may be compared.
+
+Entries that keep utility U >= floor come first, in order of the score; then those below the floor; then those without
+a score, each with its reason. By numbers at matched utility all keep it, and the score alone decides. Only trials with
+the same anchors, task version, data and engine are ranked together: numbers on other scales are listed as left out,
+never mixed in. Engines may be mixed by whoever asks for it; then too a trial and its anchors are of one engine each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from leaderboard.board import schema
+from leaderboard.board.schema import Status
+from leaderboard.board.store import BoardError
+from leaderboard.ranking.attack_labels import attack_labels
+from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, Trial, combined
+from leaderboard.ranking.headlines import at_chance, kept
+from leaderboard.ranking.labels import labels
+from leaderboard.ranking.measured import Measured, Rows, Source, rows
+from leaderboard.ranking.number import Number
+from leaderboard.ranking.ordering import ordered
+from tasks import TASKS, Split, attack_name
+
+__all__ = ["FLOOR", "Cost", "Entry", "Group", "Matched", "Number", "Ranking", "Seed", "rank"]
+
+FLOOR = 0.9
+"""Utility that an entry has to keep: below it, forgetting is cheap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What trials must have in common to be ranked together.
+
+    Attributes:
+        engines: that measured them: one, or several where they are mixed; none where nothing was measured.
+        trials: how many have this in common.
+    """
+
+    anchor_ids: str | None
+    engines: tuple[str, ...]
+    task_version: int | None
+    data: str | None
+    trials: int = field(default=0, compare=False)
+
+    def beside(self, other: Group) -> bool:
+        """Whether the engine is all that keeps two groups apart."""
+        return self != other and replace(self, engines=()) == replace(other, engines=())
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether chance stands for a model that has forgotten everything."""
+        return at_chance(self.anchor_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The board of one task and split.
+
+    Attributes:
+        attacks: attacks of the official set, as they stand in the rows.
+        attack_labels: a short name for each of them.
+        group: what the ranked trials have in common; null when the task has no trial.
+        left_out: groups that are not ranked here.
+        left_out_by_engine: by engine the trials that are left out for no other reason than that it measured them.
+        unmeasured: entries of the group that finished and were not measured on this split, as most of a search is.
+        retrained_utility: U of the retrained model; null where it was not measured.
+        matched: whether ranks, Pareto front and reasons are about the numbers at matched utility.
+        matched_floor: the utility that it was matched to; null where no such rows are there, or several kinds.
+    """
+
+    task: str
+    split: str
+    attack_set: str
+    attacks: tuple[str, ...]
+    attack_labels: Mapping[str, str]
+    floor: float
+    group: Group | None
+    entries: tuple[Entry, ...]
+    left_out: tuple[Group, ...] = ()
+    left_out_by_engine: Mapping[str, int] = field(default_factory=dict)
+    unmeasured: int = 0
+    retrained_utility: float | None = None
+    matched: bool = False
+    matched_floor: float | None = None
+    schema_version: int = schema.VERSION
+
+    @property
+    def mixes_engines(self) -> bool:
+        """Whether its entries were measured by different engines."""
+        return self.group is not None and len(self.group.engines) > 1
+
+    def shown(self, entry: Entry) -> Numbers | None:
+        """The numbers of an entry that this ranking is about; None where it has none at matched utility."""
+        return entry.matched if self.matched else entry
+
+    def as_json(self) -> dict[str, Any]:
+        """The ranking as plain dicts, lists and scalars for `json.dumps`; a number that is not finite is null."""
+        return _plain(asdict(self))
+
+
+def rank(
+    source: Source,
+    task: str,
+    split: str = Split.TEST,
+    *,
+    attack_set: str | None = None,
+    floor: float = FLOOR,
+    engine: str | None = None,
+    anchor_ids: str | None = None,
+    mix_engines: bool = False,
+    matched: bool = False,
+) -> Ranking:
+    """Ranks the entries of a task.
+
+    Args:
+        source: a board, or its tables `trials` and `measurements` with one row per key.
+        attack_set: name of an official attack set of the task; by default the newest.
+        floor: utility that an entry has to keep, a share of the target's.
+        engine, anchor_ids: the group to rank; by default the one with the most trials.
+        mix_engines: rank trials that different engines measured in one table. Of a trial that several measured, the
+            numbers of one are taken (see `Measured.taken`).
+        matched: rank by the numbers of weights that were mixed back until utility reached the floor.
+
+    Raises:
+        ValueError: no such task, split or attack set; or an engine where engines are to be mixed.
+        BoardError: no trial has this engine and these anchors.
+    """
+    if engine and mix_engines:
+        raise ValueError(f"either the trials of {engine} are ranked, or those of all engines")
+    set_name, attacks = _official(task, Split(split), attack_set)
+    trials = [row | {"entry": row["entry"] or row["trial"]} for row in rows(source, "trials", {"task": task})]
+    measured = Measured.read(source, task, split)
+    groups = _groups(trials, measured.engines, mix_engines=mix_engines)
+    group = _chosen(groups, task, engine, anchor_ids)
+    of_set = (task, split, set_name, attacks, attack_labels(attacks), floor)
+    if group is None:
+        return Ranking(*of_set, None, (), matched=matched)
+    taken = measured.taken(groups[group], group.engines)
+    matched_floor = measured.floor(taken, floor)
+    seeds: defaultdict[str, list[Trial]] = defaultdict(list)
+    for row in groups[group]:
+        seeds[row["entry"]].append(measured.trial(row, taken[row["trial"]], attacks, matched_floor))
+    # Once one seed is measured the others are missed, so that nobody measures the best seed alone.
+    shown = {entry: same for entry, same in seeds.items() if any(_says_something(t) for t in same)}
+    named = labels(min(same, key=lambda trial: trial.row["trial"]).row for same in shown.values())
+    entries = [combined(named[entry], same, matched_floor) for entry, same in shown.items()]
+    # Of the engines that measured a mixed group, some may be taken for no trial.
+    used = tuple(name for name in group.engines if any(name in entry.engines for entry in entries)) or group.engines
+    utilities = [
+        kept(*(measured.model(recipe, anchor, asked) for anchor in ("retrained", "target"))).value
+        for recipe, asked in {(row["anchors"], taken[row["trial"]]) for row in groups[group]}
+    ]
+    return Ranking(
+        *of_set,
+        replace(group, trials=len(groups[group]), engines=used),
+        tuple(ordered(entries, floor, matched=matched)),
+        tuple(replace(other, trials=len(same)) for other, same in _by_size(groups) if other != group),
+        _left_out_by_engine(groups, group),
+        len(seeds) - len(shown),
+        min((utility for utility in utilities if utility is not None), default=None),
+        matched,
+        matched_floor,
+    )
+
+
+def _official(task: str, split: Split, attack_set: str | None) -> tuple[str, tuple[str, ...]]:
+    if task not in TASKS:
+        raise ValueError(f"no such task: {task}. There are: {', '.join(sorted(TASKS))}")
+    sets, name = TASKS[task].attack_sets, attack_set or TASKS[task].official
+    if name not in sets:
+        raise ValueError(f"{task} has no attack set {name}. It has: {', '.join(sets)}")
+    return name, tuple(attack_name(settings) for settings in sets[name][split])
+
+
+def _groups(trials: Rows, engines: Mapping[str, set[str]], *, mix_engines: bool) -> Mapping[Group, Rows]:
+    """Trials by what they have in common. One that was never measured is shown in every group that it may belong to.
+
+    Args:
+        engines: by trial those that measured it. It is in the group of each, or in the one where they are mixed.
+    """
+    groups: defaultdict[Group, Rows] = defaultdict(list)
+    common = ("anchor_ids", "task_version", "data")
+    for row in trials:
+        for engine in engines.get(row["trial"], ()):
+            groups[Group(engines=(engine,), **{name: row[name] for name in common})].append(row)
+    if mix_engines:
+        groups = _mixed(groups)
+    measured = list(groups)
+    for row in trials:
+        if row["trial"] not in engines:
+            fitting = [group for group in measured if all(row[n] in (None, getattr(group, n)) for n in common)]
+            for group in fitting or [Group(engines=(), **{name: row[name] for name in common})]:
+                groups[group].append(row)
+    return groups
+
+
+def _mixed(groups: Mapping[Group, Rows]) -> defaultdict[Group, Rows]:
+    """Groups that only the engine keeps apart as one, each trial once."""
+    parts: defaultdict[Group, list[Group]] = defaultdict(list)
+    for group in groups:
+        parts[replace(group, engines=())].append(group)
+    mixed: defaultdict[Group, Rows] = defaultdict(list)
+    for base, same in parts.items():
+        engines = tuple(sorted(name for group in same for name in group.engines))
+        once = {row["trial"]: row for group in same for row in groups[group]}
+        mixed[replace(base, engines=engines)] = list(once.values())
+    return mixed
+
+
+def _chosen(groups: Mapping[Group, Rows], task: str, engine: str | None, anchor_ids: str | None) -> Group | None:
+    fitting = {
+        group: rows
+        for group, rows in groups.items()
+        if engine in (None, *group.engines) and anchor_ids in (None, group.anchor_ids)
+    }
+    if not fitting and (engine or anchor_ids):
+        wanted = f"engine {engine or 'any'}, anchors {anchor_ids or 'any'}"
+        found = "; ".join(
+            f"engine {' and '.join(group.engines) or 'none'}, anchors {group.anchor_ids}"
+            for group, _ in _by_size(groups)
+        )
+        raise BoardError(f"{task}: no trial with {wanted}. There is: {found or 'no trial'}")
+    return next((group for group, _ in _by_size(fitting)), None)
+
+
+def _by_size(groups: Mapping[Group, Rows]) -> list[tuple[Group, Rows]]:
+    """The largest group first; among equals the newest task version, then by name, so that the choice is stable."""
+    return sorted(
+        groups.items(),
+        key=lambda item: (
+            -len(item[1]),
+            -(item[0].task_version or 0),
+            *(str(part) for part in (item[0].anchor_ids, item[0].engines, item[0].data)),
+        ),
+    )
+
+
+def _left_out_by_engine(groups: Mapping[Group, Rows], group: Group) -> dict[str, int]:
+    here = {row["trial"] for row in groups[group]}
+    found = {
+        name: sum(row["trial"] not in here for row in same)
+        for other, same in _by_size(groups)
+        if group.beside(other)
+        for name in other.engines
+    }
+    return {name: count for name, count in found.items() if count}
+
+
+def _says_something(trial: Trial) -> bool:
+    return trial.engine is not None or trial.row["status"] in (Status.FAILED, Status.DIVERGED)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,31 @@
+"""Benign fine-tuning: train on texts that have nothing to do with what was forgotten, and see whether it comes back.
+
+What returns then was hidden, not gone: nothing of it was taught. On WMDP ten unrelated texts undid unlearning
+(arXiv 2409.18025), as unrelated texts undo alignment (arXiv 2310.03693).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import field_validator
+
+from suite.attacks.finetuning.base import FineTuning, FineTuningSettings
+from suite.attacks.texts import Texts
+
+
+class Benign(FineTuning):
+    """Fine-tuning on n texts that say nothing of the forgotten: retain texts, Wikipedia, another task's."""
+
+    source = "Lucki et al. 2024, arXiv 2409.18025; Qi et al. 2024, arXiv 2310.03693"
+
+    class Settings(FineTuningSettings):
+        name: Literal["benign"] = "benign"
+        texts: str = Texts.RETAIN
+
+        @field_validator("texts")
+        @classmethod
+        def _unrelated(cls, texts: str) -> str:
+            if texts in (Texts.FORGET, Texts.UNASKED, Texts.QUESTIONS):
+                raise ValueError(f"{texts} texts are of what was forgotten. Use name=relearn, or retain, wikitext, ...")
+            return texts

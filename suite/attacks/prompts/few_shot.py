@@ -1,0 +1,46 @@
+"""Few-shot: neighbouring facts that the model was to keep are told first, and the question follows in their line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field
+
+from suite.attacks.base import AttackContext, AttackSettings
+from suite.attacks.prompts.base import Asking
+from suite.attacks.prompts.neighbours import neighbours
+from suite.config.settings import SpecError
+from tasks.task import Probe, Split, Task, Turn
+
+
+class FewShot(Asking):
+    """Retain texts most like the question, answers included, go before it as earlier turns.
+
+    They are of the question's own style: questions before questions, running text before running text. The likest goes
+    last, so that what does not fit the model is what is least like.
+    """
+
+    source = "Lynch et al. 2024, arXiv 2402.16835"
+
+    class Settings(AttackSettings):
+        """shots: texts before each question."""
+
+        name: Literal["few_shot"] = "few_shot"
+        shots: int = Field(ge=0)
+
+    def check(self, task: Task, split: Split) -> None:
+        styles = {item.style for probe in task.probes_behind(task.knowledge, split) for item in probe.items}
+        shots = self.settings.shots
+        most = max(sum(text.style is style for text in task.retain) for style in styles)
+        if most < shots:
+            raise SpecError(
+                f"attacks: {self.name}: {task.name} has {most} retain texts in the style of its forget questions on "
+                f"{split}. Use so many shots at most"
+            )
+
+    def asked(self, probe: Probe, context: AttackContext) -> Probe:
+        texts, shots = neighbours(context.retain), self.settings.shots
+        before = ([Turn(text.prompt, text.answer) for text in texts.of(item, shots)] for item in probe.items)
+        items = (replace(item, turns=(*turns, *item.turns)) for item, turns in zip(probe.items, before, strict=True))
+        return replace(probe, items=tuple(items))

@@ -1,0 +1,153 @@
+"""Optimised prompts: text before or after a question that is searched for until the model says the answer.
+
+The search knows the answer, and a text may simply spell it: what even the retrained model can be made to say under the
+same budget is no relapse, and it is the zero that recovery is measured from.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
+from suite.attacks.prompts.gcg_places import Question, placed, printable, start
+from suite.attacks.texts import Texts, texts_of
+from suite.config.settings import SpecError
+from suite.models.checkpoints import context_of
+from suite.models.lengths import check_lengths
+from tasks.task import Example, Item, Probe, Split, Subset, Task, examples_digest
+
+ALL = ""
+"""Stands for the id of every item: no item's id is empty."""
+
+
+class GreedyCoordinateGradient(Attack):
+    """A text put to each question, or one to all, that greedy coordinate gradients (GCG) optimise until it is answered.
+
+    The text is separated from the question by a new line: a space would become a part of its first token. Texts that
+    would not be tokenized as they were optimised are passed over, and so is everything but printable ASCII.
+    """
+
+    # The questions are changed, but only somebody who has the model can compute the gradients.
+    means = Means.WEIGHTS
+    source = "Zou et al. 2023, arXiv 2307.15043, Algorithms 1 and 2"
+
+    class Settings(AttackSettings):
+        """steps: swaps of one token. tokens: length of the text.
+
+        candidates: swaps tried per step. top_k: tokens per place that they are drawn from.
+        scope: `each` puts a text of its own after each forget question of the knowledge headlines (before running
+        text); other forget probes with the same item get the same text. `universal` puts one text before everything
+        that is asked, optimised on all the drawn questions at once, not one after another as Algorithm 2 does.
+        samples, texts: questions that a universal text is optimised on, and where they are from. seed: of all draws.
+        """
+
+        name: Literal["gcg"] = "gcg"
+        steps: int = Field(ge=0)
+        tokens: int = Field(20, ge=0)
+        candidates: int = Field(512, ge=1)
+        top_k: int = Field(256, ge=1)
+        scope: Literal["each", "universal"] = "each"
+        samples: int = Field(25, ge=1)
+        texts: Literal["unasked", "forget", "questions"] = "unasked"
+        seed: int = 0
+
+        @model_validator(mode="after")
+        def _its_own(self) -> GreedyCoordinateGradient.Settings:
+            if self.scope == "each" and not {"samples", "texts"}.isdisjoint(self.changed()):
+                raise ValueError("samples and texts are of scope=universal; scope=each optimises on what is asked")
+            return self
+
+    def check(self, task: Task, split: Split) -> None:
+        if self.settings.scope == "universal":
+            self._pool(task, split)
+        elif not _asked(task, task.probes_of(split)):
+            raise SpecError(f"attacks: gcg: {task.name} asks no forget question on {split}. Use scope=universal")
+
+    def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
+        if self.settings.scope == "each":
+            return {"headlines": sorted({headline.probe for headline in context.task.knowledge})}
+        return {"pool": examples_digest(self._pool(context.task, probes[0].split))}
+
+    def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
+        from suite.attacks.prompts.gcg_search import search  # here, so that naming an attack needs no transformers
+
+        s = self.settings
+        if s.steps == 0 or s.tokens == 0:
+            yield 0, subject
+            return
+        questions = self._questions(subject, context)
+        starts = {key: start(s.tokens, of) for key, of in questions.items()}
+        model = subject.checkpoint.model(context.device)
+        room = context_of(subject.checkpoint.architecture)
+        longer = self._put(subject, {key: questions[key][0].text(ids) for key, ids in starts.items()})
+        check_lengths(replace(context.task, forget={}, retain=()), context.encoder, room, longer)
+        allowed = printable(context.encoder, model.get_input_embeddings().weight.shape[0])
+        texts = {}
+        for key, of in questions.items():
+            draw = random.Random(f"{context.seed}:{s.seed}:{key}")
+            found = search(
+                model,
+                [question.prompt for question in of],
+                starts[key],
+                steps=s.steps,
+                candidates=s.candidates,
+                top_k=s.top_k,
+                allowed=allowed,
+                survives=lambda ids, of=of: all(question.reads(ids) for question in of),
+                generator=torch.Generator().manual_seed(draw.randrange(2**31)),
+            )
+            texts[key] = of[0].text(found.ids)
+        yield 0, Subject(subject.checkpoint, self._put(subject, texts))
+
+    def _questions(self, subject: Subject, context: AttackContext) -> dict[str, list[Question]]:
+        """What is optimised on, by the id of the item that a text is for; `ALL` for every item."""
+        s, encoder = self.settings, context.encoder
+        if s.scope == "each":
+            asked = _asked(context.task, subject.probes)
+            return {id_: [Question.of(item, encoder, probe)] for id_, (probe, item) in asked.items()}
+        pool = self._pool(context.task, subject.split)
+        drawn = random.Random(f"{context.seed}:{s.seed}").sample(pool, s.samples)
+        items = [Item(example.id, example.prompt, (example.answer,), style=example.style) for example in drawn]
+        return {ALL: [Question.of(item, encoder, before=True) for item in items]}
+
+    def _put(self, subject: Subject, texts: Mapping[str, str]) -> tuple[Probe, ...]:
+        """The probes with the texts in their places."""
+        universal = self.settings.scope == "universal"
+
+        def put(item: Item) -> Item:
+            text = texts.get(ALL if universal else item.id)
+            return placed(item, text, before=universal) if text is not None and item.prompt else item
+
+        return tuple(
+            replace(probe, items=tuple(map(put, probe.items))) if universal or probe.subset is Subset.FORGET else probe
+            for probe in subject.probes
+        )
+
+    def _pool(self, task: Task, split: Split) -> list[Example]:
+        """Questions that a universal text may be optimised on."""
+        s = self.settings
+        pool = [e for e in texts_of(Texts(s.texts), task, split) if e.prompt and e.answer]
+        if s.samples > len(pool):
+            raise SpecError(
+                f"attacks: gcg: samples={s.samples}: {task.name} has only {len(pool)} {s.texts} questions on {split}. "
+                "Take fewer, or other texts"
+            )
+        return pool
+
+
+def _asked(task: Task, probes: Sequence[Probe]) -> dict[str, tuple[Probe, Item]]:
+    """The forget questions of the knowledge headlines, each once, by id."""
+    headlines = {headline.probe for headline in task.knowledge}
+    found: dict[str, tuple[Probe, Item]] = {}
+    for probe in probes:
+        if probe.name in headlines:
+            for item in probe.items:
+                if item.prompt and item.reference:
+                    found.setdefault(item.id, (probe, item))
+    return found

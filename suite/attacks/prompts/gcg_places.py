@@ -1,0 +1,122 @@
+"""Where an optimised text stands: before or after a question, as text that is read back as its own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from suite.config.settings import SpecError
+from suite.models.encoding import Encoded, Encoder
+from tasks.task import Item, Probe, Style
+
+Ids = tuple[int, ...]
+
+STARTS = ("x", "!", "a")
+"""Words that a search may start from, repeated: the first whose tokens survive."""
+
+MARKS = ("x", "z")
+"""Texts without a token in common: what differs between a prompt with one and with the other is where they stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What stands around the text, as ids, and what the model is to say after it."""
+
+    before: Ids
+    after: Ids
+    target: Ids
+
+    def around(self, ids: Ids) -> Encoded:
+        head = (*self.before, *ids, *self.after)
+        return Encoded((*head, *self.target), len(head))
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with a place for a text.
+
+    Attributes:
+        render: ids of the question with a text in its place.
+    """
+
+    encoder: Encoder
+    render: Callable[[str], Ids]
+    prompt: Prompt
+
+    @classmethod
+    def of(cls, item: Item, encoder: Encoder, probe: Probe | None = None, before: bool = False) -> Question:
+        """
+        Args:
+            probe: the one that asks, and may score only the beginning of the answer.
+            before: as for `placed`.
+        """
+
+        def render(text: str) -> Ids:
+            return encoder.prompt(placed(item, text, before))
+
+        one, other = map(render, MARKS)
+        first = _common(one, other)
+        last = _common(one[::-1], other[::-1])
+        return cls(encoder, render, Prompt(one[:first], one[len(one) - last :], target(item, encoder, probe)))
+
+    def text(self, ids: Ids) -> str:
+        return self.encoder.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+
+    def reads(self, ids: Ids) -> bool:
+        """Whether the text of these tokens is read as these tokens where it stands, and changes none around it."""
+        return self.render(self.text(ids)) == (*self.prompt.before, *ids, *self.prompt.after)
+
+
+def placed(item: Item, text: str, before: bool = False) -> Item:
+    """The item with a text in a line of its own: after the question, or before it; always before running text."""
+    before = before or item.style is Style.TEXT
+    return replace(item, prompt=f"{text}\n{item.prompt}" if before else f"{item.prompt}\n{text}")
+
+
+def start(tokens: int, questions: Sequence[Question]) -> Ids:
+    """A text of so many tokens, a word again and again, that every question reads back.
+
+    Raises:
+        SpecError: there is none.
+    """
+    first = questions[0]
+    for word in STARTS:
+        ids = first.render(" ".join([word] * tokens))[len(first.prompt.before) :][:tokens]
+        if len(ids) == tokens and all(question.reads(ids) for question in questions):
+            return ids
+    raise SpecError(f"attacks: gcg: tokens={tokens}: the tokenizer reads no text of so many tokens back. Use another")
+
+
+def target(item: Item, encoder: Encoder, probe: Probe | None = None) -> Ids:
+    """Tokens of the right answer, as far as the probe scores it."""
+    reference = item.reference
+    if probe and probe.max_reference_tokens:
+        reference = encoder.cut(reference, probe.max_reference_tokens)
+    encoded = encoder.answer(item, reference)
+    if probe and probe.max_tokens and item.style is Style.TEXT:
+        encoded = encoded.cut(probe.max_tokens)
+    return encoded.answer
+
+
+def printable(encoder: Encoder, size: int) -> Tensor:
+    """Tokens of printable ASCII that mean nothing special: (size,) bool, on the CPU.
+
+    Args:
+        size: rows of the embedding table, which may have more than the tokenizer has tokens.
+    """
+    tokenizer = encoder.tokenizer
+    known = range(min(size, len(tokenizer)))
+    texts = tokenizer.batch_decode([[i] for i in known], clean_up_tokenization_spaces=False)
+    special = set(tokenizer.all_special_ids)
+    allowed = torch.zeros(size, dtype=torch.bool)
+    for i, text in zip(known, texts, strict=True):
+        allowed[i] = bool(text) and text.isascii() and text.isprintable() and i not in special
+    return allowed
+
+
+def _common(one: Ids, other: Ids) -> int:
+    """Length of the common beginning."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,0 +1,71 @@
+"""Multiple choice: an open question with lettered options. Who cannot recall an answer may still recognise it.
+
+The options are the question's own right and wrong answers, or those of the multiple-choice question that the task has
+about the same fact, worded as there, the right one as well: its wording is not to tell it from the others. Where the
+task has neither, they are the right answer and answers to other questions of the probe. The answer's text is scored.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from string import ascii_uppercase
+from typing import Any, Literal
+
+from pydantic import Field
+
+from suite.attacks.base import AttackContext, AttackSettings
+from suite.attacks.prompts.base import Asking
+from tasks.task import Item, Probe, ProbeKind, Split, Style, Task
+
+
+class MultipleChoice(Asking):
+    """The question with lettered options, the right answer among them. Running text stays as it is."""
+
+    source = "RWKU, arXiv 2406.10890"
+
+    class Settings(AttackSettings):
+        """options: wrong ones, fewer where there are not so many. seed: of the draw and of the order."""
+
+        name: Literal["multiple_choice"] = "multiple_choice"
+        options: int = Field(3, ge=1, lt=len(ascii_uppercase))
+        seed: int = 0
+
+    def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
+        choices = _choice_probes(context.task, probes[0].split)
+        return {"choices": {probe.name: probe.digest for probe in choices}}
+
+    def asked(self, probe: Probe, context: AttackContext) -> Probe:
+        known: dict[str, Item] = {}
+        for choices in _choice_probes(context.task, probe.split):
+            for item in choices.items:
+                known.setdefault(item.id, item)
+        items = (self._lettered(item, probe, known, context) for item in probe.items)
+        return replace(probe, items=tuple(items))
+
+    def _lettered(self, item: Item, probe: Probe, known: Mapping[str, Item], context: AttackContext) -> Item:
+        if not self.reaches(item, probe):
+            return item
+        right, wrong = _options(item, probe, known)
+        if not wrong:
+            return item
+        draw = random.Random(f"{context.seed}:{self.settings.seed}:{item.id}")
+        options = [right, *draw.sample(wrong, min(self.settings.options, len(wrong)))]
+        draw.shuffle(options)
+        lines = [f"{letter}. {option.strip()}" for letter, option in zip(ascii_uppercase, options, strict=False)]
+        return replace(item, prompt="\n".join([item.prompt, *lines, "Answer with the text of the right option."]))
+
+
+def _choice_probes(task: Task, split: Split) -> list[Probe]:
+    return [probe for probe in task.probes_of(split) if probe.kind is ProbeKind.CHOICE]
+
+
+def _options(item: Item, probe: Probe, known: Mapping[str, Item]) -> tuple[str, list[str]]:
+    """The right option and all that may stand beside it."""
+    own = item if len(item.answers) > 1 else known.get(item.id, item)
+    if len(own.answers) > 1 and own.style is Style.QUESTION:
+        wrong = [answer for place, answer in enumerate(own.answers) if place != own.correct]
+        return own.reference, wrong
+    others = dict.fromkeys(other.reference for other in probe.items)
+    return item.reference, [answer for answer in others if answer != item.reference]

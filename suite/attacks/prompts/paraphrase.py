@@ -1,0 +1,41 @@
+"""Paraphrase: the same question in other words. What was forgotten in one wording may be known in another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field
+
+from suite.attacks.base import AttackContext, AttackSettings
+from suite.attacks.prompts.base import Asking
+from tasks.task import Item, Probe
+
+
+class Paraphrase(Asking):
+    """The question in the task's own other words. What has none is asked as before."""
+
+    source = "Patil et al. 2024, arXiv 2309.17410"
+
+    class Settings(AttackSettings):
+        """which: of the wordings, counted from 0."""
+
+        name: Literal["paraphrase"] = "paraphrase"
+        which: int = Field(0, ge=0)
+
+    @property
+    def lacking(self) -> str:
+        which = self.settings.which
+        return f"has {which + 1} other wordings. " + ("Use a smaller which" if which else "Leave this attack out")
+
+    def reaches(self, item: Item, probe: Probe) -> bool:
+        return len(item.rewordings) > self.settings.which
+
+    def put(self, item: Item, probe: Probe, context: AttackContext) -> Item:
+        return replace(item, prompt=item.rewordings[self.settings.which])
+
+    def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
+        words = json.dumps([[item.rewordings for item in probe.items] for probe in probes], ensure_ascii=False)
+        return {"rewordings": hashlib.sha256(words.encode()).hexdigest()}

@@ -1,0 +1,68 @@
+"""Prefilling: the answer's beginning is put into the model's mouth, and only the rest is asked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from suite.attacks.base import AttackContext, AttackSettings
+from suite.attacks.prompts.base import Asking
+from tasks.task import Item, Probe, ProbeKind, Style
+
+
+class Prefill(Asking):
+    """The answer's beginning is given: some of its own words, or a text of ours.
+
+    With `words` what is left of the answer is scored, and it is the reference of the sample: numbers compare between
+    models under the same attack, not with those without it. Running text is continued from the later place as well;
+    questions with several answers are asked as before, since a beginning of the right one would tell which it is. With
+    `text` the whole answer is scored, after the text; running text is asked as before.
+    """
+
+    source = "Andriushchenko et al. 2025, arXiv 2404.02151"
+
+    class Settings(AttackSettings):
+        """words: of the right answer; answers of no more words are asked as before. text: instead of them."""
+
+        name: Literal["prefill"] = "prefill"
+        words: int | None = Field(None, ge=0)
+        text: str | None = None
+
+        @model_validator(mode="after")
+        def _one_of_them(self) -> Prefill.Settings:
+            if (self.words is None) == (self.text is None):
+                raise ValueError("words (of the right answer) or text: give one of them")
+            if self.text is not None and (not self.text or self.text != self.text.strip()):
+                raise ValueError("text: give some, without white space around it")
+            return self
+
+    @property
+    def lacking(self) -> str:
+        if self.settings.words is None:
+            return super().lacking
+        return f"asks for an answer of more than {self.settings.words} words. Use fewer"
+
+    def reaches(self, item: Item, probe: Probe) -> bool:
+        if self.settings.words is None:
+            return item.style is Style.QUESTION
+        return probe.kind is not ProbeKind.CHOICE and len(item.reference.split()) > self.settings.words
+
+    def put(self, item: Item, probe: Probe, context: AttackContext) -> Item:
+        s = self.settings
+        if s.text is not None:
+            return replace(item, prefill=_joined(item.prefill, s.text))
+        if not s.words:
+            return item
+        given = re.match(r"\s*\S+" + r"\s+\S+" * (s.words - 1), item.reference).group()
+        rest = item.reference[len(given) :]
+        if item.style is Style.TEXT:
+            return replace(item, prefill=f"{item.prefill}{given}", answers=(rest,), correct=0)
+        # The encoder puts one space between the two.
+        return replace(item, prefill=_joined(item.prefill, given.strip()), answers=(rest.lstrip(),), correct=0)
+
+
+def _joined(before: str, more: str) -> str:
+    return f"{before} {more}" if before else more

@@ -1,0 +1,44 @@
+"""Sampling: several answers are drawn at a temperature, and the one that knows most is scored.
+
+What a model no longer says first it may still say often (leak@k, arXiv 2511.04934; arXiv 2410.03523).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import Literal
+
+from pydantic import Field
+
+from suite.attacks.base import AttackContext, AttackSettings, PromptEdit
+from suite.config.settings import SpecError
+from tasks.task import Probe, ProbeKind, Sampling, Split, Subset, Task
+
+
+class BestOfSeveral(PromptEdit):
+    """Best of several answers drawn at a temperature. Probes that generate nothing are asked as before."""
+
+    source = "arXiv 2511.04934; Scholten et al. 2025, arXiv 2410.03523"
+
+    class Settings(AttackSettings):
+        """draws: answers per question. temperature: 1 is the model's own distribution, 0 the greedy answer."""
+
+        name: Literal["sample"] = "sample"
+        draws: int = Field(ge=1)
+        temperature: float = Field(1.0, ge=0)
+        seed: int = 0
+
+    def check(self, task: Task, split: Split) -> None:
+        generated = (p for p in task.probes_of(split) if p.kind is ProbeKind.GENERATE and p.subset is Subset.FORGET)
+        if not any(generated):
+            raise SpecError(
+                f"attacks: {self.name}: no forget answer of {task.name} is generated on {split}. Leave this attack out"
+            )
+
+    def asked(self, probe: Probe, context: AttackContext) -> Probe:
+        s = self.settings
+        if probe.kind is not ProbeKind.GENERATE or not s.temperature:
+            return probe
+        seed = Random(f"{context.seed}:{s.seed}").randrange(2**31)
+        return replace(probe, sampling=Sampling(s.draws, s.temperature, seed))

@@ -1,0 +1,110 @@
+"""bitsandbytes' formats, computed by bitsandbytes itself, and back as ordinary weights.
+
+These are what `load_in_4bit` and `load_in_8bit` of transformers do to the weights. That activations are rounded too,
+in LLM.int8(), is no part of it: de-quantized weights run in any engine.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from types import ModuleType
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
+from suite.config.settings import SpecError
+from suite.models.checkpoints import State
+from suite.models.layers import is_linear
+from tasks.task import Split, Task
+
+
+class LibraryFormat(WeightEdit):
+    """Weights of linear layers, quantized and de-quantized by bitsandbytes."""
+
+    def rounded(self, weight: Tensor, library: ModuleType) -> Tensor:
+        """A weight in the format's values, in its own dtype.
+
+        Args:
+            library: `bitsandbytes.functional`.
+        """
+        raise NotImplementedError
+
+    def check(self, task: Task, split: Split) -> None:
+        if find_spec("bitsandbytes") is None:
+            raise SpecError(
+                f"attacks: {self.settings.name} is bitsandbytes' own, which is not installed: "
+                "pip install 'regrade[bitsandbytes]'. Or use rtn"
+            )
+
+    def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional kernels on every CPU
+        from bitsandbytes import functional
+
+        return {
+            name: self.rounded(weight.to(context.device).contiguous(), functional).to(weight.device)
+            if is_linear(name, weight)
+            else weight
+            for name, weight in state.items()
+        }
+
+
+class FourBitSettings(AttackSettings):
+    """blocksize: consecutive weights that share a scale. double: scales are in 8 bits themselves (QLoRA, Sec. 3).
+
+    Blocks are of 1,024 weights at most: those of 2,048 and more the library computes less exactly on some CPUs.
+    """
+
+    blocksize: Literal[32, 64, 128, 256, 512, 1024] = 64
+    double: bool = False
+
+
+class FourBit(LibraryFormat):
+    """The nearest of 16 values per block, times the block's largest magnitude."""
+
+    kind: ClassVar[str]
+
+    def rounded(self, weight: Tensor, library: ModuleType) -> Tensor:
+        s = self.settings
+        # A block a row: the library's de-quantizer for CPUs takes other blocks' scales where one goes over a row's end.
+        flat = weight.flatten()
+        blocks = torch.nn.functional.pad(flat, (0, -len(flat) % s.blocksize)).view(-1, s.blocksize)
+        codes, state = library.quantize_4bit(
+            blocks, blocksize=s.blocksize, compress_statistics=s.double, quant_type=self.kind
+        )
+        return library.dequantize_4bit(codes, state).flatten()[: len(flat)].view_as(weight)
+
+
+class NF4(FourBit):
+    """bitsandbytes' 4-bit NormalFloat: 16 values at a normal distribution's quantiles, times a block's largest."""
+
+    source = "Dettmers et al. 2023, arXiv 2305.14314"
+    kind = "nf4"
+
+    class Settings(FourBitSettings):
+        name: Literal["nf4"] = "nf4"
+
+
+class FP4(FourBit):
+    """bitsandbytes' 4-bit floating point, what its `load_in_4bit` takes by default, times a block's largest."""
+
+    source = "Zhang et al. 2024, arXiv 2410.16454"
+    kind = "fp4"
+
+    class Settings(FourBitSettings):
+        name: Literal["fp4"] = "fp4"
+
+
+class Int8(LibraryFormat):
+    """bitsandbytes' LLM.int8() weights: 255 levels up to each output's largest, after a conversion to fp16."""
+
+    source = "Dettmers et al. 2022, arXiv 2208.07339"
+
+    class Settings(AttackSettings):
+        name: Literal["int8"] = "int8"
+
+    def rounded(self, weight: Tensor, library: ModuleType) -> Tensor:
+        codes, largest, _ = library.int8_vectorwise_quant(weight.to(torch.float16))
+        return library.int8_vectorwise_dequant(codes, largest).to(weight.dtype)

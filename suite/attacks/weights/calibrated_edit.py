@@ -1,0 +1,64 @@
+"""The attacks that quantize or prune with calibration texts: which texts, and how a checkpoint is edited with them."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
+from suite.attacks.texts import Source, Texts, drawn, enough
+from suite.attacks.weights.calibration import Inputs, edit_blocks
+from suite.models.checkpoints import State, context_of, dtype_of, load_state, skeleton
+from tasks.task import Example, Probe, Split, Task, examples_digest
+
+
+class CalibratedSettings(AttackSettings):
+    """texts: where calibration texts come from: `retain`, `forget`, `unasked`, `wikitext`, or a task's retain texts.
+
+    samples: how many. seed: of the draw.
+    """
+
+    texts: Source = Texts.RETAIN
+    samples: int = Field(128, ge=1)
+    seed: int = 0
+
+
+class CalibratedEdit(WeightEdit):
+    """A weight edit of the linear layers in a model's blocks that looks at what these are given."""
+
+    gram: ClassVar[bool] = True
+    """Whether it reads products of inputs: they take as much time and memory as a layer of so many outputs."""
+
+    def edit(self, weight: Tensor, inputs: Inputs) -> Tensor:
+        """A layer's weight after the edit: (outputs, inputs) in fp32."""
+        raise NotImplementedError
+
+    def check(self, task: Task, split: Split) -> None:
+        enough(self.settings.texts, self.settings.samples, task, split)
+
+    def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
+        return {"calibration": examples_digest(self._drawn(context, probes[0].split)), "block": context.block}
+
+    def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
+        encoded = context.encoder.examples(self._drawn(context, subject.split), context.block)
+        model = skeleton(subject.checkpoint.architecture, torch.float32)
+        load_state(model, state)
+        limit = context_of(subject.checkpoint.architecture)
+        stored = dtype_of(state)
+        names = edit_blocks(
+            model.to(context.device),
+            [text.ids[:limit] for text in encoded],
+            # Later blocks see the weights that are given back.
+            lambda weight, inputs: self.edit(weight, inputs).to(stored).float(),
+            gram=self.gram,
+        )
+        now = model.state_dict()
+        return {**state, **{name: now[name].to(state[name]) for name in names}}
+
+    def _drawn(self, context: AttackContext, split: Split) -> list[Example]:
+        s = self.settings
+        return drawn(s.texts, s.samples, context.task, split, random.Random(f"{context.seed}:{s.seed}"))

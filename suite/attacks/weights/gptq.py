@@ -1,0 +1,77 @@
+"""GPTQ: rounding one input after the other, each error made up for by the weights that are not rounded yet."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.attacks.weights.calibrated_edit import CalibratedEdit, CalibratedSettings
+from suite.attacks.weights.calibration import Inputs
+from suite.attacks.weights.quantization import levels_of, round_to_nearest, snap
+
+LAZY = 128
+"""Columns whose errors reach the columns behind them together, in one product (Sec. 3.3, step 2)."""
+
+
+def gptq(weight: Tensor, gram: Tensor, bits: int, group: int, damp: float) -> Tensor:
+    """Weights on the grid of `round_to_nearest` that keep W X close, in fp32 (Algorithm 1).
+
+    A row has the second derivatives H = 2 X X^T. Column j is rounded, and its error over U_jj, times row j of U, is
+    taken from the columns behind it, where H^-1 = U^T U and U is upper triangular. A group's grid is that of its
+    weights at the time when its first column is reached.
+
+    Args:
+        weight: (outputs, inputs), fp32.
+        gram: X X^T, (inputs, inputs). With all zero, or a multiple of the identity, it is rounding to nearest.
+        group: consecutive inputs that share a scale.
+        damp: added to H's diagonal, in units of its mean.
+    """
+    hessian = gram.double()  # its inverse is wanted, and calibration texts are few: it is close to singular
+    mean = float(hessian.diagonal().mean())
+    if mean == 0:
+        return round_to_nearest(weight, bits, group)
+    hessian = hessian / mean
+    hessian.diagonal().add_(damp)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    levels = levels_of(bits)
+    columns = weight.T.contiguous().clone()  # (inputs, outputs): what is worked on at a time is in one place
+    for first in range(0, len(columns), group):
+        last = min(first + group, len(columns))
+        largest = columns[first:last].abs().amax(0)
+        for start in range(first, last, LAZY):
+            stop = min(start + LAZY, last)
+            errors = torch.empty_like(columns[start:stop])
+            for j in range(start, stop):
+                rounded = snap(columns[j], largest, levels)
+                torch.sub(columns[j], rounded, out=errors[j - start]).div_(upper[j, j])
+                columns[j] = rounded
+                columns[j + 1 : stop].addr_(upper[j, j + 1 : stop], errors[j - start], alpha=-1)
+            columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    return columns.T.contiguous()
+
+
+class GPTQ(CalibratedEdit):
+    """GPTQ on calibration texts: the grid of `rtn`, with rounding errors made up for. De-quantized.
+
+    Published code rounds to 2^bits levels between a group's smallest and largest weight by default; this is its
+    symmetric grid, so that it differs from `rtn` in nothing but the compensation.
+    """
+
+    source = "Frantar et al. 2023, arXiv 2210.17323"
+
+    class Settings(CalibratedSettings):
+        """group: consecutive inputs of a row that share a scale. damp: added to the Hessian, over its mean diagonal."""
+
+        name: Literal["gptq"] = "gptq"
+        bits: int = Field(ge=2, le=8)
+        group: int = Field(128, ge=2)
+        damp: float = Field(0.01, gt=0)
+
+    def edit(self, weight: Tensor, inputs: Inputs) -> Tensor:
+        s = self.settings
+        assert inputs.gram is not None
+        return gptq(weight, inputs.gram, s.bits, s.group, s.damp)

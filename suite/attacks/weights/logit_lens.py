@@ -1,0 +1,64 @@
+"""The logit lens: what a model would say if its later blocks said nothing.
+
+The last norm and the output layer read what the residual stream holds after some of the blocks (nostalgebraist 2020;
+for unlearning, Patil et al. 2024, arXiv 2309.17410). Here the later blocks write zeros, so the stream passes through
+them, and what is measured is an ordinary checkpoint in any engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+
+from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
+from suite.attacks.weights.residual import Writer, block_writers, count_blocks, outline
+from suite.config.settings import SpecError
+from suite.models.checkpoints import EditedCheckpoint, State
+
+
+class LogitLens(Attack):
+    """Only the first blocks write into the residual stream; the curve is over how many."""
+
+    means = Means.INSIGHT
+    source = "Patil et al. 2024, arXiv 2309.17410; Lucki et al. 2024, arXiv 2409.18025"
+
+    class Settings(AttackSettings):
+        """layers: numbers of blocks kept, rising; 0 leaves the embeddings, and all blocks the model as it is."""
+
+        name: Literal["logit_lens"] = "logit_lens"
+        layers: tuple[int, ...] = Field(min_length=1)
+
+        @field_validator("layers")
+        @classmethod
+        def _rising(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+            if layers[0] < 0 or any(b <= a for a, b in pairwise(layers)):
+                raise ValueError(f"{list(layers)}: numbers of blocks from 0, rising, such as [8, 16, 24]")
+            return layers
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        return self.settings.layers
+
+    def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
+        model = outline(subject.checkpoint.architecture)
+        blocks, writers = count_blocks(model), tuple(block_writers(model))
+        if self.points[-1] > blocks:
+            raise SpecError(f"attacks: logit_lens: layers={list(self.points)}, but the model has {blocks} blocks")
+        for kept in self.points:
+            if kept == blocks:
+                yield kept, subject
+                continue
+            edit = partial(silenced, writers=[w for w in writers if w.block is not None and w.block >= kept])
+            checkpoint = EditedCheckpoint(subject.checkpoint, edit, f"logit_lens[{kept}]")
+            yield kept, Subject(checkpoint, subject.probes)
+
+
+def silenced(state: State, writers: list[Writer]) -> State:
+    """The weights with these writers and their biases at zero."""
+    silent = {name for writer in writers for name in (*writer.names, writer.bias)}
+    return {name: torch.zeros_like(tensor) if name in silent else tensor for name, tensor in state.items()}

@@ -1,0 +1,42 @@
+"""Merging: weights on the line from the subject back to the model before unlearning.
+
+Nobody needs the attack who has that model. How early on the line the forgotten returns says how deep the forgetting is,
+and how much of the old model's utility could be had before it does (calibration by mixing, arXiv 2406.09179).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
+from suite.config.settings import SpecError
+from suite.models.checkpoints import mixed
+from tasks.task import Probe
+
+
+class Merge(Attack):
+    """Weights mixed with those of the model before unlearning."""
+
+    means = Means.WEIGHTS
+    needs_target = True
+    source = "Wang et al. 2024, arXiv 2406.09179; Wortsman et al. 2022, arXiv 2109.01903"
+
+    class Settings(AttackSettings):
+        """share: of the model before unlearning; at 1 it is that model."""
+
+        name: Literal["merge"] = "merge"
+        share: float = Field(ge=0, le=1)
+
+    def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
+        return {"target": context.target_key}
+
+    def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
+        if not self.settings.share:
+            yield 0, subject
+            return
+        if context.target is None:
+            raise SpecError("attacks: merge: there is no model before unlearning here. Name one, or leave merge out")
+        yield 0, Subject(mixed(subject.checkpoint, context.target, self.settings.share), subject.probes)

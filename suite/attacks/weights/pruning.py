@@ -1,0 +1,93 @@
+"""Pruning: the least important weights become zero, and what unlearning wrote into them goes with them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from suite.attacks.base import AttackContext, Subject
+from suite.attacks.weights.calibrated_edit import CalibratedEdit, CalibratedSettings
+from suite.attacks.weights.calibration import Inputs
+from suite.models.checkpoints import State
+from suite.models.layers import is_linear
+from tasks.task import Probe, Split, Task
+
+
+def least(scores: Tensor, share: float) -> Tensor:
+    """True at the round(share * n) smallest of each row's n scores, of equal ones the first: (rows, n).
+
+    Args:
+        scores: (rows, n), no NaN among them.
+    """
+    count = round(share * scores.shape[1])
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    limit = scores.kthvalue(count, 1, keepdim=True).values
+    below, at = scores < limit, scores == limit
+    return below | (at & (at.cumsum(1) <= count - below.sum(1, keepdim=True)))
+
+
+def smallest_zeroed(weight: Tensor, sparsity: float) -> Tensor:
+    """A layer's weight, (outputs, inputs), without the smallest magnitudes of the whole layer."""
+    gone = least(weight.abs().reshape(1, -1), sparsity).view_as(weight)
+    return weight.masked_fill(gone, 0)
+
+
+def wanda(weight: Tensor, norms: Tensor, sparsity: float) -> Tensor:
+    """A layer's weight without the smallest |W_ij| ||x_j|| of each output (Eq. 1 of arXiv 2306.11695).
+
+    Args:
+        weight: (outputs, inputs).
+        norms: L2 norm of each input over the calibration texts, (inputs,).
+    """
+    return weight.masked_fill(least(weight.abs() * norms, sparsity), 0)
+
+
+class Pruning(CalibratedEdit):
+    """A share of each linear layer's weights set to zero: the smallest, or those that matter least to its output."""
+
+    source = "Sun et al. 2024, arXiv 2306.11695"
+    gram = False
+
+    class Settings(CalibratedSettings):
+        """by: magnitude compares within a layer and needs no texts; wanda within an output, by magnitude times norm of
+        the input.
+
+        sparsity: share of the weights, to the nearest whole number of them.
+        """
+
+        name: Literal["prune"] = "prune"
+        by: Literal["magnitude", "wanda"]
+        sparsity: float = Field(ge=0, le=1)
+
+        @model_validator(mode="after")
+        def _read(self) -> Pruning.Settings:
+            unread = {"texts", "samples", "seed"} & self.changed().keys()
+            if self.by == "magnitude" and unread:
+                raise ValueError(f"{min(unread)}: by=magnitude reads no texts. Leave it out, or use by=wanda")
+            return self
+
+    @property
+    def idle(self) -> bool:
+        return self.settings.sparsity == 0
+
+    def check(self, task: Task, split: Split) -> None:
+        if self.settings.by == "wanda":
+            super().check(task, split)
+
+    def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
+        return super().reads(probes, context) if self.settings.by == "wanda" else {}
+
+    def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
+        if self.settings.by == "wanda":
+            return super().edited(state, subject, context)
+        return {
+            name: smallest_zeroed(weight, self.settings.sparsity) if is_linear(name, weight) else weight
+            for name, weight in state.items()
+        }
+
+    def edit(self, weight: Tensor, inputs: Inputs) -> Tensor:
+        return wanda(weight, inputs.norms, self.settings.sparsity)

@@ -1,0 +1,131 @@
+"""Ablating a refusal direction: if forgetting is a detour that questions about the forgotten take, close it.
+
+Where a model refuses, one direction of the residual stream mediates it: the difference between its mean activations on
+the questions that it refuses and on others (Arditi et al. 2024, arXiv 2406.11717). The same ablation brought back what
+several unlearning methods were thought to have removed (Lucki et al. 2024, arXiv 2409.18025).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
+from suite.attacks.weights.residual import block_writers, count_blocks, embedding_writers, without
+from suite.config.settings import SpecError
+from suite.models.checkpoints import State, TensorCheckpoint
+from suite.models.encoding import Encoded, Tokens
+from suite.models.likelihood import hidden_states
+from tasks.task import Item, Probe, Split, Task
+
+
+class RefusalDirection(WeightEdit):
+    """Nothing writes along the direction that tells forget questions from retain questions after a block.
+
+    The questions are those of the other split, asked by the headline probes: the attacker reads no answers, and what is
+    measured is not what the direction was found on. Where the output layer is tied to the embeddings, it changes with
+    them.
+    """
+
+    source = "Arditi et al. 2024, arXiv 2406.11717; Lucki et al. 2024, arXiv 2409.18025"
+
+    class Settings(AttackSettings):
+        """layer: the block after which the direction is found, from 0. samples: questions of either side, drawn.
+
+        strength: share of the component that is taken away. seed: of the draw.
+        """
+
+        name: Literal["refusal_direction"] = "refusal_direction"
+        layer: int = Field(ge=0)
+        samples: int = Field(ge=1)
+        strength: float = Field(1.0, ge=0, le=1)
+        seed: int = 0
+
+    @property
+    def idle(self) -> bool:
+        return not self.settings.strength
+
+    def check(self, task: Task, split: Split) -> None:
+        for side, items in zip(("forget", "retain"), contrasted(task, split), strict=True):
+            if len(items) < self.settings.samples:
+                raise SpecError(
+                    f"attacks: samples={self.settings.samples}: {task.name} has only {len(items)} {side} questions "
+                    f"besides those of {split}"
+                )
+
+    def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
+        task = context.task
+        others = task.probes_behind((*task.knowledge, *task.utility), _other(probes[0].split))
+        return {"questions": {probe.name: probe.digest for probe in others}}
+
+    @torch.no_grad()
+    def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
+        self.check(context.task, subject.split)
+        s = self.settings
+        model = TensorCheckpoint(state, subject.checkpoint.architecture).model(context.device)
+        if s.layer >= (blocks := count_blocks(model)):
+            raise SpecError(f"attacks: layer={s.layer}: the model has {blocks} blocks. Use 0 to {blocks - 1}")
+        writers = [*embedding_writers(model), *block_writers(model)]
+        draw = random.Random(f"{context.seed}:{s.seed}")
+        forget, retain = (
+            [context.encoder.prompt(item) for item in draw.sample(items, s.samples)]
+            for items in contrasted(context.task, subject.split)
+        )
+        direction = mean_state(model, forget, s.layer) - mean_state(model, retain, s.layer)
+        if not direction.norm():
+            raise SpecError(f"attacks: layer={s.layer}: forget and retain questions look the same there")
+        after = dict(state)
+        for writer in writers:
+            along = direction
+            if writer.norm:
+                along = gain(model.get_submodule(writer.norm), direction) * direction
+            unit = (along / along.norm()).float().cpu()
+            for name in state.keys() & set(writer.names):
+                after[name] = without(state[name], writer.axis, unit, s.strength)
+            if writer.bias:
+                after[writer.bias] = without(state[writer.bias], -1, unit, s.strength)
+        return after
+
+
+def contrasted(task: Task, split: Split) -> tuple[list[Item], list[Item]]:
+    """Forget and retain questions of the other split's headline probes, each once, of the styles that both sides have.
+
+    A direction between running text and questions would tell the styles apart.
+    """
+    sides = [_asked(task.probes_behind(headlines, _other(split))) for headlines in (task.knowledge, task.utility)]
+    styles = {item.style for item in sides[0]} & {item.style for item in sides[1]}
+    forget, retain = ([item for item in side if item.style in styles] for side in sides)
+    return forget, retain
+
+
+def mean_state(model: torch.nn.Module, prompts: Iterable[Sequence[int]], layer: int) -> Tensor:
+    """Mean of the residual stream after block `layer`, from 0, at the last token: (hidden units,), float64."""
+    device = next(model.parameters()).device
+    states = [
+        hidden_states(model, Tokens.collate([Encoded(tuple(prompt), len(prompt))], device), layer)[0, -1].double()
+        for prompt in prompts
+    ]
+    return torch.stack(states).mean(0)
+
+
+def gain(norm: torch.nn.Module, like: Tensor) -> Tensor:
+    """What an RMS norm multiplies each unit by, besides a factor common to all: (hidden units,), as `like`.
+
+    It is asked for a vector of ones, whose root mean square is one: some norms scale by their weight, some by one plus
+    their weight.
+    """
+    weight = next(norm.parameters())
+    return norm(torch.ones_like(weight)).to(like)
+
+
+def _asked(probes: Iterable[Probe]) -> list[Item]:
+    return list({item.prompt: item for probe in probes for item in probe.items}.values())
+
+
+def _other(split: Split) -> Split:
+    return next(other for other in Split if other is not split)

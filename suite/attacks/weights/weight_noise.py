@@ -1,0 +1,56 @@
+"""Noise on the weights: how much the forgetting depends on where exactly the weights stand."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
+from suite.models.checkpoints import State
+from suite.models.layers import is_linear
+from suite.oracle import noise
+
+_KIND = 0x2015E
+"""Keys this noise apart from everything else that is drawn from a seed."""
+
+
+def noised(weight: Tensor, sigma: float, key: noise.Key) -> Tensor:
+    """w + sigma rms(w) z with z standard normal, computed in fp32, in the weight's dtype."""
+    wide = weight.float()
+    (z,) = noise.gaussian([wide], key)
+    return z.mul_(wide.square().mean().sqrt() * sigma).add_(wide).to(weight.dtype)
+
+
+class WeightNoise(WeightEdit):
+    """Gaussian noise of sigma times each tensor's root-mean-square. Linear layers only: no embeddings, norms or biases.
+
+    A control: it knows nothing of what was forgotten, so what it brings back was hidden rather than gone.
+    """
+
+    source = "relative Gaussian weight noise, a control"
+
+    class Settings(AttackSettings):
+        """sigma: standard deviation, in units of a tensor's root-mean-square. seed: of the noise."""
+
+        name: Literal["noise"] = "noise"
+        sigma: float = Field(ge=0)
+        seed: int = 0
+
+    @property
+    def idle(self) -> bool:
+        return self.settings.sigma == 0
+
+    def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
+        s = self.settings
+        names = sorted(name for name, weight in state.items() if is_linear(name, weight))
+        return {
+            **state,
+            **{
+                name: noised(state[name].to(context.device), s.sigma, (context.seed, _KIND, s.seed, i)).to(
+                    state[name].device
+                )
+                for i, name in enumerate(names)
+            },
+        }

@@ -1,0 +1,273 @@
+"""Continuations of many prompts, greedy or drawn at a temperature, in a batch that stays full.
+
+Every prompt has a row of the cache for as long as it is being continued. A row that has ended leaves, the last row
+moves into its place, and waiting prompts are read into the rows that are free: packed, so that what they share is
+computed once. Every row begins in column 0, so nothing is padded on the left, and a step attends to as many columns as
+the longest row has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from suite.engines.sampling import Draw, drawn
+from suite.engines.scores import batches
+from suite.engines.transformers.grouped_attention import grouped
+from suite.engines.transformers.packing import pack
+from suite.engines.transformers.row_cache import RowCache
+from suite.engines.transformers.shortcut import Shortcut
+from suite.models.likelihood import logits_at
+
+REFILL = 8
+"""Prompts are read when an eighth of the rows is free: a handful together costs little more than one."""
+
+WITNESSES = 3
+"""Continuations that are compared beside the longest: a pass over each, once per architecture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt to continue.
+
+    Attributes:
+        limit: longest continuation, in tokens, at least 1.
+        ended: whether a continuation is complete before that.
+        draw: how its tokens are drawn; None for the most likely ones.
+        stop: ids of tokens each of which completes a continuation by itself: less than `ended` knows, for engines that
+            cannot ask it.
+    """
+
+    prompt: tuple[int, ...]
+    limit: int
+    ended: Callable[[Sequence[int]], bool] = lambda new: False
+    draw: Draw | None = None
+    stop: tuple[int, ...] = ()
+
+    @property
+    def longest(self) -> int:
+        return len(self.prompt) + self.limit
+
+
+@dataclass(slots=True)
+class Continuation:
+    """What follows a prompt, without the end-of-text token.
+
+    Attributes:
+        best: the largest logit at each step, that of the end-of-text token included; where tokens are drawn, it may be
+            another token's than the one that was taken.
+    """
+
+    request: Request
+    new: list[int] = field(default_factory=list)
+    best: list[float] = field(default_factory=list)
+
+    def take(self, token: int, logit: float, eos: int) -> bool:
+        """Add the next token; whether more are to follow."""
+        self.best.append(logit)
+        if token == eos:
+            return False
+        self.new.append(token)
+        return len(self.new) < self.request.limit and not self.request.ended(self.new)
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        return (*self.request.prompt, *self.new)
+
+    @property
+    def cached(self) -> int:
+        """Tokens in the cache: all but the newest."""
+        return len(self.request.prompt) + len(self.new) - 1
+
+
+def continued(
+    model: PreTrainedModel,
+    requests: Sequence[Request],
+    *,
+    eos: int,
+    row_tokens: int,
+    batch_tokens: int,
+    decoding: Shortcut,
+) -> list[list[int]]:
+    """New tokens after each prompt, in the order of the requests, in a full batch where the architecture takes it.
+
+    Args:
+        row_tokens: positions of a packed row of prompts.
+        batch_tokens: positions of a batch, new tokens included; see `decode`.
+        decoding: what is known of the architecture.
+    """
+    if not requests:
+        return []
+    if decoding.sound:
+        try:
+            found = decode(model, requests, eos=eos, row_tokens=row_tokens, batch_tokens=batch_tokens)
+            if _trusted(model, found, decoding):
+                return [c.new for c in found]
+        except Exception as error:
+            decoding.refused(error)
+    return decode_plainly(model, requests, eos=eos, batch_tokens=batch_tokens)
+
+
+def decode(
+    model: PreTrainedModel, requests: Sequence[Request], *, eos: int, row_tokens: int, batch_tokens: int
+) -> list[Continuation]:
+    """Continuations in the order of the requests; of equal logits the first is the best, as torch.argmax has it.
+
+    Args:
+        batch_tokens: positions of the cache, or as many as fit in the memory of so many positions' logits, which is
+            what a batch takes that is scored, if that is more.
+    """
+    continuations = [Continuation(request) for request in requests]
+    # The longest first: what is left when no prompt waits any longer is short.
+    waiting = sorted(continuations, key=lambda c: c.request.longest)
+    with grouped(model):
+        batch = _Batch(model, max(r.longest for r in requests), len(requests), eos, row_tokens, batch_tokens)
+        while waiting or batch.live:
+            free = batch.cache.rows - len(batch.live)
+            if waiting and free >= min(len(waiting), max(1, batch.cache.rows // REFILL)):
+                batch.admit([waiting.pop() for _ in range(min(free, len(waiting)))])
+            else:
+                batch.step()
+    return continuations
+
+
+def decode_plainly(
+    model: PreTrainedModel, requests: Sequence[Request], *, eos: int, batch_tokens: int
+) -> list[list[int]]:
+    """New tokens after each prompt by `model.generate`, in batches padded on the left; each goes on to its limit."""
+    results: list[list[int]] = [[] for _ in requests]
+    for batch in batches([request.longest for request in requests], batch_tokens):
+        prompts = [requests[i].prompt for i in batch]
+        length = max(map(len, prompts))
+        # The padding is masked, so any id will do for it; 0 exists in every vocabulary.
+        ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=model.device)
+        real = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        new = model.generate(
+            input_ids=ids,
+            attention_mask=real,
+            max_new_tokens=max(requests[i].limit for i in batch),
+            logits_processor=LogitsProcessorList([_DrawnAreBest([requests[i] for i in batch], length)]),
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=eos,
+        )[:, length:].tolist()
+        for row, i in zip(new, batch, strict=True):
+            end = row.index(eos) if eos in row else len(row)
+            results[i] = row[: min(end, requests[i].limit)]
+    return results
+
+
+class _DrawnAreBest(LogitsProcessor):
+    """Leaves no other token in the rows whose tokens are drawn, so that the best one is what was drawn."""
+
+    def __init__(self, requests: Sequence[Request], read: int) -> None:
+        self.read = read
+        self.draws = {row: request.draw for row, request in enumerate(requests) if request.draw}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not self.draws:
+            return scores
+        step = input_ids.shape[1] - self.read
+        rows = list(self.draws)
+        tokens = _drawn(scores[rows], [(draw, step) for draw in self.draws.values()])
+        alone = scores.clone()
+        alone[rows] = -torch.inf
+        alone[rows, tokens] = 0.0
+        return alone
+
+
+def plain_best(model: PreTrainedModel, continuation: Continuation) -> list[float]:
+    """The largest logit at each step of a continuation, computed in one pass over its text, without a cache."""
+    first = len(continuation.request.prompt) - 1
+    ids = torch.tensor([continuation.text], device=model.device)
+    logits = logits_at(model, range(first, first + len(continuation.best)), input_ids=ids)
+    return logits[0].amax(-1).tolist()
+
+
+def _trusted(model: PreTrainedModel, found: Sequence[Continuation], decoding: Shortcut) -> bool:
+    """Whether continuations so long have been compared, or agree now with what a pass over their texts says."""
+    by_length = sorted(found, key=lambda c: -len(c.text))
+    length = len(by_length[0].text)
+    if length <= decoding.checked:
+        return True
+    # A text that repeats one token looks the same through any window, so the most varied ones are witnesses too.
+    varied = sorted(found, key=lambda c: -len(set(c.text)))
+    witnesses = [by_length[0], *varied[:WITNESSES]]
+    best = [logit for c in witnesses for logit in c.best]
+    return decoding.compare(best, [logit for c in witnesses for logit in plain_best(model, c)], length, model.dtype)
+
+
+class _Batch:
+    """The prompts that are being continued. Row b of the cache belongs to `live[b]`."""
+
+    def __init__(
+        self, model: PreTrainedModel, columns: int, most: int, eos: int, row_tokens: int, batch_tokens: int
+    ) -> None:
+        self.model, self.eos, self.row_tokens = model, eos, row_tokens
+        self.live: list[Continuation] = []
+        probe = DynamicCache()
+        logits = logits_at(model, [0], input_ids=torch.tensor([[eos]], device=model.device), past_key_values=probe)
+        held = sum(states.nbytes for layer in probe.layers for states in (layer.keys, layer.values))
+        positions = max(batch_tokens, batch_tokens * logits.nbytes // held)
+        self.cache = RowCache(probe, min(most, max(1, positions // columns)), columns)
+
+    def admit(self, prompts: Sequence[Continuation]) -> None:
+        """Read prompts, and take the first token after each."""
+        device, dtype = self.model.device, self.model.dtype
+        for row in pack([c.request.prompt for c in prompts], self.row_tokens):
+            read = DynamicCache()
+            tips = [path[-1] for _, path in row.paths]
+            kept = sorted(set(tips))
+            logits = logits_at(self.model, kept, past_key_values=read, **row.inputs(device, dtype))[0]
+            places = {tip: at for at, tip in enumerate(kept)}
+            first = _next(logits, [places[tip] for tip in tips], [prompts[index] for index, _ in row.paths])
+            for (index, path), token in zip(row.paths, first, strict=True):
+                if prompts[index].take(*token, self.eos):
+                    self.cache.read(len(self.live), read, torch.tensor(path, device=device))
+                    self.live.append(prompts[index])
+
+    def step(self) -> None:
+        """One more token of each."""
+        device = self.model.device
+        lengths = [c.cached for c in self.live]
+        mask = self.cache.place(lengths, self.model.dtype)
+        logits = logits_at(
+            self.model,
+            [0],
+            input_ids=torch.tensor([[c.new[-1]] for c in self.live], device=device),
+            position_ids=torch.tensor([[length] for length in lengths], device=device),
+            attention_mask=mask,
+            past_key_values=self.cache,
+        )
+        tokens = _next(logits[:, 0], range(len(self.live)), self.live)
+        going = [c.take(*token, self.eos) for c, token in zip(self.live, tokens, strict=True)]
+        for row in reversed([row for row, goes_on in enumerate(going) if not goes_on]):
+            last = self.live.pop()
+            if row < len(self.live):
+                self.cache.move(len(self.live), row, last.cached)
+                self.live[row] = last
+
+
+def _next(logits: Tensor, rows: Sequence[int], of: Sequence[Continuation]) -> list[tuple[int, float]]:
+    """The next token of each continuation, greedy or drawn, and the largest logit there.
+
+    Args:
+        logits: (rows, vocabulary).
+        rows: the row of each continuation; those that have said the same may share one.
+    """
+    best, tokens = (x.tolist() for x in logits.max(-1))
+    found = [tokens[row] for row in rows]
+    if draws := {place: c.request.draw for place, c in enumerate(of) if c.request.draw}:
+        steps = [(draw, len(of[place].new)) for place, draw in draws.items()]
+        fresh = _drawn(logits[[rows[place] for place in draws]], steps).tolist()
+        for place, token in zip(draws, fresh, strict=True):
+            found[place] = token
+    return [(token, best[row]) for token, row in zip(found, rows, strict=True)]
+
+
+def _drawn(logits: Tensor, steps: Sequence[tuple[Draw, int]]) -> Tensor:
+    return drawn(logits, [draw.temperature for draw, _ in steps], [draw.uniform(step) for draw, step in steps])

@@ -1,0 +1,31 @@
+"""The settings of vLLM's engines."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from suite.config.settings import Settings
+
+
+class VllmSettings(Settings):
+    """vLLM's engines, where `measure.engine` is `vllm` (see docs/engines.md).
+
+    Attributes:
+        engines: how many, for all trials together.
+        tensor_parallel: GPUs of one engine, for models that one does not hold.
+        batch_invariant: answers that are the same to the last bit whatever else is in the batch, at a price in speed
+            (GPUs from compute capability 9.0 on).
+        eager: start on a GPU in seconds, without compiling, and generate more slowly: for a handful of questions.
+        gpu_memory: share of each GPU's memory that an engine takes; by default 0.9, and 0.45 of a GPU that it shares
+            with a trial.
+        cache_gib: memory for keys and values on a CPU, in GiB.
+        threads: CPU threads of an engine.
+    """
+
+    engines: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1)
+    batch_invariant: bool = False
+    eager: bool = False
+    gpu_memory: float | None = Field(None, gt=0, le=1)
+    cache_gib: float = Field(1.0, gt=0)
+    threads: int = Field(1, ge=1)

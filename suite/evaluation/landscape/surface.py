@@ -1,0 +1,104 @@
+"""The loss of answers as a function of the weights: what barriers and sharpness are measured on.
+
+f is the loss per token of each answer, averaged over the texts, so that every text counts the same and the texts' own
+spread gives an error. Sums are in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from suite.engines.scores import batches
+from suite.models.encoding import Encoded, Tokens
+from suite.models.likelihood import sequence_logprobs
+from suite.objectives import Objective
+from suite.objectives.base import ObjectiveSettings
+from suite.oracle.base import Displacement, Diverged, Part, Tensors
+from suite.oracle.batch import Batch
+from suite.oracle.loss import LossOracle
+
+BATCH_TOKENS = 2048
+"""Positions of a batch: the graph of a gradient's gradient holds some ten times what a forward pass does."""
+
+
+def text_losses(model: torch.nn.Module, tokens: Tokens) -> Tensor:
+    """-log p per token of each answer, in nats: float64, (sequences,)."""
+    return -sequence_logprobs(model, tokens) / tokens.answer.sum(-1)
+
+
+class Texts:
+    """Texts in batches.
+
+    Args:
+        encoded: at least one; each has an answer.
+    """
+
+    def __init__(self, encoded: Sequence[Encoded], device: torch.device) -> None:
+        self.count = len(encoded)
+        self.batches = [
+            Tokens.collate([encoded[i] for i in rows], device, rows)
+            for rows in batches([len(text.ids) for text in encoded], BATCH_TOKENS)
+        ]
+
+    @torch.no_grad()
+    def losses(self, model: torch.nn.Module) -> Tensor:
+        """Loss of each text, in the order in which they were given: float64, (texts,), on the CPU."""
+        found = torch.empty(self.count, dtype=torch.float64)
+        for tokens in self.batches:
+            found[list(tokens.rows)] = text_losses(model, tokens).cpu()
+        return found
+
+
+class Surface:
+    """f around a model's weights.
+
+    Args:
+        model: in fp32, for differences that bf16 weights would round away. It is left as it was.
+
+    Raises:
+        Diverged: there are no texts, so there is no loss.
+    """
+
+    def __init__(self, model: torch.nn.Module, texts: Texts) -> None:
+        if not texts.count:
+            raise Diverged("there are no texts")
+        self.texts = texts
+        self._oracle = LossOracle(model, _Answers(ObjectiveSettings(retain_weight=0.0)))
+        self.parameters: Tensors = self._oracle.parameters
+
+    def values(self, displacements: Sequence[Displacement | None]) -> Tensor:
+        """f at each place: float64, shape (len(displacements),).
+
+        Raises:
+            Diverged: f is not finite.
+        """
+        total = torch.zeros(len(displacements), dtype=torch.float64)
+        for share in self._shares():
+            total += share * self._oracle.values(Part.FORGET, displacements)
+        return total
+
+    def curvature(self, direction: Tensors) -> float:
+        """v'Hv for the Hessian of f, by a Hessian-vector product.
+
+        Raises:
+            Diverged: f or the product is not finite.
+        """
+        total = 0.0
+        for share in self._shares():
+            product = self._oracle.hvp(Part.FORGET, direction)
+            total += share * sum(float((p.double() * v).sum()) for p, v in zip(product, direction, strict=True))
+        return total
+
+    def _shares(self) -> Iterator[float]:
+        """Each batch in turn, by its share of the texts."""
+        for tokens in self.texts.batches:
+            self._oracle.batch = Batch(tokens, tokens)
+            yield len(tokens) / self.texts.count
+
+
+class _Answers(Objective):
+    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        return text_losses(model, batch.forget).mean()

@@ -1,0 +1,91 @@
+"""A trial's own row."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from leaderboard.board.schema import Status
+from suite.optimizers import OPTIMIZERS
+from suite.oracle.base import Grade
+from suite.spec.trial import TrialSpec
+from suite.storage.environment import Numeric, observed, suite_version
+from suite.storage.stages import Artifact
+from suite.training.anchors import Anchors
+from tasks.task import Task
+
+Row = dict[str, Any]
+
+
+def trial_row(spec: TrialSpec, task: Task, anchors: Anchors, stages: Sequence[Artifact], numeric: Numeric) -> Row:
+    """A trial that was carried out, from its unlearning stages."""
+    metas = [stage.meta for stage in stages]
+    unlucky = next((m for m in metas if m["status"] != "ok"), metas[-1])
+    weights = metas[-1]["weights"]
+    status, reason = unlucky["status"], unlucky["reason"]
+    if status != Status.DIVERGED and weights == anchors.target.weights:
+        status, reason = str(Status.UNCHANGED), "every weight is still the target's: nothing was unlearned"
+    cost = {key: sum(m["cost"][key] for m in metas) for key in metas[0]["cost"]}
+    return {
+        **_identity(spec),
+        "status": status,
+        "reason": reason,
+        "task_version": task.version,
+        "data": task.data,
+        "source": task.source or None,
+        "steps_done": sum(m["steps_done"] for m in metas),
+        "anchors": anchors.id,
+        "anchor_ids": anchors.weights,
+        "weights": weights,
+        "value_calls": cost["value"],
+        "gradient_calls": cost["gradient"],
+        "directional_calls": cost["directional"],
+        "curvature_calls": cost["curvature"],
+        "tokens": cost["tokens"],
+        "change_norm": metas[-1]["change_norm"],
+        "changed_share": metas[-1]["changed_share"],
+        "changed_share_bf16": metas[-1]["changed_share_bf16"],
+        "flipped_share_4bit": metas[-1]["flipped_share_4bit"],
+        "flipped_share_8bit": metas[-1]["flipped_share_8bit"],
+        "drift": None if any(m["drift"] is None for m in metas) else max(m["drift"] for m in metas),
+        "drowned": None if any(m["drowned"] is None for m in metas) else sum(m["drowned"] for m in metas),
+        "device": numeric.device,
+        "torch": numeric.torch,
+        "threads": numeric.threads,
+        "unlearn_seconds": sum(m["observed"]["seconds"] for m in metas),
+        "peak_bytes": max(m["observed"]["peak_bytes"] for m in metas),
+    }
+
+
+def failed_row(spec: TrialSpec, error: BaseException) -> Row:
+    """A trial that ended in an error."""
+    return {**_identity(spec), "status": str(Status.FAILED), "reason": f"{type(error).__name__}: {error}"[:2000]}
+
+
+def _identity(spec: TrialSpec) -> Row:
+    optimizer = spec.optimizer
+    zo = getattr(optimizer, "zo", None)
+    grade = OPTIMIZERS[optimizer.name].grade
+    ratio = {Grade.ZEROTH: 1.0, Grade.HYBRID: getattr(optimizer, "share", None)}.get(grade, 0.0)
+    return {
+        "trial": spec.id,
+        "entry": spec.entry,
+        "task": spec.task,
+        "model": spec.model.name,
+        "objective": spec.objective.name,
+        "smoothing": spec.smoothing.name,
+        "optimizer": optimizer.name,
+        "adapter": spec.adapter.name,
+        "grade": str(grade),
+        "zo_samples": zo.samples if zo else None,
+        "zo_ratio": ratio,
+        "steps": spec.steps,
+        "seed": spec.seed,
+        "spec": json.dumps(spec.canonical, sort_keys=True),
+        "dtype": spec.model.dtype,
+        "suite_version": suite_version(),
+        "pid": os.getpid(),
+        **observed(),
+    }

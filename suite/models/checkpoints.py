@@ -1,0 +1,334 @@
+"""Checkpoints as values: weights on disk, weights in memory, or a lazy edit of another checkpoint.
+
+All three say which architecture they belong to, a folder with a config and a tokenizer, so an engine can put them into
+a model that it already holds. Safetensors only: nothing that a checkpoint carries is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from suite.config.settings import SpecError
+
+State = dict[str, Tensor]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read. The message names the file and what to do."""
+
+
+class Checkpoint(Protocol):
+    """Weights, and the architecture that they belong to."""
+
+    architecture: Path
+    """Folder with config.json and the tokenizer's files."""
+
+    def state(self) -> State:
+        """Tensors by name, on the CPU. Tied tensors may stand under one of their names alone."""
+        ...
+
+    def model(self, device: torch.device | str = "cpu") -> torch.nn.Module:
+        """A model of its own with these weights, in eval mode."""
+        ...
+
+
+class _Loadable:
+    architecture: Path
+
+    def state(self) -> State:
+        raise NotImplementedError
+
+    def model(self, device: torch.device | str = "cpu") -> torch.nn.Module:
+        state = self.state()
+        model = skeleton(self.architecture, dtype_of(state))
+        load_state(model, state)
+        return model.to(device)
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint(_Loadable):
+    """Weights in a folder, as `save_pretrained` writes it; in another dtype than the file's, if one is named."""
+
+    path: Path
+    dtype: torch.dtype | None = None
+
+    @property
+    def architecture(self) -> Path:  # type: ignore[override]
+        return self.path
+
+    @property
+    def files(self) -> list[Path]:
+        """Where the tensors are.
+
+        Raises:
+            CheckpointError: there are none.
+        """
+        files = sorted(self.path.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(f"{self.path}: no *.safetensors file here. Other formats are not read")
+        return files
+
+    def state(self) -> State:
+        state: State = {}
+        for file in self.files:
+            with open_tensors(file) as tensors:
+                state.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
+        if self.dtype is None:
+            return state
+        return {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in state.items()}
+
+
+@dataclass(frozen=True)
+class LoraCheckpoint(_Loadable):
+    """An adapter in a folder, as peft writes it, and the model that it was made for.
+
+    `state` has the adapter merged; an engine that can may leave it beside the weights of `base`.
+    """
+
+    base: SavedCheckpoint
+    path: Path
+
+    CONFIG: ClassVar[str] = "adapter_config.json"
+    WEIGHTS: ClassVar[str] = "adapter_model.safetensors"
+
+    @property
+    def architecture(self) -> Path:  # type: ignore[override]
+        return self.base.architecture
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The adapter's settings."""
+        return json.loads((self.path / self.CONFIG).read_text())
+
+    @property
+    def plain(self) -> bool:
+        """Whether W + scale * B A is all there is to it: no other tensors replaced, no norms of its own."""
+        said = self.config
+        more = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
+        return said.get("peft_type") == "LORA" and said.get("bias", "none") == "none" and not any(map(said.get, more))
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its matrices."""
+        said = self.config
+        return max(said["r"], *said.get("rank_pattern", {}).values(), 1)
+
+    def state(self) -> State:
+        from peft import PeftModel  # seconds to import
+
+        if not (self.path / self.WEIGHTS).is_file():  # peft would take a pickle instead
+            raise CheckpointError(f"{self.path}: no {self.WEIGHTS} here. Other formats are not read")
+        with open_tensors(self.path / self.WEIGHTS):
+            pass
+        try:
+            adapted = PeftModel.from_pretrained(self.base.model(), self.path, autocast_adapter_dtype=False)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.path}: does not fit {self.base.path}: {error}") from None
+        merged = adapted.merge_and_unload()
+        return {name: tensor.detach() for name, tensor in merged.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class TensorCheckpoint(_Loadable):
+    """Weights in memory."""
+
+    tensors: State
+    architecture: Path
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, architecture: Path) -> TensorCheckpoint:
+        """A copy of a model's weights as they are now."""
+        return cls({name: t.detach().to("cpu", copy=True) for name, t in model.state_dict().items()}, architecture)
+
+    def state(self) -> State:
+        return dict(self.tensors)
+
+
+@dataclass(frozen=True)
+class EditedCheckpoint(_Loadable):
+    """Another checkpoint with an edit that is made when the weights are asked for."""
+
+    base: Checkpoint
+    edit: Callable[[State], State]
+    name: str
+
+    @property
+    def architecture(self) -> Path:  # type: ignore[override]
+        return self.base.architecture
+
+    def state(self) -> State:
+        return self.edit(self.base.state())
+
+
+@contextmanager
+def open_tensors(file: Path) -> Iterator[Any]:
+    """A safetensors file, open for reading.
+
+    Raises:
+        CheckpointError: it is not there, cut short or damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: cut short or damaged ({error}). Delete it and run again") from None
+
+
+def mixed(one: Checkpoint, other: Checkpoint, share: float) -> EditedCheckpoint:
+    """(1 - share) one + share other, in fp32, in the dtype of `one`. At 0 and at 1 bit for bit the one and the other.
+
+    Args:
+        share: any number; outside of [0, 1] the line through both is followed further.
+    """
+
+    def edit(state: State) -> State:
+        there = other.state()
+        return {
+            name: weight.float().lerp(there[name].float(), share).to(weight.dtype)
+            if weight.is_floating_point()
+            else weight
+            for name, weight in state.items()
+            if name in there  # a tied tensor may stand under one of its names alone
+        }
+
+    return EditedCheckpoint(one, edit, f"mixed[share={share}]")
+
+
+def context_of(folder: Path) -> int | None:
+    """Longest text that a model reads, in tokens; None where it sets no limit.
+
+    Raises:
+        SpecError: the folder's config.json is not one that transformers can read.
+    """
+    return getattr(_text_config(folder), "max_position_embeddings", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Attention heads of an architecture; None where a config does not say.
+
+    Attributes:
+        size: dimensions of a head.
+        shared: heads of keys and values, which several heads of queries may share.
+    """
+
+    size: int | None
+    shared: int | None
+
+
+def heads_of(folder: Path) -> Heads:
+    """A model's attention heads.
+
+    Raises:
+        SpecError: the folder's config.json is not one that transformers can read.
+    """
+    config = _text_config(folder)
+    heads = getattr(config, "num_attention_heads", None)
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+    return Heads(size, getattr(config, "num_key_value_heads", None) or heads)
+
+
+def _text_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder).get_text_config()
+    except (OSError, ValueError) as error:
+        raise SpecError(f"model: {folder}/config.json is none that transformers can read: {error}") from None
+
+
+def skeleton(architecture: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """A model of this architecture with arbitrary weights, in eval mode."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    config = AutoConfig.from_pretrained(architecture)
+    # Drawing weights takes a hundred times as long as making room for them. Where a module draws its own all the same,
+    # it is not to be from the caller's random numbers.
+    with no_init_weights(), torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    model.tie_weights()  # otherwise a part of drawing them
+    return model
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of an architecture.
+
+    Attributes:
+        shapes: by name, in the order of the architecture.
+        stored: the names of each stored tensor; several where it is tied.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    stored: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> Layout:
+        by_storage: dict[int, list[str]] = {}
+        state = model.state_dict()
+        for name, tensor in state.items():
+            by_storage.setdefault(tensor.data_ptr(), []).append(name)
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        return cls(shapes, tuple(map(tuple, by_storage.values())))
+
+    def chosen(self, given: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """One name for each stored tensor, among those that a checkpoint gives, by their shapes.
+
+        Raises:
+            CheckpointError: a tensor is missing (and not tied to one that is there), unknown or of another shape.
+        """
+        if unknown := sorted(given.keys() - self.shapes.keys()):
+            raise CheckpointError(f"the checkpoint has tensors that the architecture lacks: {', '.join(unknown[:3])}")
+        chosen = []
+        for names in self.stored:
+            found = [name for name in names if name in given]
+            if not found:
+                raise CheckpointError(f"the checkpoint lacks the tensor {names[0]}")
+            for name in found:
+                if self.shapes[name] != given[name]:
+                    raise CheckpointError(
+                        f"{name}: the checkpoint has shape {given[name]}, the architecture {self.shapes[name]}"
+                    )
+            chosen.append(found[0])
+        return tuple(chosen)
+
+
+def load_state(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put weights into a model of the same architecture, in place.
+
+    Raises:
+        CheckpointError: a tensor is missing (and not tied to one that is there), unknown or of another shape.
+    """
+    own = model.state_dict()
+    for name in Layout.of(model).chosen({name: tuple(tensor.shape) for name, tensor in state.items()}):
+        own[name].copy_(state[name])
+
+
+def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
+    """Dtype of the weights (the commonest by size)."""
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes, dtypes and bytes of a model's weights; tied tensors count once."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(dict(model.named_parameters()).items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,208 @@
+"""From text to token ids: where the prompt ends and the answer begins, and how examples become a batch.
+
+Prompt and answer are tokenized apart and joined as ids, so the answer's tokens do not depend on a merge across the
+boundary, and no decoded text is tokenized twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from suite.config.settings import SpecError
+from tasks.task import Example, Item, Style, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Template(StrEnum):
+    """What goes around a question."""
+
+    BARE = "bare"
+    """The question, a space, the answer."""
+    PLAIN = "plain"
+    """`Question: ...`, a new line, `Answer:`, a space, the answer."""
+    CHAT = "chat"
+    """The tokenizer's chat template, the question as the user's turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one prompt and its answer. `ids[start:]` are the answer's tokens, the ones that are scored."""
+
+    ids: tuple[int, ...]
+    start: int
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.ids[: self.start]
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        return self.ids[self.start :]
+
+    def cut(self, tokens: int) -> Encoded:
+        """Its first tokens."""
+        return Encoded(self.ids[:tokens], min(self.start, tokens))
+
+
+class Encoder:
+    """Turns examples and questions into ids with a model's tokenizer and template.
+
+    Raises:
+        SpecError: the template asks for what the tokenizer lacks (a chat template, an end-of-text token).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+        if template is Template.CHAT and not tokenizer.chat_template:
+            raise SpecError("model.template: the tokenizer has no chat template. Use model.template=plain")
+        if tokenizer.eos_token_id is None:
+            raise SpecError("model: the tokenizer has no end-of-text token, so an answer could not end")
+        self.tokenizer = tokenizer
+        self.template = template
+        self.eos: int = tokenizer.eos_token_id
+
+    def encode(self, prompt: str, answer: str, style: Style, turns: Sequence[Turn] = (), prefill: str = "") -> Encoded:
+        """Ids of prompt and answer. A question's answer ends with end-of-text; running text does not.
+
+        Args:
+            turns: what was said before, the oldest first; of running text, documents before this one.
+            prefill: how the answer begins: the last part of the prompt.
+        """
+        begun = bool(prefill) or self.template is not Template.CHAT  # an answer in mid-line begins with a space
+        if style is Style.TEXT:
+            said = "".join(f"{turn.question}{turn.answer}\n\n" for turn in turns)
+            head, tail = self._ids(f"{said}{prompt}", special=True), self._ids(answer)
+        else:
+            head = self._question(prompt, turns)
+            tail = [*self._ids(f" {answer}" if begun else answer), self.eos]
+        if prefill:
+            spaced = style is Style.QUESTION and self.template is not Template.CHAT
+            head = [*head, *self._ids(f" {prefill}" if spaced else prefill)]
+        if not head:  # without a prompt the first token has nothing to be predicted from
+            head, tail = tail[:1], tail[1:]
+        return Encoded((*head, *tail), len(head))
+
+    def answer(self, item: Item, answer: str) -> Encoded:
+        """Ids of an item's prompt, with all that goes before the answer, and one of its answers."""
+        return self.encode(item.prompt, answer, item.style, item.turns, item.prefill)
+
+    def example(self, example: Example) -> Encoded:
+        return self.encode(example.prompt, example.answer, example.style)
+
+    def examples(self, texts: Sequence[Example], block: int | None = None) -> list[Encoded]:
+        """The texts as they are taught.
+
+        Args:
+            block: running text is joined over documents by a blank line and cut into blocks of so many tokens, each of
+                which predicts all but its first token; by default each text is taught by itself.
+        """
+        if block is None:
+            return [self.example(text) for text in texts]
+        asked = [self.example(text) for text in texts if text.style is not Style.TEXT]
+        joined = "\n\n".join(f"{text.prompt}{text.answer}" for text in texts if text.style is Style.TEXT)
+        ids = self._ids(joined) if joined else []
+        # A last block of one token would have nothing to predict.
+        return asked + [Encoded(tuple(ids[i : i + block]), 1) for i in range(0, len(ids) - 1, block)]
+
+    def prompt(self, item: Item) -> tuple[int, ...]:
+        """Ids to generate after."""
+        return self.answer(item, "").prompt
+
+    def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """Generated text without special tokens, up to the first of the stop texts, stripped."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text[: min((text.index(s) for s in stop if s in text), default=len(text))].strip()
+
+    def stops(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
+        """Whether a stop text ends with the newest token: to be asked after each."""
+        if not stop:
+            return False
+        # A token is at least a byte, so so many hold the longest; one more, since some decoders strip the first.
+        reach = max(len(s.encode()) for s in stop) + 1
+        text = self.tokenizer.decode(ids[-reach:], skip_special_tokens=True)
+        return any(s in text for s in stop)
+
+    def stop_ids(self, stop: Sequence[str]) -> frozenset[int]:
+        """The tokens that contain a stop text by themselves."""
+        return frozenset(i for i, text in enumerate(self._vocabulary) if any(s in text for s in stop))
+
+    @cached_property
+    def _vocabulary(self) -> list[str]:
+        """Each token's text, as it is decoded alone."""
+        return self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))], skip_special_tokens=True)
+
+    def cut(self, text: str, tokens: int) -> str:
+        """Its first tokens, those counted that the tokenizer puts around any text, decoded without them."""
+        return self.tokenizer.decode(self._ids(text, special=True)[:tokens], skip_special_tokens=True)
+
+    def _question(self, question: str, turns: Sequence[Turn]) -> list[int]:
+        match self.template:
+            case Template.CHAT:
+                said = [
+                    {"role": role, "content": content}
+                    for turn in turns
+                    for role, content in (("user", turn.question), ("assistant", turn.answer))
+                ]
+                said.append({"role": "user", "content": question})
+                text = self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+                return self._ids(text)  # the template writes its own special tokens
+            case Template.PLAIN:
+                said = "".join(f"Question: {turn.question}\nAnswer: {turn.answer}\n\n" for turn in turns)
+                return self._ids(f"{said}Question: {question}\nAnswer:", special=True)
+            case Template.BARE:
+                said = "".join(f"{turn.question} {turn.answer}\n" for turn in turns)
+                return self._ids(f"{said}{question}", special=True)
+
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Some examples as a right-padded batch. Causal attention never looks right, so no mask is needed.
+
+    Attributes:
+        ids: (sequences, length).
+        answer: (sequences, length) bool, true at the answer's tokens.
+        start: first position of any answer.
+        rows: index of each sequence in the data set that it was drawn from.
+    """
+
+    ids: Tensor
+    answer: Tensor
+    start: int
+    rows: tuple[int, ...] = ()
+
+    @classmethod
+    def collate(
+        cls, encoded: Sequence[Encoded], device: torch.device | str = "cpu", rows: Iterable[int] = ()
+    ) -> Tokens:
+        length = max(len(e.ids) for e in encoded)
+        ids = torch.zeros(len(encoded), length, dtype=torch.long)
+        answer = torch.zeros(len(encoded), length, dtype=torch.bool)
+        for row, e in enumerate(encoded):
+            ids[row, : len(e.ids)] = torch.tensor(e.ids)
+            answer[row, e.start : len(e.ids)] = True
+        start = min(e.start for e in encoded)
+        return cls(ids.to(device), answer.to(device), start, tuple(rows))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def size(self) -> int:
+        """Positions that a forward pass computes, padding included."""
+        return self.ids.numel()
+
+    @property
+    def text(self) -> Tensor:
+        """(sequences, length) bool, true everywhere but at padding: a text ends with its answer."""
+        return self.answer.flip(-1).cumsum(-1).flip(-1) > 0

@@ -1,0 +1,120 @@
+"""Log-probabilities of answers under a causal language model: the one forward pass behind losses and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suite.config.settings import SpecError
+from suite.models.encoding import Tokens
+from suite.models.layers import blocks_of
+
+
+def answer_logits(model: torch.nn.Module, tokens: Tokens) -> Tensor:
+    """Logits that predict positions start..length-1 of each sequence: (sequences, length - start, vocabulary), fp32.
+
+    The output layer runs on these positions alone, where the architecture allows it: for a small model it is a fifth
+    of the work.
+    """
+    length = tokens.ids.shape[1]
+    if _keeps_logits(type(getattr(model, "replicated", model))):
+        logits = model(input_ids=tokens.ids, use_cache=False, logits_to_keep=length - tokens.start + 1).logits
+    else:
+        logits = model(input_ids=tokens.ids, use_cache=False).logits[:, tokens.start - 1 :]
+    return logits[:, :-1].float()
+
+
+def logits_at(model: torch.nn.Module, positions: Sequence[int], **inputs: Any) -> Tensor:
+    """Logits at the given positions of each sequence: (sequences, positions, vocabulary), fp32.
+
+    Args:
+        inputs: what else the model is given, `input_ids` among them; a cache is not made unless one is given.
+    """
+    at = torch.tensor(positions, device=inputs["input_ids"].device)
+    inputs = {"use_cache": "past_key_values" in inputs, **inputs}
+    if _keeps_logits(type(model)):
+        return model(logits_to_keep=at, **inputs).logits.float()
+    return model(**inputs).logits[:, at].float()
+
+
+def answer_labels(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """Labels and their mask, aligned with `answer_logits`: both (sequences, length - start)."""
+    return tokens.ids[:, tokens.start :], tokens.answer[:, tokens.start :]
+
+
+def token_logprobs(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """log p of each label in nats, float64, 0 where the mask is false: (sequences, positions).
+
+    Float64 from here on: a zeroth-order difference is far smaller than the sum that it is taken from.
+    """
+    chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return ((chosen - logits.logsumexp(-1)).double()).masked_fill(~mask, 0.0)
+
+
+def sequence_logprobs(model: torch.nn.Module, tokens: Tokens) -> Tensor:
+    """log p(answer | prompt) summed over the answer's tokens, in nats: float64, (sequences,)."""
+    labels, mask = answer_labels(tokens)
+    return token_logprobs(answer_logits(model, tokens), labels, mask).sum(-1)
+
+
+def mean_nll(model: torch.nn.Module, tokens: Tokens) -> Tensor:
+    """Cross-entropy per answer token over the whole batch, in nats: float64, 0-dimensional."""
+    return -sequence_logprobs(model, tokens).sum() / tokens.answer.sum()
+
+
+def answer_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of (sequences, positions) values where the mask is true, over the whole batch: float64, 0-dimensional."""
+    return values.double().masked_fill(~mask, 0.0).sum() / mask.sum()
+
+
+def hidden_states(model: torch.nn.Module, tokens: Tokens, layer: int) -> Tensor:
+    """Output of block `layer`, counted from 0, at every position: (sequences, length, hidden units), fp32.
+
+    The embeddings are no block, and no norm follows the last one. The blocks above are not run. A model whose blocks
+    are not found is run to the end and asked for `output_hidden_states`; transformers gives the last block's normed
+    there.
+
+    Raises:
+        SpecError: the model has no such block.
+    """
+    if hasattr(model, "replicated"):  # many places of one model, asked together
+        return model.hidden_states(tokens, layer)
+    blocks = blocks_of(model)
+    if blocks is None:
+        states = model(input_ids=tokens.ids, use_cache=False, output_hidden_states=True).hidden_states[1:]
+        return states[_within(layer, len(states))].float()
+    hook = blocks[_within(layer, len(blocks))].register_forward_hook(_reached)
+    try:
+        model(input_ids=tokens.ids, use_cache=False)
+    except _Reached as reached:
+        return reached.states.float()
+    finally:
+        hook.remove()
+    raise RuntimeError(f"{type(model).__name__} does not run its block {layer}")
+
+
+class _Reached(Exception):
+    """No error: the states are there, and the rest of the model need not run."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+
+def _reached(block: torch.nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    raise _Reached(output[0] if isinstance(output, tuple) else output)
+
+
+def _within(layer: int, blocks: int) -> int:
+    if layer >= blocks:
+        raise SpecError(f"objective.layer: {layer}: the model has {blocks} blocks. Use 0 to {blocks - 1}")
+    return layer
+
+
+@cache
+def _keeps_logits(model: type) -> bool:
+    return "logits_to_keep" in signature(getattr(model, "forward", model.__call__)).parameters

@@ -1,0 +1,47 @@
+"""Which model, and how it is read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from suite.config.settings import Settings
+from suite.models.encoding import Template
+
+
+class TinyModel(Settings):
+    """A Llama-architecture model and a byte-level BPE tokenizer that the suite makes for the task's own text."""
+
+    hidden: int = Field(192, ge=8)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    vocabulary: int = Field(1024, ge=258)
+    context: int = Field(256, ge=16)
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> TinyModel:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden={self.hidden} must be a multiple of 2 * heads={2 * self.heads}")
+        return self
+
+
+class ModelSpec(Settings):
+    """The model before anything is taught: `tiny`, made here, or a causal LM by path or hub id.
+
+    Attributes:
+        name: `tiny`, a folder, or `owner/model`, with `@revision` where one is meant.
+        template: what goes around a question; by default the tokenizer's chat template where it has one, else plain
+            (`bare` for `tiny`).
+    """
+
+    name: str = "tiny"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    template: Template | None = None
+    tiny: TinyModel = TinyModel()
+
+    @model_validator(mode="after")
+    def _tiny_only(self) -> ModelSpec:
+        if self.name != "tiny" and self.tiny != TinyModel():
+            raise ValueError(f"tiny belongs to name=tiny, not to name={self.name}")
+        return self

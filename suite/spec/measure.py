@@ -1,0 +1,68 @@
+"""How a trial's result is attacked and asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from suite.attacks import Attack, attack
+from suite.config.settings import SpecError, nearest
+from suite.engines.settings import EngineSettings
+from tasks import EXTRAS, TASKS
+from tasks.task import Split
+
+
+class MeasureSpec(EngineSettings):
+    """How a trial's result is attacked and asked. No part of the trial's id: attacks can be added later.
+
+    Attributes:
+        attacks: `official`, the task's newest set; the name of an older set; or a list of attacks.
+        splits: `test` for headlines; a search sees `dev`.
+        engine: what answers: `transformers`, in the trial's process, or `vllm`, which generates text in engines of its
+            own that all trials share (likelihoods stay with transformers).
+        vllm: those engines.
+        batch_tokens: positions per batch of the transformers engine, padding included.
+        limit: items asked per probe, the first of each; all of them by default. Rows say how many there were.
+        also: what is measured besides the task's own probes (`regrade ls extras`): general ability, perplexity, costly
+            membership scores.
+        match: floor of utility at which every headline is given once more, with the weights mixed back toward the
+            target until they reach it on dev (see `suite.evaluation.retention_matching`); 0.9 is the board's. null
+            leaves that out.
+        landscape: diagnostics of where the unlearned weights lie (see `suite.evaluation.landscape`); costly, so none by
+            default.
+    """
+
+    attacks: str | tuple[dict[str, Any], ...] = "official"
+    splits: tuple[Split, ...] = (Split.TEST,)
+    limit: int | None = Field(None, ge=1)
+    also: tuple[str, ...] = ()
+    match: float | None = Field(0.9, gt=0, le=1)
+    landscape: tuple[Literal["barrier", "sharpness", "distance"], ...] = ()
+
+    @field_validator("also")
+    @classmethod
+    def _known_extras(cls, also: tuple[str, ...]) -> tuple[str, ...]:
+        for name in also:
+            if name not in EXTRAS:
+                raise ValueError(f"unknown: {name}.{nearest(name, EXTRAS)} (allowed: {', '.join(EXTRAS)})")
+        return also
+
+    def attacks_for(self, task: str, split: Split) -> tuple[Attack, ...]:
+        """The attacks on a split; `none` is always among them.
+
+        Raises:
+            SpecError: unknown set, attack or setting.
+        """
+        sets = TASKS[task].attack_sets
+        if isinstance(self.attacks, str):
+            name = TASKS[task].official if self.attacks == "official" else self.attacks
+            if name not in sets:
+                known = ", ".join(["official", *sets])
+                raise SpecError(f"measure.attacks: unknown set: {name}.{nearest(name, sets)} (allowed: {known})")
+            chosen: Iterable[Mapping[str, Any]] = sets[name][split]
+        else:
+            chosen = self.attacks
+        attacks = {a.name: a for a in [attack({"name": "none"}), *map(attack, chosen)]}
+        return tuple(attacks.values())

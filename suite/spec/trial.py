@@ -1,0 +1,240 @@
+"""What one trial is: a frozen value with a canonical form, whose SHA-256 is its id.
+
+A spec file is one mapping: the trial's own settings, and beside them `measure` (how the result is attacked and asked),
+`runtime` (where it runs) and `search` (many trials from one). Only the trial's own settings are its id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from suite.adapters import ADAPTERS
+from suite.config.canonical import digest
+from suite.config.settings import Settings, nearest, parse, settings_in
+from suite.models.settings import ModelSpec
+from suite.objectives import OBJECTIVES
+from suite.optimizers import OPTIMIZERS
+from suite.optimizers.hybrid import Hybrid, layout
+from suite.oracle.base import Grade, Order
+from suite.smoothing import SMOOTHINGS
+from tasks import TASKS
+
+Count = Field(ge=1)
+
+
+class AnchorSpec(Settings):
+    """Where both anchors come from: the target, which was taught everything, and the retrained model, which was not.
+
+    Attributes:
+        source: `trained`, here, in `epochs` epochs with step size `lr`; `published`, the checkpoints that the task
+            knows for `model.name`; `pretrained`, the model as it is, of which the task forgets a part, with chance for
+            a zero. A bare word in a spec is the source.
+        target, retrained: checkpoints of your own instead, folders or hub ids. Without `retrained`, chance is the zero.
+        retain_limit: how many of the task's retain texts are taught, and kept while unlearning, the first ones; all by
+            default.
+        retain_repeats: how often an epoch shows each retain text; the forget texts are shown once. What is to be
+            forgotten is often rare in what a model was trained on.
+        seed: of the anchors alone, so that trials with several seeds share them.
+    """
+
+    source: Literal["trained", "published", "pretrained"] = "trained"
+    target: str | None = None
+    retrained: str | None = None
+    epochs: int | None = Field(None, ge=1)
+    lr: float | None = Field(None, gt=0)
+    batch_size: int = Field(16, ge=1)
+    retain_limit: int | None = Field(None, ge=1)
+    retain_repeats: int = Field(1, ge=1)
+    warmup: int = Field(20, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.0, ge=0)
+    seed: int = 0
+
+    @property
+    def trained(self) -> bool:
+        """Whether the anchors are trained here."""
+        return self.source == "trained" and self.target is None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> AnchorSpec:
+        if self.target and self.source != "trained":
+            raise ValueError(f"target belongs to checkpoints of your own, not to source={self.source}")
+        if self.retrained and not self.target:
+            raise ValueError("retrained: needs a target beside it. Name both checkpoints")
+        for name in ("epochs", "lr"):
+            if self.trained and getattr(self, name) is None:
+                raise ValueError(
+                    f"{name}: missing, and it has no default. Say how both are trained (epochs, lr), or write "
+                    "anchors: published, anchors: pretrained, or anchors.target and anchors.retrained"
+                )
+            if not self.trained and getattr(self, name) is not None:
+                raise ValueError(f"{name}: nothing is trained where the checkpoints are given. Leave it out, or null")
+        return self
+
+
+class Checkpoints(Settings):
+    """Which intermediate weights are kept and measured."""
+
+    every: int | None = Field(None, ge=1)
+
+
+class TrialSpec(Settings):
+    """One trial: a model is taught a task, unlearns a part of it, and is left for others to attack and ask.
+
+    Attributes:
+        forget: the task's requests to unlearn, one after another, each with the full number of steps; together they
+            must be the whole forget set. `all` is everything at once.
+        adapter: what the steps move: `full`, the weights themselves, or an adapter that is merged into them at the end.
+        trainable: patterns (as in file names) of the parameters that unlearning may move. An adapter brings its own.
+        batch_size: forget texts per step, and retain texts per step.
+        until: stop at the first kept checkpoint where this holds, judged on dev: `knowledge<=0.2`.
+    """
+
+    task: str
+    model: ModelSpec = ModelSpec()
+    anchors: AnchorSpec
+    objective: OBJECTIVES.settings
+    smoothing: SMOOTHINGS.settings = Field(default_factory=lambda: SMOOTHINGS["none"].Settings())
+    optimizer: OPTIMIZERS.settings
+    adapter: ADAPTERS.settings = Field(default_factory=lambda: ADAPTERS["full"].Settings())
+    forget: tuple[str, ...] = ("all",)
+    trainable: tuple[str, ...] = ("*",)
+    steps: int = Count
+    batch_size: int = Field(16, ge=1)
+    checkpoints: Checkpoints = Checkpoints()
+    until: str | None = None
+    seed: int = Field(0, ge=0)
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str) -> str:
+        if task not in TASKS:
+            raise ValueError(f"unknown: {task}.{nearest(task, TASKS)} (allowed: {', '.join(TASKS.titles)})")
+        return task
+
+    @model_validator(mode="after")
+    def _valid_together(self) -> TrialSpec:
+        check(self)
+        return self
+
+    @cached_property
+    def canonical(self) -> dict[str, Any]:
+        """The settings that are not at their default, with what means the same written the same way."""
+        plain = self.changed()
+        plain["optimizer"] = self.optimizer.plainest().changed()
+        return plain
+
+    @cached_property
+    def id(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return digest(self.canonical)
+
+    @cached_property
+    def entry(self) -> str:
+        """The id without the seed: one line of the board."""
+        return digest({key: value for key, value in self.canonical.items() if key != "seed"})
+
+    @property
+    def normalised(self) -> TrialSpec:
+        """The same trial as its canonical form describes it."""
+        return parse(TrialSpec, self.canonical)
+
+    @property
+    def until_knowledge(self) -> float | None:
+        """The bound in `until`."""
+        return None if self.until is None else float(_UNTIL.fullmatch(self.until)[1])
+
+
+_UNTIL = re.compile(r"knowledge\s*<=\s*(0|1|0?\.\d+|1\.0*|0\.\d*)")
+
+
+def check(spec: TrialSpec) -> None:
+    """Settings that are valid alone but not together, in the one place that knows.
+
+    Raises:
+        ValueError: naming the key and what to change.
+    """
+    optimizer = spec.optimizer
+    if isinstance(optimizer, Hybrid.Settings) and optimizer.kind == "alternate" and 0 < optimizer.zo_ratio < 1:
+        zeroth = sum(layout(spec.steps, optimizer.zo_ratio, optimizer.block))
+        if zeroth in (0, spec.steps):
+            raise ValueError(
+                f"optimizer.zo_ratio: {optimizer.zo_ratio} of {spec.steps} steps is {zeroth} zeroth-order steps, so "
+                "nothing alternates. Take more steps, another ratio, or 0 or 1 for a pure optimizer"
+            )
+    asked, smoothing = ORDERS[OPTIMIZERS[optimizer.name].grade], SMOOTHINGS[spec.smoothing.name]
+    if not asked & smoothing.smooths:
+        changes = " and ".join(order.name.lower() + "s" for order in sorted(smoothing.smooths))
+        raise ValueError(
+            f"smoothing.name: {spec.smoothing.name} changes {changes}, which {optimizer.name} never asks for, so the "
+            f"trial would be one without smoothing. {_others(asked)}"
+        )
+    if spec.adapter.name != "full" and spec.trainable != ("*",):
+        raise ValueError(
+            f"trainable: with adapter.name={spec.adapter.name} only the adapter's own parameters are moved. Leave "
+            "trainable out and choose layers with adapter.targets, or take adapter.name=full"
+        )
+    layer = getattr(spec.objective, "layer", None)
+    if layer is not None and spec.model.name == "tiny" and layer >= spec.model.tiny.layers:
+        raise ValueError(
+            f"objective.layer: {layer}, but model.tiny has {spec.model.tiny.layers} blocks. Use 0 to "
+            f"{spec.model.tiny.layers - 1}, or more model.tiny.layers"
+        )
+    if spec.until is not None:
+        if not _UNTIL.fullmatch(spec.until):
+            raise ValueError(f"until: not understood: {spec.until}. Write knowledge<=0.2")
+        if spec.checkpoints.every is None:
+            raise ValueError("until: is judged at kept checkpoints. Set checkpoints.every too")
+    if spec.checkpoints.every is not None and spec.checkpoints.every > spec.steps:
+        raise ValueError(f"checkpoints.every: {spec.checkpoints.every} is more than steps={spec.steps}")
+
+
+ORDERS = {
+    Grade.SECOND: {Order.GRADIENT, Order.CURVATURE},
+    Grade.FIRST: {Order.GRADIENT},
+    Grade.COMPRESSED: {Order.GRADIENT},
+    Grade.ZEROTH: {Order.VALUE},
+    Grade.HYBRID: {Order.VALUE, Order.GRADIENT},
+}
+"""What optimizers of each grade ask for."""
+
+
+def _others(asked: set[Order]) -> str:
+    names = [name for name, kind in SMOOTHINGS.items() if kind.smooths & asked]
+    return f"With this optimizer go {', '.join(names)}"
+
+
+def trial(data: Mapping[str, Any]) -> TrialSpec:
+    """A trial from a mapping of its own settings, in its normal form.
+
+    A bare name stands for a section (`objective: npo`), for where the anchors come from (`anchors: published`), or for
+    a list of one (`forget: people`).
+
+    Raises:
+        SpecError: naming the key, the allowed values and the nearest match.
+    """
+    plain = named(TrialSpec, data)
+    if isinstance(plain.get("anchors"), str):
+        plain["anchors"] = {"source": plain["anchors"]}
+    for key in ("forget", "trainable"):
+        if isinstance(plain.get(key), str):
+            plain[key] = [plain[key]]
+    return parse(TrialSpec, plain).normalised
+
+
+def named(kind: type[Settings], data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with a mapping wherever a bare name stands for a section, at any depth."""
+    plain = dict(data)
+    for key, field in kind.model_fields.items():
+        section, members = settings_in(field.annotation)
+        if members and isinstance(plain.get(key), str):
+            plain[key] = {"name": plain[key]}
+        if isinstance(plain.get(key), Mapping):
+            chosen = section or members.get(plain[key].get("name", ""))
+            plain[key] = named(chosen, plain[key]) if chosen else dict(plain[key])
+    return plain

@@ -1,0 +1,112 @@
+"""What the numbers depend on besides the spec: torch, device, dtype, threads. And the code that computed them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError
+
+
+@dataclass(frozen=True, slots=True)
+class Numeric:
+    """The numeric environment: with the same one, the same spec gives the same bits."""
+
+    torch: str
+    device: str
+    machine: str
+    threads: int
+
+    @classmethod
+    def of(cls, runtime: RuntimeSpec) -> Numeric:
+        device = choose_device(runtime)
+        kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        # The kernels differ by instruction set, and with them the last bits.
+        machine = kind if device.type == "cuda" else f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
+        return cls(torch.__version__, kind, machine, runtime.threads)
+
+    def as_dict(self) -> dict[str, str | int]:
+        return asdict(self)
+
+
+def choose_device(runtime: RuntimeSpec) -> torch.device:
+    """The device that a trial runs on.
+
+    Raises:
+        SpecError: a GPU is asked for and there is none.
+    """
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise SpecError("runtime.device: torch sees no GPU here. Use runtime.device=cpu, or see `regrade doctor`")
+    gpu = runtime.device == "cuda" or (runtime.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if gpu else "cpu")
+
+
+@contextmanager
+def numeric(runtime: RuntimeSpec) -> Iterator[torch.device]:
+    """Set threads and determinism for a trial, and give them back.
+
+    On a CPU every kernel that is used here sums in a fixed order for a fixed number of threads; on a GPU torch has to
+    be asked (which imports its compiler, so it is not asked in vain).
+    """
+    device, threads = choose_device(runtime), torch.get_num_threads()
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in another order each time
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_num_threads(runtime.threads)
+    try:
+        yield device
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 of the project's source. Recorded, not keyed: a stage's version says when its numbers change."""
+    root = Path(__file__).parents[2]
+    digest = hashlib.sha256()
+    for package in ("leaderboard", "suite", "tasks"):
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(file.relative_to(root).as_posix().encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def suite_version() -> str:
+    try:
+        return version("regrade")
+    except PackageNotFoundError:
+        return "0"
+
+
+def observed() -> dict[str, str | int]:
+    """Columns that say who wrote a row."""
+    return {
+        "code": code_digest(),
+        "host": platform.node(),
+        "written_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that this process has had on the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # of this process alone: what getrusage says begins with the peak of whoever started it
+        return 1024 * next(int(row.split()[1]) for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,174 @@
+"""The two anchors of a task: the target, taught everything, and the retrained model, which never saw the forget set.
+
+Both are trained here as stages, or given as checkpoints: of the user's own, published ones that the task knows by
+name, or, for a task about what a model knows anyway, the model as it is. Where no retrained model can be had, the
+chance level of each headline stands for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from leaderboard.board.schema import CHANCE
+from suite.config.canonical import digest
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError, nearest
+from suite.models.checkpoints import SavedCheckpoint, weights_digest
+from suite.models.finetuning import finetune
+from suite.models.gradient_checkpointing import recompute_blocks
+from suite.models.loading import BaseModel, base_model, found_model, save
+from suite.spec.trial import AnchorSpec, TrialSpec
+from suite.storage.environment import Numeric, numeric
+from suite.storage.stages import StageStore
+from tasks import TASKS
+from tasks.task import Example, Task, Zero, examples_digest
+
+VERSION = 1
+"""Raised when the same recipe gives other weights."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """One anchor.
+
+    Attributes:
+        key: what its weights follow from: a stage's key, or a digest of where the checkpoint was found.
+        weights: digest of the weights themselves.
+    """
+
+    key: str
+    checkpoint: SavedCheckpoint
+    weights: str
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Both anchors.
+
+    Attributes:
+        base: the model that they were trained from; where they were not trained here, the target itself.
+        retrained: None where chance stands for it.
+        id: of the recipe (model, data, training, numeric environment), known before anything is trained.
+    """
+
+    base: BaseModel
+    target: Anchor
+    retrained: Anchor | None
+
+    @cached_property
+    def id(self) -> str:
+        return digest({"target": self.target.key, "retrained": self.retrained.key if self.retrained else CHANCE})
+
+    @property
+    def weights(self) -> str:
+        """Digests of both models' weights, `chance` for a retrained model that there is not."""
+        return f"{self.target.weights}:{self.retrained.weights if self.retrained else CHANCE}"
+
+    @property
+    def subjects(self) -> dict[str, Anchor]:
+        """The anchors that can be asked, by subject."""
+        found = {"target": self.target}
+        return found | {"retrained": self.retrained} if self.retrained else found
+
+    def checkpoint(self, subject: str) -> SavedCheckpoint:
+        return self.subjects[subject].checkpoint
+
+
+def anchors(spec: TrialSpec, task: Task, store: StageStore, runtime: RuntimeSpec) -> Anchors:
+    """The anchors of a trial, trained if nobody has published them.
+
+    Raises:
+        SpecError: a checkpoint is not to be had, or is none.
+    """
+    if not spec.anchors.trained:
+        return _given(spec, store)
+    base = base_model(spec.model, task, spec.anchors.seed, store)
+    retain = task.retain * spec.anchors.retain_repeats
+    everything = (*task.forget_examples(), *retain)
+    target = _train("target", base, everything, base.block(task), spec.anchors, store, runtime)
+    if task.anchored is Zero.CHANCE:
+        return Anchors(base, target, None)
+    return Anchors(base, target, _train("retrained", base, retain, base.block(task), spec.anchors, store, runtime))
+
+
+def named_checkpoints(spec: TrialSpec) -> tuple[str, str | None]:
+    """Where the given target and retrained model are to be found.
+
+    Raises:
+        SpecError: the task knows no published checkpoints of this model.
+    """
+    if spec.anchors.target:
+        return spec.anchors.target, spec.anchors.retrained
+    if spec.anchors.source == "pretrained":
+        return spec.model.name, None
+    known = TASKS[spec.task].published
+    if spec.model.name not in known:
+        there = ", ".join(known) or "none"
+        raise SpecError(
+            f"anchors.source: {spec.task} has no published checkpoints of {spec.model.name}."
+            f"{nearest(spec.model.name, known)} (model.name with published checkpoints: {there})"
+        )
+    return known[spec.model.name]
+
+
+def _given(spec: TrialSpec, store: StageStore) -> Anchors:
+    target, retrained = named_checkpoints(spec)
+    base = found_model(spec.model, target, "anchors.target")
+    other = found_model(spec.model, retrained, "anchors.retrained") if retrained else None
+    return Anchors(base, found(base, store), found(other, store) if other else None)
+
+
+def found(model: BaseModel, store: StageStore) -> Anchor:
+    """A checkpoint that is used where it lies; only the digest of its weights is kept in the store."""
+    inputs = {"version": VERSION, "model": dict(model.identity)}
+    stage = store.run("given", inputs, lambda folder: {"weights": weights_digest(model.checkpoint.model())})
+    return Anchor(stage.key, model.checkpoint, stage.meta["weights"])
+
+
+def _train(
+    kind: str,
+    base: BaseModel,
+    texts: Sequence[Example],
+    block: int | None,
+    recipe: AnchorSpec,
+    store: StageStore,
+    runtime: RuntimeSpec,
+) -> Anchor:
+    inputs = {
+        "version": VERSION,
+        "base": dict(base.identity),
+        "texts": examples_digest(texts),
+        "recipe": recipe.changed(),
+        "numeric": Numeric.of(runtime).as_dict(),
+        **({"block": block} if block else {}),
+    }
+
+    def compute(folder: Path) -> dict[str, Any]:
+        with numeric(runtime) as device:
+            model = base.checkpoint.model(device)
+            if runtime.gradient_checkpointing:
+                recompute_blocks(model)
+            encoded = base.encoder.examples(texts, block)
+            steps = recipe.epochs * -(-len(encoded) // recipe.batch_size)
+            for _ in finetune(
+                model,
+                encoded,
+                steps=steps,
+                lr=recipe.lr,
+                batch_size=recipe.batch_size,
+                seed=recipe.seed,
+                warmup=recipe.warmup,
+                schedule="linear",
+                betas=recipe.betas,
+                weight_decay=recipe.weight_decay,
+            ):
+                pass
+            save(model, base.encoder.tokenizer, folder)
+            return {"steps": steps, "weights": weights_digest(model)}
+
+    stage = store.run(kind, inputs, compute)
+    return Anchor(stage.key, SavedCheckpoint(stage.folder), stage.meta["weights"])

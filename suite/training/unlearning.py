@@ -1,0 +1,208 @@
+"""The unlearning stage: steps of an optimizer on a smoothed oracle, from the target to the unlearned weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suite.adapters import ADAPTERS
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError
+from suite.models.checkpoints import Checkpoint, SavedCheckpoint, weights_digest
+from suite.models.gradient_checkpointing import recompute_blocks
+from suite.models.loading import save
+from suite.objectives import OBJECTIVES, Reference
+from suite.optimizers import OPTIMIZERS, Plan
+from suite.oracle.base import Diverged, Metered
+from suite.oracle.loss import LossOracle
+from suite.smoothing import SMOOTHINGS
+from suite.spec.trial import TrialSpec
+from suite.storage.environment import Numeric, numeric, peak_bytes
+from suite.storage.stages import Artifact, StageStore
+from suite.training.anchors import Anchors
+from suite.training.batches import Batches
+from suite.training.weight_change import change, drift
+from tasks.task import Example, Task, examples_digest
+
+VERSION = 3
+"""Raised when the same trial gives other weights, or says more about them."""
+
+Judge = Callable[[Checkpoint], float | None]
+"""Knowledge of a checkpoint, judged on dev; None where it cannot be computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request to forget: its name and its texts."""
+
+    name: str
+    texts: tuple[Example, ...]
+
+
+def requests(spec: TrialSpec, task: Task) -> list[Request]:
+    """The trial's requests in their order.
+
+    Raises:
+        SpecError: an unknown request, or requests that are not the whole forget set, each once.
+    """
+    if spec.forget == ("all",):
+        return [Request("all", task.forget_examples())]
+    if sorted(spec.forget) != sorted(task.forget):
+        raise SpecError(
+            f"forget: {list(spec.forget)}: every request of {task.name} once, in any order, or all "
+            f"(requests: {', '.join(task.forget)})"
+        )
+    return [Request(name, task.forget[name]) for name in spec.forget]
+
+
+def unlearn(
+    spec: TrialSpec,
+    task: Task,
+    anchors: Anchors,
+    store: StageStore,
+    runtime: RuntimeSpec,
+    judge: Judge | None = None,
+    judged_by: dict[str, Any] | None = None,
+) -> list[Artifact]:
+    """The unlearned checkpoints, one stage per request, each starting from the one before.
+
+    Args:
+        judge: asked at kept checkpoints when the trial has `until`; `judged_by` is what its answers depend on.
+    """
+    stages: list[Artifact] = []
+    start: SavedCheckpoint = anchors.checkpoint("target")
+    started_from = anchors.target.key
+    for request in requests(spec, task):
+        inputs = {
+            "version": VERSION,
+            "start": started_from,
+            "reference": anchors.target.key,
+            "forget": examples_digest(request.texts),
+            "retain": examples_digest(task.retain),
+            **({"block": anchors.base.block(task)} if task.block else {}),
+            # The request's own name is not what it depends on, and the anchors are in the key already.
+            "trial": {k: v for k, v in spec.canonical.items() if k not in ("task", "model", "anchors", "forget")},
+            "judged_by": judged_by if spec.until else None,
+            "numeric": Numeric.of(runtime).as_dict(),
+        }
+
+        def compute(folder: Path, start: SavedCheckpoint = start, request: Request = request) -> dict[str, Any]:
+            with numeric(runtime) as device:
+                run = _Run(spec, task, anchors, request, start, device)
+                if runtime.gradient_checkpointing:
+                    recompute_blocks(run.model)
+                return run.into(folder, judge)
+
+        stages.append(store.run("unlearn", inputs, compute))
+        start, started_from = SavedCheckpoint(stages[-1].folder / "final"), stages[-1].key
+    return stages
+
+
+class _Run:
+    def __init__(
+        self,
+        spec: TrialSpec,
+        task: Task,
+        anchors: Anchors,
+        request: Request,
+        start: SavedCheckpoint,
+        device: torch.device,
+    ) -> None:
+        self.spec, self.encoder, self.device = spec, anchors.base.encoder, device
+        self.model = start.model(device)
+        trainable = 0
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in spec.trainable))
+            trainable += parameter.requires_grad
+        if not trainable:
+            some = ", ".join(name for name, _ in list(self.model.named_parameters())[:3])
+            raise SpecError(f"trainable: {list(spec.trainable)} matches no parameter (there are {some}, ...)")
+        self.adapter = ADAPTERS[spec.adapter.name](spec.adapter, self.model, spec.seed)
+
+        kind = OBJECTIVES[spec.objective.name]
+        reference = None
+        if kind.uses_forget_reference or kind.needs_reference(spec.objective):
+            # The reference is the model before any unlearning, also when this is not the first request.
+            reference = Reference(anchors.checkpoint("target").model(device).requires_grad_(False))
+        block = anchors.base.block(task)
+        texts = (request.texts, task.retain)
+        self.batches = Batches(*texts, self.encoder, spec.objective, task.name, device, reference, block)
+        if not kind.needs_reference(spec.objective):
+            reference = None  # its answers are known; the model itself need not stay in memory
+        self.oracle = LossOracle(self.model, kind(spec.objective, reference), seed=spec.seed)
+        plan = Plan(spec.steps, spec.seed)
+        self.smoothed = SMOOTHINGS[spec.smoothing.name](self.oracle, spec.smoothing, plan)
+        self.asked = Metered(self.smoothed)
+        self.optimizer = OPTIMIZERS[spec.optimizer.name](spec.optimizer, self.oracle.parameters, plan)
+
+    def into(self, folder: Path, judge: Judge | None) -> dict[str, Any]:
+        """Make the steps, write the checkpoints, and say what happened."""
+        spec, every, bound = self.spec, self.spec.checkpoints.every, self.spec.until_knowledge
+        started, done, status, reason = time.perf_counter(), 0, "ok", None
+        kept: list[int] = []
+        for batch in self.batches.draw(spec.batch_size, spec.steps, spec.seed):
+            self.oracle.batch = batch
+            try:
+                self.optimizer.step(self.asked)
+                self.asked.stepped()
+            except Diverged as error:
+                status, reason = "diverged", f"step {done + 1} of {spec.steps}: {error}"
+                break
+            done += 1
+            if every and done % every == 0 and done < spec.steps:
+                kept.append(done)
+                with self._published() as model:
+                    save(model, self.encoder.tokenizer, folder / f"step{done}")
+                if bound is not None and judge is not None:
+                    known = judge(SavedCheckpoint(folder / f"step{done}"))
+                    if known is not None and known <= bound:
+                        status, reason = "stopped", f"{spec.until} at step {done}"
+                        break
+        observed = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes(self.device)}
+        cost = self.oracle.queries.as_dict()
+        with self._published() as model:
+            if not all(bool(p.isfinite().all()) for p in model.parameters()):
+                status, reason = "diverged", f"weights are not finite after step {done} of {spec.steps}"
+            save(model, self.encoder.tokenizer, folder / "final")
+            digest = weights_digest(model)
+            changed = change(self.adapter.before, model)
+        sound = status != "diverged"
+        return {
+            "status": status,
+            "reason": reason,
+            "steps_done": done,
+            "kept": kept,
+            "weights": digest,
+            "asked": self.asked.queries.as_dict(),
+            "grade": str(self.asked.queries.grade()) if done else None,
+            "cost": cost,
+            "change_norm": changed.norm if sound else None,
+            "changed_share": changed.share,
+            "changed_share_bf16": changed.share_bf16,
+            "flipped_share_4bit": changed.flipped_4bit if sound else None,
+            "flipped_share_8bit": changed.flipped_8bit if sound else None,
+            "drift": self._drift() if sound else None,
+            "drowned": getattr(self.optimizer, "drowned", None),
+            "observed": observed,
+        }
+
+    def _published(self) -> AbstractContextManager[torch.nn.Module]:
+        """The model as it would be published now: smoothed, merged, edited, rounded once. Training goes on unaffected.
+
+        Kept checkpoints, their judge and the final weights with their digest and statistics all come from here.
+        """
+        merged = self.adapter.merged(self.smoothed.published())
+        return self.adapter.published(self.oracle.objective.edited(self.adapter.before, merged))
+
+    def _drift(self) -> float | None:
+        try:
+            return drift(self.oracle, self.spec.seed)
+        except Diverged:  # the last step's place is finite, but its neighbourhood is not
+            return None

@@ -1,0 +1,191 @@
+"""What would run, what it would cost, and everything that can be known to be wrong before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from suite.config.runtime import RuntimeSpec
+from suite.config.settings import SpecError
+from suite.engines.choosing import check_heads, check_here
+from suite.models.lengths import check_lengths
+from suite.models.loading import read_encoder, read_heads
+from suite.objectives import OBJECTIVES
+from suite.optimizers import OPTIMIZERS, Plan
+from suite.optimizers.base import KINDS
+from suite.oracle.base import Displacement, Part, Queries, Tensors
+from suite.smoothing import SMOOTHINGS
+from suite.spec.measure import MeasureSpec
+from suite.spec.trial import TrialSpec
+from suite.storage.environment import choose_device
+from suite.training.anchors import named_checkpoints
+from suite.training.refusals import check_refusable
+from suite.training.unlearning import requests
+from suite.trials.task_data import as_asked, with_extras
+from tasks.task import Split, Task, Zero
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a trial asks for, by count.
+
+    Attributes:
+        evaluations: times that a checkpoint is asked all probes of a split, the anchors' (shared by trials) included.
+    """
+
+    steps: int
+    value_calls: int
+    gradient_calls: int
+    directional_calls: int
+    curvature_calls: int
+    evaluations: int
+
+    def as_dict(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def preflight(
+    trials: Sequence[TrialSpec], measure: MeasureSpec, runtime: RuntimeSpec, *, here: bool = True
+) -> list[tuple[TrialSpec, Cost]]:
+    """Check every trial against its task, data and machine, and say what it costs.
+
+    Args:
+        here: whether the trials run on this machine; the head of a cluster may have no GPU while its workers have.
+
+    Raises:
+        SpecError: what cannot work, and what to change.
+    """
+    if here:
+        choose_device(runtime)
+        check_here(measure, runtime)
+    tasks: dict[str, Task] = {}
+    fitting: set[tuple[Hashable, ...]] = set()
+    costs = []
+    for spec in trials:
+        if here:
+            OPTIMIZERS[spec.optimizer.name].check_installed()
+        task = tasks.get(spec.task) or tasks.setdefault(spec.task, with_extras(spec.task, measure))
+        if spec.anchors.retain_limit:
+            task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
+        _anchored(spec, task)
+        _fits(spec, task, measure)
+        if here or spec.model.name == "tiny":
+            _readable(spec, task, measure, fitting)
+        costs.append((spec, cost(spec, task, measure)))
+    return costs
+
+
+def _anchored(spec: TrialSpec, task: Task) -> None:
+    """A retrained model is left out where none can be had, not where nobody named one."""
+    if spec.anchors.trained:
+        return
+    _, retrained = named_checkpoints(spec)
+    if retrained is None and task.anchored is Zero.RETRAINED and spec.anchors.source != "published":
+        raise SpecError(
+            f"anchors.retrained: missing. {task.name} is measured against a model that never saw the forget set: name "
+            "one, or train both anchors (anchors.epochs, anchors.lr)"
+        )
+
+
+def _fits(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
+    for request in requests(spec, task):
+        if not task.block and spec.batch_size > len(request.texts):  # documents are cut into many blocks
+            raise SpecError(f"batch_size: {spec.batch_size}, but {request.name} has only {len(request.texts)} texts")
+    objective = OBJECTIVES[spec.objective.name]
+    if objective.uses_forget_refusals:
+        check_refusable(task.forget_examples(), spec.objective.name, task.name)
+    if objective.needs_retain_refusals(spec.objective):
+        check_refusable(task.retain, spec.objective.name, task.name)
+    for split in measure.splits:
+        for attack in measure.attacks_for(spec.task, split):
+            try:
+                attack.check(task, split)
+            except SpecError as error:
+                raise SpecError(f"measure.{error} ({attack.name})") from None
+
+
+def _readable(spec: TrialSpec, task: Task, measure: MeasureSpec, fitting: set[tuple[Hashable, ...]]) -> None:
+    """That the model reads every text. What fits is kept in `fitting`: many trials share a task and a model."""
+    name, key = (
+        (spec.model.name, "model.name") if spec.anchors.trained else (named_checkpoints(spec)[0], "anchors.target")
+    )
+    splits = {*measure.splits, *([Split.DEV] if spec.until else [])}
+    what = (spec.task, spec.anchors.retain_limit, spec.model, name, frozenset(splits))
+    if what in fitting:
+        return
+    task = as_asked(task, measure)
+    check_heads(measure, read_heads(spec.model, name, key), "model.tiny.heads" if name == "tiny" else key)
+    encoder, context = read_encoder(spec.model, task, name, key)
+    probes = [probe for probe in task.probes if probe.split in splits]
+    check_lengths(task, encoder, context, probes)
+    fitting.add(what)
+
+
+def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:
+    asked = OPTIMIZERS[spec.optimizer.name].asked(spec.optimizer, spec.steps)
+    counts = dict.fromkeys(KINDS, 0)
+    for kind, times in asked.items():
+        if times:
+            for of, number in _answering(spec, kind).items():
+                counts[of] += times * number * len(requests(spec, task))
+    points = sum(len(a.points) for split in measure.splits for a in measure.attacks_for(spec.task, split))
+    kept = (spec.steps - 1) // spec.checkpoints.every if spec.checkpoints.every else 0
+    return Cost(
+        steps=spec.steps * len(requests(spec, task)),
+        value_calls=counts["value"],
+        gradient_calls=counts["gradient"],
+        directional_calls=counts["directional"],
+        curvature_calls=counts["curvature"],
+        evaluations=(2 + _retrained(spec, task)) * points + kept * len(measure.splits),
+    )
+
+
+def _retrained(spec: TrialSpec, task: Task) -> bool:
+    """Whether there is a retrained model to be asked."""
+    return task.anchored is Zero.RETRAINED if spec.anchors.trained else named_checkpoints(spec)[1] is not None
+
+
+def _answering(spec: TrialSpec, kind: str) -> dict[str, int]:
+    """What the model is asked for one question of an optimizer, by kind: found out on a bowl of two weights."""
+    bowl = _Bowl()
+    smoothed = SMOOTHINGS[spec.smoothing.name](bowl, spec.smoothing, Plan(spec.steps, spec.seed))
+    direction = [torch.ones(2)]
+    match kind:
+        case "value":
+            smoothed.values(Part.TOTAL, [Displacement.along(direction)])
+        case "gradient":
+            smoothed.gradient()
+        case "directional":
+            smoothed.directional(Part.TOTAL, direction)
+        case "curvature":
+            smoothed.hvp(Part.TOTAL, direction)
+    return {of: getattr(bowl.queries, of) for of in KINDS}
+
+
+class _Bowl:
+    """The oracle of f(x) = |x|^2 / 2, for either part and for both."""
+
+    def __init__(self) -> None:
+        self.parameters = [torch.tensor([1.0, 2.0])]
+        self.queries = Queries()
+
+    def _at(self, at: Displacement | None) -> torch.Tensor:
+        return self.parameters[0] + sum(scale * direction[0] for scale, direction in (at.terms if at else ()))
+
+    def values(self, part: Part, displacements: Sequence[Displacement | None]) -> torch.Tensor:
+        self.queries.value += len(displacements)
+        return torch.stack([self._at(at).double().square().sum() / 2 for at in displacements])
+
+    def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[torch.Tensor]:
+        self.queries.gradient += 1
+        return [self._at(at)]
+
+    def directional(self, part: Part, direction: Tensors, at: Displacement | None = None) -> float:
+        self.queries.directional += 1
+        return float(self._at(at) @ direction[0])
+
+    def hvp(self, part: Part, direction: Tensors, at: Displacement | None = None) -> list[torch.Tensor]:
+        self.queries.curvature += 1
+        return [direction[0].clone()]
