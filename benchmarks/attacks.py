@@ -27,13 +27,14 @@ from suite.attacks import AttackContext
 from suite.attacks.base import WeightEdit
 from suite.config.runtime import RuntimeSpec
 from suite.engines import TransformersEngine
-from suite.evaluation.evaluator import Evaluator, Weights, evaluations_of
+from suite.evaluation.evaluator import Evaluator, evaluations_of
+from suite.models.checkpoints import KeyedCheckpoint
 from suite.models.loading import base_model
 from suite.models.settings import ModelSpec
 from suite.spec.measure import MeasureSpec
 from suite.storage.environment import Numeric, numeric
 from suite.storage.store import Store
-from suite.trials.task_data import as_asked, with_extras
+from suite.trials.task_data import with_extras, within_limit
 from tasks.task import Split
 
 
@@ -94,13 +95,13 @@ def once(args: argparse.Namespace, clock: Clock) -> dict[str, float]:
     clock.seconds.clear()
     measure, runtime = MeasureSpec(limit=args.limit), RuntimeSpec()
     whole_task = with_extras(args.task, measure)
-    task = as_asked(whole_task, measure)
+    task = within_limit(whole_task, measure)
     attacks = measure.attacks_for(args.task, Split.TEST)
     with tempfile.TemporaryDirectory() as folder, numeric(runtime) as device:
         store = Store(folder)
         base = base_model(ModelSpec(name=args.model), task, 0, store.stages)
         engine = TransformersEngine(base.encoder, dtype="float32", device=device)
-        weights = Weights(base.checkpoint, "base")
+        weights = KeyedCheckpoint(base.checkpoint, "base")
         context = AttackContext(
             engine,
             base.encoder,

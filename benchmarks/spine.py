@@ -25,7 +25,7 @@ from suite.oracle.loss import LossOracle
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial
 from suite.storage.store import Store
-from suite.training.anchors import anchors
+from suite.training.anchors import prepare_anchors
 from suite.trials.run import run_trial
 from tasks import TASKS
 from tasks.task import Split
@@ -42,7 +42,7 @@ SPEC = {
 def zeroth_order(store: Store, repeats: int) -> dict[str, float]:
     """A step with q central differences over 2q forward passes of the same loss (1.0 is the bound)."""
     task = TASKS["pocket"].build()
-    both = anchors(trial(SPEC), task, store.stages, RuntimeSpec())
+    both = prepare_anchors(trial(SPEC), task, store.stages, RuntimeSpec())
     encode = both.base.encoder.example
     batch = Batch(
         Tokens.collate([encode(e) for e in task.forget_examples()[:16]]),
@@ -66,7 +66,7 @@ def zeroth_order(store: Store, repeats: int) -> dict[str, float]:
 def engine(store: Store, repeats: int) -> dict[str, float]:
     """All test probes of pocket in batches, over one batch per text."""
     task = TASKS["pocket"].build()
-    both = anchors(trial(SPEC), task, store.stages, RuntimeSpec())
+    both = prepare_anchors(trial(SPEC), task, store.stages, RuntimeSpec())
     job = Job("x", both.checkpoint("target"), task.probes_of(Split.TEST))
     cpu = torch.device("cpu")
     many, single = (

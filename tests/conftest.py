@@ -35,9 +35,9 @@ def warm_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from suite.config.runtime import RuntimeSpec
     from suite.spec.trial import trial
     from suite.storage.store import Store
-    from suite.training.anchors import anchors
+    from suite.training.anchors import prepare_anchors
     from tasks import TASKS
 
     root = tmp_path_factory.mktemp("warm")
-    anchors(trial(SMALL), TASKS["pocket"].build(), Store(root).stages, RuntimeSpec())
+    prepare_anchors(trial(SMALL), TASKS["pocket"].build(), Store(root).stages, RuntimeSpec())
     yield root

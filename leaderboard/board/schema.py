@@ -19,11 +19,19 @@ from typing import Any
 import pyarrow as pa
 
 VERSION = 1
-"""Raised when a column changes its meaning or goes. New columns do not raise it: readers fill them with null."""
+"""Raised when a column changes its meaning. One that comes or goes does not raise it: readers fill it with null."""
 
 
 CHANCE = "chance"
 """Stands for the retrained model in `anchor_ids` where the chance level is the zero."""
+
+
+ANCHORS = ("target", "retrained")
+"""Subjects that belong to no single trial: the model before unlearning, and the one that never saw the forget set."""
+
+
+UNLEARNED = "unlearned"
+"""The subject that is ranked: the weights that a trial, or anybody else, made of the target."""
 
 
 RAW = "raw"
@@ -111,7 +119,6 @@ TRIALS = _table(
     _column("changed_share_bf16", _FLOAT, _R, "share of the weights that differ once rounded to bfloat16"),
     _column("flipped_share_4bit", _FLOAT, _R, "share of the linear layers' weights whose 4-bit code changed (rtn)"),
     _column("flipped_share_8bit", _FLOAT, _R, "share of the linear layers' weights whose 8-bit code changed (rtn)"),
-    _column("drift", _FLOAT, _R, "share of the weights left changed by a probe of the neighbourhood; 0 when restored"),
     _column("drowned", _INT, _R, "zeroth-order differences small enough to be rounding; null where none are taken"),
     _column("dtype", _STRING, _R, "dtype of the weights"),
     _column("device", _STRING, _R, "kind of device: cpu, or the GPU's name"),

@@ -100,9 +100,14 @@ class AtChance(Answers):
         return Estimate(self.chances.get(question, 0.0), 0.0, asked.n if asked else 0)
 
 
-def zero(anchor_ids: str | None, target: Answers, retrained: Answers) -> Answers:
-    """The answers of a model that has forgotten everything: the retrained model's, or chance if the ids say so."""
-    return AtChance.beside(target) if at_chance(anchor_ids) else retrained
+def trial_headlines(
+    unlearned: Answers, target: Answers, retrained: Answers, anchor_ids: str | None, attacks: Sequence[str]
+) -> Headlines:
+    """The headlines of an unlearned model between its anchors: the one place where F, R and U are decided.
+
+    What has forgotten everything is the retrained model, or chance where the ids of the anchors say that none was.
+    """
+    return headlines(unlearned, target, AtChance.beside(target) if at_chance(anchor_ids) else retrained, attacks)
 
 
 def at_chance(anchor_ids: str | None) -> bool:

@@ -9,15 +9,12 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from leaderboard.board.schema import RAW, matching
+from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching
 from leaderboard.board.store import Board
 from leaderboard.ranking.entry import Mixed, Trial
-from leaderboard.ranking.headlines import Answers, Headlines, estimate, headlines, zero
+from leaderboard.ranking.headlines import Answers, Headlines, estimate, trial_headlines
 from leaderboard.ranking.retention_matching import METRIC, PROBE, chosen, floor_of
 from tasks.scoring.estimate import Estimate
-
-UNLEARNED = "unlearned"
-"""The subject that is ranked."""
 
 _COLUMNS = (
     *("trial", "subject", "attack", "point", "probe", "subset", "matching", "engine", "metric"),
@@ -102,9 +99,9 @@ class Measured:
         return Trial(row, measured, self._headlines(row, engine, attacks, RAW), mixed)
 
     def _headlines(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> Headlines:
-        target, retrained = (self.model(row["anchors"], anchor, engine) for anchor in ("target", "retrained"))
-        forgotten = zero(row["anchor_ids"], target, retrained)
-        return headlines(self.model(row["trial"], UNLEARNED, engine, name), target, forgotten, attacks)
+        target, retrained = (self.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
+        unlearned = self.model(row["trial"], UNLEARNED, engine, name)
+        return trial_headlines(unlearned, target, retrained, row["anchor_ids"], attacks)
 
     def _mixed(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> Mixed | None:
         weight = self._weights.get((row["trial"], name, engine))

@@ -22,7 +22,7 @@ from suite.attacks import Attack, AttackContext, Subject
 from suite.config.canonical import digest
 from suite.engines import Engine, Job, ask
 from suite.engines.base import Evaluation as Answer
-from suite.models.checkpoints import Checkpoint
+from suite.models.checkpoints import Checkpoint, KeyedCheckpoint
 from suite.storage.environment import Numeric
 from suite.storage.stages import Artifact, StageError, StageStore
 from tasks.scoring import Estimate, score
@@ -34,15 +34,6 @@ KIND = "samples"
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Weights, and what they follow from: the key of a stage, and the checkpoint within it."""
-
-    checkpoint: Checkpoint
-    key: str
-    part: str = ""
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """One thing to be measured: a subject after an attack, at a point of the attack's curve, on one split.
 
@@ -51,7 +42,7 @@ class Evaluation:
     """
 
     subject: str
-    weights: Weights
+    weights: KeyedCheckpoint
     attack: Attack
     point: int
     split: Split
@@ -232,7 +223,7 @@ def read_samples(path: Path, probes: Sequence[str]) -> dict[str, list[Sample]]:
 
 def evaluations_of(
     subject: str,
-    weights: Weights,
+    weights: KeyedCheckpoint,
     task: Task,
     split: Split,
     attacks: Sequence[Attack],

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from leaderboard.board.store import Board
 from suite.evaluation.evaluator import Evaluated, Evaluation, Evaluator
+from suite.evaluation.landscape import Reading
+from suite.evaluation.retention_matching import Mixture
 from suite.evaluation.scoring import Answered, Scorer, both_splits
 from suite.evaluation.trial_rows import Row
 
@@ -47,6 +49,14 @@ class Publisher:
             if len(answered[name]) == awaited[name]:
                 rows += self.publish(self.scorer.rows([*answered[name], *both_splits(answered[name])], self.trial))
         return rows
+
+    def publish_mixture(self, matching: str, mixture: Mixture) -> list[Row]:
+        """How much of the unlearned weights is in the mixture that meets the floor of utility, as a row."""
+        return self.publish({self.trial: [self.scorer.mixing_row(self.trial, matching, mixture)]})
+
+    def publish_landscape(self, readings: Sequence[Reading]) -> list[Row]:
+        """Where the unlearned weights lie, as rows."""
+        return self.publish({self.trial: self.scorer.landscape_rows(self.trial, readings)})
 
     def publish(self, by_trial: dict[str | None, list[Row]]) -> list[Row]:
         """Put rows on the board, a file per trial; all of them together."""

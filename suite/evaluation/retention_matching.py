@@ -14,8 +14,8 @@ from typing import Any
 
 from suite.config.canonical import digest
 from suite.engines import Engine
-from suite.evaluation.evaluator import Weights, estimates
-from suite.models.checkpoints import Checkpoint, mixed
+from suite.evaluation.evaluator import estimates
+from suite.models.checkpoints import Checkpoint, KeyedCheckpoint, mixed
 from suite.storage.environment import Numeric
 from suite.storage.stages import StageStore
 from suite.training.anchors import Anchors
@@ -46,7 +46,7 @@ class Mixture:
 
 
 def mixture(
-    unlearned: Weights,
+    unlearned: KeyedCheckpoint,
     both: Anchors,
     task: Task,
     floor: float,
@@ -106,13 +106,13 @@ def largest_share(utility: Callable[[float], Estimate], floor: float) -> Mixture
     return Mixture(kept / STEPS, at, None)
 
 
-def mixture_at(share: float, unlearned: Weights, both: Anchors) -> Weights:
+def mixture_at(share: float, unlearned: KeyedCheckpoint, both: Anchors) -> KeyedCheckpoint:
     """The mixture with so much of the unlearned weights.
 
     At either end it is the one or the other model itself, which is asked anyway.
     """
-    target = Weights(both.target.checkpoint, both.target.key)
+    target = both.target
     if share in (0.0, 1.0):
         return unlearned if share else target
     key = digest({"unlearned": [unlearned.key, unlearned.part], "target": target.key, "share": share})
-    return Weights(mixed(target.checkpoint, unlearned.checkpoint, share), key)
+    return KeyedCheckpoint(mixed(target.checkpoint, unlearned.checkpoint, share), key)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from leaderboard.board.schema import RAW, Status
-from leaderboard.ranking.headlines import NONE, Answers
+from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, Status
+from leaderboard.ranking.headlines import NONE
 from leaderboard.ranking.retention_matching import METRIC, PROBE
 from suite.engines import Engine
 from suite.evaluation.evaluator import Evaluated, Failed
@@ -20,9 +20,6 @@ from tasks.task import Headline, Probe, Sample, Split, Subset, Summary, Task
 
 BOTH_SPLITS = "all"
 """The split of rows whose questions are those of both: what published numbers are taken over."""
-
-ANCHORS = ("target", "retrained")
-"""Subjects that belong to no single trial."""
 
 UNATTACKED = "unattacked"
 """What a summary compares with that looks at the same model without the attack."""
@@ -117,12 +114,12 @@ class Scorer:
         """How much of the unlearned weights is in the mixture that meets the floor of utility."""
         known = mixture.share is not None
         number = Estimate(mixture.share, None, 1) if known else Estimate.null(mixture.reason or "")
-        about = Answered.nothing("unlearned", Split.DEV, matching)
+        about = Answered.nothing(UNLEARNED, Split.DEV, matching)
         return self._row(about, trial, PROBE, Subset.RETAIN, METRIC, number)
 
     def landscape_rows(self, trial: str, readings: Iterable[Reading]) -> list[Row]:
         """Where the unlearned weights lie, on texts of both splits."""
-        about = Answered.nothing("unlearned", BOTH_SPLITS)
+        about = Answered.nothing(UNLEARNED, BOTH_SPLITS)
         return [
             self._row(
                 *(about, trial, "landscape", reading.subset, reading.metric),
@@ -204,11 +201,6 @@ def _failed(a: Answered) -> Estimate | None:
 
 def _tables(summary: Summary, samples: Samples) -> list[Sequence[Sample]]:
     return [samples[probe] for probe in summary.probes]
-
-
-def answers(model: str, rows: Iterable[Row]) -> Answers:
-    """The headline answers among measurement rows."""
-    return Answers.of(model, [row for row in rows if row["headline"]])
 
 
 def _roles(role: str, headlines: Sequence[Headline]) -> dict[tuple[str, str], tuple[str, float]]:

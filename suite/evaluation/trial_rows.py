@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from leaderboard.board.schema import Status
@@ -14,6 +15,7 @@ from suite.spec.trial import TrialSpec
 from suite.storage.environment import Numeric, observed, suite_version
 from suite.storage.stages import Artifact
 from suite.training.anchors import Anchors
+from suite.training.weight_change import Change
 from tasks.task import Task
 
 Row = dict[str, Any]
@@ -44,12 +46,7 @@ def trial_row(spec: TrialSpec, task: Task, anchors: Anchors, stages: Sequence[Ar
         "directional_calls": cost["directional"],
         "curvature_calls": cost["curvature"],
         "tokens": cost["tokens"],
-        "change_norm": metas[-1]["change_norm"],
-        "changed_share": metas[-1]["changed_share"],
-        "changed_share_bf16": metas[-1]["changed_share_bf16"],
-        "flipped_share_4bit": metas[-1]["flipped_share_4bit"],
-        "flipped_share_8bit": metas[-1]["flipped_share_8bit"],
-        "drift": None if any(m["drift"] is None for m in metas) else max(m["drift"] for m in metas),
+        **{column.name: metas[-1][column.name] for column in fields(Change)},
         "drowned": None if any(m["drowned"] is None for m in metas) else sum(m["drowned"] for m in metas),
         "device": numeric.device,
         "torch": numeric.torch,

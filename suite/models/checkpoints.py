@@ -42,6 +42,20 @@ class Checkpoint(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class KeyedCheckpoint:
+    """A checkpoint, and what its weights follow from, for the keys of stages.
+
+    Attributes:
+        key: of the stage that made it, or another digest of where it comes from.
+        part: which of that stage's checkpoints it is.
+    """
+
+    checkpoint: Checkpoint
+    key: str
+    part: str = ""
+
+
 class _Loadable:
     architecture: Path
 

@@ -17,7 +17,7 @@ from leaderboard.board.schema import CHANCE
 from suite.config.canonical import digest
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import SpecError, nearest
-from suite.models.checkpoints import SavedCheckpoint, weights_digest
+from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, weights_digest
 from suite.models.finetuning import finetune
 from suite.models.gradient_checkpointing import recompute_blocks
 from suite.models.loading import BaseModel, base_model, found_model, save
@@ -32,17 +32,14 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Anchor:
-    """One anchor.
+class Anchor(KeyedCheckpoint):
+    """One anchor. Its key is that of a stage, or a digest of where the checkpoint was found.
 
     Attributes:
-        key: what its weights follow from: a stage's key, or a digest of where the checkpoint was found.
         weights: digest of the weights themselves.
     """
 
-    key: str
-    checkpoint: SavedCheckpoint
-    weights: str
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Anchors:
         return self.subjects[subject].checkpoint
 
 
-def anchors(spec: TrialSpec, task: Task, store: StageStore, runtime: RuntimeSpec) -> Anchors:
+def prepare_anchors(spec: TrialSpec, task: Task, store: StageStore, runtime: RuntimeSpec) -> Anchors:
     """The anchors of a trial, trained if nobody has published them.
 
     Raises:
@@ -119,14 +116,14 @@ def _given(spec: TrialSpec, store: StageStore) -> Anchors:
     target, retrained = named_checkpoints(spec)
     base = found_model(spec.model, target, "anchors.target")
     other = found_model(spec.model, retrained, "anchors.retrained") if retrained else None
-    return Anchors(base, found(base, store), found(other, store) if other else None)
+    return Anchors(base, given_anchor(base, store), given_anchor(other, store) if other else None)
 
 
-def found(model: BaseModel, store: StageStore) -> Anchor:
+def given_anchor(model: BaseModel, store: StageStore) -> Anchor:
     """A checkpoint that is used where it lies; only the digest of its weights is kept in the store."""
     inputs = {"version": VERSION, "model": dict(model.identity)}
     stage = store.run("given", inputs, lambda folder: {"weights": weights_digest(model.checkpoint.model())})
-    return Anchor(stage.key, model.checkpoint, stage.meta["weights"])
+    return Anchor(model.checkpoint, stage.key, weights=stage.meta["weights"])
 
 
 def _train(
@@ -171,4 +168,4 @@ def _train(
             return {"steps": steps, "weights": weights_digest(model)}
 
     stage = store.run(kind, inputs, compute)
-    return Anchor(stage.key, SavedCheckpoint(stage.folder), stage.meta["weights"])
+    return Anchor(SavedCheckpoint(stage.folder), stage.key, weights=stage.meta["weights"])

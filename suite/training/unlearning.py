@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -28,14 +27,24 @@ from suite.storage.environment import Numeric, numeric, peak_bytes
 from suite.storage.stages import Artifact, StageStore
 from suite.training.anchors import Anchors
 from suite.training.batches import Batches
-from suite.training.weight_change import change, drift
+from suite.training.weight_change import change
 from tasks.task import Example, Task, examples_digest
 
 VERSION = 3
 """Raised when the same trial gives other weights, or says more about them."""
 
-Judge = Callable[[Checkpoint], float | None]
-"""Knowledge of a checkpoint, judged on dev; None where it cannot be computed."""
+
+class EarlyStopping(Protocol):
+    """What a kept checkpoint still knows, for trials with `until`."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on besides the trial and its anchors, for the stage's key."""
+        ...
+
+    def __call__(self, checkpoint: Checkpoint) -> float | None:
+        """Knowledge on dev; None where it cannot be computed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +77,12 @@ def unlearn(
     anchors: Anchors,
     store: StageStore,
     runtime: RuntimeSpec,
-    judge: Judge | None = None,
-    judged_by: dict[str, Any] | None = None,
+    criterion: EarlyStopping | None = None,
 ) -> list[Artifact]:
     """The unlearned checkpoints, one stage per request, each starting from the one before.
 
     Args:
-        judge: asked at kept checkpoints when the trial has `until`; `judged_by` is what its answers depend on.
+        criterion: applied at kept checkpoints when the trial has `until`.
     """
     stages: list[Artifact] = []
     start: SavedCheckpoint = anchors.checkpoint("target")
@@ -89,7 +97,7 @@ def unlearn(
             **({"block": anchors.base.block(task)} if task.block else {}),
             # The request's own name is not what it depends on, and the anchors are in the key already.
             "trial": {k: v for k, v in spec.canonical.items() if k not in ("task", "model", "anchors", "forget")},
-            "judged_by": judged_by if spec.until else None,
+            "judged_by": criterion.identity if criterion else None,
             "numeric": Numeric.of(runtime).as_dict(),
         }
 
@@ -98,7 +106,7 @@ def unlearn(
                 run = _Run(spec, task, anchors, request, start, device)
                 if runtime.gradient_checkpointing:
                     recompute_blocks(run.model)
-                return run.into(folder, judge)
+                return run.into(folder, criterion)
 
         stages.append(store.run("unlearn", inputs, compute))
         start, started_from = SavedCheckpoint(stages[-1].folder / "final"), stages[-1].key
@@ -142,7 +150,7 @@ class _Run:
         self.asked = Metered(self.smoothed)
         self.optimizer = OPTIMIZERS[spec.optimizer.name](spec.optimizer, self.oracle.parameters, plan)
 
-    def into(self, folder: Path, judge: Judge | None) -> dict[str, Any]:
+    def into(self, folder: Path, criterion: EarlyStopping | None) -> dict[str, Any]:
         """Make the steps, write the checkpoints, and say what happened."""
         spec, every, bound = self.spec, self.spec.checkpoints.every, self.spec.until_knowledge
         started, done, status, reason = time.perf_counter(), 0, "ok", None
@@ -160,8 +168,8 @@ class _Run:
                 kept.append(done)
                 with self._published() as model:
                     save(model, self.encoder.tokenizer, folder / f"step{done}")
-                if bound is not None and judge is not None:
-                    known = judge(SavedCheckpoint(folder / f"step{done}"))
+                if bound is not None and criterion is not None:
+                    known = criterion(SavedCheckpoint(folder / f"step{done}"))
                     if known is not None and known <= bound:
                         status, reason = "stopped", f"{spec.until} at step {done}"
                         break
@@ -173,7 +181,6 @@ class _Run:
             save(model, self.encoder.tokenizer, folder / "final")
             digest = weights_digest(model)
             changed = change(self.adapter.before, model)
-        sound = status != "diverged"
         return {
             "status": status,
             "reason": reason,
@@ -183,12 +190,7 @@ class _Run:
             "asked": self.asked.queries.as_dict(),
             "grade": str(self.asked.queries.grade()) if done else None,
             "cost": cost,
-            "change_norm": changed.norm if sound else None,
-            "changed_share": changed.share,
-            "changed_share_bf16": changed.share_bf16,
-            "flipped_share_4bit": changed.flipped_4bit if sound else None,
-            "flipped_share_8bit": changed.flipped_8bit if sound else None,
-            "drift": self._drift() if sound else None,
+            **asdict(changed if status != "diverged" else changed.of_unsound_weights()),
             "drowned": getattr(self.optimizer, "drowned", None),
             "observed": observed,
         }
@@ -196,13 +198,8 @@ class _Run:
     def _published(self) -> AbstractContextManager[torch.nn.Module]:
         """The model as it would be published now: smoothed, merged, edited, rounded once. Training goes on unaffected.
 
-        Kept checkpoints, their judge and the final weights with their digest and statistics all come from here.
+        Kept checkpoints, what the early-stopping criterion sees, and the final weights with their digest and
+        statistics all come from here.
         """
         merged = self.adapter.merged(self.smoothed.published())
         return self.adapter.published(self.oracle.objective.edited(self.adapter.before, merged))
-
-    def _drift(self) -> float | None:
-        try:
-            return drift(self.oracle, self.spec.seed)
-        except Diverged:  # the last step's place is finite, but its neighbourhood is not
-            return None

@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from leaderboard.ranking.headlines import AtChance, Headlines, headlines
-from suite.attacks import AttackContext
+from leaderboard.board.schema import UNLEARNED
+from leaderboard.ranking.headlines import Headlines
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import SpecError
 from suite.engines import TransformersEngine
 from suite.engines.agreement import Agreement, agreement
 from suite.engines.choosing import check_heads, check_here, chosen_engine
-from suite.evaluation.evaluator import Evaluator, Weights, evaluations_of
-from suite.evaluation.publishing import Publisher
-from suite.evaluation.scoring import ANCHORS, Scorer, answers
 from suite.evaluation.trial_rows import Row
 from suite.models.checkpoints import heads_of
 from suite.models.lengths import check_lengths
-from suite.models.loading import found_model
+from suite.models.loading import BaseModel, found_model
 from suite.models.settings import ModelSpec
 from suite.spec.measure import MeasureSpec
-from suite.storage.environment import Numeric, numeric
+from suite.storage.environment import numeric
 from suite.storage.stages import StageStore
-from suite.training.anchors import found
-from suite.trials.run import ATTACK_SEED
-from suite.trials.task_data import as_asked, with_extras
-from tasks.task import Zero
-
-SUBJECT = "unlearned"
-"""The subject that rows call the checkpoint, as if a trial had made it."""
+from suite.training.anchors import Anchor, Anchors, given_anchor
+from suite.trials.harness import Harness, headlines_of
+from suite.trials.task_data import TaskData
+from tasks.task import Task, Zero
 
 
 @dataclass(frozen=True)
@@ -69,60 +63,58 @@ def measure_checkpoint(
     """
     runtime = runtime or RuntimeSpec()
     check_here(measure, runtime)
-    whole = with_extras(task_name, measure)
-    task = as_asked(whole, measure)
-    attacks = {split: measure.attacks_for(task_name, split) for split in measure.splits}
-    for split, of_split in attacks.items():
-        for one in of_split:
-            one.check(whole, split)
-            if one.needs_target and "target" not in (anchors or {}):
+    data = TaskData.load(task_name, measure)
+    named = {subject: name for subject, name in (anchors or {}).items() if name}
+    for split, attacks in data.attacks.items():
+        for one in attacks:
+            one.check(data.whole, split)
+            if one.needs_target and "target" not in named:
                 raise SpecError(f"--target: missing. {one.name} needs the model before unlearning")
-    models = {
-        subject: found_model(model, name, key)
-        for subject, name, key in (
-            (SUBJECT, checkpoint, "checkpoint"),
-            *((subject, name, f"--{subject}") for subject, name in (anchors or {}).items()),
-        )
-    }
-    base = models[SUBJECT]
+    base = found_model(model, checkpoint, "checkpoint")
+    models = {subject: found_model(model, name, f"--{subject}") for subject, name in named.items()}
     for subject, other in models.items():
         if other.encoder.tokenizer.get_vocab() != base.encoder.tokenizer.get_vocab():
             raise SpecError(f"--{subject}: has another vocabulary than the checkpoint, so their answers do not compare")
-    check_heads(measure, heads_of(base.checkpoint.architecture), "checkpoint")
-    probes = [probe for split in measure.splits for probe in task.probes_of(split)]
-    check_lengths(replace(task, forget={}, retain=()), base.encoder, base.context, probes)
+    _check(base, data.task, measure)
     with numeric(runtime) as device:
-        engine = chosen_engine(measure, base.encoder, dtype=model.dtype, device=device)
-        places = {subject: found(other, store) for subject, other in models.items()}
-        target = places.get("target")
-        context = AttackContext(
-            engine,
-            base.encoder,
-            whole,
-            ATTACK_SEED,
+        found = {subject: given_anchor(other, store) for subject, other in models.items()}
+        harness = Harness.assembled(
+            data,
+            base,
+            chosen_engine(measure, base.encoder, dtype=model.dtype, device=device),
+            store,
+            runtime,
             device,
-            target=target.checkpoint if target else None,
-            target_key=target.key if target else "",
-            block=base.block(task),
-            gradient_checkpointing=runtime.gradient_checkpointing,
+            trial=(unlearned := given_anchor(base, store)).key,
+            anchors=_anchors(data.task, base, found),
+            target=found.get("target"),
         )
-        evaluator = Evaluator(engine, context, store, Numeric.of(runtime))
-        publisher = Publisher(evaluator, Scorer(task, engine), places[SUBJECT].key, None)
-        publisher.measure(
-            [
-                evaluation
-                for subject, place in places.items()
-                for split, of_split in attacks.items()
-                for evaluation in evaluations_of(subject, Weights(place.checkpoint, place.key), task, split, of_split)
-            ]
-        )
-    of = {subject: [row for row in publisher.rows if row["subject"] == subject] for subject in (SUBJECT, *ANCHORS)}
-    headlines_of = {}
-    for split, of_split in attacks.items():
-        mine, before, after = (answers(who, [r for r in rows if r["split"] == split]) for who, rows in of.items())
-        forgotten = AtChance.beside(before) if task.anchored is Zero.CHANCE else after
-        headlines_of[str(split)] = headlines(mine, before, forgotten, [one.name for one in of_split])
-    return Measured(of[SUBJECT], headlines_of)
+        all_models = {UNLEARNED: unlearned, **found}
+        rows = harness.measure([*harness.unattacked(all_models), *harness.attacked(all_models)])
+    of = {
+        str(split): headlines_of(rows, split, attacks, harness.scorer.anchor_ids)
+        for split, attacks in data.attack_names.items()
+    }
+    return Measured([row for row in rows if row["subject"] == UNLEARNED], of)
+
+
+def _anchors(task: Task, base: BaseModel, found: Mapping[str, Anchor]) -> Anchors | None:
+    """Both anchors, where both are there: chance stands for the retrained model only on a task that says so."""
+    target, retrained = found.get("target"), found.get("retrained")
+    if target and (retrained or task.anchored is Zero.CHANCE):
+        return Anchors(base, target, retrained)
+    return None
+
+
+def _check(model: BaseModel, task: Task, measure: MeasureSpec) -> None:
+    """See that the engine can run a model, and that the model reads all of the questions.
+
+    Raises:
+        SpecError: what does not fit.
+    """
+    check_heads(measure, heads_of(model.checkpoint.architecture), "checkpoint")
+    probes = [probe for split in measure.splits for probe in task.probes_of(split)]
+    check_lengths(replace(task, forget={}, retain=()), model.encoder, model.context, probes)
 
 
 def cross_check(
@@ -137,11 +129,10 @@ def cross_check(
     from suite.engines.vllm.engine import VllmEngine
 
     check_here(measure, runtime)
-    task = as_asked(with_extras(task_name, measure), measure)
+    task = TaskData.load(task_name, measure).task
     found = found_model(model, checkpoint, "checkpoint")
-    check_heads(measure, heads_of(found.checkpoint.architecture), "checkpoint")
+    _check(found, task, measure)
     probes = [probe for split in measure.splits for probe in task.probes_of(split)]
-    check_lengths(replace(task, forget={}, retain=()), found.encoder, found.context, probes)
     with numeric(runtime) as device:
         one = TransformersEngine(found.encoder, dtype=model.dtype, device=device, batch_tokens=measure.batch_tokens)
         other = VllmEngine(measure, found.encoder, dtype=model.dtype, device=device, alone=True)

@@ -23,7 +23,7 @@ from suite.storage.environment import choose_device
 from suite.training.anchors import named_checkpoints
 from suite.training.refusals import check_refusable
 from suite.training.unlearning import requests
-from suite.trials.task_data import as_asked, with_extras
+from suite.trials.task_data import with_extras, within_limit
 from tasks.task import Split, Task, Zero
 
 
@@ -115,7 +115,7 @@ def _readable(spec: TrialSpec, task: Task, measure: MeasureSpec, fitting: set[tu
     what = (spec.task, spec.anchors.retain_limit, spec.model, name, frozenset(splits))
     if what in fitting:
         return
-    task = as_asked(task, measure)
+    task = within_limit(task, measure)
     check_heads(measure, read_heads(spec.model, name, key), "model.tiny.heads" if name == "tiny" else key)
     encoder, context = read_encoder(spec.model, task, name, key)
     probes = [probe for probe in task.probes if probe.split in splits]

@@ -7,75 +7,67 @@ nothing. Nothing here knows how trials are distributed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from leaderboard.board.schema import RAW, Status, matching
-from leaderboard.ranking.headlines import Headlines, headlines, zero
-from suite.attacks import AttackContext
+from leaderboard.board.schema import RAW, UNLEARNED, Status, matching
+from leaderboard.ranking.headlines import Headlines
 from suite.config.runtime import RuntimeSpec
 from suite.engines import Engine
 from suite.engines.choosing import chosen_engine
-from suite.evaluation.evaluator import Evaluation, Evaluator, Weights, estimates, evaluations_of
 from suite.evaluation.landscape import landscape
-from suite.evaluation.publishing import Publisher
 from suite.evaluation.retention_matching import mixture, mixture_at
-from suite.evaluation.scoring import ANCHORS, Scorer, answers
 from suite.evaluation.trial_rows import Row, trial_row
-from suite.models.checkpoints import Checkpoint, SavedCheckpoint
+from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint
 from suite.models.encoding import Encoder
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import TrialSpec
 from suite.storage.environment import Numeric, numeric
 from suite.storage.stages import Artifact
 from suite.storage.store import Store
-from suite.training.anchors import Anchors, anchors
-from suite.training.unlearning import Judge, unlearn
-from suite.trials.task_data import as_asked, load_task
-from tasks.scoring import Estimate
-from tasks.scoring.headline import knowledge, largest
-from tasks.task import Headline, Split, Task
-
-ATTACK_SEED = 0
-"""Attacks do not follow the trial's seed, so what the anchors went through serves every trial."""
+from suite.training.anchors import Anchors, prepare_anchors
+from suite.training.unlearning import unlearn
+from suite.trials.early_stopping import KnowledgeOnDev
+from suite.trials.harness import Harness, headlines_of
+from suite.trials.task_data import TaskData
+from tasks.task import Split
 
 Report = Callable[[str, Sequence[Row]], bool | None]
 """Told after each stage its name and the measurements that it brought; a true answer ends the trial there."""
 
+MakeEngine = Callable[[Encoder, torch.device], Engine]
+"""Makes the engine that answers, from the model's encoder and the device."""
 
-@dataclass
+
+@dataclass(frozen=True)
 class TrialResult:
     """What a trial brought.
 
     Attributes:
         row: the trial's row, as on the board.
+        attacks: by split, the names in rows of those that were carried out.
         measurements: the trial's rows and its anchors', as on the board.
     """
 
     spec: TrialSpec
     row: Row
-    anchors: str
-    attacks: dict[Split, list[str]]
-    measurements: list[Row] = field(default_factory=list)
+    attacks: Mapping[Split, Sequence[str]]
+    measurements: Sequence[Row]
 
     @property
     def failures(self) -> list[str]:
         """Attacks that failed, with the reasons, a sentence each."""
-        failed = [r for r in self.measurements if r["status"] == Status.FAILED]
-        return list(dict.fromkeys(f"{r['attack']} failed: {r['reason']}" for r in failed))
+        failed = [row for row in self.measurements if row["status"] == Status.FAILED]
+        return list(dict.fromkeys(f"{row['attack']} failed: {row['reason']}" for row in failed))
 
-    def headlines(self, split: Split, matching: str = RAW) -> Headlines:
-        """F, R, U and score on a split, over the attacks that were run on it; the anchors are as they are."""
+    def headlines(self, split: Split, name: str = RAW) -> Headlines:
+        """F, R, U and score on a split, over the attacks that were carried out on it.
 
-        def of(subject: str, matching: str = RAW) -> list[Row]:
-            wanted = (subject, split, matching)
-            return [r for r in self.measurements if (r["subject"], r["split"], r["matching"]) == wanted]
-
-        models = {name: answers(name, of(name)) for name in ANCHORS}
-        models["unlearned"] = answers("unlearned", of("unlearned", matching))
-        forgotten = zero(self.row["anchor_ids"], models["target"], models["retrained"])
-        return headlines(models["unlearned"], models["target"], forgotten, self.attacks[split])
+        Args:
+            name: `matching` of the rows, for the weights as they are or as they were mixed.
+        """
+        return headlines_of(self.measurements, split, self.attacks[split], self.row["anchor_ids"], name)
 
 
 def run_trial(
@@ -84,14 +76,13 @@ def run_trial(
     *,
     measure: MeasureSpec | None = None,
     runtime: RuntimeSpec | None = None,
-    engine: Callable[[Encoder, torch.device], Engine] | None = None,
+    engine: MakeEngine | None = None,
     report: Report = lambda stage, rows: None,
 ) -> TrialResult:
     """Run a trial, or what is missing of it, and put its rows on the board.
 
     Args:
-        engine: makes the engine that answers, from the model's encoder and the device; by default the one that
-            `measure` names.
+        engine: by default the one that `measure` names.
         report: told after each stage; may end the trial.
 
     Raises:
@@ -99,83 +90,55 @@ def run_trial(
         StageError, CheckpointError, BoardError: something stored is damaged, or the disk is full.
     """
     measure, runtime = measure or MeasureSpec(), runtime or RuntimeSpec()
-    whole = load_task(spec, measure)
-    task = as_asked(whole, measure)
-    attacks = {split: measure.attacks_for(spec.task, split) for split in measure.splits}
+    data = TaskData.load(spec.task, measure, spec.anchors.retain_limit)
+    numbers = Numeric.of(runtime)
     with numeric(runtime) as device:
-        both = anchors(spec, task, store.stages, runtime)
+        anchors = prepare_anchors(spec, data.task, store.stages, runtime)
         report("anchors", [])
-        encoder, block = both.base.encoder, both.base.block(task)
-        answering = (engine or _engine(spec, measure))(encoder, device)
-        context = AttackContext(
-            answering,
-            encoder,
-            whole,
-            ATTACK_SEED,
+
+        harness = Harness.assembled(
+            data,
+            anchors.base,
+            (engine or _named_engine(spec, measure))(anchors.base.encoder, device),
+            store.stages,
+            runtime,
             device,
-            target=both.target.checkpoint,
-            target_key=both.target.key,
-            block=block,
-            gradient_checkpointing=runtime.gradient_checkpointing,
+            trial=spec.id,
+            anchors=anchors,
+            target=anchors.target,
+            board=store.board,
         )
-        scorer = Scorer(task, answering, both.id, both.weights)
-        publisher = Publisher(
-            Evaluator(answering, context, store.stages, Numeric.of(runtime)), scorer, spec.id, store.board
-        )
-        result = TrialResult(
-            spec, {}, both.id, {split: [a.name for a in of] for split, of in attacks.items()}, publisher.rows
-        )
-        judge = _judge(task, both, answering) if spec.until else None
-        stages = unlearn(spec, task, both, store.stages, runtime, judge, {"engine": answering.identity()})
-        result.row = trial_row(spec, task, both, stages, Numeric.of(runtime))
+        criterion = KnowledgeOnDev(data.task, anchors, harness.engine) if spec.until else None
+        stages = unlearn(spec, data.task, anchors, store.stages, runtime, criterion)
+        row = trial_row(spec, data.task, anchors, stages, numbers)
         report("unlearn", [])
 
-        def under(chosen: slice, models: Mapping[str, Weights], matching: str = RAW) -> list[Evaluation]:
-            """Models under some of each split's attacks."""
-            return [
-                evaluation
-                for split in measure.splits
-                for attack in attacks[split][chosen]
-                for subject, weights in models.items()
-                for evaluation in evaluations_of(subject, weights, task, split, [attack], matching)
-            ]
-
-        def measured(stage: str, evaluations: Sequence[Evaluation]) -> bool:
-            """Whether the trial is to end here."""
-            return bool(report(stage, publisher.measure(evaluations)))
-
-        plain, attacked = slice(0, 1), slice(1, None)  # `none` is the first attack
-        final = Weights(SavedCheckpoint(stages[-1].folder / "final"), stages[-1].key, "final")
-        models = {name: Weights(anchor.checkpoint, anchor.key) for name, anchor in both.subjects.items()}
-        models["unlearned"] = final
+        models = {**anchors.subjects, UNLEARNED: _final(stages)}
         # Whoever stops here leaves a sound trial that lacks attacks; the next run adds them.
-        if not measured("evaluate", [*under(plain, models), *under(plain, _kept(stages))]):
-            matched: list[Evaluation] = []
+        if not report("evaluate", harness.measure(harness.unattacked({**models, **_kept(stages)}))):
+            evaluations = harness.attacked(models)
             if measure.match:
                 name = matching(measure.match)
-                mix = mixture(final, both, task, measure.match, answering, store.stages, Numeric.of(runtime))
-                publisher.publish({spec.id: [scorer.mixing_row(spec.id, name, mix)]})
-                if mix.share is not None:
-                    mixed = {"unlearned": mixture_at(mix.share, final, both)}
-                    measured("match", under(plain, mixed, name))
-                    matched = under(attacked, mixed, name)
-            measured("attack", [*under(attacked, models), *matched])
-            lies = landscape(
-                measure.landscape, final.checkpoint, f"{final.key}/{final.part}", both, task, store.stages, runtime
-            )
-            if lies:
-                report("landscape", publisher.publish({spec.id: scorer.landscape_rows(spec.id, lies)}))
-        store.board.append("trials", [result.row])
-    return result
+                if mixed := _mixed(harness, anchors, models[UNLEARNED], measure.match, numbers):
+                    report("match", harness.measure(harness.unattacked(mixed, name)))
+                    evaluations += harness.attacked(mixed, name)
+            report("attack", harness.measure(evaluations))
+            if measure.landscape:
+                readings = landscape(measure.landscape, models[UNLEARNED], anchors, data.task, store.stages, runtime)
+                report("landscape", harness.publisher.publish_landscape(readings))
+        store.board.append("trials", [row])
+    return TrialResult(spec, row, data.attack_names, harness.publisher.rows)
 
 
-def _engine(spec: TrialSpec, measure: MeasureSpec) -> Callable[[Encoder, torch.device], Engine]:
-    return lambda encoder, device: chosen_engine(measure, encoder, dtype=spec.model.dtype, device=device)
+def _final(stages: Sequence[Artifact]) -> KeyedCheckpoint:
+    """The unlearned weights."""
+    last = stages[-1]
+    return KeyedCheckpoint(SavedCheckpoint(last.folder / "final"), last.key, "final")
 
 
-def _kept(stages: Sequence[Artifact]) -> dict[str, Weights]:
+def _kept(stages: Sequence[Artifact]) -> dict[str, KeyedCheckpoint]:
     """The intermediate checkpoints, by the steps made until then, all requests together."""
-    found: dict[str, Weights] = {}
+    found: dict[str, KeyedCheckpoint] = {}
     before = 0
     for stage in stages:
         ends = [(before + step, f"step{step}") for step in stage.meta["kept"]]
@@ -183,25 +146,22 @@ def _kept(stages: Sequence[Artifact]) -> dict[str, Weights]:
         if stage is not stages[-1]:
             ends.append((before, "final"))
         for step, part in ends:
-            found[f"unlearned@{step}"] = Weights(SavedCheckpoint(stage.folder / part), stage.key, part)
+            found[f"{UNLEARNED}@{step}"] = KeyedCheckpoint(SavedCheckpoint(stage.folder / part), stage.key, part)
     return found
 
 
-def _judge(task: Task, both: Anchors, engine: Engine) -> Judge:
-    """Knowledge on dev, from the task's knowledge headlines alone."""
+def _mixed(
+    harness: Harness, anchors: Anchors, unlearned: KeyedCheckpoint, floor: float, numeric: Numeric
+) -> dict[str, KeyedCheckpoint]:
+    """The unlearned weights mixed back toward the target until utility reaches a floor, as one more model.
 
-    def asked(checkpoint: Checkpoint) -> dict[Headline, Estimate]:
-        return estimates(checkpoint, task.knowledge, task, Split.DEV, engine)
+    How much of them is left is published; where utility cannot be matched, the reason is, and there is no such model.
+    """
+    task, stages = harness.data.task, harness.publisher.evaluator.store
+    found = mixture(unlearned, anchors, task, floor, harness.engine, stages, numeric)
+    harness.publisher.publish_mixture(matching(floor), found)
+    return {} if found.share is None else {UNLEARNED: mixture_at(found.share, unlearned, anchors)}
 
-    target = asked(both.target.checkpoint)
-    retrained = (
-        asked(both.retrained.checkpoint)
-        if both.retrained
-        else {headline: Estimate(headline.chance, 0.0, target[headline].n) for headline in task.knowledge}
-    )
 
-    def judge(checkpoint: Checkpoint) -> float | None:
-        now = asked(checkpoint)
-        return largest(knowledge(now[h], target[h], retrained[h]) for h in task.knowledge).value
-
-    return judge
+def _named_engine(spec: TrialSpec, measure: MeasureSpec) -> MakeEngine:
+    return lambda encoder, device: chosen_engine(measure, encoder, dtype=spec.model.dtype, device=device)

@@ -1,24 +1,52 @@
-"""A task's data as a trial asks for it."""
+"""A task as one measurement sees it: its data, as much of it as is asked, and the attacks on each split."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
 
+from suite.attacks import Attack
 from suite.spec.measure import MeasureSpec
-from suite.spec.trial import TrialSpec
 from tasks import EXTRAS, TASKS
-from tasks.task import Task, limited
+from tasks.task import Split, Task, limited
 
 
-def load_task(spec: TrialSpec, measure: MeasureSpec) -> Task:
-    """The trial's task with what is measured besides, and as much retain text as it asks for.
+@dataclass(frozen=True)
+class TaskData:
+    """A task's data under the settings of a measurement.
 
-    Raises:
-        TaskError: the task's data is missing or malformed.
+    Attributes:
+        whole: all of the task's questions, and the extras': what an attacker may hold.
+        task: the same with as many questions per probe as are asked.
+        attacks: by split, in order; the attack that does nothing is the first.
     """
-    task = with_extras(spec.task, measure)
-    retain = task.retain[: spec.anchors.retain_limit] if spec.anchors.retain_limit else task.retain
-    return replace(task, retain=retain)
+
+    whole: Task
+    task: Task
+    attacks: Mapping[Split, tuple[Attack, ...]]
+
+    @classmethod
+    def load(cls, name: str, measure: MeasureSpec, retain_limit: int | None = None) -> Self:
+        """Read a task.
+
+        Args:
+            retain_limit: how many of the retain texts there are to be, the first ones; None for all.
+
+        Raises:
+            TaskError: the task's data is missing or malformed.
+            SpecError: no such attack, or no such set of attacks.
+        """
+        whole = with_extras(name, measure)
+        if retain_limit:
+            whole = replace(whole, retain=whole.retain[:retain_limit])
+        attacks = {split: measure.attacks_for(name, split) for split in measure.splits}
+        return cls(whole, within_limit(whole, measure), attacks)
+
+    @property
+    def attack_names(self) -> dict[Split, list[str]]:
+        """The attacks by their names in rows."""
+        return {split: [attack.name for attack in attacks] for split, attacks in self.attacks.items()}
 
 
 def with_extras(name: str, measure: MeasureSpec) -> Task:
@@ -33,6 +61,6 @@ def with_extras(name: str, measure: MeasureSpec) -> Task:
     return task
 
 
-def as_asked(task: Task, measure: MeasureSpec) -> Task:
-    """The task with as many items per probe as are asked. What an attacker may hold is the whole of it."""
+def within_limit(task: Task, measure: MeasureSpec) -> Task:
+    """The task with as many questions per probe as the measurement asks."""
     return replace(task, probes=limited(task.probes, measure.limit)) if measure.limit else task

@@ -7,7 +7,7 @@ import math
 import pytest
 from board_rows import ATTACKS, NONE, TEACHING, Row, measurement_row, utility_row
 
-from leaderboard.ranking.headlines import Answers, Headlines, headlines, zero
+from leaderboard.ranking.headlines import Answers, Headlines, headlines, trial_headlines
 
 RTN, RELEARN = TEACHING
 
@@ -267,12 +267,8 @@ def test_where_chance_is_the_zero_teaching_counts_as_relapse():
     target = [know(0.85, chance=0.25), use(0.9)]
     unlearned = [know(0.4, chance=0.25), know(0.55, RTN, chance=0.25), know(0.7, RELEARN, chance=0.25), use(0.81)]
     answers = Answers.of("target", target)
-    found = headlines(
-        Answers.of("unlearned", unlearned),
-        answers,
-        zero("digest:chance", answers, Answers.of("retrained", [])),
-        ATTACKS,
-    )
+    nobody = Answers.of("retrained", [])
+    found = trial_headlines(Answers.of("unlearned", unlearned), answers, nobody, "digest:chance", ATTACKS)
     # Shares of 0.85 - 0.25 = 0.6: 0.15, 0.3 and 0.45 above chance.
     assert {name: number.value for name, number in found.recovery.items()} == pytest.approx(
         {NONE: 0.25, RTN: 0.5, RELEARN: 0.75}
@@ -284,6 +280,8 @@ def test_where_chance_is_the_zero_teaching_counts_as_relapse():
 def test_a_retrained_model_that_was_not_measured_is_not_taken_for_chance():
     answers = Answers.of("target", TARGET)
     nobody = Answers.of("retrained", [])
-    assert zero("digest:other", answers, nobody) is nobody
-    assert zero(None, answers, nobody) is nobody
+    unlearned = Answers.of("unlearned", UNLEARNED)
+    for ids in ("digest:other", None):
+        found = trial_headlines(unlearned, answers, nobody, ids, ATTACKS)
+        assert found == headlines(unlearned, answers, nobody, ATTACKS)
     assert of(UNLEARNED, retrained=[]).forgetting.value is None

@@ -13,7 +13,7 @@ from suite.config.runtime import RuntimeSpec
 from suite.engines import TransformersEngine
 from suite.spec.trial import trial
 from suite.storage.store import Store
-from suite.training.anchors import Anchors, anchors
+from suite.training.anchors import Anchors, prepare_anchors
 from tasks import TASKS
 from tasks.task import Split
 
@@ -21,7 +21,7 @@ from tasks.task import Split
 @pytest.fixture(scope="module")
 def small_anchors(warm_store: Path) -> Anchors:
     """The small trial's anchors."""
-    return anchors(trial(SMALL), TASKS["pocket"].build(), Store(warm_store).stages, RuntimeSpec())
+    return prepare_anchors(trial(SMALL), TASKS["pocket"].build(), Store(warm_store).stages, RuntimeSpec())
 
 
 @pytest.fixture(scope="module")

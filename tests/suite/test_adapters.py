@@ -28,7 +28,7 @@ from suite.oracle.loss import LossOracle
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
 from suite.storage.store import Store
-from suite.training.anchors import anchors
+from suite.training.anchors import prepare_anchors
 from suite.training.unlearning import unlearn
 from tasks import TASKS
 
@@ -307,7 +307,7 @@ def run(warm_store, tmp_path_factory):
     def go(**changes):
         spec = trial(merged(SMALL, changes))
         if spec.id not in known:
-            both = anchors(spec, task, stages, RuntimeSpec())
+            both = prepare_anchors(spec, task, stages, RuntimeSpec())
             (done,) = unlearn(spec, task, both, stages, RuntimeSpec())
             known[spec.id] = done.meta, both.checkpoint("target").state(), done.folder
         return known[spec.id]
@@ -333,13 +333,13 @@ def test_an_unlearned_adapter_is_saved_as_ordinary_weights(run, name):
     assert meta["change_norm"] == pytest.approx(norm, rel=1e-12)
     of_mlp = sum(t.numel() for n, t in saved.items() if "mlp" in n)
     assert meta["changed_share"] == sum(int((saved[n] != target[n]).sum()) for n in changed) / of_mlp
-    assert (meta["status"], meta["drift"], meta["grade"]) == ("ok", 0.0, "first")
+    assert (meta["status"], meta["grade"]) == ("ok", "first")
 
 
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_zeroth_order_steps_move_an_adapter_too(run, name):
     meta, _, _ = run(adapter=name, optimizer={"name": "zo_sgd", "lr": 1e-2}, steps=2)
-    assert (meta["grade"], meta["drift"]) == ("zeroth", 0.0)
+    assert meta["grade"] == "zeroth"
     assert meta["change_norm"] > 0
 
 

@@ -13,14 +13,14 @@ from suite.engines.questions import Questions
 from suite.models.checkpoints import EditedCheckpoint
 from suite.spec.trial import trial
 from suite.storage.store import Store
-from suite.training.anchors import anchors
+from suite.training.anchors import prepare_anchors
 from tasks import TASKS
 from tasks.task import Item, Probe, ProbeKind, Sampling, Split, Subset, limited
 
 
 @pytest.fixture(scope="module")
 def both(warm_store):
-    return anchors(trial(SMALL), TASKS["pocket"].build(), Store(warm_store).stages, RuntimeSpec())
+    return prepare_anchors(trial(SMALL), TASKS["pocket"].build(), Store(warm_store).stages, RuntimeSpec())
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
 from suite.storage.store import Store
-from suite.training.anchors import anchors
+from suite.training.anchors import prepare_anchors
 from suite.trials.run import run_trial
 from tasks import TASKS
 from tasks.task import attack_name
@@ -59,7 +59,7 @@ def test_a_checkpoint_by_itself_recovers_what_it_does_in_its_trial(warm_store, t
     store = Store(tmp_path / "store")
     spec = trial(merged(SMALL, {"steps": 2}))
     result = run_trial(spec, store, measure=MeasureSpec(attacks=(RTN, RELEARN), limit=4, match=None))
-    both = anchors(spec, TASKS["pocket"].build(), store.stages, RuntimeSpec())
+    both = prepare_anchors(spec, TASKS["pocket"].build(), store.stages, RuntimeSpec())
     (unlearned,) = (store.root / "stages" / "unlearn").glob("*-*/final")
     words = ["--task", "pocket", "--template", "bare", "--limit", 4, "--store", tmp_path / "other", "--json"]
     words += ["--target", both.target.checkpoint.path, "--retrained", both.retrained.checkpoint.path]

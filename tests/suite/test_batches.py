@@ -17,7 +17,7 @@ from suite.objectives import OBJECTIVES, ObjectiveSettings, Reference
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
 from suite.storage.store import Store
-from suite.training.anchors import Anchors, anchors
+from suite.training.anchors import Anchors, prepare_anchors
 from suite.training.batches import Batches
 from suite.training.refusals import REFUSALS, refused
 from suite.training.unlearning import unlearn
@@ -34,7 +34,7 @@ def task() -> Task:
 
 @pytest.fixture
 def warm(warm_store, task) -> Anchors:
-    return anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
+    return prepare_anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
 
 
 def settings(name: str, **changes: object) -> ObjectiveSettings:

@@ -21,7 +21,7 @@ from suite.engines import TransformersEngine
 from suite.models.checkpoints import TensorCheckpoint
 from suite.spec.trial import trial
 from suite.storage.store import Store
-from suite.training.anchors import anchors
+from suite.training.anchors import prepare_anchors
 from tasks import TASKS
 from tasks.task import Split, Style
 
@@ -63,7 +63,7 @@ FAMILIES = {
 @pytest.fixture(scope="module")
 def context(warm_store) -> AttackContext:
     task = TASKS["pocket"].build()
-    both = anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
+    both = prepare_anchors(trial(SMALL), task, Store(warm_store).stages, RuntimeSpec())
     cpu = torch.device("cpu")
     return AttackContext(
         TransformersEngine(both.base.encoder, dtype="float32", device=cpu), both.base.encoder, task, 0, cpu

@@ -13,7 +13,7 @@ from suite.engines import Job, TransformersEngine
 from suite.models.checkpoints import EditedCheckpoint, SavedCheckpoint, TensorCheckpoint, skeleton
 from suite.spec.trial import trial
 from suite.storage.store import Store
-from suite.training.anchors import anchors
+from suite.training.anchors import prepare_anchors
 from tasks import TASKS
 from tasks.task import Example, Item, Need, Probe, ProbeKind, Split, Style, Subset, limited
 
@@ -23,7 +23,7 @@ CLOSE = 1e-4
 
 @pytest.fixture(scope="module")
 def both(warm_store):
-    return anchors(trial(SMALL), TASKS["pocket"].build(), Store(warm_store).stages, RuntimeSpec())
+    return prepare_anchors(trial(SMALL), TASKS["pocket"].build(), Store(warm_store).stages, RuntimeSpec())
 
 
 def engine(both, batch_tokens: int = 512) -> TransformersEngine:

@@ -16,7 +16,7 @@ from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
 from suite.storage.store import Store
-from suite.training.anchors import anchors, named_checkpoints
+from suite.training.anchors import named_checkpoints, prepare_anchors
 from suite.trials.given_checkpoint import measure_checkpoint
 from suite.trials.preflight import preflight
 from suite.trials.run import run_trial
@@ -34,7 +34,7 @@ def store(warm_store, tmp_path):
 
 @pytest.fixture
 def trained(store):
-    return anchors(trial(SMALL), TASKS["pocket"].build(), store.stages, RuntimeSpec())
+    return prepare_anchors(trial(SMALL), TASKS["pocket"].build(), store.stages, RuntimeSpec())
 
 
 def given(**where):
@@ -56,7 +56,7 @@ def test_given_checkpoints_serve_as_the_anchors_that_they_are(store, trained):
     other = run_trial(given(**there), store, measure=FEW)
     assert other.row["anchor_ids"] == mine.row["anchor_ids"]
     assert other.row["weights"] == mine.row["weights"]
-    assert other.anchors != mine.anchors  # another recipe: found, not trained
+    assert other.row["anchors"] != mine.row["anchors"]  # another recipe: found, not trained
     for subject in ("target", "retrained", "unlearned"):
         assert numbers(other, subject) == numbers(mine, subject)
 
@@ -164,10 +164,11 @@ def test_a_model_by_path_is_asked_in_the_dtype_that_the_spec_names(trained):
 
 def test_a_task_anchored_by_chance_trains_no_retrained_model(store):
     task = replace(TASKS["pocket"].build(), anchored=Zero.CHANCE)
-    both = anchors(trial(SMALL), task, store.stages, RuntimeSpec())
+    both = prepare_anchors(trial(SMALL), task, store.stages, RuntimeSpec())
     assert both.retrained is None
     assert list(both.subjects) == ["target"]
-    assert both.id != anchors(trial(SMALL), replace(task, anchored=Zero.RETRAINED), store.stages, RuntimeSpec()).id
+    other = replace(task, anchored=Zero.RETRAINED)
+    assert both.id != prepare_anchors(trial(SMALL), other, store.stages, RuntimeSpec()).id
 
 
 def test_a_checkpoint_beside_itself_has_nothing_to_compare(store, trained, monkeypatch):

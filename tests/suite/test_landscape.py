@@ -22,12 +22,12 @@ from suite.evaluation.landscape.barrier import barrier, line, place
 from suite.evaluation.landscape.distance import distance
 from suite.evaluation.landscape.sharpness import RADII, by_differences, clear_radius, hutchinson, signs
 from suite.evaluation.landscape.surface import Surface, Texts
-from suite.models.checkpoints import SavedCheckpoint, TensorCheckpoint, mixed
+from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, TensorCheckpoint, mixed
 from suite.models.encoding import Encoded
 from suite.oracle.base import Displacement, Diverged
 from suite.spec.trial import trial
 from suite.storage.store import Store
-from suite.training.anchors import anchors
+from suite.training.anchors import prepare_anchors
 from tasks import TASKS
 
 CPU = torch.device("cpu")
@@ -283,13 +283,13 @@ def test_a_tensor_of_zeros_has_no_relative_change():
 def scene(warm_store):
     task = TASKS["pocket"].build()
     store = Store(warm_store)
-    return anchors(trial(SMALL), task, store.stages, RuntimeSpec()), task, store.stages
+    return prepare_anchors(trial(SMALL), task, store.stages, RuntimeSpec()), task, store.stages
 
 
 def read(scene, names, checkpoint, weights, both=None, **changes):
     both, task, store = both or scene[0], scene[1], scene[2]
     settings_ = LandscapeSettings(**{"texts": 6, "points": 3, "probes": 2} | changes)
-    return landscape(names, checkpoint, weights, both, task, store, RuntimeSpec(), settings_)
+    return landscape(names, KeyedCheckpoint(checkpoint, weights), both, task, store, RuntimeSpec(), settings_)
 
 
 def test_the_target_is_where_it_is(scene):

@@ -119,7 +119,7 @@ def test_a_bf16_trial_runs_from_end_to_end(store, changes):
     spec = trial(merged(SMALL, {"model": {"dtype": "bfloat16"}, "steps": 2, **changes}))
     result = run_trial(spec, store, measure=MeasureSpec(attacks=(), limit=2))
     row = result.row
-    assert (row["status"], row["dtype"], row["drift"], row["steps_done"]) == ("ok", "bfloat16", 0.0, 2)
+    assert (row["status"], row["dtype"], row["steps_done"]) == ("ok", "bfloat16", 2)
     assert 0 < row["changed_share"] <= 1
     assert row["changed_share_bf16"] == row["changed_share"]
     assert {m["dtype"] for m in result.measurements} == {"bfloat16"}

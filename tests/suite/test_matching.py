@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small import SMALL
 
-from leaderboard.board.schema import matching
-from leaderboard.ranking.headlines import headlines
-from leaderboard.ranking.rank import FLOOR
+from leaderboard.board.schema import ANCHORS, matching
+from leaderboard.ranking.headlines import Answers, headlines
+from leaderboard.ranking.rank import FLOOR, rank
 from suite.attacks.weights.quantization import RoundToNearest
 from suite.engines import TransformersEngine, ask
 from suite.engines.transformers.engine import TransformersEngine as Engine
-from suite.evaluation.evaluator import Weights
 from suite.evaluation.retention_matching import largest_share, mixture_at
-from suite.evaluation.scoring import ANCHORS, answers
-from suite.models.checkpoints import SavedCheckpoint, TensorCheckpoint, mixed
+from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, TensorCheckpoint, mixed
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
 from suite.storage.store import Store
+from suite.trials.given_checkpoint import measure_checkpoint
 from suite.trials.run import run_trial
 from tasks import TASKS
 from tasks.scoring import Estimate, score
-from tasks.task import Split
+from tasks.task import Split, Zero
 
 LEARNT = merged(
     SMALL,
@@ -89,9 +90,9 @@ def test_the_mixture_keeps_the_floor_and_the_next_one_does_not(result, store):
     stages = sorted((store.root / "stages").glob("unlearn/*-*/final"))
     unlearned = SavedCheckpoint(stages[0])
     from suite.config.runtime import RuntimeSpec
-    from suite.training.anchors import anchors
+    from suite.training.anchors import prepare_anchors
 
-    both = anchors(trial(LEARNT), task, store.stages, RuntimeSpec())
+    both = prepare_anchors(trial(LEARNT), task, store.stages, RuntimeSpec())
     target = both.target.checkpoint
     engine = TransformersEngine(both.base.encoder, dtype="float32", device=torch.device("cpu"))
     probes = tuple(p for p in task.probes_of(Split.DEV) if p.name in {h.probe for h in task.utility})
@@ -139,10 +140,10 @@ def test_a_mixtures_ends_are_the_models_themselves():
     one, other = (TensorCheckpoint(t, None) for t in (tensors, others))
     assert torch.equal(mixed(one, other, 0.0).state()["w"], tensors["w"])
     assert torch.equal(mixed(one, other, 1.0).state()["w"], others["w"])
-    unlearned = Weights(other, "u", "final")
+    unlearned = KeyedCheckpoint(other, "u", "final")
 
     class Both:
-        target = Weights(one, "t")
+        target = KeyedCheckpoint(one, "t")
 
     assert mixture_at(1.0, unlearned, Both) is unlearned
     assert mixture_at(0.0, unlearned, Both).key == "t"
@@ -250,7 +251,32 @@ def test_attacks_without_strength_leave_every_row_as_it_was_bit_for_bit(store, r
 def test_the_attacked_retrained_model_recovers_nothing(result):
     """It is the zero under every attack, whatever the attack teaches it."""
     rows = {s: [r for r in result.measurements if (r["subject"], r["matching"]) == (s, "raw")] for s in ANCHORS}
-    target, retrained = (answers(subject, rows[subject]) for subject in ANCHORS)
+    target, retrained = (Answers.of(subject, [r for r in rows[subject] if r["headline"]]) for subject in ANCHORS)
     found = headlines(retrained, target, retrained, result.attacks[Split.TEST])
     assert {name: e.value for name, e in found.recovery.items()} == dict.fromkeys(result.attacks[Split.TEST], 0.0)
     assert (found.forgetting.value, found.robustness.value) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("retrained", [True, False])
+def test_a_checkpoint_by_itself_has_the_headlines_that_the_board_gives_its_trial(store, result, retrained, monkeypatch):
+    """On a task anchored by chance too, where a retrained model that is named is the zero, and chance is without."""
+    pocket = TASKS["pocket"]
+    by_chance = replace(pocket, build=lambda: replace(pocket.build(), anchored=Zero.CHANCE))
+    monkeypatch.setitem(TASKS, "pocket", by_chance)
+    stages = store.root / "stages"
+    names = ("target", "retrained") if retrained else ("target",)
+    anchors = {name: str(next(p for p in (stages / name).glob("*-*") if p.is_dir())) for name in names}
+    plain = {key: value for key, value in LEARNT.items() if key not in ("anchors", "model")}
+    spec = trial({**plain, "model": {"name": "/any/model", "template": "bare"}, "anchors": anchors})
+    measure = MeasureSpec(attacks=(RTN,), match=None)
+    mine = Store(store.root.with_name(f"by-chance-{retrained}"))
+    run_trial(spec, mine, measure=measure)
+    (entry,) = rank(mine.board, "pocket", "test").entries
+    unlearned = next(p for p in (mine.root / "stages" / "unlearn").glob("*-*/final"))
+    found = measure_checkpoint(
+        str(unlearned), "pocket", spec.model, mine.stages, anchors=anchors, measure=measure
+    ).headlines["test"]
+    assert found.forgetting.known and found.utility.known
+    assert (found.forgetting.value, found.utility.value) == (entry.forgetting.value, entry.utility.value)
+    recovery = {attack: number.value for attack, number in entry.recovery.items() if attack in found.recovery}
+    assert recovery == {attack: estimate.value for attack, estimate in found.recovery.items()}

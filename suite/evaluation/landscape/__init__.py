@@ -14,7 +14,7 @@ from suite.config.runtime import RuntimeSpec
 from suite.config.settings import SpecError, nearest
 from suite.evaluation.landscape.diagnostics import DIAGNOSTICS, LandscapeSettings, Reading, Scene
 from suite.evaluation.landscape.surface import Texts
-from suite.models.checkpoints import Checkpoint
+from suite.models.checkpoints import KeyedCheckpoint
 from suite.storage.environment import Numeric, numeric
 from suite.storage.stages import StageStore
 from suite.training.anchors import Anchors
@@ -29,8 +29,7 @@ VERSION = 1
 
 def landscape(
     names: Sequence[str],
-    checkpoint: Checkpoint,
-    weights: str,
+    unlearned: KeyedCheckpoint,
     anchors: Anchors,
     task: Task,
     store: StageStore,
@@ -43,7 +42,7 @@ def landscape(
 
     Args:
         names: keys of `DIAGNOSTICS`.
-        weights: what the checkpoint's weights follow from, for the stages' keys.
+        unlearned: where it lies is asked.
 
     Raises:
         SpecError: no such diagnostic.
@@ -63,7 +62,7 @@ def landscape(
         inputs: dict[str, Any] = {
             "version": VERSION,
             "diagnostic": name,
-            "weights": weights,
+            "weights": f"{unlearned.key}/{unlearned.part}",
             "settings": {key: getattr(settings, key) for key in diagnostic.settings},
             "numeric": Numeric.of(runtime).as_dict(),
         }
@@ -78,7 +77,7 @@ def landscape(
                 encoded = {subset: encoder.examples(of, block) for subset, of in examples.items()}
                 answered = {subset: [text for text in of if text.answer] for subset, of in encoded.items()}
                 texts = {subset: Texts(of[: settings.texts], device) for subset, of in answered.items()}
-                readings, more = diagnostic.compute(Scene(checkpoint, anchors, texts, settings, device))
+                readings, more = diagnostic.compute(Scene(unlearned.checkpoint, anchors, texts, settings, device))
                 return {"readings": [asdict(reading) for reading in readings], **more}
 
         found += [Reading(**reading) for reading in store.run(KIND, inputs, compute).meta["readings"]]

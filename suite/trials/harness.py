@@ -1,0 +1,139 @@
+"""The harness: everything that it takes to ask models a task's questions, without an attack and under each.
+
+A trial and a checkpoint by itself are measured by the same harness, and `headlines_of` says what F, R and U their rows
+come to, as the board does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED
+from leaderboard.board.store import Board
+from leaderboard.ranking.headlines import NONE, Answers, Headlines, trial_headlines
+from suite.attacks import AttackContext
+from suite.config.runtime import RuntimeSpec
+from suite.engines import Engine
+from suite.evaluation.evaluator import Evaluation, Evaluator, evaluations_of
+from suite.evaluation.publishing import Publisher
+from suite.evaluation.scoring import Scorer
+from suite.evaluation.trial_rows import Row
+from suite.models.checkpoints import KeyedCheckpoint
+from suite.models.loading import BaseModel
+from suite.storage.environment import Numeric
+from suite.storage.stages import StageStore
+from suite.training.anchors import Anchors
+from suite.trials.task_data import TaskData
+from tasks.task import Split
+
+ATTACK_SEED = 0
+"""Attacks do not follow the trial's seed, so what the anchors went through serves every trial."""
+
+Models = Mapping[str, KeyedCheckpoint]
+"""Models by the subject that rows call them."""
+
+
+@dataclass(frozen=True)
+class Harness:
+    """Asks, attacks, scores and publishes.
+
+    Attributes:
+        data: whose questions are asked, and under which attacks.
+        scorer: turns what was answered into rows.
+        publisher: puts them on the board; its `rows` are all that were measured so far.
+    """
+
+    data: TaskData
+    engine: Engine
+    scorer: Scorer
+    publisher: Publisher
+
+    @classmethod
+    def assembled(
+        cls,
+        data: TaskData,
+        model: BaseModel,
+        engine: Engine,
+        stages: StageStore,
+        runtime: RuntimeSpec,
+        device: torch.device,
+        *,
+        trial: str,
+        anchors: Anchors | None = None,
+        target: KeyedCheckpoint | None = None,
+        board: Board | None = None,
+    ) -> Harness:
+        """A harness for models with one tokenizer.
+
+        Args:
+            model: gives the tokenizer, the template and the longest text.
+            engine: what answers.
+            device: where weights are attacked.
+            trial: what rows stand under that are not the anchors'.
+            anchors: whose ids rows repeat; None where nothing is anchored.
+            target: the model before unlearning, for attackers that have it.
+            board: where rows and samples go; None to keep them here alone.
+        """
+        context = AttackContext(
+            engine,
+            model.encoder,
+            data.whole,
+            ATTACK_SEED,
+            device,
+            target=target.checkpoint if target else None,
+            target_key=target.key if target else "",
+            block=model.block(data.task),
+            gradient_checkpointing=runtime.gradient_checkpointing,
+        )
+        scorer = Scorer(data.task, engine, *((anchors.id, anchors.weights) if anchors else ()))
+        evaluator = Evaluator(engine, context, stages, Numeric.of(runtime))
+        return cls(data, engine, scorer, Publisher(evaluator, scorer, trial, board))
+
+    def unattacked(self, models: Models, matching: str = RAW) -> list[Evaluation]:
+        """Models as they are, on every split."""
+        return self._evaluations(models, matching, attacked=False)
+
+    def attacked(self, models: Models, matching: str = RAW) -> list[Evaluation]:
+        """Models under each split's attacks."""
+        return self._evaluations(models, matching, attacked=True)
+
+    def measure(self, evaluations: Sequence[Evaluation]) -> list[Row]:
+        """Carry evaluations out, in the order of their attacks, and publish the rows.
+
+        Raises:
+            CheckpointError, EngineError: a model cannot be asked even without an attack.
+            StageError, BoardError: something stored is damaged, or the disk is full.
+        """
+        return self.publisher.measure(evaluations)
+
+    def _evaluations(self, models: Models, matching: str, attacked: bool) -> list[Evaluation]:
+        return [
+            evaluation
+            for split, attacks in self.data.attacks.items()
+            for attack in attacks
+            if (attack.name != NONE) is attacked
+            for subject, model in models.items()
+            for evaluation in evaluations_of(subject, model, self.data.task, split, [attack], matching)
+        ]
+
+
+def headlines_of(
+    rows: Iterable[Row], split: Split, attacks: Sequence[str], anchor_ids: str | None, matching: str = RAW
+) -> Headlines:
+    """F, R, U and score on a split, from the rows of the unlearned model and of its anchors.
+
+    Args:
+        attacks: names in rows of those that R is about.
+        anchor_ids: of the anchors; they say whether chance is the zero.
+        matching: which weights of the unlearned model are meant; the anchors are as they are.
+    """
+    of = dict.fromkeys(ANCHORS, RAW) | {UNLEARNED: matching}
+    by_subject: dict[str, list[Row]] = {subject: [] for subject in of}
+    for row in rows:
+        if row["split"] == split and row["headline"] and of.get(row["subject"]) == row["matching"]:
+            by_subject[row["subject"]].append(row)
+    unlearned, target, retrained = (Answers.of(name, by_subject[name]) for name in (UNLEARNED, *ANCHORS))
+    return trial_headlines(unlearned, target, retrained, anchor_ids, attacks)
