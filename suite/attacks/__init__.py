@@ -30,7 +30,7 @@ from suite.attacks.weights.weight_noise import WeightNoise
 from suite.config.registry import Registry
 from suite.config.settings import SpecError, parse
 
-__all__ = ["ATTACKS", "Attack", "AttackContext", "Subject", "attack"]
+__all__ = ["ATTACKS", "Attack", "AttackContext", "Subject", "attack", "weights"]
 
 ATTACKS: Registry[type[Attack]] = Registry(
     "attack",

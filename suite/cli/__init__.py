@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from suite.cli import attack, board, doctor, eval_, import_, ls, report, run, sweep, validate
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from suite.storage.provenance import suite_version
+
+        print(f"regrade {suite_version()}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="regrade",
@@ -16,6 +26,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def _regrade(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
 app.command("run")(run.run)
 app.command("sweep")(sweep.sweep)
 app.command("eval")(eval_.eval_)

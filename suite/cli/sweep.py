@@ -58,7 +58,7 @@ def sweep(
     from suite.storage.store import Store
     from suite.trials.preflight import preflight
 
-    plan = read_plan(spec, overrides, {**_said(grid, trials, search), **asked_engine(engine)})
+    plan = read_plan(spec, overrides, {**_search(grid, trials), **asked_engine(engine)})
     if search is Search.OPTUNA and not plan.search.space:
         raise SpecError(f"--search optuna: {spec} has no search.space to search")
     if search is Search.GRID and plan.search.space:
@@ -82,21 +82,21 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _said(grid: list[str] | None, trials: int | None, search: Search | None) -> dict[str, Any]:
+def _search(grid: list[str] | None, trials: int | None) -> dict[str, Any]:
     """The search as the command line says it."""
     from suite.config.settings import SpecError
     from suite.spec.yaml_file import parse_value
 
-    said: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for axis in grid or ():
         key, equals, values = axis.partition("=")
         listed = parse_value(f"[{values}]")
         if not equals or not isinstance(listed, list) or not listed:
             raise SpecError(f"--grid {axis}: write --grid key=value,value, e.g. --grid seed=0,1")
-        said.setdefault("grid", {})[key] = listed
+        found.setdefault("grid", {})[key] = listed
     if trials is not None:
-        said["trials"] = trials
-    return {"search": said} if said else {}
+        found["trials"] = trials
+    return {"search": found} if found else {}
 
 
 def _grid(

@@ -1,0 +1,6 @@
+"""What all settings have in common: strict groups of them, registries, canonical JSON, where a trial runs.
+
+The lowest room: plain values, without torch.
+"""
+
+__all__ = ["canonical", "registry", "runtime", "settings"]

@@ -14,7 +14,7 @@ from suite.evaluation.evaluator import Evaluated, Failed
 from suite.evaluation.landscape import Reading
 from suite.evaluation.retention_matching import Mixture
 from suite.evaluation.trial_rows import Row
-from suite.storage.environment import observed
+from suite.storage.provenance import observed
 from tasks.scoring import METRICS, SUMMARIES, Estimate, Metric, SummaryMetric, score, summarise
 from tasks.task import Headline, Probe, Sample, Split, Subset, Summary, Task
 

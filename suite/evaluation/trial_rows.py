@@ -12,7 +12,8 @@ from leaderboard.board.schema import Status
 from suite.optimizers import OPTIMIZERS
 from suite.oracle.base import Grade
 from suite.spec.trial import TrialSpec
-from suite.storage.environment import Numeric, observed, suite_version
+from suite.storage.environment import Numeric
+from suite.storage.provenance import observed, suite_version
 from suite.storage.stages import Artifact
 from suite.training.anchors import Anchors
 from suite.training.weight_change import Change

@@ -14,7 +14,7 @@ from suite.objectives.reference import Reference
 from suite.objectives.task_vector import TaskVector
 from suite.objectives.weighted import WGA, SatImp
 
-__all__ = ["OBJECTIVES", "Objective", "ObjectiveSettings", "Reference"]
+__all__ = ["OBJECTIVES", "Objective", "ObjectiveSettings", "Reference", "base", "task_vector"]
 
 OBJECTIVES: Registry[type[Objective]] = Registry(
     "objective",

@@ -17,7 +17,7 @@ from suite.optimizers.lbfgs import LBFGS
 from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER
 from suite.optimizers.second_order import Sophia
 
-__all__ = ["OPTIMIZERS", "Optimizer", "OptimizerSettings", "Plan"]
+__all__ = ["OPTIMIZERS", "Optimizer", "OptimizerSettings", "Plan", "base", "hybrid"]
 
 OPTIMIZERS: Registry[type[Optimizer]] = Registry(
     "optimizer",

@@ -5,4 +5,4 @@ from __future__ import annotations
 from suite.runners.base import Job, Outcome, run_one
 from suite.runners.local import run_here
 
-__all__ = ["Job", "Outcome", "run_here", "run_one"]
+__all__ = ["Job", "Outcome", "base", "ray_tune", "run_here", "run_one", "search"]

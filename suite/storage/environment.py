@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import resource
@@ -10,9 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -70,35 +66,6 @@ def numeric(runtime: RuntimeSpec) -> Iterator[torch.device]:
         yield device
     finally:
         torch.set_num_threads(threads)
-
-
-@cache
-def code_digest() -> str:
-    """SHA-256 of the project's source. Recorded, not keyed: a stage's version says when its numbers change."""
-    root = Path(__file__).parents[2]
-    digest = hashlib.sha256()
-    for package in ("leaderboard", "suite", "tasks"):
-        for file in sorted((root / package).rglob("*.py")):
-            digest.update(file.relative_to(root).as_posix().encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-@cache
-def suite_version() -> str:
-    try:
-        return version("regrade")
-    except PackageNotFoundError:
-        return "0"
-
-
-def observed() -> dict[str, str | int]:
-    """Columns that say who wrote a row."""
-    return {
-        "code": code_digest(),
-        "host": platform.node(),
-        "written_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-    }
 
 
 def peak_bytes(device: torch.device) -> int:

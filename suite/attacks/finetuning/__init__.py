@@ -1,0 +1,1 @@
+"""Attacks that train: relearning, benign fine-tuning, negated task vectors."""

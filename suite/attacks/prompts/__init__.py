@@ -1,0 +1,1 @@
+"""Attacks that put the questions in another way."""

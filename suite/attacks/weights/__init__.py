@@ -1,0 +1,1 @@
+"""Attacks that edit weights: quantization, pruning, noise, merging, ablated directions."""

@@ -41,12 +41,10 @@ def word_sum(tensor: Tensor) -> Tensor:
     return total
 
 
-def fingerprint(tensors: Iterable[Tensor]) -> int:
-    """The sum over all of them, modulo 2^64. Each stored tensor is to be given once."""
-    return combined(word_sum(tensor) for tensor in tensors)
-
-
 def combined(sums: Iterable[Tensor]) -> int:
-    """The fingerprint of tensors whose sums these are. One look at the device for all of them."""
+    """The fingerprint of tensors whose sums these are, modulo 2^64: each stored tensor once.
+
+    The device is waited for once.
+    """
     found = list(sums)
     return sum(torch.stack(found).tolist()) % MODULUS if found else 0
