@@ -1,0 +1,83 @@
+"""A store that an earlier version made, kept: it is read, its stages are reused, its board is shown as it was.
+
+`stores/before-the-rooms.tar.xz` was written at version 0.1.0, commit f17015d, before modules moved into rooms. It holds
+`store`, two trials of `spec.yaml` in `store` on a model too small to know anything; `quickstart`, the trials and
+measurements of the quickstart's board; and the rankings of both as that version computed them.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from leaderboard.board.schema import TABLES, Role, columns
+from leaderboard.board.store import Board
+from leaderboard.ranking.rank import rank
+from suite.engines import TransformersEngine
+from suite.spec.search_space import plan
+from suite.spec.trial import trial
+from suite.spec.yaml_file import load_file
+from suite.storage.environment import Numeric
+from suite.storage.store import Store
+from suite.trials.run import run_trial
+
+KEPT = Path(__file__).parent / "stores" / "before-the-rooms.tar.xz"
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Path:
+    with tarfile.open(KEPT) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+@pytest.fixture
+def its_machine(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numeric environment that the store was made in, whatever this one is: nothing is computed."""
+    manifests = [json.loads(path.read_text()) for path in (before / "store" / "stages" / "samples").glob("*.json")]
+    (numeric,) = {json.dumps(manifest["inputs"]["numeric"]) for manifest in manifests}
+    (version,) = {manifest["inputs"]["engine"]["version"] for manifest in manifests}
+    monkeypatch.setattr(Numeric, "of", lambda runtime: Numeric(**json.loads(numeric)))
+    made = TransformersEngine.__init__
+
+    def of_its_version(self: TransformersEngine, *args, **kwargs) -> None:
+        made(self, *args, **kwargs)
+        self.version = version
+
+    monkeypatch.setattr(TransformersEngine, "__init__", of_its_version)
+
+
+@pytest.mark.parametrize("name", ["store", "quickstart"])
+def test_its_trials_have_the_ids_that_they_had(before, name):
+    rows = Board(before / name / "board").read("trials").to_pylist()
+    assert rows
+    for row in rows:
+        spec = trial(json.loads(row["spec"]))
+        assert (spec.id, spec.entry) == (row["trial"], row["entry"])
+
+
+def test_its_stages_are_reused_and_its_rows_are_the_same(before, its_machine):
+    here = plan(load_file(before / "spec.yaml", ()))
+    board = Store(before / "store").board
+    rows = {table: board.result_rows(table) for table in TABLES}
+    for spec in here.trials():
+        store = Store(before / "store")
+        run_trial(spec, store, measure=here.measure, runtime=here.runtime)
+        assert store.stages.computed == {}
+        assert {kind: len(keys) for kind, keys in store.stages.reused.items()} == {
+            **dict.fromkeys(("base", "target", "retrained", "unlearn", "mixture", "landscape"), 1),
+            "samples": 2 * (3 * (1 + 1 + 2) + 1),  # splits; models, plain and under two attacks; one kept checkpoint
+        }
+    for table, old in rows.items():
+        assert board.result_rows(table).equals(old), table
+        assert old.num_rows
+        assert old.column_names == columns(table, Role.KEY, Role.RESULT)
+
+
+@pytest.mark.parametrize(("name", "split", "floor"), [("store", "dev", 0.9), ("quickstart", "test", 0.8)])
+def test_its_board_is_shown_as_it_was(before, name, split, floor):
+    shown = rank(Board(before / name / "board"), "pocket", split, floor=floor).as_json()
+    assert shown == json.loads((before / f"{name}-ranking.json").read_text())
