@@ -37,3 +37,19 @@ def test_every_test_that_the_page_names_is_there():
 def test_every_method_has_a_line_on_the_page(axis):
     for name in axis:
         assert f"`{name}`" in METHODS, f"{axis.axis} {name}"
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_is_there(page):
+    for name in re.findall(r"`((?:suite|leaderboard|tasks|tests|benchmarks|configs|docs)/[\w./-]+)`", page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_imports_from_the_project_can_be_imported(page):
+    for block in re.findall(r"```py(?:thon)?\n(.*?)```", page.read_text(), re.S):
+        imports = re.findall(r"^from (?:suite|leaderboard|tasks)[\w.]* import (?:\([^)]*\)|.*)$", block, re.M)
+        exec("\n".join(imports), {})
