@@ -184,7 +184,7 @@ def replace_file(path: Path, content: bytes | str) -> None:
     """
     content = content.encode() if isinstance(content, str) else content
     with _told(path, "name another place, this one cannot be written", "what was there is still there"):
-        target = path.resolve()  # the file behind a symbolic link, as any program that writes to one does
+        target = Path(os.path.realpath(path))  # the file behind a symbolic link, as any program that writes to one does
         before = target.stat().st_mode if target.exists() else None
         if before is not None and not stat.S_ISREG(before) and not stat.S_ISDIR(before):
             target.write_bytes(content)

@@ -188,9 +188,10 @@ class StageStore:
             with suppress(FileNotFoundError):  # another worker sweeps too
                 if time.time() - folder.stat().st_mtime < ABANDONED_AFTER or not folder.is_dir():
                     continue
-                if self._named(folder.name, manifests[key]):
+                if self._named(folder.name, manifests[key]) or self.leases.at_work(f"{kind}-{key}", ABANDONED_AFTER):
                     continue
-                if not self.leases.at_work(f"{kind}-{key}", ABANDONED_AFTER):
+                # Who gave its lease back meanwhile had published: looked for last, what it published is seen.
+                if not self._named(folder.name, self._files.list(f"{kind}/{key}", ".json")):
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _named(self, folder: str, manifests: Iterable[str]) -> bool:
@@ -202,7 +203,7 @@ class StageStore:
                         return True
             except FileNotFoundError:
                 continue  # deleted since it was listed
-            except (OSError, ValueError):
+            except (OSError, ValueError, KeyError, TypeError):
                 return True
         return False
 

@@ -334,6 +334,20 @@ def test_a_damaged_manifest_of_another_stage_stops_nobody(tmp_path):
     assert hurt.folder.exists(), "whether the manifest named it is not known"
 
 
+def test_a_folder_that_is_published_while_others_sweep_stays(tmp_path, monkeypatch):
+    """A worker that was suspended for days publishes after the manifests were listed, and gives its lease back."""
+    worker, key = StageStore(tmp_path), StageStore.key("kind", {"a": 1})
+    folder = unnamed(tmp_path, key)
+
+    def overtaking(self: Leases, prefix: str, silence: float) -> bool:
+        worker._publish("kind", key, folder, {}, {})
+        return False
+
+    monkeypatch.setattr(Leases, "at_work", overtaking)
+    StageStore(tmp_path).run("kind", {"a": 2}, write)
+    assert worker.get("kind", key).file("weights").read_text() == "a day of training"
+
+
 @pytest.mark.parametrize("silent", [0, 3600, ABANDONED_AFTER + 3600])
 def test_a_folder_that_somebody_elsewhere_works_on_stays_as_long_as_the_lease_is_touched(tmp_path, silent):
     """The worker's own folder shows no sign of life, as that of an earlier version."""
