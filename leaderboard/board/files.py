@@ -1,22 +1,11 @@
-"""One Parquet file of the board: there as a whole or not at all, and looked at before it is read.
-
-A file is written under a temporary name, synced, and then linked to its own name, which fails if the name is taken.
-So the first writer of a name wins, without a lock, and a killed writer leaves nothing that a reader would see. That
-needs hard links (local disks and NFS have them) and nothing else of the file system.
-"""
+"""One Parquet file of the board: looked at before it is read, and put where no sound file is yet."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import shutil
-import socket
-import time
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +15,10 @@ import pyarrow.parquet as pq
 
 from leaderboard.board import schema
 from leaderboard.board.schema import Role
-
-STALE_SECONDS = 3600.0
-"""Age of a temporary file at which its writer is taken for dead. Writing takes seconds; an hour forgives clocks."""
+from leaderboard.storage import FolderStorage, StorageError
 
 MAGIC = b"PAR1"
 """First and last bytes of a Parquet file."""
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class BoardError(Exception):
@@ -132,83 +116,32 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps({name: value for name, value in row.items() if value is not None}, sort_keys=True)
 
 
-def publish(content: pa.Table | Path, final: Path) -> bool:
-    """Puts a table, or the bytes of a Parquet file, at `final` unless a sound file is there; whether it was put.
+def publish(content: pa.Table | Path, storage: FolderStorage, name: str) -> bool:
+    """Puts a table, or the bytes of a Parquet file, under a name unless a sound file is there; whether it was put.
+
+    Args:
+        name: TABLE/FILE.
 
     Raises:
         BoardError: the disk is full, or the file cannot be written for another reason. Nothing of it is left behind.
     """
-    directory = final.parent
-    temporary = directory / f".{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}.tmp"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _sweep(directory)
+    table, path = name.partition("/")[0], storage.path(name)
+
+    def damaged() -> bool:
         try:
-            _link_or_copy(content, temporary) if isinstance(content, Path) else _write(content, temporary)
-            return _claim(temporary, final)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        advice = "make room there" if error.errno in _FULL else "see that the directory can be written"
-        raise BoardError(
-            f"{final}: not written, {error.strerror or error}. What to do: {advice} and run again; nothing else is lost"
-        ) from error
+            found = problem(path, table)
+        except FileNotFoundError:  # deleted, as its reader was told to do
+            return True
+        return found is not None and found.advice == DELETE
+
+    try:
+        return storage.put_if_absent(name, content if isinstance(content, Path) else _parquet(content), damaged)
+    except StorageError as error:
+        raise BoardError(str(error)) from error
 
 
-def _write(content: pa.Table, path: Path) -> None:
+def _parquet(content: pa.Table) -> memoryview:
     buffer = pa.BufferOutputStream()
     strings = [field.name for field in content.schema if field.type == pa.string()]
     pq.write_table(content, buffer, compression="zstd", use_dictionary=strings, write_page_checksum=True)
-    with path.open("xb") as file:
-        file.write(buffer.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _link_or_copy(source: Path, path: Path) -> None:
-    try:
-        os.link(source, path)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        shutil.copyfile(source, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _claim(temporary: Path, final: Path) -> bool:
-    """Gives a written file its name; whether it got it."""
-    links = temporary.stat().st_nlink
-    try:
-        os.link(temporary, final)
-    except FileExistsError:
-        # NFS may have made the link and lost the answer: then the name is taken by this very link.
-        if temporary.stat().st_nlink > links:
-            return True
-        found = problem(final, final.parent.name)
-        if found is None or found.advice != DELETE:
-            return False
-        os.replace(temporary, final)
-    except OSError as error:
-        # No hard links here. The last writer of a name wins instead of the first; both say the same.
-        if error.errno not in _NO_LINKS:
-            raise
-        os.replace(temporary, final)
-    _sync(final.parent)
-    return True
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sweep(directory: Path) -> None:
-    """Removes what killed writers left behind."""
-    for path in directory.glob(".*.tmp"):
-        with suppress(FileNotFoundError):  # another writer sweeps too
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
+    return memoryview(buffer.getvalue())

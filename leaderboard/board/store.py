@@ -17,6 +17,7 @@ import pyarrow as pa
 from leaderboard.board import schema
 from leaderboard.board.files import BoardError, Broken, canonical, problem, publish
 from leaderboard.board.schema import Role, Status
+from leaderboard.storage import FolderStorage
 
 __all__ = ["Board", "BoardError", "BoardWarning", "Broken", "Published"]
 
@@ -53,6 +54,7 @@ class Board:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
+        self._storage = FolderStorage(self.path)
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]], name: str | None = None) -> Published | None:
         """Adds rows as one file; None where there are no rows.
@@ -122,11 +124,11 @@ class Board:
     def _publish(self, content: pa.Table | Path, table: str, name: str) -> Published:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a file name. Allowed: letters, digits and _.@=+-, 200 at most")
-        final = self.path / table / f"{name}.parquet"
-        return Published(final, publish(content, final))
+        file = f"{table}/{name}.parquet"
+        return Published(self._storage.path(file), publish(content, self._storage, file))
 
     def _files(self, table: str) -> Iterator[tuple[Path, Broken | None]]:
-        for path in sorted((self.path / table).glob("[!.]*.parquet")):
+        for path in map(self._storage.path, self._storage.list(f"{table}/", ".parquet")):
             with suppress(FileNotFoundError):  # taken away since it was listed
                 yield path, problem(path, table)
 

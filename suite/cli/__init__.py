@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -54,26 +55,46 @@ FAILED = 1
 def main() -> None:
     """Run the command. Exit codes: 0 done, 1 it ran and failed, 2 it was asked wrongly."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except Exception as error:
         code = _exit_code(error)
+        if isinstance(error, OSError) and not _stdout_works():
+            code = FAILED
+            if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
+                raise SystemExit(code) from None
+            error = RuntimeError(f"standard output: not written, {error.strerror}. What to do: make room and run again")
         if code is None:
             raise
         print(f"regrade: {error}", file=sys.stderr)
         raise SystemExit(code) from None
 
 
+def _stdout_works() -> bool:
+    """Whether standard output takes a line. Where it does not, what is left goes nowhere: Python would try again at
+    exit, and complain."""
+    try:
+        print(flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
 def _exit_code(error: Exception) -> int | None:
     """The code of an error that explains itself; None for one that is our fault and keeps its traceback."""
     from leaderboard.board.files import BoardError
+    from leaderboard.storage import NotWritable, StorageError
     from suite.config.settings import SpecError
     from suite.engines import EngineError
     from suite.models.checkpoints import CheckpointError
     from suite.storage.stages import StageError
     from tasks.task import TaskError
 
-    if isinstance(error, SpecError | TaskError):
+    if isinstance(error, SpecError | TaskError | NotWritable):
         return ASKED_WRONGLY
-    if isinstance(error, StageError | CheckpointError | EngineError | BoardError):
+    if isinstance(error, StageError | CheckpointError | EngineError | BoardError | StorageError):
         return FAILED
     return None

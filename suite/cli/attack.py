@@ -54,6 +54,9 @@ def attack(
     as_json: Json = False,
 ) -> None:
     """Attack a checkpoint, and its anchors where they are named, and print what each attack brings back."""
+    from suite.storage.location import store_folder
+
+    store_folder(store)
     chosen: Any = [settings_of(text) for text in attacks] if attacks else attack_set
     found = measured(
         checkpoint,

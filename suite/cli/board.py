@@ -62,18 +62,19 @@ def page(
     mix_engines: MixEngines = False,
     as_json: Json = False,
 ) -> None:
-    """Write the board as one static HTML file."""
+    """Write the board as one static HTML file. Until all of it is on disk the file that was there stays."""
     from leaderboard.page import render
+    from leaderboard.storage import replace_file
+    from suite.storage.location import store_folder
 
     rankings = _rankings(store, task, split, attacks, engine, mix_engines, floor=floor)
-    path = (out or store / "board.html").absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(rankings, generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")))
+    path = (out or store_folder(store) / "board.html").absolute()
+    replace_file(path, render(rankings, generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")))
     print_json({"page": str(path)}) if as_json else console().print(f"page: {path}", soft_wrap=True)
 
 
 def _rankings(
-    store: Path,
+    store: str,
     task: str | None,
     split: str,
     attacks: str | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,7 +48,7 @@ def measured(
     measure: dict[str, Any],
     model: dict[str, Any],
     runtime: dict[str, Any],
-    store: Path,
+    store: str,
 ) -> Measured:
     """A checkpoint's numbers, from what stands on the command line.
 

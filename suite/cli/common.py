@@ -23,13 +23,13 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the file: optimizer.lr=1e-4")
 ]
 StoreDir = Annotated[
-    Path, typer.Option("--store", envvar="REGRADE_STORE", help="Folder with the stages and the board; may be shared.")
+    str, typer.Option("--store", envvar="REGRADE_STORE", help="Folder with the stages and the board; may be shared.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 EngineName = Annotated[
     str | None, typer.Option("--engine", help="What answers: transformers or vllm; measure.engine of the file.")
 ]
-STORE = Path("store")
+STORE = "store"
 
 _NUMBER = re.compile(r"(null|–|[-+±\d.,e ]*)")
 
@@ -52,21 +52,23 @@ def read_plan(spec: Path, overrides: Sequence[str] | None, extra: dict[str, Any]
     return plan(merged(data, extra) if extra else data)
 
 
-def open_board(store: Path, split: str) -> Board:
-    """The board of a store.
+def open_board(store: str, split: str) -> Board:
+    """The board of a store, which may be read-only.
 
     Raises:
         SpecError: there is none, or no such split.
     """
     from leaderboard.board.store import Board
     from suite.config.settings import SpecError
+    from suite.storage.location import store_folder
     from tasks.task import Split
 
     if split not in list(Split):
         raise SpecError(f"--split {split}: unknown (allowed: {', '.join(Split)})")
-    if not (store / "board").is_dir():
+    folder = store_folder(store) / "board"
+    if not folder.is_dir():
         raise SpecError(f"{store}: there is no board here. Run something first: regrade run SPEC --store {store}")
-    return Board(store / "board")
+    return Board(folder)
 
 
 def print_json(value: Any) -> None:

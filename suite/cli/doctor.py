@@ -12,8 +12,10 @@ from suite.cli.common import STORE, Json, StoreDir, print_json, table
 
 
 def doctor(store: StoreDir = STORE, as_json: Json = False) -> None:
-    """Say what this machine has: Python, torch and devices, engines, Ray, data, and damaged files of a store."""
-    rows = _findings(store)
+    """Say what this machine has: Python, torch and devices, engines, Ray, data, and how a store fares."""
+    from suite.storage.location import store_folder
+
+    rows = _findings(store_folder(store))
     if as_json:
         print_json({name: {"found": found, "note": note} for name, found, note in rows})
     else:
@@ -65,7 +67,19 @@ def _store_findings(store: Path) -> list[tuple[str, str, str]]:
     from suite.storage.stages import StageStore
 
     damaged = [*map(str, Board(store / "board").broken()), *StageStore(store).damaged()]
-    return [("store", "damaged", note) for note in damaged] or [("store", "sound", str(store))]
+    rows = [("store", "damaged", note) for note in damaged] or [("store", "sound", str(store))]
+    return [*rows, _hard_links(store)]
+
+
+def _hard_links(store: Path) -> tuple[str, str, str]:
+    """Whether results can be put into a store, as far as that can be asked."""
+    from leaderboard.storage import NO_HARD_LINKS, StorageError, has_hard_links
+
+    try:
+        there = has_hard_links(store)
+    except StorageError as error:
+        return "hard links", "–", str(error)
+    return ("hard links", "yes", "the store can be written to") if there else ("hard links", "no", NO_HARD_LINKS)
 
 
 def _version(package: str) -> str:

@@ -48,8 +48,10 @@ def eval_(
     """Ask a checkpoint a task's questions and print every number. What was asked before is not asked again."""
     from suite.config.settings import SpecError
     from suite.evaluation.scoring import BOTH_SPLITS
+    from suite.storage.location import store_folder
     from tasks.task import Split
 
+    store_folder(store)
     if split not in (*Split, BOTH_SPLITS):
         raise SpecError(f"--split {split}: unknown (allowed: {', '.join((*Split, BOTH_SPLITS))})")
     splits = list(Split) if split == BOTH_SPLITS else [split]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,16 +32,20 @@ def open_unlearning(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the table as JSON.")] = None,
     store: Annotated[
-        Path | None, typer.Option(envvar="REGRADE_STORE", help="Put the rows on this store's board too.")
+        str | None, typer.Option(envvar="REGRADE_STORE", help="Put the rows on this store's board too.")
     ] = None,
 ) -> None:
     """Score an open-unlearning evaluation from its logs, beside the published numbers."""
-    from leaderboard.board.store import Board
     from leaderboard.peers.line import Verdict
     from leaderboard.peers.logs import Log
     from leaderboard.peers.open_unlearning import read
     from leaderboard.peers.rows import add
+    from leaderboard.storage import replace_file
+    from suite.storage.location import store_folder
+    from suite.storage.store import Store
 
+    if store:
+        store_folder(store)
     imported = read(Log.read(evaluation), Log.read(retrained) if retrained else None)
     lines = imported.lines
     names = ["published as", "metric", "published", "ours", "difference", "n", "unlike", "", "note"]
@@ -52,30 +55,12 @@ def open_unlearning(
     if imported.unread:
         said.append(f"Not read: {', '.join(imported.unread)}")
     if json_file:
-        write_json(json_file, {"lines": [line.as_json() for line in lines], "not_read": list(imported.unread)})
+        written = {"lines": [line.as_json() for line in lines], "not_read": list(imported.unread)}
+        replace_file(json_file, json.dumps(written, indent=2, allow_nan=False) + "\n")
     if store:
-        trial = add(Board(store / "board"), imported)
-        said.append(f"Board: {store / 'board'}, trial {trial[:12]}")
+        board = Store(store).board
+        said.append(f"Board: {board.path}, trial {add(board, imported)[:12]}")
     console().print("\n".join(said), soft_wrap=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file as a whole or not at all.
-
-    Raises:
-        SpecError: it cannot be written.
-    """
-    from suite.config.settings import SpecError
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SpecError(f"--json {path}: cannot be written ({error.strerror}). Name another file") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _cells(line: Line) -> list[str]:

@@ -14,24 +14,27 @@ if TYPE_CHECKING:
 
 
 def report(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a run or sweep.", show_default=False)],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Folder of a run or sweep.", show_default=False)],
     split: Annotated[str, typer.Option(help="test or dev.")] = "test",
+    out: Annotated[Path | None, typer.Option(help="Folder for the plots; STORE/report by default.")] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print only what is known after each attack, as Markdown tables.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Ranked tables, plots (in STORE/report), and what each setting was worth."""
+    """Ranked tables, plots, and what each setting was worth."""
     from suite.cli.ranked import print_ranking
     from suite.reports import plots as drawing
     from suite.reports import report as reports
+    from suite.storage.location import store_folder
 
     board = open_board(store, split)
     found = reports.rankings(board, split)
     if markdown:
         print("\n\n".join(map(_tables, found)))
         return
-    plots = {ranking.task: drawing.plot(ranking, store / "report") for ranking in found}
+    folder = out or store_folder(store) / "report"
+    plots = {ranking.task: drawing.plot(ranking, folder) for ranking in found}
     knobs = {ranking.task: reports.knobs(board, ranking) for ranking in found}
     if as_json:
         print_json(

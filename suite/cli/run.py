@@ -29,9 +29,11 @@ def run(
 
     from suite.config.settings import SpecError
     from suite.runners import Job, run_here
+    from suite.storage.location import store_folder
     from suite.storage.store import Store
     from suite.trials.preflight import preflight
 
+    store_folder(store)
     plan = read_plan(spec, overrides, asked_engine(engine))
     trials = [] if plan.search.space else plan.trials()
     if len(trials) != 1:

@@ -55,9 +55,11 @@ def sweep(
 ) -> None:
     """Run every trial of a grid, or search a space with Optuna. What is in the store already is not run again."""
     from suite.config.settings import SpecError
+    from suite.storage.location import store_folder
     from suite.storage.store import Store
     from suite.trials.preflight import preflight
 
+    store_folder(store)
     plan = read_plan(spec, overrides, {**_search(grid, trials), **asked_engine(engine)})
     if search is Search.OPTUNA and not plan.search.space:
         raise SpecError(f"--search optuna: {spec} has no search.space to search")

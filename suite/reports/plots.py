@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leaderboard.ranking.rank import Entry, Ranking
+from leaderboard.storage import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,11 +34,14 @@ RECOVERY = "excess recovery (share)"
 
 
 def plot(ranking: Ranking, folder: Path) -> list[Path]:
-    """Write the plots of the entries that have forgetting and utility; those of curves where an attack has one."""
+    """Write the plots of the entries that have forgetting and utility; those of curves where an attack has one.
+
+    Raises:
+        StorageError: one cannot be written. The file that was there before is still there.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
-    folder.mkdir(parents=True, exist_ok=True)
     stem = ranking.task.replace("/", "-")
     shown = [e for e in ranking.entries if e.forgetting.value is not None and e.utility.value is not None]
     if not shown:
@@ -170,6 +175,8 @@ def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[
 def _written(figure: Figure, path: Path) -> Path:
     from matplotlib import pyplot
 
-    figure.savefig(path)
+    content = BytesIO()
+    figure.savefig(content, format="svg")
     pyplot.close(figure)
+    replace_file(path, content.getvalue())
     return path

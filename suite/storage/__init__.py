@@ -3,4 +3,4 @@
 Stages and leases need no torch.
 """
 
-__all__ = ["environment", "leases", "provenance", "stages", "store"]
+__all__ = ["environment", "leases", "location", "provenance", "stages", "store"]

@@ -16,6 +16,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from leaderboard.storage import DiskFull, FolderStorage
 
 HEARTBEAT = 2.0
 SILENCE = 30.0
@@ -28,97 +31,153 @@ class Leases:
     """Leases under one folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
         self.silence = SILENCE
-        self._mine: dict[Path, str] = {}
+        self._files = FolderStorage(root)
+        self._mine: dict[str, bytes] = {}
+        self._fresh: set[Path] = set()
         self._heart: threading.Thread | None = None
+        self._lock = threading.Lock()
 
     @contextmanager
     def hold(self, name: str, until: Callable[[], bool] = lambda: False) -> Iterator[bool]:
         """Hold a lease, after waiting for whoever has it; or stop waiting as soon as `until` is true.
 
         Yields:
-            Whether the lease is held (false when `until` came true first).
+            Whether the lease is held: false when `until` came true first, and where a full disk has no room for a
+            lease. The work may go on without it, as it has to be right without it.
+
+        Raises:
+            StorageError: the folder cannot be written to.
         """
-        path = self.root / name
-        held = self._acquire(path, until)
+        try:
+            held = self._acquire(name, until)
+        except DiskFull:
+            held = False
         try:
             yield held
         finally:
             if held:
-                self._release(path)
+                self._release(name)
+
+    @contextmanager
+    def kept_fresh(self, folder: Path) -> Iterator[None]:
+        """Touch a folder with every heartbeat, so that nobody takes it for a dead worker's."""
+        with self._beating():
+            self._fresh.add(folder)
+        try:
+            yield
+        finally:
+            self._fresh.discard(folder)
 
     def free(self, name: str) -> bool:
         """Whether nobody alive on this machine, and nobody seen elsewhere, holds the lease now."""
-        path = self.root / name
         try:
-            return path in self._mine or _dead(path.read_text())
+            return name in self._mine or _dead(self._read(name))
         except OSError:
             return True
 
-    def _acquire(self, path: Path, until: Callable[[], bool]) -> bool:
-        self.root.mkdir(parents=True, exist_ok=True)
-        token = json.dumps(
-            {"host": platform.node(), "pid": os.getpid(), "born": _born(os.getpid()), "id": uuid.uuid4().hex}
-        )
+    def at_work(self, prefix: str, silence: float) -> bool:
+        """Whether somebody holds a lease whose name begins so.
+
+        Args:
+            silence: seconds without a heartbeat after which a holder on another machine counts as gone. A process of
+                this machine that is alive holds its lease even while it is suspended.
+        """
+        for name in self._files.list(prefix):
+            with suppress(OSError):  # released since it was listed
+                token = self._read(name)
+                if _here(token):
+                    if not _dead(token):
+                        return True
+                elif time.time() - self._files.path(name).stat().st_mtime < silence:
+                    return True
+        return False
+
+    def _acquire(self, name: str, until: Callable[[], bool]) -> bool:
+        holder = {"host": platform.node(), "pid": os.getpid(), "born": _born(os.getpid()), "id": uuid.uuid4().hex}
+        token = json.dumps(holder).encode()
         seen, since, pause = None, time.monotonic(), POLL[0]
         while True:
-            if self._take(path, token):
+            if self._take(name, token):
                 return True
             if until():
                 return False
             try:
-                state = (path.read_text(), path.stat().st_mtime_ns)
-            except OSError:
-                continue  # released between the two looks
+                state = (self._read(name), self._files.version(name))
+            except OSError:  # released between the two looks
+                time.sleep(POLL[0])
+                continue
             if state != seen:
                 seen, since = state, time.monotonic()
             if _dead(state[0]) or time.monotonic() - since > self.silence:
                 with suppress(OSError):
-                    if path.read_text() == state[0]:  # nobody took it over meanwhile
-                        path.unlink()
+                    if self._read(name) == state[0]:  # nobody took it over meanwhile
+                        self._files.delete(name)
                 continue
             time.sleep(pause)
             pause = min(2 * pause, POLL[1])
 
-    def _take(self, path: Path, token: str) -> bool:
-        # Written aside and linked, so that a lease is never seen half-written.
-        draft = path.with_name(f".{uuid.uuid4().hex}")
-        draft.write_text(token)
-        try:
-            os.link(draft, path)
-        except FileExistsError:
+    def _take(self, name: str, token: bytes) -> bool:
+        if not self._files.put_if_absent(name, token):
             return False
-        finally:
-            draft.unlink(missing_ok=True)
-        self._mine[path] = token
-        if self._heart is None or not self._heart.is_alive():
-            self._heart = threading.Thread(target=self._beat, name="leases", daemon=True)
-            self._heart.start()
+        with self._beating():
+            self._mine[name] = token
         return True
 
-    def _release(self, path: Path) -> None:
-        token = self._mine.pop(path)
+    def _release(self, name: str) -> None:
+        token = self._mine.pop(name)
         with suppress(OSError):
-            if path.read_text() == token:
-                path.unlink()
+            if self._read(name) == token:
+                self._files.delete(name)
+
+    def _read(self, name: str) -> bytes:
+        with self._files.open(name) as file:
+            return file.read()
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Add something that is to be touched, and see that there is a heart; it stops where there is nothing."""
+        with self._lock:
+            yield
+            if self._heart is None:
+                self._heart = threading.Thread(target=self._beat, name="leases", daemon=True)
+                self._heart.start()
 
     def _beat(self) -> None:
-        while self._mine:
-            for path in list(self._mine):
+        while True:
+            with self._lock:
+                if not self._mine and not self._fresh:
+                    self._heart = None
+                    return
+                mine, fresh = list(self._mine), list(self._fresh)
+            for name in mine:
                 with suppress(OSError):
-                    os.utime(path)
+                    self._files.touch(name)
+            for folder in fresh:
+                with suppress(OSError):
+                    os.utime(folder)
             time.sleep(HEARTBEAT)
 
 
-def _dead(token: str) -> bool:
+def _dead(token: bytes) -> bool:
     """Whether the holder ran on this machine and does not any more."""
+    holder = _holder(token)
+    return holder is not None and _here(token) and _born(holder["pid"]) != holder["born"]
+
+
+def _here(token: bytes) -> bool:
+    """Whether the holder is, or was, a process of this machine."""
+    holder = _holder(token)
+    return holder is not None and holder["host"] == platform.node()
+
+
+def _holder(token: bytes) -> dict[str, Any] | None:
+    """Who wrote a lease; None where it is damaged."""
     try:
         holder = json.loads(token)
-        here, pid, born = holder["host"] == platform.node(), holder["pid"], holder["born"]
-    except (ValueError, KeyError, TypeError):
-        return False
-    return here and _born(pid) != born
+        return holder if holder.keys() >= {"host", "pid", "born"} else None
+    except (ValueError, AttributeError):
+        return None
 
 
 def _born(pid: int) -> str | None:

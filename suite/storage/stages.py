@@ -1,32 +1,34 @@
 """The stage store: what was computed once is not computed again, by anybody who shares the folder.
 
 A stage's key is the SHA-256 of what its result depends on. Its files are written into a folder of their own and become
-visible by one manifest, published put-if-absent with a hard link, which is atomic on local disks and on NFS alike: the
-first writer wins and everybody uses the published bytes. A writer that dies leaves a folder that no manifest names.
+visible by one manifest, which is put under the stage's name if nobody was faster (`leaderboard.storage`): the first
+writer wins and everybody uses the published bytes. A writer that dies leaves a folder that no manifest names.
 
 Leases only save work: whoever waits for one computes the stage itself when the holder goes silent.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leaderboard.storage import FolderStorage, disk_is_full, sync_folder
 from suite.config.canonical import digest
 from suite.storage.leases import Leases
 
 ABANDONED_AFTER = 24 * 3600.0
-"""Seconds after which a folder that no manifest names is taken for a dead writer's."""
+"""Seconds without a heartbeat after which a folder that no manifest names is taken for a dead writer's. A day forgives
+clocks, and networks that are away for hours."""
 
 
 class StageError(RuntimeError):
@@ -55,6 +57,8 @@ class StageStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._files = FolderStorage(root / "stages")
+        self._swept: set[str] = set()
         self.leases = Leases(root / "leases")
         self.computed: dict[str, list[str]] = {}
         self.reused: dict[str, set[str]] = {}
@@ -65,9 +69,10 @@ class StageStore:
         Raises:
             StageError: a file is missing or cut short.
         """
-        path = self._manifest(kind, key)
+        path = self._files.path(_manifest(kind, key))
         try:
-            manifest = json.loads(path.read_bytes())
+            with self._files.open(_manifest(kind, key)) as file:
+                manifest = json.load(file)
         except FileNotFoundError:
             return None
         except ValueError:
@@ -98,11 +103,15 @@ class StageStore:
         Args:
             compute: writes the stage's files into the folder that it is given and returns what the stage says of
                 itself (JSON).
+
+        Raises:
+            StageError: a stored file is damaged, or the disk is full.
+            StorageError: the store cannot be written to.
         """
         key = self.key(kind, inputs)
         if artifact := self.find(kind, key):
             return artifact
-        with self.leases.hold(f"{kind}-{key}", until=lambda: self._manifest(kind, key).exists()):
+        with self.leases.hold(f"{kind}-{key}", until=lambda: self._files.exists(_manifest(kind, key))):
             if artifact := self.find(kind, key):
                 return artifact
             with self._workplace(kind, key) as folder:
@@ -114,77 +123,93 @@ class StageStore:
     def damaged(self) -> list[str]:
         """What is wrong with published stages, a sentence each."""
         found = []
-        for manifest in sorted((self.root / "stages").glob("*/*.json")):
-            if manifest.name.startswith("."):
-                continue
-            try:
-                self.get(manifest.parent.name, manifest.stem)
-            except StageError as error:
-                found.append(str(error))
+        for kind in self._files.list():
+            for manifest in self._files.list(f"{kind}/", ".json"):
+                try:
+                    self.get(kind, Path(manifest).stem)
+                except StageError as error:
+                    found.append(str(error))
         return found
 
     @staticmethod
     def key(kind: str, inputs: Mapping[str, Any]) -> str:
         return digest({"stage": kind, **inputs})
 
-    def _manifest(self, kind: str, key: str) -> Path:
-        return self.root / "stages" / kind / f"{key}.json"
-
     @contextmanager
     def _workplace(self, kind: str, key: str) -> Iterator[Path]:
-        parent = self.root / "stages" / kind
-        folder = parent / f"{key[:16]}-{uuid.uuid4().hex[:12]}"
+        """A folder to compute in; deleted where that fails."""
+        name = f"{key[:16]}-{uuid.uuid4().hex[:12]}"
+        folder = self._files.path(f"{kind}/{name}")
         try:
-            self._sweep(parent)
-            folder.mkdir(parents=True)
-            yield folder
-        except OSError as error:
+            self._sweep(kind)
+            self._files.make_folder(f"{kind}/{name}")
+            with self.leases.kept_fresh(folder):
+                yield folder
+        except BaseException as error:
+            if self._named(name, self._files.list(f"{kind}/{key}", ".json")):
+                raise  # published, whatever went wrong since: it is everybody's now
+            full = isinstance(error, Exception) and disk_is_full(error, folder)
             shutil.rmtree(folder, ignore_errors=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if full:
                 raise StageError(
                     f"{folder}: the disk is full. Nothing was lost: free some space, or move the store, and run again"
-                ) from None
-            raise
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+                ) from error
             raise
 
     def _publish(
         self, kind: str, key: str, folder: Path, inputs: Mapping[str, Any], meta: Mapping[str, Any]
     ) -> Artifact:
-        files = {
-            path.relative_to(folder).as_posix(): _seal(path) for path in sorted(folder.rglob("*")) if path.is_file()
-        }
+        below = sorted(folder.rglob("*"))
+        files = {path.relative_to(folder).as_posix(): _seal(path) for path in below if path.is_file()}
+        for inner in (*filter(Path.is_dir, below), folder):
+            sync_folder(inner)
         manifest = {"key": key, "inputs": inputs, "folder": folder.name, "files": files, "meta": meta}
-        path = self._manifest(kind, key)
-        draft = path.with_name(f".{folder.name}.json")
-        try:
-            with open(draft, "w") as file:
-                json.dump(manifest, file, indent=1, sort_keys=True, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.link(draft, path)
-            except FileExistsError:  # another writer was first: its bytes are the stage
-                shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            draft.unlink(missing_ok=True)
+        content = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode()
+        if not self._files.put_if_absent(_manifest(kind, key), content):
+            shutil.rmtree(folder, ignore_errors=True)  # another writer was first: its bytes are the stage
         artifact = self.get(kind, key)
         assert artifact is not None
         return artifact
 
-    def _sweep(self, parent: Path) -> None:
-        """Remove folders that writers left behind when they were killed."""
-        if not parent.is_dir():
+    def _sweep(self, kind: str) -> None:
+        """Remove folders that writers left behind when they were killed; once per kind, for there may be thousands.
+
+        A worker touches its folder as it touches its lease. The lease is asked besides: it tells of workers that are
+        suspended, and of earlier versions, which did not touch their folders.
+        """
+        if kind in self._swept:
             return
-        named = None
-        for folder in parent.iterdir():
-            if not folder.is_dir() or time.time() - folder.stat().st_mtime < ABANDONED_AFTER:
-                continue
-            if named is None:
-                named = {json.loads(manifest.read_bytes())["folder"] for manifest in parent.glob("*.json")}
-            if folder.name not in named:
-                shutil.rmtree(folder, ignore_errors=True)
+        self._swept.add(kind)
+        manifests: defaultdict[str, list[str]] = defaultdict(list)
+        for name in self._files.list(f"{kind}/", ".json"):
+            manifests[Path(name).name[:16]].append(name)
+        for name in self._files.list(f"{kind}/"):
+            folder, key = self._files.path(name), Path(name).name.partition("-")[0]
+            with suppress(FileNotFoundError):  # another worker sweeps too
+                if time.time() - folder.stat().st_mtime < ABANDONED_AFTER or not folder.is_dir():
+                    continue
+                if self._named(folder.name, manifests[key]) or self.leases.at_work(f"{kind}-{key}", ABANDONED_AFTER):
+                    continue
+                # Who gave its lease back meanwhile had published: looked for last, what it published is seen.
+                if not self._named(folder.name, self._files.list(f"{kind}/{key}", ".json")):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _named(self, folder: str, manifests: Iterable[str]) -> bool:
+        """Whether one of the manifests names the folder, or may: what a damaged one names is not known."""
+        for name in manifests:
+            try:
+                with self._files.open(name) as file:
+                    if json.load(file)["folder"] == folder:
+                        return True
+            except FileNotFoundError:
+                continue  # deleted since it was listed
+            except (OSError, ValueError, KeyError, TypeError):
+                return True
+        return False
+
+
+def _manifest(kind: str, key: str) -> str:
+    return f"{kind}/{key}.json"
 
 
 def _seal(path: Path) -> dict[str, Any]:

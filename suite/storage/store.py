@@ -4,29 +4,50 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from leaderboard.board.store import Board
+from leaderboard.storage import FULL, NO_HARD_LINKS, DiskFull, has_hard_links
 from suite.config.settings import SpecError
-from suite.storage.stages import StageStore
-
-DEFAULT = "store"
+from suite.storage.location import store_folder
+from suite.storage.stages import StageError, StageStore
 
 
 class Store:
     """One folder with the stage store and the board, for any number of processes and machines.
 
+    Args:
+        root: the folder, as a path or as `file:///path`.
+
     Raises:
-        SpecError: the folder cannot be made or written to.
+        SpecError: the folder cannot be made or written to, its file system has no hard links, or it is no folder.
+        StageError: the disk is full.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = store_folder(root)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if error.errno in FULL:
+                raise StageError(f"{self.root}: the disk is full. Free some space, or name another --store") from None
             raise SpecError(f"--store {self.root}: {error.strerror}. Name a folder that can be written to") from None
         if not os.access(self.root, os.W_OK):
             raise SpecError(f"--store {self.root}: {os.strerror(errno.EACCES)}. Name a folder that can be written to")
+        _check_hard_links(self.root)
         self.stages = StageStore(self.root)
         self.board = Board(self.root / "board")
+
+
+@cache
+def _check_hard_links(root: Path) -> None:
+    """Ask once per process, before anything is computed.
+
+    Raises:
+        SpecError: there are none.
+    """
+    with suppress(DiskFull):  # what is there can be read all the same, and what is not there will say so
+        if not has_hard_links(root):
+            raise SpecError(f"--store {root}: {NO_HARD_LINKS}")

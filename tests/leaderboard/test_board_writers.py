@@ -86,16 +86,56 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path):
         Board(tmp_path / "file").append("trials", [trial_row("a")])
 
 
-def test_without_hard_links_files_are_copied_and_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_from_where_no_link_leads_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = Board(tmp_path / "there").append("trials", [trial_row("a")]).path
+    link = os.link
 
-    def no_links(*_: Any) -> None:
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    def within_a_file_system(old: Path, new: Path) -> None:
+        if old.parent != new.parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        link(old, new)
 
-    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "link", within_a_file_system)
     board = Board(tmp_path / "here")
     added = board.append_file("trials", source, "copied")
     board.append("trials", [trial_row("b")])
+    assert not board.append_file("trials", source, "copied").new
     assert not added.path.samefile(source) and added.path.read_bytes() == source.read_bytes()
     assert sorted(board.read("trials")["entry"].to_pylist()) == ["a", "b"]
     assert not list((board.path / "trials").glob(".*"))
+
+
+def test_without_hard_links_nothing_is_written_for_the_last_writer_would_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = Board(tmp_path / "there").append("trials", [trial_row("a")]).path
+
+    def no_links(*_: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_links)
+    board = Board(tmp_path / "here")
+    for attempt in (
+        lambda: board.append_file("trials", source, "copied"),
+        lambda: board.append("trials", [trial_row("b")]),
+    ):
+        with pytest.raises(BoardError, match=r"its file system has no hard links.*Name a folder on a local disk"):
+            attempt()
+    assert list((board.path / "trials").iterdir()) == []
+
+
+def test_a_link_whose_answer_is_lost_is_a_row_that_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """NFS makes the link, loses the answer, and asked again says that the name is taken."""
+    source = Board(tmp_path / "there").append("trials", [trial_row("a")]).path
+    link = os.link
+
+    def lost(*args: Any) -> None:
+        link(*args)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(os, "link", lost)
+    board = Board(tmp_path / "here")
+    assert board.append("trials", [trial_row("b")]).new
+    assert not board.append("trials", [trial_row("b")]).new
+    assert board.append_file("trials", source, "linked").new
+    assert sorted(board.read("trials")["entry"].to_pylist()) == ["a", "b"]

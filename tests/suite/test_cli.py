@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -187,6 +190,146 @@ def test_what_is_asked_wrongly_ends_in_2_and_computes_nothing(ran, tmp_path, wor
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "untouched").glob("stages/*")), "nothing was computed"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "SPEC", "--store"],
+        ["sweep", "SPEC", "--grid", "seed=0,1", "--store"],
+        ["eval", "CHECKPOINT", "--task", "pocket", "--store"],
+        ["eval", "CHECKPOINT", "--task", "pocket", "--cross-check", "--store"],
+        ["attack", "CHECKPOINT", "--task", "pocket", "--store"],
+        ["board", "show", "--store"],
+        ["board", "page", "--store"],
+        ["report"],
+        ["doctor", "--store"],
+        ["import", "open-unlearning", "LOGS", "--store"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_a_store_that_is_no_folder_is_refused_by_every_verb(ran, tmp_path, words, monkeypatch):
+    asked = [ran[0] if word == "SPEC" else word for word in words]
+    for url in ("s3://bucket/store", "gs://bucket", "file://machine/store"):
+        said = regrade(*asked, url, code=2, cwd=tmp_path).stderr
+        assert f"store {url}: " in said and ("not supported yet" in said or "three slashes" in said)
+    if asked[-1] == "--store":
+        monkeypatch.setenv("REGRADE_STORE", "s3://bucket/store")
+        assert "not supported yet" in regrade(*asked[:-1], code=2, cwd=tmp_path).stderr
+    assert list(tmp_path.iterdir()) == [], "no folder is called s3:"
+
+
+def test_a_store_may_be_named_as_a_file_url(ran, tmp_path):
+    spec, store = ran
+    shown = regrade("board", "show", "--store", store, "--json").stdout
+    assert regrade("board", "show", "--store", f"file://{store}", "--json").stdout == shown
+    assert "no stage computed" in regrade("run", spec, "--store", f"file://localhost{store}", cwd=tmp_path).stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def mounted(folder: Path, *words: str) -> None:
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", *words, str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of one megabyte."""
+    mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "tmpfs")
+    yield tmp_path / "small"
+    subprocess.run(["umount", "--lazy", tmp_path / "small"], check=True)
+
+
+@pytest.fixture
+def read_only(ran, tmp_path):
+    """The store after a run, as a machine sees it that may only read."""
+    mounted(tmp_path / "read-only", "--bind", "-o", "ro", str(ran[1]))
+    yield tmp_path / "read-only"
+    subprocess.run(["umount", "--lazy", tmp_path / "read-only"], check=True)
+
+
+def test_a_page_that_does_not_fit_leaves_the_page_that_was_there(ran, full_disk):
+    store = full_disk / "store"
+    shutil.copytree(ran[1] / "board", store / "board", ignore=shutil.ignore_patterns("samples"))
+    page = Path(json.loads(regrade("board", "page", "--store", store, "--json").stdout)["page"])
+    before = page.read_bytes()
+    with pytest.raises(OSError, match="No space left"), open(full_disk / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**12))
+    for words in (["board", "page", "--store", store], ["report", store]):
+        said = regrade(*words, code=1).stderr
+        assert "No space left on device. What to do: make room there and run again" in said
+        assert "Traceback" not in said
+    assert page.read_bytes() == before
+    assert [path.name for path in store.rglob("*.svg")] == []
+
+
+def test_a_trial_on_a_full_disk_fails_in_one_sentence(ran, full_disk):
+    said = " ".join(regrade("run", ran[0], "anchors.epochs=1", "--store", full_disk, code=1).stderr.split())
+    assert "the disk is full. Nothing was lost: free some space, or move the store, and run again" in said
+    assert "Traceback" not in said
+
+
+def test_a_checkpoint_on_a_full_disk_fails_in_one_sentence(ran, full_disk):
+    checkpoint = next(path.parent for path in ran[1].glob("stages/*/*/model.safetensors"))
+    filler = full_disk / "filler"
+    filler.write_bytes(bytes(full_disk.stat().st_blksize * 230))
+    with open(filler, "ab", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(2**12))
+    words = ["eval", checkpoint, "--task", "pocket", "--limit", "2", "--store", full_disk]
+    said = regrade(*words, code=1)
+    assert "the disk is full. Nothing was lost" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_a_store_that_may_only_be_read_is_shown_and_its_outputs_go_elsewhere(ran, read_only, tmp_path):
+    assert "adam" in regrade("board", "show", "--store", read_only).stdout
+    for words in (["board", "page", "--store", read_only], ["report", read_only]):
+        said = regrade(*words, code=2).stderr
+        assert "Read-only file system. What to do: name another place" in said
+        assert "Traceback" not in said
+    regrade("board", "page", "--store", read_only, "--out", tmp_path / "page.html")
+    assert "adam" in (tmp_path / "page.html").read_text()
+    (reported,) = json.loads(regrade("report", read_only, "--out", tmp_path / "plots", "--json").stdout)
+    assert {Path(plot).parent for plot in reported["plots"]} == {tmp_path / "plots"}
+    assert "Read-only" in json.loads(regrade("doctor", "--store", read_only, "--json").stdout)["hard links"]["note"]
+    assert "can be written to" in regrade("run", ran[0], "--store", read_only, code=2).stderr
+
+
+def test_an_output_that_cannot_be_written_ends_in_2(ran, tmp_path):
+    (tmp_path / "file").touch()
+    for words in (["board", "page", "--store", ran[1]], ["report", ran[1]]):
+        said = regrade(*words, "--out", tmp_path / "file" / "below", code=2).stderr
+        assert "not written, Not a directory. What to do: name another place" in said
+
+
+def test_a_file_system_without_hard_links_is_refused_before_anything_is_computed(ran, tmp_path, monkeypatch):
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    assert json.loads(regrade("doctor", "--store", ran[1], "--json").stdout)["hard links"]["found"] == "yes"
+    monkeypatch.setattr(os, "link", refused)
+    said = regrade("run", ran[0], "--store", tmp_path / "untouched", code=2).stderr
+    assert "no hard links" in said and "Name a folder on a local disk" in said and "NFS" in said
+    assert list((tmp_path / "untouched").iterdir()) == []
+    row = json.loads(regrade("doctor", "--store", ran[1], "--json").stdout)["hard links"]
+    assert row["found"] == "no" and row["note"] in said
+
+
+def test_standard_output_that_takes_no_more_ends_without_a_traceback():
+    call = [sys.executable, "-c", "from suite.cli import main; main()", "ls", "attacks", "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True)
+    sentence = "regrade: standard output: not written, No space left on device. What to do: make room and run again\n"
+    assert (done.returncode, done.stderr) == (1, sentence)
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(call, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_packages_without_torch_and_ray():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -9,14 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leaderboard.storage import NotWritable
+from suite.storage import leases as of_leases
 from suite.storage.leases import Leases
-from suite.storage.stages import StageError, StageStore
+from suite.storage.stages import ABANDONED_AFTER, StageError, StageStore
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -156,8 +161,254 @@ assert store.run("kind", {{"a": 2}}, lambda f: (f / "x").write_bytes(b"1") and {
     assert str(tmp_path) in done.stdout
 
 
-def hold_for_ever(root: Path, ready) -> None:
-    with Leases(root).hold("x"):
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+WRITERS = {
+    "python": "(folder / 'big').write_bytes(bytes(2**22))",
+    "numpy": "import numpy; numpy.save(folder / 'big.npy', numpy.zeros(2**19))",
+    "pyarrow": "import pyarrow as pa, pyarrow.parquet as pq; "
+    "pq.write_table(pa.table({'x': numpy.random.rand(2**19)}), folder / 'big.parquet')",
+    "safetensors": "from safetensors.torch import save_file; import torch; "
+    "save_file({'w': torch.zeros(2**20)}, folder / 'big.safetensors')",
+    "torch": "import torch; torch.save(torch.zeros(2**20), folder / 'big.pt')",
+    "wrapped": "\ntry:\n    (folder / 'big').write_bytes(bytes(2**22))\n"
+    "except OSError as error:\n    raise RuntimeError('it went wrong') from error",
+}
+"""How libraries write more than there is room for. Each has an error of its own to say so, or none that says it."""
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_whatever_a_library_says_of_a_full_disk_the_user_reads_that_it_is_full(full_disk, writer):
+    import numpy
+
+    store = StageStore(full_disk)
+    kept = store.run("kind", {"a": 1}, write)
+    with pytest.raises(StageError, match=rf"{full_disk}/stages/kind/.*: the disk is full. Nothing was lost"):
+        store.run("kind", {"a": 2}, lambda folder: exec(WRITERS[writer], {"folder": folder, "numpy": numpy}))
+    assert store.get("kind", kept.key) == kept
+    assert len(list((full_disk / "stages" / "kind").iterdir())) == 2, "the stage and its manifest"
+    assert store.run("kind", {"a": 2}, write).meta == {"length": 9}
+
+
+def test_whatever_a_library_says_of_a_file_that_may_not_grow_the_user_reads_that_the_disk_is_full(tmp_path):
+    """EFBIG, as of a limit of the process or the file system, from all libraries in one process."""
+    code = f"""
+import resource
+from pathlib import Path
+import numpy, torch
+from suite.storage.stages import StageError, StageStore
+store = StageStore(Path({str(tmp_path)!r}))
+for name, writer in {WRITERS!r}.items():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, -1))
+    try:
+        store.run("kind", {{"a": name}}, lambda folder: exec(writer, {{"folder": folder, "numpy": numpy}}))
+    except StageError as error:
+        assert "the disk is full" in str(error)
+        print(name)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+    assert store.run("kind", {{"a": name}}, lambda f: (f / "x").write_bytes(b"1") and {{"ok": 1}}).meta["ok"]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == list(WRITERS), done.stderr
+
+
+def test_another_failure_keeps_its_own_words(tmp_path):
+    def fails(folder: Path) -> dict:
+        write(folder)
+        raise RuntimeError("unexpected pos 576 vs 534")
+
+    with pytest.raises(RuntimeError, match="unexpected pos 576 vs 534"):
+        StageStore(tmp_path).run("kind", {}, fails)
+
+
+def test_on_a_full_disk_what_is_there_is_found_and_leases_are_done_without(full_disk):
+    store = StageStore(full_disk)
+    kept = store.run("kind", {"a": 1}, write)
+    with pytest.raises(OSError, match="No space left"), open(full_disk / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**12))
+    with store.leases.hold("trial") as held:
+        assert not held
+        assert store.run("kind", {"a": 1}, lambda folder: pytest.fail("computed twice")) == kept
+        with pytest.raises(StageError, match="the disk is full"):
+            store.run("kind", {"a": 2}, write)
+
+
+def lose_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS as it is when the answer to a link is lost: the link is made, and asked again the name is taken."""
+    link = os.link
+
+    def lost(*args: Any) -> None:
+        link(*args)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(os, "link", lost)
+
+
+def test_a_stage_whose_link_was_answered_by_nobody_is_published(tmp_path, monkeypatch):
+    lose_answers(monkeypatch)
+    store = StageStore(tmp_path)
+    published = store.run("kind", {}, write)
+    assert published.file("out.txt").read_text() == "forgotten"
+    assert store.computed == {"kind": [published.key]}
+    assert StageStore(tmp_path).get("kind", published.key) == published
+
+
+def test_a_lease_whose_link_was_answered_by_nobody_is_held(tmp_path, monkeypatch):
+    lose_answers(monkeypatch)
+    with Leases(tmp_path).hold("x", until=lambda: True) as held:
+        assert held
+    assert list(tmp_path.iterdir()) == [], "and given back"
+
+
+def test_what_was_published_stays_whatever_happens_right_after(tmp_path, monkeypatch):
+    """Ctrl-C, or a disk that fails, between the link and the answer."""
+    link = os.link
+
+    def interrupted(*args: Any) -> None:
+        link(*args)
+        if args[1].suffix == ".json":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        StageStore(tmp_path).run("kind", {}, write)
+    monkeypatch.undo()
+    found = StageStore(tmp_path).run("kind", {}, lambda folder: pytest.fail("computed twice"))
+    assert found.file("out.txt").read_text() == "forgotten"
+
+
+def test_without_hard_links_a_stage_is_not_published_and_the_reason_is_told(tmp_path, monkeypatch):
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(NotWritable, match="no hard links"):
+        StageStore(tmp_path).run("kind", {}, lambda folder: pytest.fail("computed in vain"))
+
+
+def aged(path: Path) -> Path:
+    """As if nobody had touched it for longer than a worker may be silent."""
+    long_ago = time.time() - ABANDONED_AFTER - 3600
+    os.utime(path, (long_ago, long_ago))
+    return path
+
+
+def unnamed(root: Path, key: str) -> Path:
+    """The folder of a stage that is not published, a day old."""
+    folder = root / "stages" / "kind" / f"{key[:16]}-0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text("a day of training")
+    return aged(folder)
+
+
+def test_folders_of_dead_writers_go_and_those_of_published_stages_stay(tmp_path):
+    store = StageStore(tmp_path)
+    published = store.run("kind", {"a": 1}, write)
+    aged(published.folder)
+    dead = [unnamed(tmp_path, StageStore.key("kind", {"a": 2})), unnamed(tmp_path, published.key)]
+    fresh = unnamed(tmp_path, StageStore.key("kind", {"a": 3}))
+    os.utime(fresh)
+    StageStore(tmp_path).run("kind", {"a": 4}, write)
+    assert [folder.exists() for folder in (published.folder, *dead, fresh)] == [True, False, False, True]
+
+
+def test_a_damaged_manifest_of_another_stage_stops_nobody(tmp_path):
+    store = StageStore(tmp_path)
+    hurt = store.run("kind", {"a": 1}, write)
+    aged(hurt.folder)
+    os.truncate(tmp_path / "stages" / "kind" / f"{hurt.key}.json", 10)
+    StageStore(tmp_path).run("kind", {"a": 2}, write)
+    assert hurt.folder.exists(), "whether the manifest named it is not known"
+
+
+def test_a_folder_that_is_published_while_others_sweep_stays(tmp_path, monkeypatch):
+    """A worker that was suspended for days publishes after the manifests were listed, and gives its lease back."""
+    worker, key = StageStore(tmp_path), StageStore.key("kind", {"a": 1})
+    folder = unnamed(tmp_path, key)
+
+    def overtaking(self: Leases, prefix: str, silence: float) -> bool:
+        worker._publish("kind", key, folder, {}, {})
+        return False
+
+    monkeypatch.setattr(Leases, "at_work", overtaking)
+    StageStore(tmp_path).run("kind", {"a": 2}, write)
+    assert worker.get("kind", key).file("weights").read_text() == "a day of training"
+
+
+@pytest.mark.parametrize("silent", [0, 3600, ABANDONED_AFTER + 3600])
+def test_a_folder_that_somebody_elsewhere_works_on_stays_as_long_as_the_lease_is_touched(tmp_path, silent):
+    """The worker's own folder shows no sign of life, as that of an earlier version."""
+    key = StageStore.key("kind", {"a": 1})
+    folder, lease = unnamed(tmp_path, key), tmp_path / "leases" / f"kind-{key}"
+    lease.parent.mkdir()
+    lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "born": "1", "id": "a"}))
+    os.utime(lease, (time.time() - silent,) * 2)
+    StageStore(tmp_path).run("kind", {"a": 2}, write)
+    assert folder.exists() == (silent < ABANDONED_AFTER)
+
+
+def test_a_folder_that_a_process_of_this_machine_works_on_stays_however_silent_it_is(tmp_path):
+    """A process that was suspended for days holds its lease without touching it."""
+    key = StageStore.key("kind", {"a": 1})
+    folder, ready = unnamed(tmp_path, key), SPAWN.Event()
+    holder = SPAWN.Process(target=hold_for_ever, args=(tmp_path / "leases", ready, f"kind-{key}"))
+    holder.start()
+    assert ready.wait(60)
+    os.kill(holder.pid, signal.SIGSTOP)
+    aged(tmp_path / "leases" / f"kind-{key}")
+    StageStore(tmp_path).run("kind", {"a": 2}, write)
+    assert folder.exists()
+    holder.kill()
+    holder.join()
+    StageStore(tmp_path).run("kind", {"a": 3}, write)
+    assert not folder.exists()
+
+
+def test_a_worker_that_writes_at_its_end_shows_that_it_lives(tmp_path, monkeypatch):
+    """Even to earlier versions, and after it lost its lease: its folder is touched while it computes."""
+    monkeypatch.setattr(of_leases, "HEARTBEAT", 0.01)
+
+    def slow(folder: Path) -> dict:
+        (tmp_path / "leases").joinpath(f"kind-{StageStore.key('kind', {'a': 1})}").unlink()
+        aged(folder)
+        while time.time() - folder.stat().st_mtime > ABANDONED_AFTER:
+            time.sleep(0.01)
+        StageStore(tmp_path).run("kind", {"a": 2}, write)
+        return write(folder)
+
+    assert StageStore(tmp_path).run("kind", {"a": 1}, slow).meta == {"length": 9}
+
+
+def test_a_store_as_it_was_laid_out_from_the_beginning_is_read(tmp_path):
+    """Names and manifest as version 0.1.0 wrote them."""
+    inputs = {"a": 1}
+    key = StageStore.key("kind", inputs)
+    folder = tmp_path / "stages" / "kind" / f"{key[:16]}-0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / "out.txt").write_text("forgotten")
+    files = {"out.txt": {"bytes": 9, "sha256": "0" * 64}}
+    manifest = {"key": key, "inputs": inputs, "folder": folder.name, "files": files, "meta": {"length": 9}}
+    (folder.parent / f"{key}.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    store = StageStore(tmp_path)
+    assert store.run("kind", inputs, lambda folder: pytest.fail("computed twice")).folder == folder
+    assert store.damaged() == []
+
+
+def hold_for_ever(root: Path, ready, name: str = "x") -> None:
+    with Leases(root).hold(name):
         ready.set()
         time.sleep(600)
 
