@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import SMALL
 
 from leaderboard.board.schema import matching
 from leaderboard.ranking.headlines import headlines
@@ -26,6 +25,7 @@ from suite.trials.run import run_trial
 from tasks import TASKS
 from tasks.scoring import Estimate, score
 from tasks.task import Split
+from tests.support.small import SMALL
 
 LEARNT = merged(
     SMALL,
