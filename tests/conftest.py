@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-for folder in ("", "suite"):  # importlib mode does not: `from small import SMALL`
-    sys.path.insert(0, str(Path(__file__).parent / folder))
+import pytest
+
+pytest.register_assert_rewrite("tests.support")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
-import pytest  # noqa: E402
-from small import SMALL  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +34,7 @@ def warm_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from suite.storage.store import Store
     from suite.training.anchors import prepare_anchors
     from tasks import TASKS
+    from tests.support.small import SMALL
 
     root = tmp_path_factory.mktemp("warm")
     prepare_anchors(trial(SMALL), TASKS["pocket"].build(), Store(root).stages, RuntimeSpec())

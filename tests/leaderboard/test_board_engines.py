@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from board_rows import TEACHING, Row, anchor_rows, entry_rows, mixture_row, schema_tables, trial_row, unlearned_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,16 @@ from leaderboard.page import render
 from leaderboard.ranking.entry import Entry
 from leaderboard.ranking.rank import Ranking, rank
 from leaderboard.ranking.recovery_table import recovery_table
+from tests.support.board_rows import (
+    TEACHING,
+    Row,
+    anchor_rows,
+    entry_rows,
+    mixture_row,
+    schema_tables,
+    trial_row,
+    unlearned_rows,
+)
 
 PLAIN, SWIFT, THIRD = "plain-float32", "swift-float16", "third-int8"
 

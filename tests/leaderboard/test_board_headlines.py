@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from board_rows import ATTACKS, NONE, TEACHING, Row, measurement_row, utility_row
 
 from leaderboard.ranking.headlines import Answers, Headlines, headlines, trial_headlines
+from tests.support.board_rows import ATTACKS, NONE, TEACHING, Row, measurement_row, utility_row
 
 RTN, RELEARN = TEACHING
 

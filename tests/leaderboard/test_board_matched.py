@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from board_rows import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leaderboard.board.schema import matching
+from leaderboard.board.store import Board
+from leaderboard.ranking.entry import Entry
+from leaderboard.ranking.rank import Ranking, rank
+from leaderboard.ranking.retention_matching import chosen, floor_of
+from tests.support.board_rows import (
     NONE,
     TEACHING,
     Row,
@@ -17,14 +25,6 @@ from board_rows import (
     trial_row,
     wide_showcase,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
-from leaderboard.board.schema import matching
-from leaderboard.board.store import Board
-from leaderboard.ranking.entry import Entry
-from leaderboard.ranking.rank import Ranking, rank
-from leaderboard.ranking.retention_matching import chosen, floor_of
 
 RTN, RELEARN = TEACHING
 Rows = list[Row]

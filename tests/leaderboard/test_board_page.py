@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from board_rows import ANCHOR_IDS, entry_rows, schema_tables, showcase, tables, wide_showcase
 
 from leaderboard.page import render, text
 from leaderboard.page.picture import picture, strip
@@ -18,6 +17,7 @@ from leaderboard.page.scale import UtilityScale
 from leaderboard.ranking.entry import Entry
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.rank import Ranking, rank
+from tests.support.board_rows import ANCHOR_IDS, entry_rows, schema_tables, showcase, tables, wide_showcase
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'

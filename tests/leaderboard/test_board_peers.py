@@ -4,101 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import hmean, ks_2samp
 
-from leaderboard.board.store import Board
 from leaderboard.peers.line import Verdict
 from leaderboard.peers.logs import Log
-from leaderboard.peers.open_unlearning import Imported, read
-from leaderboard.peers.rows import PEER, add
-from leaderboard.ranking.rank import rank
-from tasks.scoring import score
-from tasks.task import Sample, TaskError
+from leaderboard.peers.open_unlearning import read
+from tests.support.open_unlearning_logs import (
+    EPSILON,
+    MIN_K,
+    RIGHT,
+    WRONG,
+    attack,
+    by_index,
+    line,
+    losses,
+    paraphrased,
+    put,
+    texts,
+    truth_ratios,
+)
 
 PUBLISHED = Path("openunlearning_eval_logs")
 FULL = PUBLISHED / "tofu_Llama-3.2-1B-Instruct_full/evals_forget01"
 RETAIN99 = PUBLISHED / "tofu_Llama-3.2-1B-Instruct_retain99"
-
-EPSILON = 1e-10
-SCORER = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
-
-
-def by_index(field: str, values) -> dict:
-    return {str(i): None if value is None else {field: value} for i, value in enumerate(values)}
-
-
-def losses(values: list[float | None]) -> dict:
-    """A metric of one answer per example, as it is published."""
-    probs = [math.exp(-v) for v in values if v is not None]
-    rows = {str(i): None if v is None else {"prob": math.exp(-v), "avg_loss": v} for i, v in enumerate(values)}
-    return {"agg_value": float(np.mean(probs)), "value_by_index": rows}
-
-
-def truth_ratios(right: list[float | None], wrong: list[list[float]], forget: bool) -> dict:
-    """Published: null rows are dropped, and what is left is joined by place to the indices of all rows."""
-    kept = [i for i, v in enumerate(right) if v is not None]
-    x = np.exp(-np.mean([wrong[i] for i in kept], axis=1)) / (np.exp(-np.array([right[i] for i in kept])) + EPSILON)
-    agg = np.minimum(x, 1 / (x + EPSILON)) if forget else np.maximum(0, 1 - x)
-    rows = {str(i): {"score": float(v)} for i, v in zip(range(len(right)), x, strict=False)}
-    return {"agg_value": float(agg.mean()), "value_by_index": rows}
-
-
-def texts(pairs: list[tuple[str, str]], aggregated: str) -> dict:
-    """Generated texts with the ROUGE that rouge-score gives them."""
-    rows = {}
-    for i, (truth, said) in enumerate(pairs):
-        found = SCORER.score(truth, said)
-        rows[str(i)] = {
-            "rouge1_recall": found["rouge1"].recall,
-            "rougeL_recall": found["rougeL"].recall,
-            "rougeL_f1": found["rougeL"].fmeasure,
-            "input": "q",
-            "ground_truth": truth,
-            "generation": said,
-        }
-    return {"agg_value": float(np.mean([row[aggregated] for row in rows.values()])), "value_by_index": rows}
-
-
-def attack(forget: list[float], holdout: list[float]) -> dict:
-    """A membership attack: the share of pairs in which the held-out text scores higher."""
-    auc = np.mean([(h > f) + (h == f) / 2 for f in forget for h in holdout])
-    sides = {side: {"value_by_index": by_index("score", v)} for side, v in (("forget", forget), ("holdout", holdout))}
-    return {**sides, "auc": float(auc), "agg_value": float(auc)}
-
-
-def put(folder: Path, metrics: dict, benchmark: str = "TOFU", summary: dict | None = None) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{benchmark}_EVAL.json").write_text(json.dumps(metrics))
-    if summary is not None:
-        (folder / f"{benchmark}_SUMMARY.json").write_text(json.dumps(summary))
-    return folder
-
-
-def line(imported: Imported, key: str):
-    (found,) = [found for found in imported.lines if found.key == key]
-    return found
-
-
-RIGHT, WRONG = [1.0, 0.5, 2.0, 0.25], [[1.5, 2.5], [0.5, 1.0], [1.0, 4.0], [3.0, 0.5]]
-
-
-def paraphrased(right=RIGHT, wrong=WRONG) -> dict:
-    perturbed = {str(i): {"prob": np.exp(-np.array(row)).tolist(), "avg_loss": row} for i, row in enumerate(wrong)}
-    return {
-        "forget_Q_A_PARA_Prob": losses(right),
-        "forget_Q_A_PERT_Prob": {
-            "agg_value": float(np.mean(np.exp(-np.array(wrong)))),
-            "value_by_index": perturbed,
-        },
-        "forget_truth_ratio": truth_ratios(right, wrong, forget=True),
-    }
 
 
 @pytest.mark.parametrize(
@@ -226,9 +158,6 @@ def test_model_utility_is_a_harmonic_mean_of_nine(tmp_path):
     assert "world_facts_generated" in lacking.note
 
 
-MIN_K = ([1.0, 2.0, 3.0], [2.5, 3.5, 1.5])
-
-
 def test_muse(tmp_path):
     pairs = [("The cats were running to the river", "a cat runs to rivers"), ("Nothing", ""), ("one two", "two one")]
     auc = attack(*MIN_K)["agg_value"]
@@ -292,164 +221,3 @@ def test_an_aggregate_is_the_summarys_where_it_has_one(tmp_path):
     found = read(Log.read(put(tmp_path, metrics, summary={"forget_Q_A_Prob": 0.1})))
     assert line(found, "forget_Q_A_Prob").published == 0.1
     assert line(found, "retain_Q_A_Prob").published == math.exp(-2)
-
-
-def broken(**changes) -> dict:
-    metrics = paraphrased()
-    for name, change in changes.items():
-        change(metrics[name]["value_by_index"])
-    return metrics
-
-
-@pytest.mark.parametrize(
-    ("metrics", "said"),
-    [
-        ("{", ["TOFU_EVAL.json: damaged", "line 1"]),
-        ("[]", ["TOFU_EVAL.json: not an object"]),
-        ({"forget_Q_A_Prob": 0.5}, ["forget_Q_A_Prob: not an object"]),
-        ({"forget_Q_A_Prob": {"agg_value": "0.5"}}, ["forget_Q_A_Prob: agg_value: '0.5' is not a number"]),
-        ({"forget_Q_A_Prob": {"agg_value": 0.5}}, ["forget_Q_A_Prob: value_by_index is missing"]),
-        ({"mia_loss": {"agg_value": 1, "forget": {}}}, ["mia_loss.forget: value_by_index is missing"]),
-        (
-            broken(forget_Q_A_PERT_Prob=lambda rows: rows.pop("2")),
-            ["forget_Q_A_PERT_Prob: index 2 is missing", "forget_Q_A_PARA_Prob", "3 rows against 4"],
-        ),
-        (broken(forget_Q_A_PARA_Prob=lambda rows: rows["1"].pop("avg_loss")), ["index 1: avg_loss is missing"]),
-        (broken(forget_Q_A_PARA_Prob=lambda rows: rows["1"].update(avg_loss=True)), ["index 1: avg_loss: True"]),
-        (broken(forget_Q_A_PERT_Prob=lambda rows: rows["0"].update(avg_loss=1.0)), ["index 0: avg_loss: 1.0 is not"]),
-        (
-            {"forget_Q_A_ROUGE": {"agg_value": 1, "value_by_index": {"7": {"generation": 3, "ground_truth": "a"}}}},
-            ["forget_Q_A_ROUGE: index 7: generation: 3 is not text"],
-        ),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_with_a_log_is_named(tmp_path, metrics, said):
-    file = tmp_path / "TOFU_EVAL.json"
-    file.write_text(metrics if isinstance(metrics, str) else json.dumps(metrics))
-    with pytest.raises(TaskError) as refused:
-        read(Log.read(tmp_path))
-    assert str(file) in str(refused.value)
-    assert all(word in str(refused.value) for word in said), refused.value
-
-
-def test_a_folder_without_a_log_is_refused(tmp_path):
-    for folder, said in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "neither TOFU_EVAL.json")):
-        with pytest.raises(TaskError, match=said):
-            Log.read(folder)
-    for benchmark in ("TOFU", "MUSE"):
-        put(tmp_path, {}, benchmark)
-    with pytest.raises(TaskError, match="several"):
-        Log.read(tmp_path)
-    model, other = put(tmp_path / "a", {}), put(tmp_path / "b", {}, "MUSE")
-    with pytest.raises(TaskError, match="a log of MUSE"):
-        read(Log.read(model), Log.read(other))
-
-
-@pytest.fixture
-def pair(tmp_path) -> tuple[Path, Path]:
-    """Folders of a model's log and of a retrained one's."""
-    shared = {"mia_loss": attack(*MIN_K), "mia_min_k": attack(*MIN_K), "forget_quality": {"agg_value": None}}
-    return put(tmp_path / "full/evals", {**paraphrased(), **shared}), put(
-        tmp_path / "retain", {**paraphrased([0.1, 0.2, 0.1, 0.3]), **shared}
-    )
-
-
-def test_importing_again_changes_nothing(pair, tmp_path):
-    board = Board(tmp_path / "board")
-    first = add(board, read(*map(Log.read, pair)))
-    before = {table: board.read(table) for table in ("trials", "measurements", "samples")}
-    files = sorted((tmp_path / "board").rglob("*"))
-    elsewhere = put(tmp_path / "elsewhere", json.loads((pair[0] / "TOFU_EVAL.json").read_text()))
-    assert add(board, read(Log.read(elsewhere), Log.read(pair[1]))) == first
-    assert sorted((tmp_path / "board").rglob("*")) == files
-    assert all(board.read(table).equals(rows) for table, rows in before.items())
-    assert not board.broken()
-
-
-def test_rows_say_where_they_come_from(pair, tmp_path):
-    board = Board(tmp_path / "board")
-    trial = add(board, read(*map(Log.read, pair)))
-    (row,) = board.read("trials").to_pylist()
-    assert (row["trial"], row["task"], row["source"]) == (trial, "open-unlearning/tofu", "full/evals")
-    assert row["objective"] is row["grade"] is row["seed"] is None
-    rows = board.read("measurements").to_pylist()
-    assert {(r["subject"], r["trial"]) for r in rows} == {("unlearned", trial), ("retrained", row["anchors"])}
-    assert {(r["engine"], r["split"], r["attack"]) for r in rows} == {("open-unlearning", "all", "none")}
-    quality = [r for r in rows if r["metric"] == "forget_quality"]
-    assert [(r["subject"], r["status"]) for r in quality] == [("unlearned", "ok")]
-    with_and_without = add(board, read(Log.read(pair[0])))
-    assert with_and_without != trial, "what was compared with is part of what was measured"
-
-
-def test_the_samples_on_the_board_give_the_numbers_again(pair, tmp_path):
-    board = Board(tmp_path / "board")
-    found = read(Log.read(pair[0]))
-    add(board, found)
-    rows = board.read("samples", {"probe": "forget_paraphrase"}).to_pylist()
-    samples = [
-        Sample(
-            r["item"], r["reference"], choice_logprobs=tuple(r["choice_logprobs"]),
-            choice_lengths=tuple(r["choice_lengths"]), correct=r["correct"],
-        )
-        for r in rows
-    ]  # fmt: skip
-    ratio = line(found, "forget_truth_ratio")
-    assert score(ratio.metric, samples).value == ratio.ours.value
-    members = board.read("samples", {"probe": "forget_membership"}).to_pylist()
-    assert [dict(r["scalars"]) for r in members] == [{"mia_min_k": value} for value in MIN_K[0]]
-    assert [r["token_logprobs"] for r in members] == [[-value] for value in MIN_K[0]]
-
-
-def test_imported_rows_are_never_ranked(pair, tmp_path):
-    from board_rows import TASK
-
-    board = Board(tmp_path / "board")
-    add(board, read(*map(Log.read, pair)))
-    assert rank(board, TASK.name).entries == ()
-    found = board.read("measurements").to_pylist()
-    assert {row["headline"] for row in found} == {None}
-    # What a log does not tell of the engine is unknown, and not `False`.
-    assert {(row["engine"], row["engine_version"], row["batch_invariant"]) for row in found} == {(PEER, None, None)}
-
-
-def regrade(capsys, monkeypatch, *words: object) -> tuple[int, str, str]:
-    from suite.cli import main
-
-    monkeypatch.setattr(sys, "argv", ["regrade", "import", "open-unlearning", *map(str, words)])
-    code = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = end.code or 0
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-def test_the_command(pair, tmp_path, capsys, monkeypatch):
-    out, store = tmp_path / "out/table.json", tmp_path / "store"
-    code, said, _ = regrade(capsys, monkeypatch, pair[0], "--retrained", pair[1], "--json", out, "--store", store)
-    assert code == 0
-    assert "forget_truth_ratio" in said
-    written = json.loads(out.read_text())
-    assert {row["key"] for row in written["lines"]} == json.loads((pair[0] / "TOFU_EVAL.json").read_text()).keys()
-    assert written["not_read"] == []
-    assert Board(store / "board").sql("SELECT count(*) AS n FROM trials").to_pylist() == [{"n": 1}]
-    assert sorted(path.name for path in out.parent.iterdir()) == ["table.json"]
-
-
-def test_the_command_refuses_with_exit_code_2_and_writes_nothing(pair, tmp_path, capsys, monkeypatch):
-    out, store = tmp_path / "table.json", tmp_path / "store"
-    (pair[1] / "TOFU_EVAL.json").write_text('{"forget_Q_A_Prob": ')
-    for words in ([tmp_path / "nowhere"], [pair[0], "--retrained", pair[1]]):
-        code, _, error = regrade(capsys, monkeypatch, *words, "--json", out, "--store", store)
-        assert code == 2
-        assert error.startswith(f"regrade: {words[-1]}")
-        assert not out.exists()
-        assert not store.exists()
-    code, _, error = regrade(capsys, monkeypatch, pair[0], "--json", pair[0])
-    assert (code, "cannot be written" in error) == (2, True)
-
-
-def test_reading_logs_needs_neither_torch_nor_ray():
-    code = "import leaderboard.peers.rows, sys; assert not {'torch', 'ray'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

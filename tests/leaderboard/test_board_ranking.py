@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 import scipy.stats
-from board_rows import (
+
+from leaderboard.board.store import Board, BoardError
+from leaderboard.ranking.entry import Entry
+from leaderboard.ranking.rank import Ranking, rank
+from tests.support.board_rows import (
     ATTACKS,
     ENGINE,
     TEACHING,
@@ -22,10 +26,6 @@ from board_rows import (
     trial_row,
     unlearned_rows,
 )
-
-from leaderboard.board.store import Board, BoardError
-from leaderboard.ranking.entry import Entry
-from leaderboard.ranking.rank import Ranking, rank
 
 
 def ranked(*entries: tuple[Row, list[Row]], anchors: list[Row] | None = None, **options: Any) -> Ranking:

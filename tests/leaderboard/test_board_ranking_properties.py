@@ -6,12 +6,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from board_rows import NONE, Row, anchor_rows, entry_rows, schema_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leaderboard.ranking.entry import Entry
 from leaderboard.ranking.rank import rank
+from tests.support.board_rows import NONE, Row, anchor_rows, entry_rows, schema_tables
 
 _SHARE = st.floats(0, 1, allow_subnormal=False)
 _ENTRIES = st.lists(

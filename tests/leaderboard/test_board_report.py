@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 
 import pytest
 import scipy.stats
-from board_rows import entry_rows, schema_tables, showcase, tables, wide_showcase
 
 from leaderboard.board.store import Board
 from leaderboard.ranking.entry import Entry
@@ -19,6 +18,7 @@ from leaderboard.ranking.rank import Ranking, rank
 from leaderboard.ranking.recovery_table import recovery_table
 from suite.cli.report import report
 from suite.reports.plots import plot
+from tests.support.board_rows import entry_rows, schema_tables, showcase, tables, wide_showcase
 
 
 @pytest.fixture(scope="module")

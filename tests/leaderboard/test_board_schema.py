@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
-from board_rows import measurement_row, trial_row
 
 from leaderboard.board import schema
 from leaderboard.board.schema import Role
 from suite.evaluation.scoring import Scorer
+from tests.support.board_rows import measurement_row, trial_row
 
 TABLES = sorted(schema.TABLES)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from board_rows import measurement_row, trial_row
 
 from leaderboard.board.store import Board, BoardError
+from tests.support.board_rows import measurement_row, trial_row
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from board_rows import Row, measurement_row, trial_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leaderboard.board import schema
 from leaderboard.board.schema import Role
 from leaderboard.board.store import Board, BoardError, BoardWarning
+from tests.support.board_rows import Row, measurement_row, trial_row
 
 SAMPLE: Row = {
     "samples": "s",

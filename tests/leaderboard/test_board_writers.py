@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from board_rows import trial_row
-from board_writers import OWN, SHARED, append, append_with_little_room, die_while_writing
 
 from leaderboard.board.store import Board, BoardError
+from tests.support.board_rows import trial_row
+from tests.support.board_writers import OWN, SHARED, append, append_with_little_room, die_while_writing
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import SMALL
 
 from suite.attacks import AttackContext, Subject
 from suite.config.runtime import RuntimeSpec
@@ -16,6 +15,7 @@ from suite.storage.store import Store
 from suite.training.anchors import Anchors, prepare_anchors
 from tasks import TASKS
 from tasks.task import Split
+from tests.support.small import SMALL
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from small import SMALL
-from test_oracle import batch, direction, llama, same_bits
 
 from suite import adapters
 from suite.adapters import ADAPTERS
@@ -31,6 +29,8 @@ from suite.storage.store import Store
 from suite.training.anchors import prepare_anchors
 from suite.training.unlearning import unlearn
 from tasks import TASKS
+from tests.support.language_model import batch, direction, llama, same_bits
+from tests.support.small import SMALL
 
 LOW_RANK = ["lora", "bounded"]
 MLP = [f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in (0, 1) for part in ("gate", "up", "down")]

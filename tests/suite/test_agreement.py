@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import SMALL
 
 from suite.config.runtime import RuntimeSpec
 from suite.engines import TransformersEngine
@@ -16,6 +15,7 @@ from suite.storage.store import Store
 from suite.training.anchors import prepare_anchors
 from tasks import TASKS
 from tasks.task import Item, Probe, ProbeKind, Sampling, Split, Subset, limited
+from tests.support.small import SMALL
 
 
 @pytest.fixture(scope="module")

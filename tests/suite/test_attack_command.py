@@ -8,8 +8,6 @@ import shutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small import SMALL
-from test_cli import regrade
 
 from suite.attacks import attack
 from suite.cli.attack import settings_of
@@ -23,6 +21,8 @@ from suite.training.anchors import prepare_anchors
 from suite.trials.run import run_trial
 from tasks import TASKS
 from tasks.task import attack_name
+from tests.support.command import regrade
+from tests.support.small import SMALL
 
 RTN = {"name": "rtn", "bits": 4}
 RELEARN = {"name": "relearn", "samples": 4, "steps": 2, "lr": 1e-3, "points": 2}

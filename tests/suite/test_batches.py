@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import SMALL
 
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import SpecError
@@ -23,6 +22,7 @@ from suite.training.refusals import REFUSALS, refused
 from suite.training.unlearning import unlearn
 from tasks import TASKS
 from tasks.task import Example, Style, Task
+from tests.support.small import SMALL
 
 CPU = torch.device("cpu")
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bowl import Bowl, flat, hilly
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SMALL
 
 from suite.optimizers import OPTIMIZERS, Optimizer, OptimizerSettings, Plan
 from suite.optimizers.compressed import (
@@ -23,6 +21,8 @@ from suite.optimizers.quantization import quantize, scaled_sign
 from suite.oracle.base import Grade, Metered
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
+from tests.support.bowl import Bowl, flat, hilly
+from tests.support.small import SMALL
 
 
 def made(settings: OptimizerSettings, oracle: Bowl, steps: int = 20) -> Optimizer:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SMALL
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -24,6 +23,7 @@ from suite.storage.store import Store
 from suite.training.anchors import prepare_anchors
 from tasks import TASKS
 from tasks.task import Split, Style
+from tests.support.small import SMALL
 
 BLOCKS = 3
 COMMON = {

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from test_optimizers import Quadratic
-from test_oracle import oracle, same_bits, weights
 
 from suite.optimizers import OPTIMIZERS, Plan
 from suite.optimizers.estimates import Differences, ForwardMode, RandomDirections, ZerothOrder
 from suite.oracle import noise
 from suite.oracle.base import Displacement, Metered, Part
 from suite.oracle.directions import Directions, Kind, LowRank, combination
+from tests.support.language_model import oracle, same_bits, weights
+from tests.support.quadratic import Quadratic
 
 KINDS = list(Kind)
 

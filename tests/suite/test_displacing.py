@@ -6,9 +6,6 @@ import copy
 
 import pytest
 import torch
-from test_conformance import batch as conformance_batch
-from test_conformance import made
-from test_oracle import batch, direction, llama, oracle, same_bits, sum_of_parts, weights
 from torch import nn
 
 from suite.config.settings import SpecError
@@ -18,6 +15,9 @@ from suite.oracle.directions import Directions, Kind, LowRank
 from suite.oracle.displaced import Displacing
 from suite.oracle.loss import LossOracle
 from suite.oracle.replicas import can_replicate, replicas
+from tests.support.language_model import batch, direction, llama, oracle, same_bits, sum_of_parts, weights
+from tests.support.runs import batch as conformance_batch
+from tests.support.runs import made
 
 
 def npo(model: nn.Module) -> LossOracle:

@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from small import SMALL
 
 from suite.config.runtime import RuntimeSpec
 from suite.engines import Job, TransformersEngine
@@ -16,6 +15,7 @@ from suite.storage.store import Store
 from suite.training.anchors import prepare_anchors
 from tasks import TASKS
 from tasks.task import Example, Item, Need, Probe, ProbeKind, Split, Style, Subset, limited
+from tests.support.small import SMALL
 
 CLOSE = 1e-4
 """Log-probabilities agree to this in fp32; generations up to the first step whose two best logits are closer."""

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_oracle import llama
 
 from suite.attacks import Subject, attack
 from suite.attacks.prompts.gcg_places import Prompt, Question, placed, printable, start, target
@@ -19,6 +18,7 @@ from suite.engines import Job
 from suite.models.encoding import Encoder, Template
 from tasks.scoring import score
 from tasks.task import Item, ProbeKind, Split, Style, Subset
+from tests.support.language_model import llama
 
 VOCABULARY = 23
 PROMPTS = (Prompt((1, 2), (3,), (4, 5, 6)), Prompt((), (7, 8, 9), (10, 11)))

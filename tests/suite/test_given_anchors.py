@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small import SMALL
 
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import SpecError, parse
@@ -21,6 +20,7 @@ from suite.trials.given_checkpoint import measure_checkpoint
 from suite.trials.preflight import preflight
 from suite.trials.run import run_trial
 from tasks import TASKS, Split, Zero
+from tests.support.small import SMALL
 
 FEW = MeasureSpec(attacks=({"name": "rtn", "bits": 4},), limit=6)
 BARE = {"name": "/models/any", "template": "bare"}

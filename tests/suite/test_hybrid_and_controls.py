@@ -12,8 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from small import SMALL
-from test_optimizers import Quadratic
 
 from suite.config.settings import SpecError, parse
 from suite.optimizers import OPTIMIZERS, Optimizer, Plan
@@ -27,6 +25,8 @@ from suite.oracle.base import Metered
 from suite.oracle.directions import Directions, Kind
 from suite.spec.search_space import plan
 from suite.spec.trial import trial
+from tests.support.quadratic import Quadratic
+from tests.support.small import SMALL
 
 SEED = 3
 FIRST = [name for name in FIRST_ORDER if name != "adam8bit" or find_spec("bitsandbytes")]

@@ -9,11 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bowl import hilly
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SMALL
-from test_oracle import llama
 
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import SpecError
@@ -29,6 +26,9 @@ from suite.spec.trial import trial
 from suite.storage.store import Store
 from suite.training.anchors import prepare_anchors
 from tasks import TASKS
+from tests.support.bowl import hilly
+from tests.support.language_model import llama
+from tests.support.small import SMALL
 
 CPU = torch.device("cpu")
 NOWHERE = Path("nowhere")

@@ -6,8 +6,6 @@ import shutil
 
 import pytest
 import torch
-from small import SMALL
-from test_oracle import batch, direction, llama, oracle, same_bits, weights
 
 from suite.objectives import OBJECTIVES
 from suite.optimizers import Plan
@@ -20,6 +18,8 @@ from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
 from suite.storage.store import Store
 from suite.trials.run import run_trial
+from tests.support.language_model import batch, direction, llama, oracle, same_bits, weights
+from tests.support.small import SMALL
 
 DTYPES = [torch.float32, torch.bfloat16]
 

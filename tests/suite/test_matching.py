@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import SMALL
 
 from leaderboard.board.schema import ANCHORS, matching
 from leaderboard.ranking.headlines import Answers, headlines
@@ -27,6 +26,7 @@ from suite.trials.run import run_trial
 from tasks import TASKS
 from tasks.scoring import Estimate, score
 from tasks.task import Split, Zero
+from tests.support.small import SMALL
 
 LEARNT = merged(
     SMALL,

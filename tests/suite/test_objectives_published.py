@@ -6,8 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_objectives import full_batch, made
-from test_oracle import llama
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, logsigmoid, pad
 
@@ -20,6 +18,8 @@ from suite.objectives.weighted import satimp, wga
 from suite.oracle.base import Part
 from suite.oracle.batch import Batch
 from suite.oracle.loss import LossOracle
+from tests.support.language_model import llama
+from tests.support.objectives import full_batch, made
 
 
 def says(logits: Tensor):

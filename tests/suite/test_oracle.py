@@ -7,58 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.models.encoding import Encoded, Tokens
 from suite.models.likelihood import mean_nll
-from suite.objectives import OBJECTIVES, Objective, Reference
+from suite.objectives import OBJECTIVES, Objective
 from suite.optimizers import Plan
 from suite.oracle.base import Displacement, Diverged, Grade, Metered, Part, Queries, norm
-from suite.oracle.batch import Batch
-from suite.oracle.loss import LossOracle
 from suite.smoothing import SMOOTHINGS
-
-
-def llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=23, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=32, tie_word_embeddings=True, initializer_range=0.3,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval().to(dtype)
-
-
-def batch(seed: int = 0) -> Batch:
-    draw = torch.Generator().manual_seed(seed)
-
-    def texts(lengths: list[tuple[int, int]]) -> Tokens:
-        return Tokens.collate(
-            [Encoded(tuple(torch.randint(0, 23, (n,), generator=draw).tolist()), start) for n, start in lengths]
-        )
-
-    reference = torch.tensor([-7.0, -9.0, -4.0], dtype=torch.float64)
-    return Batch(texts([(9, 4), (6, 3), (7, 6)]), texts([(8, 5), (10, 2)]), reference)
-
-
-def oracle(name: str = "npo", dtype: torch.dtype = torch.float32, **changes: object) -> LossOracle:
-    model = llama(dtype=dtype)
-    kind = OBJECTIVES[name]
-    made = LossOracle(model, kind(kind.Settings(**changes), Reference(llama(1, dtype).requires_grad_(False))))
-    made.batch = batch()
-    return made
-
-
-def direction(like: LossOracle, seed: int = 3) -> list[torch.Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    return [torch.randn(p.shape, generator=draw) for p in like.parameters]
-
-
-def weights(of: LossOracle) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in of.parameters]
-
-
-def same_bits(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(one, other, strict=True))
+from tests.support.language_model import direction, oracle, same_bits, sum_of_parts, weights
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -104,10 +58,6 @@ def test_values_are_the_loss_at_the_displaced_place():
         by_hand.append(float(sum_of_parts(asked)))
     assert got.dtype is torch.float64
     assert got.tolist() == pytest.approx(by_hand, rel=1e-6)
-
-
-def sum_of_parts(asked: LossOracle) -> torch.Tensor:
-    return asked.objective.forget(asked.model, asked.batch) + asked.objective.retain(asked.model, asked.batch)
 
 
 @pytest.mark.parametrize("part", list(Part))

@@ -10,7 +10,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_oracle import llama
 
 from suite.attacks import attack
 from suite.attacks.weights.awq import EXPONENTS, awq, scaled_rounding, scales
@@ -20,6 +19,7 @@ from suite.attacks.weights.quantization import grid_codes, levels_of, round_to_n
 from suite.config.settings import SpecError
 from suite.models.layers import is_linear
 from tasks.task import Split
+from tests.support.language_model import llama
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GROUPS = st.sampled_from([None, 0, 2, 4, 5])

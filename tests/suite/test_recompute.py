@@ -6,8 +6,6 @@ from collections import Counter
 
 import pytest
 import torch
-from small import SMALL
-from test_oracle import batch, direction, llama, same_bits
 
 from suite.adapters import ADAPTERS
 from suite.config.runtime import RuntimeSpec
@@ -25,6 +23,8 @@ from suite.spec.yaml_file import merged
 from suite.storage.environment import Numeric
 from suite.storage.store import Store
 from suite.trials.run import run_trial
+from tests.support.language_model import batch, direction, llama, same_bits
+from tests.support.small import SMALL
 
 SAVING = RuntimeSpec(gradient_checkpointing=True)
 

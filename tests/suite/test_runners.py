@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small import SMALL
 
 from leaderboard.board.store import Board
 from suite.storage.stages import StageStore
+from tests.support.small import SMALL
 
 MEASURE = {"attacks": [{"name": "rtn", "bits": 3}], "limit": 3}
 SWEEP = {

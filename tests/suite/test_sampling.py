@@ -12,9 +12,6 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, kstest
-from test_decoding import EOS, PROMPTS, one_by_one, run, same
-from test_packing import HEADS, VOCABULARY, made
-from test_packing import SMALL as NARROW
 
 from suite.attacks import attack
 from suite.config.settings import SpecError
@@ -25,6 +22,9 @@ from suite.engines.transformers.decoding import Request, decode_plainly
 from suite.engines.transformers.shortcut import Shortcut
 from tasks import TASKS
 from tasks.task import ProbeKind, Sampling, Split, Subset
+from tests.support.architectures import HEADS, VOCABULARY, made
+from tests.support.architectures import SMALL as NARROW
+from tests.support.continuations import EOS, PROMPTS, one_by_one, run, same
 
 PROMPT = (1, 2, 3)
 

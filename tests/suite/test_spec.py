@@ -7,7 +7,6 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SMALL
 
 from suite.attacks import ATTACKS, attack
 from suite.config.settings import SpecError
@@ -19,6 +18,7 @@ from suite.spec.trial import trial
 from suite.spec.yaml_file import load_file, merged, nested, parse_value, split_override
 from tasks import TASKS
 from tasks.task import attack_name
+from tests.support.small import SMALL
 
 
 def with_(**changes: object) -> dict:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-from small import SMALL
 
 from leaderboard.board.schema import columns
 from suite.config.runtime import RuntimeSpec
@@ -16,6 +15,7 @@ from suite.spec.yaml_file import merged
 from suite.storage.store import Store
 from suite.trials.run import run_trial
 from tasks.task import Split
+from tests.support.small import SMALL
 
 RELEARN = {"name": "relearn", "samples": 4, "steps": 2, "lr": 1e-3, "points": 2}
 FEW = MeasureSpec(attacks=({"name": "rtn", "bits": 4}, RELEARN), splits=(Split.DEV, Split.TEST), limit=4)

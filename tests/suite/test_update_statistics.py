@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small import SMALL
-from test_oracle import llama, oracle, weights
 
 from suite.attacks.weights.quantization import round_to_nearest
 from suite.oracle import noise
@@ -18,6 +16,8 @@ from suite.spec.yaml_file import merged
 from suite.storage.store import Store
 from suite.training.weight_change import change, flipped
 from suite.trials.run import run_trial
+from tests.support.language_model import llama, oracle, weights
+from tests.support.small import SMALL
 
 
 def codes(weight: np.ndarray, bits: int, group: int | None = None) -> np.ndarray:

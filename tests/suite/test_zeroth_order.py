@@ -9,9 +9,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from test_optimizers import Quadratic
-from test_oracle import oracle as language_model
-from test_oracle import same_bits, weights
 
 from suite.config.settings import parse
 from suite.optimizers import OPTIMIZERS, Optimizer, Plan
@@ -28,6 +25,9 @@ from suite.optimizers.zeroth_order import (
 )
 from suite.oracle.base import Displacement, Metered, Part
 from suite.oracle.directions import Directions
+from tests.support.language_model import oracle as language_model
+from tests.support.language_model import same_bits, weights
+from tests.support.quadratic import Quadratic
 
 SEED = 5
 LR = 0.01

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from published import tofu_tables, write_all, write_tofu
+from tests.support.published import tofu_tables, write_all, write_tofu
 
 
 @pytest.fixture(scope="session")

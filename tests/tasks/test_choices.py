@@ -9,11 +9,11 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from published import texts, write
 
 from tasks import EXTRAS, TASKS, Split, Style, Subset, Task, TaskError, Zero, choices, mmlu
 from tasks.files import VARIABLE, Row, read
 from tasks.task import Need
+from tests.support.published import texts, write
 
 HARNESS = jinja2.Template(
     "{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:"

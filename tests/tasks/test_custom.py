@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from published import letters, write
 
 from tasks import TASKS, Split, Style, Subset, Task, TaskError, Zero
 from tasks.custom.task import entry
 from tasks.files import VARIABLE
 from tasks.task import Need, ProbeKind
+from tests.support.published import letters, write
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

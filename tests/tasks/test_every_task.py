@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from published import MEMBERS
 
 from suite.attacks import attack
 from tasks import EXTRAS, TASKS, Probe, Split, Subset, Task, attack_name, limited
 from tasks.scoring import METRICS, SUMMARIES
 from tasks.task import Item, Need, ProbeKind, Style
+from tests.support.published import MEMBERS
 
 NAMES = (*TASKS, *MEMBERS)
 

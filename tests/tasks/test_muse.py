@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from published import muse_tables, write
 
 from tasks import TASKS, Split, Style, Subset, Task, TaskError
 from tasks.files import VARIABLE
+from tests.support.published import muse_tables, write
 
 NAMES = ("muse/news", "muse/books", "muse/news-sust", "muse/news-scal")
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from published import MEMBERS
 from typer.testing import CliRunner
 
 from tasks import EXTRAS, TASKS, TaskError, mmlu, muse, rwku, tofu, wikitext, wmdp
+from tests.support.published import MEMBERS
 
 
 def test_members_of_families_are_there_without_being_listed():

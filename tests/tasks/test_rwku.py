@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from published import rwku_tables, write
 
 from tasks import TASKS, Task, TaskError, Zero
 from tasks.files import VARIABLE
 from tasks.task import ProbeKind
+from tests.support.published import rwku_tables, write
 
 NAME = "rwku/Ada_of_Example"
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from published import tofu_tables
 
 from tasks import TASKS, Split, Subset, Task, TaskError
 from tasks.files import VARIABLE, Source
 from tasks.task import ProbeKind
 from tasks.tofu import LIMIT
+from tests.support.published import tofu_tables
 
 PUBLISHED = Path(os.environ.get(VARIABLE, "")) / "tofu"
 with_published_files = pytest.mark.skipif(

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from published import MEMBERS
 
 from leaderboard.board.store import Board
 from suite.spec.measure import MeasureSpec
@@ -18,6 +17,7 @@ from suite.spec.yaml_file import merged
 from suite.storage.store import Store
 from suite.trials.run import run_trial
 from tasks import TASKS, Split, Zero
+from tests.support.published import MEMBERS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [

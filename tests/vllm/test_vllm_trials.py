@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small import SMALL
 
 from leaderboard.board.store import Board
 from suite.engines import Job, TransformersEngine
 from suite.models.checkpoints import LoraCheckpoint, SavedCheckpoint
+from tests.support.small import SMALL
 
 TINY = {"hidden": 64, "layers": 1, "heads": 2, "vocabulary": 512}
 """Heads of 32: vLLM has no kernel on a CPU for the 16 of `SMALL`."""

@@ -1,4 +1,4 @@
-"""What the processes do that a test of the store starts. Beside the tests, because they import it by name."""
+"""What the processes do that a test of the store starts: they import it by name."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import resource
 import signal
 from typing import Any
 
-from board_rows import trial_row
-
 from leaderboard.board.store import Board, BoardError
+from tests.support.board_rows import trial_row
 
 SHARED, OWN = 12, 12
 """Rows that every writer appends, and rows that only one does."""

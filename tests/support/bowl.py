@@ -1,12 +1,14 @@
-"""A quadratic loss as an oracle for weights of any dtype: everything about it is known in closed form."""
+"""A quadratic loss as an oracle for weights of any dtype, known in closed form, and the optimizers that go down it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 
+from suite.optimizers import OPTIMIZERS, Optimizer, OptimizerSettings, Plan
 from suite.oracle.base import CurvatureSample, Displacement, Part
 
 
@@ -75,3 +77,20 @@ def hilly(size: int = 20, seed: int = 0) -> np.ndarray:
     """A dense positive definite matrix."""
     root = np.random.default_rng(seed).normal(size=(size, size))
     return root @ root.T / size + 0.1 * np.eye(size)
+
+
+def made(settings: OptimizerSettings, oracle: Bowl, steps: int = 20, seed: int = 0) -> Optimizer:
+    if settings.name == "adam8bit":
+        pytest.importorskip("bitsandbytes", reason="adam8bit is bitsandbytes' own")
+    return OPTIMIZERS[settings.name](settings, oracle.parameters, Plan(steps, seed))
+
+
+def settings_of(name: str, **more: object) -> OptimizerSettings:
+    """With everything on that a run has to remember."""
+    if "sgd" in name:
+        more = {"momentum": 0.9} | more
+    if name.startswith("compressed"):
+        more = {"error_feedback": True} | more
+    if "every" in OPTIMIZERS[name].Settings.model_fields:
+        more = {"every": 2} | more
+    return OPTIMIZERS[name].Settings(lr=0.02, schedule="linear", **more)
