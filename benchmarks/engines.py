@@ -31,7 +31,7 @@ from suite.engines.choosing import check_here
 from suite.engines.questions import Questions
 from suite.engines.vllm.engine import VllmEngine
 from suite.engines.vllm.pool import find_pool, open_pool
-from suite.engines.vllm.process import Order
+from suite.engines.vllm.process import PoolRequest
 from suite.engines.vllm.transport import weights_of
 from suite.models.checkpoints import SavedCheckpoint, TensorCheckpoint
 from suite.models.encoding import Encoder, Template
@@ -139,7 +139,7 @@ class Bench:
             layout = engine._architectures.of(checkpoint.path).layout
             (file,) = checkpoint.files
             found["read"].append(seconds(lambda file=file: file.read_bytes()))
-            order = Order(weights_of(checkpoint, layout), engine._asks(questions))
+            order = PoolRequest(weights_of(checkpoint, layout), engine._asks(questions))
             found["file"].append(ray.get(desk.answer.remote(start, order)).loading)
             state = {name: tensor.clone() for name, tensor in checkpoint.state().items()}
             copies = [tensor.to(self.device, copy=True) for tensor in state.values()]
@@ -150,7 +150,7 @@ class Bench:
             begun = time.perf_counter()
             held = [ray.put(weights)]
             found["put"].append(time.perf_counter() - begun)
-            reply = ray.get(desk.answer.remote(start, Order(held, engine._asks(questions))))
+            reply = ray.get(desk.answer.remote(start, PoolRequest(held, engine._asks(questions))))
             found["memory"].append(reply.loading)
         return {name: statistics.median(times[2:]) for name, times in found.items()}
 

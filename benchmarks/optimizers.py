@@ -26,7 +26,7 @@ from rich.table import Table
 
 from suite.models.encoding import Tokens
 from suite.objectives import OBJECTIVES
-from suite.optimizers import OPTIMIZERS, Optimizer, Plan
+from suite.optimizers import OPTIMIZERS, Optimizer, Run
 from suite.optimizers.estimates import ZerothOrder
 from suite.oracle import noise
 from suite.oracle.base import Displacement, Part
@@ -78,7 +78,7 @@ def oracle_of(name: str, device: torch.device, retain: bool = True) -> LossOracl
 
 def optimizer_of(oracle: LossOracle, name: str, **settings: object) -> Optimizer:
     kind = OPTIMIZERS[name]
-    return kind(kind.Settings(lr=1e-9, **settings), oracle.parameters, Plan(STEPS))
+    return kind(kind.Settings(lr=1e-9, **settings), oracle.parameters, Run(STEPS))
 
 
 class Clock:

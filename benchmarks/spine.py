@@ -18,7 +18,7 @@ from suite.config.runtime import RuntimeSpec
 from suite.engines import Job, TransformersEngine
 from suite.models.encoding import Tokens
 from suite.objectives import OBJECTIVES
-from suite.optimizers import OPTIMIZERS, Plan
+from suite.optimizers import OPTIMIZERS, Run
 from suite.oracle.base import Part
 from suite.oracle.batch import Batch
 from suite.oracle.loss import LossOracle
@@ -54,7 +54,7 @@ def zeroth_order(store: Store, repeats: int) -> dict[str, float]:
     found = {}
     for q in (1, 4):
         settings = kind.Settings(lr=1e-9, zo={"samples": q})
-        optimizer = kind(settings, oracle.parameters, Plan(steps=10**6))
+        optimizer = kind(settings, oracle.parameters, Run(steps=10**6))
         found[f"zo_step_q{q}_over_forwards"] = ratio(
             lambda optimizer=optimizer: optimizer.step(oracle),
             lambda q=q: oracle.values(Part.TOTAL, [None] * (2 * q)),

@@ -128,7 +128,7 @@ class Entry(Numbers):
 
 
 @dataclass(frozen=True, slots=True)
-class Mixed:
+class MatchedHeadlines:
     """What a trial's weights are worth once they are mixed with the target's, and how much of them is left."""
 
     headlines: Headlines
@@ -142,7 +142,7 @@ class Trial:
     row: Mapping[str, Any]
     engine: str | None
     headlines: Headlines
-    mixed: Mixed | None = None
+    mixed: MatchedHeadlines | None = None
 
 
 def combined(label: str, trials: Sequence[Trial], floor: float | None = None) -> Entry:
@@ -189,7 +189,7 @@ def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], en
     if not any(trial.mixed for trial in trials):
         return None
     missing = Estimate.null(f"not measured with utility matched to {floor:g}")
-    nothing = Mixed(Headlines.null(missing, attacks), missing)
+    nothing = MatchedHeadlines(Headlines.null(missing, attacks), missing)
     mixed = {_name(trial): trial.mixed or nothing for trial in trials}
     numbers = _numbers({seed: one.headlines for seed, one in mixed.items()}, attacks)
     weight = over_seeds({seed: one.weight for seed, one in mixed.items()})

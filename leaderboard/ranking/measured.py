@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching
 from leaderboard.board.store import Board
-from leaderboard.ranking.entry import Mixed, Trial
+from leaderboard.ranking.entry import MatchedHeadlines, Trial
 from leaderboard.ranking.headlines import Answers, Headlines, estimate, trial_headlines
 from leaderboard.ranking.retention_matching import METRIC, PROBE, chosen, floor_of
 from tasks.scoring.estimate import Estimate
@@ -103,15 +103,15 @@ class Measured:
         unlearned = self.model(row["trial"], UNLEARNED, engine, name)
         return trial_headlines(unlearned, target, retrained, row["anchor_ids"], attacks)
 
-    def _mixed(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> Mixed | None:
+    def _mixed(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> MatchedHeadlines | None:
         weight = self._weights.get((row["trial"], name, engine))
         if (row["trial"], UNLEARNED, name, engine) in self._answers:
             lost = Estimate.null("the mixing weight was not written down")
-            return Mixed(self._headlines(row, engine, attacks, name), weight or lost)
+            return MatchedHeadlines(self._headlines(row, engine, attacks, name), weight or lost)
         if weight is None or weight.known:
             return None
         missing = Estimate.null(f"utility cannot be matched: {weight.reason}")
-        return Mixed(Headlines.null(missing, attacks), missing)
+        return MatchedHeadlines(Headlines.null(missing, attacks), missing)
 
     def _mixtures(self) -> Iterable[tuple[str, str, str, str | None]]:
         return ((trial, UNLEARNED, name, engine) for trial, name, engine in self._weights)

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from suite.adapters.base import Adapter, AdapterSettings, Made
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.oracle.base import Tensors
 
 

@@ -27,8 +27,9 @@ from suite.attacks.weights.pruning import Pruning
 from suite.attacks.weights.quantization import RoundToNearest
 from suite.attacks.weights.refusal_direction import RefusalDirection
 from suite.attacks.weights.weight_noise import WeightNoise
+from suite.config.errors import SpecError
 from suite.config.registry import Registry
-from suite.config.settings import SpecError, parse
+from suite.config.settings import parse
 
 __all__ = ["ATTACKS", "Attack", "AttackContext", "Subject", "attack", "weights"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from suite.engines import Engine
 
 
-class Means(StrEnum):
+class Access(StrEnum):
     """What an attacker has to have for an attack."""
 
     NOTHING = "nothing"
@@ -27,7 +27,7 @@ class Means(StrEnum):
     """The model itself: its weights are changed."""
     PROMPTS = "prompts"
     """An interface: the questions are put in another way."""
-    INSIGHT = "insight"
+    WHITE_BOX = "white-box"
     """The model itself, to look inside: a diagnostic rather than an attack."""
 
 
@@ -95,7 +95,7 @@ class Attack:
     """One attack with its budget. Attacks are evaluation of one's own model."""
 
     Settings: ClassVar[type[AttackSettings]] = AttackSettings
-    means: ClassVar[Means]
+    access: ClassVar[Access]
     source: ClassVar[str] = ""
     """Where the attack comes from: paper and section."""
     needs_target: ClassVar[bool] = False
@@ -139,7 +139,7 @@ class Attack:
 class WeightEdit(Attack):
     """An attack that is one edit of the weights, made when they are asked for."""
 
-    means = Means.WEIGHTS
+    access = Access.WEIGHTS
 
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
         """The weights after the attack; tensors that are given back as they are were not touched. Not in place."""
@@ -161,11 +161,11 @@ class WeightEdit(Attack):
 class PromptEdit(Attack):
     """An attack that puts the questions in another way, each by itself."""
 
-    means = Means.PROMPTS
+    access = Access.PROMPTS
 
-    def asked(self, probe: Probe, context: AttackContext) -> Probe:
+    def edited_probe(self, probe: Probe, context: AttackContext) -> Probe:
         """The probe with its questions as the attack puts them; items keep their ids and their order."""
         raise NotImplementedError
 
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
-        yield 0, Subject(subject.checkpoint, tuple(self.asked(probe, context) for probe in subject.probes))
+        yield 0, Subject(subject.checkpoint, tuple(self.edited_probe(probe, context) for probe in subject.probes))

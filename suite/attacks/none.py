@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
+from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 
 
 class NoAttack(Attack):
     """The subject as it is."""
 
-    means = Means.NOTHING
+    access = Access.NOTHING
 
     class Settings(AttackSettings):
         name: Literal["none"] = "none"

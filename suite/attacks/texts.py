@@ -13,7 +13,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from suite.config.settings import SpecError, nearest
+from suite.config.errors import SpecError
+from suite.config.settings import nearest
 from tasks import TASKS, wikitext
 from tasks.task import Example, Split, Style, Subset, Task, TaskError
 

@@ -87,10 +87,7 @@ def _exit_code(error: Exception) -> int | None:
     """The code of an error that explains itself; None for one that is our fault and keeps its traceback."""
     from leaderboard.board.files import BoardError
     from leaderboard.storage import NotWritable, StorageError
-    from suite.config.settings import SpecError
-    from suite.engines import EngineError
-    from suite.models.checkpoints import CheckpointError
-    from suite.storage.stages import StageError
+    from suite.config.errors import CheckpointError, EngineError, SpecError, StageError
     from tasks.task import TaskError
 
     if isinstance(error, SpecError | TaskError | NotWritable):

@@ -103,7 +103,7 @@ def settings_of(text: str) -> dict[str, Any]:
     Raises:
         SpecError: it is not written like one.
     """
-    from suite.config.settings import SpecError
+    from suite.config.errors import SpecError
     from suite.spec.yaml_file import parse_value
 
     parts = _ATTACK.fullmatch(text.strip())

@@ -84,7 +84,8 @@ def _rankings(
 ) -> list[Ranking]:
     from leaderboard.ranking.measured import engines_of
     from leaderboard.ranking.rank import rank
-    from suite.config.settings import SpecError, nearest
+    from suite.config.errors import SpecError
+    from suite.config.settings import nearest
     from tasks import TASKS
 
     if engine and mix_engines:

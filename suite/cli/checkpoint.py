@@ -23,7 +23,7 @@ Threads = Annotated[int, typer.Option(help="CPU threads.", min=1)]
 
 def answering(engine: str | None, tensor_parallel: int) -> dict[str, Any]:
     """What the command line says of the engine, as settings of `measure`."""
-    from suite.config.settings import SpecError
+    from suite.config.errors import SpecError
 
     if tensor_parallel > 1 and engine != "vllm":
         raise SpecError("--tensor-parallel: is vLLM's. Add --engine vllm")
@@ -33,7 +33,8 @@ def answering(engine: str | None, tensor_parallel: int) -> dict[str, Any]:
 
 def check_task(task: str) -> None:
     """Raises SpecError where there is no such task."""
-    from suite.config.settings import SpecError, nearest
+    from suite.config.errors import SpecError
+    from suite.config.settings import nearest
     from tasks import TASKS
 
     if task not in TASKS:

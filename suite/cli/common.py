@@ -59,7 +59,7 @@ def open_board(store: str, split: str) -> Board:
         SpecError: there is none, or no such split.
     """
     from leaderboard.board.store import Board
-    from suite.config.settings import SpecError
+    from suite.config.errors import SpecError
     from suite.storage.location import store_folder
     from tasks.task import Split
 

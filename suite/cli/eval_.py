@@ -46,7 +46,7 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Ask a checkpoint a task's questions and print every number. What was asked before is not asked again."""
-    from suite.config.settings import SpecError
+    from suite.config.errors import SpecError
     from suite.evaluation.scoring import BOTH_SPLITS
     from suite.storage.location import store_folder
     from tasks.task import Split

@@ -73,7 +73,7 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
             from suite.attacks import ATTACKS
 
             return [
-                {"name": name, "needs": str(kind.means), "source": kind.source, "summary": ATTACKS.summary(name)}
+                {"name": name, "needs": str(kind.access), "source": kind.source, "summary": ATTACKS.summary(name)}
                 for name, kind in ATTACKS.items()
             ]
         case _:

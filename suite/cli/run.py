@@ -27,8 +27,8 @@ def run(
     """Run one trial: train the anchors, unlearn, attack, evaluate, and put the rows on the board."""
     import typer
 
-    from suite.config.settings import SpecError
-    from suite.runners import Job, run_here
+    from suite.config.errors import SpecError
+    from suite.runners import TrialJob, run_here
     from suite.storage.location import store_folder
     from suite.storage.store import Store
     from suite.trials.preflight import preflight
@@ -41,7 +41,7 @@ def run(
     preflight(trials, plan.measure, plan.runtime)
     root = Store(store).root
     with Progress(1) as progress:
-        job = Job(trials[0], plan.measure, plan.runtime, root)
+        job = TrialJob(trials[0], plan.measure, plan.runtime, root)
         run_here([job], progress.finished, lambda job, stage: progress.stage("trial", stage))
     (outcome,) = progress.outcomes
     if as_json:

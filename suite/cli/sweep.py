@@ -54,7 +54,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Run every trial of a grid, or search a space with Optuna. What is in the store already is not run again."""
-    from suite.config.settings import SpecError
+    from suite.config.errors import SpecError
     from suite.storage.location import store_folder
     from suite.storage.store import Store
     from suite.trials.preflight import preflight
@@ -86,7 +86,7 @@ def sweep(
 
 def _search(grid: list[str] | None, trials: int | None) -> dict[str, Any]:
     """The search as the command line says it."""
-    from suite.config.settings import SpecError
+    from suite.config.errors import SpecError
     from suite.spec.yaml_file import parse_value
 
     found: dict[str, Any] = {}
@@ -104,10 +104,10 @@ def _search(grid: list[str] | None, trials: int | None) -> dict[str, Any]:
 def _grid(
     plan: Plan, specs: list, root: Store, progress: Progress, runner: Runner, address: str | None, many: int | None
 ) -> None:
-    from suite.runners import Job, run_here
+    from suite.runners import TrialJob, run_here
 
     progress.expect(progress.done + len(specs))
-    jobs = [Job(one, plan.measure, plan.runtime, root.root) for one in specs]
+    jobs = [TrialJob(one, plan.measure, plan.runtime, root.root) for one in specs]
     if runner is Runner.RAY:
         from suite.runners.ray_tune import run_on_ray
 
@@ -118,7 +118,7 @@ def _grid(
 
 def _optuna(plan: Plan, root: Store, progress: Progress, runner: Runner, address: str | None, many: int | None) -> None:
     """Search on dev, then measure the best on test."""
-    from suite.runners import Job
+    from suite.runners import TrialJob
     from suite.runners.search import best_trials, search_here, some_trial
     from suite.trials.preflight import preflight
     from tasks.task import Split
@@ -131,12 +131,12 @@ def _optuna(plan: Plan, root: Store, progress: Progress, runner: Runner, address
     if runner is Runner.RAY:
         from suite.runners.ray_tune import search_on_ray
 
-        template = Job(example, dev, plan.runtime, root.root)
+        template = TrialJob(example, dev, plan.runtime, root.root)
         search_on_ray(plan, template, progress.finished, address=address, concurrency=many or plan.search.concurrency)
     else:
         search_here(
             plan,
-            lambda one: Job(one, dev, plan.runtime, root.root),
+            lambda one: TrialJob(one, dev, plan.runtime, root.root),
             progress.finished,
             lambda job, stage: progress.stage(job.spec.optimizer.name, stage),
         )

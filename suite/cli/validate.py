@@ -10,7 +10,7 @@ import typer
 from suite.cli.common import EngineName, Json, Overrides, Spec, asked_engine, console, print_json, read_plan, table
 
 if TYPE_CHECKING:
-    from suite.cluster.placement import Places, Room
+    from suite.cluster.placement import Placement, Resources
     from suite.spec.search_space import Plan
 
 
@@ -59,20 +59,20 @@ def validate(
     console().print(_said(there, room, address), soft_wrap=True)
 
 
-def _places(plan: Plan, address: str | None) -> tuple[Places, Room]:
+def _places(plan: Plan, address: str | None) -> tuple[Placement, Resources]:
     """How trials and engines are laid out, and on what."""
-    from suite.cluster.placement import places, room_here
-    from suite.engines.choosing import check_here, pool_shape
+    from suite.cluster.placement import local_resources, plan_placement
+    from suite.engines.choosing import check_here, pool_resources
 
     if not address:
-        return check_here(plan.measure, plan.runtime), room_here()
+        return check_here(plan.measure, plan.runtime), local_resources()
     from suite.cluster.connection import connected
 
     with connected(address) as room:
-        return places(room, pool_shape(plan.measure), plan.runtime), room
+        return plan_placement(room, pool_resources(plan.measure), plan.runtime), room
 
 
-def _said(there: Places, room: Room, address: str | None) -> str:
+def _said(there: Placement, room: Resources, address: str | None) -> str:
     where = f"The cluster at {address}" if address else "This machine"
     said = f"{where} has {room}: {there.trials} trial{'s' if there.trials > 1 else ''} at a time"
     if not there.pool.engines:

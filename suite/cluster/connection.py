@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
-from suite.cluster.placement import Room
-from suite.config.settings import SpecError
+from suite.cluster.placement import Resources
+from suite.config.errors import SpecError
 
 REACH = 10.0
 """Seconds in which a cluster's head takes a connection."""
@@ -62,7 +62,7 @@ def _reached(address: str) -> None:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[Room]:
+def connected(address: str | None) -> Iterator[Resources]:
     """A connection to a cluster, or to a Ray of this machine alone, and what there is.
 
     Raises:
@@ -70,17 +70,17 @@ def connected(address: str | None) -> Iterator[Room]:
     """
     connect(address)
     try:
-        yield room(address)
+        yield cluster_resources(address)
     finally:
         ray.shutdown()
 
 
-def room(address: str | None = None) -> Room:
+def cluster_resources(address: str | None = None) -> Resources:
     """What the cluster has that this process is connected to."""
     found = ray.cluster_resources()
     gpus = found.get("GPU", 0)
     # An autoscaled cluster starts its GPU machines when somebody waits for one.
-    return Room(found.get("CPU", 0), gpus, growing=bool(address) and not gpus)
+    return Resources(found.get("CPU", 0), gpus, growing=bool(address) and not gpus)
 
 
 @contextmanager

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 
 HALF = 0.5
 """Of a GPU that a trial and an engine have in turn."""
 
 
 @dataclass(frozen=True)
-class Room:
+class Resources:
     """What a machine or a cluster has. `growing`: one that starts machines when somebody waits for them."""
 
     cpus: float
@@ -25,7 +25,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class PoolShape:
+class PoolResources:
     """How many engines, and what each takes of its machine.
 
     Attributes:
@@ -45,7 +45,7 @@ class PoolShape:
 
 
 @dataclass(frozen=True)
-class Places:
+class Placement:
     """How trials and engines are laid out.
 
     Attributes:
@@ -56,10 +56,10 @@ class Places:
 
     trials: int
     trial_gpus: float
-    pool: PoolShape
+    pool: PoolResources
 
 
-def places(room: Room, pool: PoolShape, runtime: RuntimeSpec) -> Places:
+def plan_placement(room: Resources, pool: PoolResources, runtime: RuntimeSpec) -> Placement:
     """Where trials and engines go. Trials take GPUs where there are any, unless they are told to stay on CPUs.
 
     Args:
@@ -73,7 +73,7 @@ def places(room: Room, pool: PoolShape, runtime: RuntimeSpec) -> Places:
     shape = pool
     if shape.engines == shape.gpus == room.gpus == trial_gpus == 1:
         trial_gpus, shape = HALF, replace(shape, gpus=HALF)
-    found = Places(0, trial_gpus, shape)
+    found = Placement(0, trial_gpus, shape)
     if room.growing and (on_gpu or shape.gpus):
         return replace(found, trials=1)  # nobody knows how many machines will come
     fitting = [(room.cpus - shape.engines * shape.cpus) // runtime.threads]
@@ -92,11 +92,11 @@ def places(room: Room, pool: PoolShape, runtime: RuntimeSpec) -> Places:
     )
 
 
-def room_here() -> Room:
+def local_resources() -> Resources:
     """What this machine has."""
     import torch
 
-    return Room(os.cpu_count() or 1, torch.cuda.device_count())
+    return Resources(os.cpu_count() or 1, torch.cuda.device_count())
 
 
 def _needs(gpus: float, cpus: float) -> str:

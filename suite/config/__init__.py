@@ -3,4 +3,4 @@
 The lowest room: plain values, without torch.
 """
 
-__all__ = ["canonical", "registry", "runtime", "settings"]
+__all__ = ["canonical", "errors", "registry", "runtime", "settings"]

@@ -9,16 +9,17 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import Field
 
-from suite.config.settings import Settings, SpecError, nearest
+from suite.config.errors import SpecError
+from suite.config.settings import Settings, nearest
 
 
-class Entry(Protocol):
+class Registered(Protocol):
     """What a registered class offers: its settings, whose `name` is a literal with a default, and a docstring."""
 
     Settings: type[Settings]
 
 
-E = TypeVar("E", bound=type[Entry])
+E = TypeVar("E", bound=type[Registered])
 
 
 class Registry(Mapping[str, E]):

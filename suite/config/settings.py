@@ -14,11 +14,8 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from suite.config.errors import SpecError
 from tasks.files import nearest
-
-
-class SpecError(ValueError):
-    """The request cannot be carried out as it stands. Raised before any work begins; the command exits with 2."""
 
 
 class Settings(BaseModel):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from suite.engines.base import Engine, EngineError, Evaluation, Job, ask
+from suite.engines.base import Engine, Job, JobResult, ask
 from suite.engines.transformers.engine import TransformersEngine
 
 __all__ = [
     "Engine",
-    "EngineError",
-    "Evaluation",
     "Job",
+    "JobResult",
     "TransformersEngine",
     "agreement",
     "ask",

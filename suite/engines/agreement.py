@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from suite.engines.questions import Questions
 from suite.engines.sampling import drawn
-from suite.engines.scores import Asked, Score
-from suite.engines.transformers.decoding import Request
+from suite.engines.scores import Score, ScoreRequest
+from suite.engines.transformers.decoding import GenerationRequest
 from suite.models.checkpoints import Checkpoint
 from suite.models.encoding import Encoder
 from suite.models.likelihood import logits_at
@@ -31,7 +31,7 @@ class Answering(Protocol):
 
     def continuations(self, checkpoint: Checkpoint, questions: Questions) -> list[list[int]]: ...
 
-    def likelihoods(self, checkpoint: Checkpoint, asked: Sequence[Asked]) -> tuple[list[Score], list[float]]: ...
+    def likelihoods(self, checkpoint: Checkpoint, asked: Sequence[ScoreRequest]) -> tuple[list[Score], list[float]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def _of_probe(checkpoint: Checkpoint, probe: Probe, encoder: Encoder, one: Answe
 
 
 @torch.inference_mode()
-def _parts_at_a_tie(model: PreTrainedModel, request: Request, a: Sequence[int], b: Sequence[int]) -> bool:
+def _parts_at_a_tie(model: PreTrainedModel, request: GenerationRequest, a: Sequence[int], b: Sequence[int]) -> bool:
     """Whether the first token that differs could have been either: the two best logits are as good as equal, or the
     random number of a drawn token lies as good as between two tokens."""
     common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

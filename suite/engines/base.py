@@ -10,10 +10,6 @@ from suite.models.checkpoints import Checkpoint
 from tasks.task import Probe, Sample
 
 
-class EngineError(RuntimeError):
-    """An engine could not be started, could not answer, or was lost again and again over the same question."""
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """A checkpoint and what it is asked. `key` names the job in its evaluation."""
@@ -24,7 +20,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class JobResult:
     """The samples of a job, by probe, each in the order of the probe's items.
 
     Attributes:
@@ -54,7 +50,7 @@ class Engine(Protocol):
         """Everything about the engine that its numbers depend on, for stage keys."""
         ...
 
-    def submit(self, jobs: Iterable[Job]) -> Iterator[Evaluation]:
+    def submit(self, jobs: Iterable[Job]) -> Iterator[JobResult]:
         """Evaluations as they finish, in any order. Jobs are drawn as the engine has room for them.
 
         What goes wrong with one job is said in its evaluation, and the others go on.

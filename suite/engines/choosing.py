@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from suite.cluster.placement import Places, PoolShape, places, room_here
+from suite.cluster.placement import Placement, PoolResources, local_resources, plan_placement
 from suite.config.runtime import RuntimeSpec
 from suite.engines.base import Engine
 from suite.engines.settings import EngineSettings
@@ -32,27 +32,27 @@ def chosen_engine(settings: EngineSettings, encoder: Encoder, *, dtype: str, dev
     return TransformersEngine(encoder, dtype=dtype, device=device, batch_tokens=settings.batch_tokens)
 
 
-def pool_shape(settings: EngineSettings) -> PoolShape:
+def pool_resources(settings: EngineSettings) -> PoolResources:
     """The processes that the engine needs beside the trials.
 
     Raises:
         SpecError: vLLM is not installed.
     """
-    return build.pool_shape(settings.vllm) if settings.engine == "vllm" else PoolShape(engines=0)
+    return build.pool_resources(settings.vllm) if settings.engine == "vllm" else PoolResources(engines=0)
 
 
-def check_here(settings: EngineSettings, runtime: RuntimeSpec) -> Places:
+def check_here(settings: EngineSettings, runtime: RuntimeSpec) -> Placement:
     """See that this machine has room for a trial and for the engine.
 
     Raises:
         SpecError: what cannot work, and what to change.
     """
-    here, pool = room_here(), pool_shape(settings)
+    here, pool = local_resources(), pool_resources(settings)
     if pool.engines:
         build.usable()
     else:  # one trial runs here, however many threads it has
         here = replace(here, cpus=max(here.cpus, runtime.threads))
-    return places(here, pool, runtime)
+    return plan_placement(here, pool, runtime)
 
 
 def check_heads(settings: EngineSettings, heads: Heads, where: str) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from suite.engines.sampling import Draw
-from suite.engines.scores import Asked, Score
-from suite.engines.transformers.decoding import Request
+from suite.engines.scores import Score, ScoreRequest
+from suite.engines.transformers.decoding import GenerationRequest
 from suite.models.encoding import Encoded, Encoder
 from tasks.task import Item, Need, Probe, ProbeKind, Sample, Style
 
@@ -48,11 +48,11 @@ class Questions:
                     needs.setdefault(text, set()).update(probe.needs)
                     if probe.kind is ProbeKind.CHOICE:
                         choices.add(text)
-        self.asked = [Asked(text, Need.VOCABULARY in needed, text in choices) for text, needed in needs.items()]
+        self.asked = [ScoreRequest(text, Need.VOCABULARY in needed, text in choices) for text, needed in needs.items()]
         self.differentiated = [text for text, n in needs.items() if Need.GRADIENT_NORM in n and text.answer]
         stop = {probe.stop: encoder.stop_ids(probe.stop) for of in askers.values() for probe in of}
         self.requests = [
-            Request(
+            GenerationRequest(
                 prompt,
                 max(probe.max_new_tokens for probe in of),
                 _ended(encoder, of),

@@ -23,7 +23,7 @@ CHUNK = 2**22
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ScoreRequest:
     """A text to score.
 
     Attributes:
@@ -53,7 +53,7 @@ class Score:
 
 
 def scored(
-    model: PreTrainedModel, asked: Sequence[Asked], *, row_tokens: int, batch_tokens: int, packing: Shortcut
+    model: PreTrainedModel, asked: Sequence[ScoreRequest], *, row_tokens: int, batch_tokens: int, packing: Shortcut
 ) -> list[Score]:
     """Scores in the order of the texts, packed where the architecture takes it.
 
@@ -71,7 +71,7 @@ def scored(
     return list((scores | dict(zip(answered, found, strict=True))).values())
 
 
-def score_plainly(model: PreTrainedModel, asked: Sequence[Asked], batch_tokens: int) -> list[Score]:
+def score_plainly(model: PreTrainedModel, asked: Sequence[ScoreRequest], batch_tokens: int) -> list[Score]:
     """Scores of texts with an answer, computed in right-padded batches of like length."""
     scores: dict[int, Score] = {}
     for batch in batches([len(a.text.ids) for a in asked], batch_tokens):
@@ -84,7 +84,7 @@ def score_plainly(model: PreTrainedModel, asked: Sequence[Asked], batch_tokens: 
     return [scores[i] for i in range(len(asked))]
 
 
-def score_row(model: PreTrainedModel, asked: Sequence[Asked], row: Row) -> dict[int, Score]:
+def score_row(model: PreTrainedModel, asked: Sequence[ScoreRequest], row: Row) -> dict[int, Score]:
     """Scores of the texts of a packed row, by index."""
     predicting = {index: path[asked[index].text.start - 1 :] for index, path in row.paths}
     kept = sorted({position for path in predicting.values() for position in path})
@@ -107,7 +107,7 @@ def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
 
 
 def _packed(
-    model: PreTrainedModel, asked: Sequence[Asked], row_tokens: int, batch_tokens: int, packing: Shortcut
+    model: PreTrainedModel, asked: Sequence[ScoreRequest], row_tokens: int, batch_tokens: int, packing: Shortcut
 ) -> list[Score]:
     """Scores row by row; the row of branches with the longest text first, to be compared.
 
@@ -132,7 +132,7 @@ def _packed(
     return [scores[i] for i in range(len(asked))]
 
 
-def _read(logits: Tensor, asked: Sequence[Asked], places: Sequence[Sequence[int]]) -> list[Score]:
+def _read(logits: Tensor, asked: Sequence[ScoreRequest], places: Sequence[Sequence[int]]) -> list[Score]:
     """Scores from (positions, vocabulary) fp32 logits; `places[i]` are the positions that predict text i's labels."""
     rows = max(1, CHUNK // logits.shape[-1])
     total, best = _over_vocabulary(logits.split(rows), lambda part: (part.logsumexp(-1), part.argmax(-1)))

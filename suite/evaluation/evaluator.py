@@ -20,11 +20,12 @@ from leaderboard.board.schema import RAW
 from leaderboard.ranking.headlines import NONE
 from suite.attacks import Attack, AttackContext, Subject
 from suite.config.canonical import digest
+from suite.config.errors import StageError
 from suite.engines import Engine, Job, ask
-from suite.engines.base import Evaluation as Answer
+from suite.engines.base import JobResult
 from suite.models.checkpoints import Checkpoint, KeyedCheckpoint
 from suite.storage.environment import Numeric
-from suite.storage.stages import Artifact, StageError, StageStore
+from suite.storage.stages import Artifact, StageStore
 from tasks.scoring import Estimate, score
 from tasks.task import Headline, Probe, Sample, Split, Task
 
@@ -162,7 +163,7 @@ class _Queue:
             if point in missing:
                 yield Job(missing.pop(point), subject.checkpoint, subject.probes)
 
-    def answered(self, answer: Answer) -> Iterator[Evaluated]:
+    def answered(self, answer: JobResult) -> Iterator[Evaluated]:
         """Publish samples."""
         artifact = self.store.run(
             KIND, self._inputs[answer.key], lambda folder: write_samples(folder, answer.key, answer.samples)

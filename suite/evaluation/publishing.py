@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from leaderboard.board.store import Board
 from suite.evaluation.evaluator import Evaluated, Evaluation, Evaluator
 from suite.evaluation.landscape import Reading
-from suite.evaluation.retention_matching import Mixture
+from suite.evaluation.retention_matching import RetentionMatch
 from suite.evaluation.scoring import Answered, Scorer, both_splits
 from suite.evaluation.trial_rows import Row
 
@@ -50,9 +50,9 @@ class Publisher:
                 rows += self.publish(self.scorer.rows([*answered[name], *both_splits(answered[name])], self.trial))
         return rows
 
-    def publish_mixture(self, matching: str, mixture: Mixture) -> list[Row]:
+    def publish_matching(self, matching: str, mixture: RetentionMatch) -> list[Row]:
         """How much of the unlearned weights is in the mixture that meets the floor of utility, as a row."""
-        return self.publish({self.trial: [self.scorer.mixing_row(self.trial, matching, mixture)]})
+        return self.publish({self.trial: [self.scorer.matching_row(self.trial, matching, mixture)]})
 
     def publish_landscape(self, readings: Sequence[Reading]) -> list[Row]:
         """Where the unlearned weights lie, as rows."""

@@ -15,7 +15,7 @@ from typing import Any
 from suite.config.canonical import digest
 from suite.engines import Engine
 from suite.evaluation.evaluator import estimates
-from suite.models.checkpoints import Checkpoint, KeyedCheckpoint, mixed
+from suite.models.checkpoints import Checkpoint, KeyedCheckpoint, interpolated
 from suite.storage.environment import Numeric
 from suite.storage.stages import StageStore
 from suite.training.anchors import Anchors
@@ -31,7 +31,7 @@ STEPS = 100
 
 
 @dataclass(frozen=True)
-class Mixture:
+class RetentionMatch:
     """An unlearned checkpoint mixed with the target.
 
     Attributes:
@@ -45,7 +45,7 @@ class Mixture:
     reason: str | None
 
 
-def mixture(
+def retention_match(
     unlearned: KeyedCheckpoint,
     both: Anchors,
     task: Task,
@@ -53,7 +53,7 @@ def mixture(
     engine: Engine,
     store: StageStore,
     numeric: Numeric,
-) -> Mixture:
+) -> RetentionMatch:
     """How much of the unlearned weights a mixture with the target can hold at a utility of `floor`."""
     inputs = {
         "version": VERSION,
@@ -75,16 +75,16 @@ def mixture(
         whole = asked(target)
 
         def utility(share: float) -> Estimate:
-            there = asked(mixed(target, unlearned.checkpoint, share))
+            there = asked(interpolated(target, unlearned.checkpoint, share))
             return smallest(share_kept(there[h], whole[h], h.chance) for h in task.utility)
 
         found = largest_share(utility, floor)
         return {"share": found.share, "utility": found.utility, "reason": found.reason}
 
-    return Mixture(**store.run("mixture", inputs, compute).meta)
+    return RetentionMatch(**store.run("mixture", inputs, compute).meta)
 
 
-def largest_share(utility: Callable[[float], Estimate], floor: float) -> Mixture:
+def largest_share(utility: Callable[[float], Estimate], floor: float) -> RetentionMatch:
     """The largest multiple of 0.01 whose utility is at least `floor`, by bisection between 0, the target, and 1.
 
     Utility that falls with the share is taken for granted: where it does not, this is one of the places where it
@@ -92,9 +92,9 @@ def largest_share(utility: Callable[[float], Estimate], floor: float) -> Mixture
     """
     now = utility(1.0)
     if now.value is None:
-        return Mixture(None, None, now.reason)
+        return RetentionMatch(None, None, now.reason)
     if now.value >= floor:
-        return Mixture(1.0, now.value, None)
+        return RetentionMatch(1.0, now.value, None)
     kept, lost, at = 0, STEPS, 1.0  # the target keeps all of its utility
     while lost - kept > 1:
         middle = (kept + lost) // 2
@@ -103,10 +103,10 @@ def largest_share(utility: Callable[[float], Estimate], floor: float) -> Mixture
             kept, at = middle, now.value
         else:
             lost = middle
-    return Mixture(kept / STEPS, at, None)
+    return RetentionMatch(kept / STEPS, at, None)
 
 
-def mixture_at(share: float, unlearned: KeyedCheckpoint, both: Anchors) -> KeyedCheckpoint:
+def matched_weights(share: float, unlearned: KeyedCheckpoint, both: Anchors) -> KeyedCheckpoint:
     """The mixture with so much of the unlearned weights.
 
     At either end it is the one or the other model itself, which is asked anyway.
@@ -115,4 +115,4 @@ def mixture_at(share: float, unlearned: KeyedCheckpoint, both: Anchors) -> Keyed
     if share in (0.0, 1.0):
         return unlearned if share else target
     key = digest({"unlearned": [unlearned.key, unlearned.part], "target": target.key, "share": share})
-    return KeyedCheckpoint(mixed(target.checkpoint, unlearned.checkpoint, share), key)
+    return KeyedCheckpoint(interpolated(target.checkpoint, unlearned.checkpoint, share), key)

@@ -12,7 +12,7 @@ from leaderboard.ranking.retention_matching import METRIC, PROBE
 from suite.engines import Engine
 from suite.evaluation.evaluator import Evaluated, Failed
 from suite.evaluation.landscape import Reading
-from suite.evaluation.retention_matching import Mixture
+from suite.evaluation.retention_matching import RetentionMatch
 from suite.evaluation.trial_rows import Row
 from suite.storage.provenance import observed
 from tasks.scoring import METRICS, SUMMARIES, Estimate, Metric, SummaryMetric, score, summarise
@@ -110,7 +110,7 @@ class Scorer:
             found.setdefault(under, []).extend(self._of(a, under))
         return found
 
-    def mixing_row(self, trial: str, matching: str, mixture: Mixture) -> Row:
+    def matching_row(self, trial: str, matching: str, mixture: RetentionMatch) -> Row:
         """How much of the unlearned weights is in the mixture that meets the floor of utility."""
         known = mixture.share is not None
         number = Estimate(mixture.share, None, 1) if known else Estimate.null(mixture.reason or "")

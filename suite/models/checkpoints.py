@@ -18,13 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from suite.config.settings import SpecError
+from suite.config.errors import CheckpointError, SpecError
 
 State = dict[str, Tensor]
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read. The message names the file and what to do."""
 
 
 class Checkpoint(Protocol):
@@ -198,7 +194,7 @@ def open_tensors(file: Path) -> Iterator[Any]:
         raise CheckpointError(f"{file}: cut short or damaged ({error}). Delete it and run again") from None
 
 
-def mixed(one: Checkpoint, other: Checkpoint, share: float) -> EditedCheckpoint:
+def interpolated(one: Checkpoint, other: Checkpoint, share: float) -> EditedCheckpoint:
     """(1 - share) one + share other, in fp32, in the dtype of `one`. At 0 and at 1 bit for bit the one and the other.
 
     Args:

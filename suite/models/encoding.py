@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from tasks.task import Example, Item, Style, Turn
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.layers import blocks_of
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.encoding import Encoded, Encoder
 from tasks.task import Example, Item, Probe, ProbeKind, Style, Task
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.encoding import Tokens
 from suite.models.layers import blocks_of
 

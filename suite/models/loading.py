@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of
 from suite.models.encoding import Encoder, Template
 from suite.models.settings import ModelSpec, TinyModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from suite.config.registry import Registry
 from suite.optimizers.adahessian import AdaHessian
-from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
+from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.compressed import (
     CompressedAdam,
     CompressedSGD,
@@ -17,7 +17,7 @@ from suite.optimizers.lbfgs import LBFGS
 from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER
 from suite.optimizers.second_order import Sophia
 
-__all__ = ["OPTIMIZERS", "Optimizer", "OptimizerSettings", "Plan", "base", "hybrid"]
+__all__ = ["OPTIMIZERS", "Optimizer", "OptimizerSettings", "Run", "base", "hybrid"]
 
 OPTIMIZERS: Registry[type[Optimizer]] = Registry(
     "optimizer",

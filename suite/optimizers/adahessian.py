@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
+from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.first_order import fp32, zeros
 from suite.oracle import noise
 from suite.oracle.base import Grade, Oracle, Part
@@ -65,8 +65,8 @@ class AdaHessian(Optimizer):
         every: int = Field(1, ge=1)
         weight_decay: float = Field(0.0, ge=0)
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
         self.mean, self.square = zeros(parameters), zeros(parameters)
         self.asked = 0  # its own steps: in a hybrid they are fewer than the run's
 
@@ -74,7 +74,7 @@ class AdaHessian(Optimizer):
         s = self.settings
         gradient = fp32(oracle.gradient())
         if self.asked % s.every == 0:
-            diagonal = [spatial_average(d.abs_(), s.block) for d in hutchinson(oracle, (self.plan.seed, self.asked))]
+            diagonal = [spatial_average(d.abs_(), s.block) for d in hutchinson(oracle, (self.run.seed, self.asked))]
             torch._foreach_mul_(self.square, s.betas[1])
             torch._foreach_addcmul_(self.square, diagonal, diagonal, value=1 - s.betas[1])
         torch._foreach_lerp_(self.mean, gradient, 1 - s.betas[0])

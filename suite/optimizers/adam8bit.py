@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.optimizers.first_order import Adam
 
 

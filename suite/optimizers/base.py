@@ -43,7 +43,7 @@ class OptimizerSettings(settings.Settings):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Run:
     """The run that an optimizer is part of: its length in steps, and the seed of everything it draws."""
 
     steps: int
@@ -67,13 +67,13 @@ class Optimizer(Stateful):
     `asked` reads it, and a test compares that with the meter."""
     control: ClassVar[bool] = False
     """Whether it is there to be compared with rather than to be used."""
-    state = ("taken",)
+    state = ("steps_done",)
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
         self.settings = settings
         self.parameters = parameters
-        self.plan = plan
-        self.taken = 0
+        self.run = run
+        self.steps_done = 0
 
     @classmethod
     def check_installed(cls) -> None:
@@ -84,7 +84,7 @@ class Optimizer(Stateful):
         """
 
     @classmethod
-    def asked(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
+    def queries(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
         """Questions of a run of so many steps, by kind, as the meter will count them."""
         counts = dict.fromkeys(KINDS, 0)
         for term in cls.asks.split(" + "):
@@ -99,7 +99,7 @@ class Optimizer(Stateful):
     @property
     def lr(self) -> float:
         """Step size of the step to come."""
-        return self.settings.lr * self.settings.factor(self.taken, self.plan.steps)
+        return self.settings.lr * self.settings.factor(self.steps_done, self.run.steps)
 
     def step(self, oracle: Oracle) -> None:
         """One step on the oracle's batch.
@@ -108,7 +108,7 @@ class Optimizer(Stateful):
             Diverged: an answer is not finite; the weights have not moved.
         """
         self.move(oracle)
-        self.taken += 1
+        self.steps_done += 1
 
     def move(self, oracle: Oracle) -> None:
         """Ask, and move the weights."""

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
+from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.first_order import SGD, Adam, TorchOptimizer, renamed, zeros
 from suite.optimizers.quantization import Scale, quantize, scaled_sign
 from suite.oracle.base import Grade, Oracle
@@ -51,9 +51,9 @@ class Compressed(Optimizer):
     bits: int = 1
     scale: Scale = "tensor"
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
-        self.inner = self.uncompressed(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
+        self.inner = self.uncompressed(settings, parameters, run)
 
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         direction = self.inner.direction(oracle)
@@ -92,8 +92,8 @@ class Quantized(Compressed):
 
     state = (*Compressed.state, "error")
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
         self.bits, self.scale = settings.bits, settings.scale
         self.error = zeros(parameters) if settings.error_feedback else []
 

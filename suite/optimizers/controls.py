@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Plan
+from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Run
 from suite.optimizers.estimates import Differences, ZerothOrder
 from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, whole
 from suite.oracle import noise
@@ -49,7 +49,7 @@ class FirstWithZONoise(Optimizer):
     control = True
     source = "control: arXiv 2510.00761's reviews"
     asks = "1 gradient + 2q value every k"
-    state = ("taken", "first", "measure", "squares", "slopes")
+    state = ("steps_done", "first", "measure", "squares", "slopes")
 
     class Settings(OptimizerSettings):
         """every: steps between two measurements of the variance. zo: of the estimate that is imitated."""
@@ -64,11 +64,11 @@ class FirstWithZONoise(Optimizer):
             whole(FIRST_ORDER, self.first, self, lr=self.lr)
             return self
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
         first = whole(FIRST_ORDER, settings.first, settings, lr=settings.lr)
-        self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, plan)
-        self.measure = _Slopes(settings.zo, parameters, plan.seed)
+        self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, run)
+        self.measure = _Slopes(settings.zo, parameters, run.seed)
         self.squares, self.slopes = 0.0, 0
 
     @property
@@ -77,12 +77,12 @@ class FirstWithZONoise(Optimizer):
         return self.measure.drowned
 
     def move(self, oracle: Oracle) -> None:
-        if self.taken % self.settings.every == 0:
+        if self.steps_done % self.settings.every == 0:
             self.measure(oracle)
             self.squares += sum(slope**2 for slope in self.measure.last)
             self.slopes += len(self.measure.last)
-        self.first.taken = self.taken
-        self.first.move(_Noisy(oracle, self.deviation(oracle), (self.plan.seed, NOISE, self.taken)))
+        self.first.steps_done = self.steps_done
+        self.first.move(_Noisy(oracle, self.deviation(oracle), (self.run.seed, NOISE, self.steps_done)))
 
     def deviation(self, oracle: Oracle) -> float:
         """Standard deviation of the imitated estimate, per coordinate; |g|^2 / d is below what can be measured."""
@@ -110,17 +110,17 @@ class _AtZONorm(Optimizer):
     control = True
     source = "control: arXiv 2510.00761's reviews"
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
         zeroth = whole(ZEROTH_ORDER, settings.zeroth, settings, lr=settings.lr, zo=settings.zo)
-        self.zeroth: Optimizer = ZEROTH_ORDER[zeroth.name](zeroth, parameters, plan)
+        self.zeroth: Optimizer = ZEROTH_ORDER[zeroth.name](zeroth, parameters, run)
 
     @classmethod
-    def asked(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
+    def queries(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
         parts = [(ZEROTH_ORDER, whole(ZEROTH_ORDER, settings.zeroth, settings, lr=settings.lr, zo=settings.zo))]
         if "first" in type(settings).model_fields:
             parts.append((FIRST_ORDER, whole(FIRST_ORDER, settings.first, settings, lr=settings.lr)))
-        counts = [registry[part.name].asked(part, steps) for registry, part in parts]
+        counts = [registry[part.name].queries(part, steps) for registry, part in parts]
         return {kind: sum(count[kind] for count in counts) for kind in KINDS}
 
     @property
@@ -130,7 +130,7 @@ class _AtZONorm(Optimizer):
 
     def length(self, oracle: Oracle) -> float:
         """Norm of the zeroth-order direction."""
-        self.zeroth.taken = self.taken
+        self.zeroth.steps_done = self.steps_done
         return float(norm(self.zeroth.direction(oracle)))
 
 
@@ -139,7 +139,7 @@ class FirstAtZONorm(_AtZONorm):
 
     grade = Grade.HYBRID
     asks = "1 gradient + 2q value"
-    state = ("taken", "first", "zeroth")
+    state = ("steps_done", "first", "zeroth")
 
     class Settings(OptimizerSettings):
         name: Literal["first_at_zo_norm"] = "first_at_zo_norm"
@@ -153,14 +153,14 @@ class FirstAtZONorm(_AtZONorm):
             whole(ZEROTH_ORDER, self.zeroth, self, lr=self.lr, zo=self.zo)
             return self
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
         first = whole(FIRST_ORDER, settings.first, settings, lr=settings.lr)
-        self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, plan)
+        self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, run)
 
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         length = self.length(oracle)
-        self.first.taken = self.taken
+        self.first.steps_done = self.steps_done
         direction = self.first.direction(oracle)
         own = float(norm(direction))
         return Lazily(len(direction), lambda i: direction[i] * (length / own if own else 0.0))
@@ -171,7 +171,7 @@ class RandomAtZONorm(_AtZONorm):
 
     grade = Grade.ZEROTH
     asks = "2q value"
-    state = ("taken", "zeroth")
+    state = ("steps_done", "zeroth")
 
     class Settings(OptimizerSettings):
         name: Literal["random_at_zo_norm"] = "random_at_zo_norm"
@@ -186,6 +186,6 @@ class RandomAtZONorm(_AtZONorm):
     @torch.no_grad()
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         length = self.length(oracle)
-        drawn = noise.gaussian(list(self.parameters), (self.plan.seed, NOISE, self.taken))
+        drawn = noise.gaussian(list(self.parameters), (self.run.seed, NOISE, self.steps_done))
         scale = length / float(norm(drawn))
         return [part.mul_(scale) for part in drawn]

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from suite.models.finetuning import feed
-from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
+from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.oracle.base import Grade, Oracle
 
 S = TypeVar("S", bound=OptimizerSettings)
@@ -44,8 +44,8 @@ class TorchOptimizer(Optimizer):
     decoupled: ClassVar[bool]
     """Whether weight decay stays out of the averages (AdamW) or is part of the gradient (SGD)."""
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
         self.inner = self.build(parameters)
         self.shadow: list[Tensor] = []
         self.directed = False
@@ -164,8 +164,8 @@ class MeanOfSigns(Optimizer):
         name: Literal["mean_of_signs"] = "mean_of_signs"
         beta: float = Field(0.9, ge=0, lt=1)
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
         self.mean = zeros(parameters)
 
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:

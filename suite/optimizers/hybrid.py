@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Plan
+from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Run
 from suite.optimizers.estimates import ZerothOrder
 from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, whole
 from suite.oracle.base import Grade, Oracle
@@ -53,7 +53,7 @@ class Hybrid(Optimizer):
     grade = Grade.HYBRID
     source = "arXiv 2510.00761"
     asks = "1 gradient, or 2q value"
-    state = ("taken", "first", "zeroth")
+    state = ("steps_done", "first", "zeroth")
 
     class Settings(OptimizerSettings):
         """What is alternated or mixed, and how much of which.
@@ -108,19 +108,19 @@ class Hybrid(Optimizer):
             return (self.zeroth_whole() if self.share else self.first_whole()).plainest()
 
     @classmethod
-    def asked(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
+    def queries(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
         zeroth = steps if settings.kind == "mix" else sum(layout(steps, settings.zo_ratio, settings.block))
         first, other = settings.first_whole(), settings.zeroth_whole()
-        of_first = FIRST_ORDER[first.name].asked(first, steps if settings.kind == "mix" else steps - zeroth)
-        of_zeroth = ZEROTH_ORDER[other.name].asked(other, zeroth)
+        of_first = FIRST_ORDER[first.name].queries(first, steps if settings.kind == "mix" else steps - zeroth)
+        of_zeroth = ZEROTH_ORDER[other.name].queries(other, zeroth)
         return {kind: of_first[kind] + of_zeroth[kind] for kind in KINDS}
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
         first, zeroth = settings.first_whole(), settings.zeroth_whole()
-        self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, plan)
-        self.zeroth: Optimizer = ZEROTH_ORDER[zeroth.name](zeroth, parameters, plan)
-        self._is_zeroth = layout(plan.steps, settings.zo_ratio, settings.block, settings.ends)
+        self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, run)
+        self.zeroth: Optimizer = ZEROTH_ORDER[zeroth.name](zeroth, parameters, run)
+        self._is_zeroth = layout(run.steps, settings.zo_ratio, settings.block, settings.ends)
 
     @property
     def drowned(self) -> int:
@@ -128,11 +128,13 @@ class Hybrid(Optimizer):
         return self.zeroth.drowned
 
     def move(self, oracle: Oracle) -> None:
-        self.first.taken = self.zeroth.taken = self.taken  # both follow the run's schedule, not their own count
+        self.first.steps_done = self.zeroth.steps_done = (
+            self.steps_done
+        )  # both follow the run's schedule, not their own count
         if self.settings.kind == "mix":
             self._mix(oracle)
         else:
-            (self.zeroth if self._is_zeroth[self.taken] else self.first).move(oracle)
+            (self.zeroth if self._is_zeroth[self.steps_done] else self.first).move(oracle)
 
     @torch.no_grad()
     def _mix(self, oracle: Oracle) -> None:

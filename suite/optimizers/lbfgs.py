@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
+from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.first_order import fp32
 from suite.oracle.base import Grade, Oracle, Part, Tensors
 
@@ -73,8 +73,8 @@ class LBFGS(Optimizer):
         damping: float = Field(0.1, ge=0)
         floor: float = Field(1e-4, gt=0)
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
         self.s: list[Tensor] = []
         self.y: list[Tensor] = []
         self.left: Tensor | None = None

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
+from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.first_order import fp32, zeros
 from suite.oracle.base import Grade, Oracle, Tensors
 
@@ -35,8 +35,8 @@ class Clipped(Optimizer):
         eps: float = Field(1e-12, gt=0)
         weight_decay: float = Field(0.0, ge=0)
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
         self.mean, self.curvature = zeros(parameters), zeros(parameters)
         self.asked = 0  # its own steps: in a hybrid they are fewer than the run's
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.optimizers.base import Optimizer, OptimizerSettings, Plan
+from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.estimates import Differences, Estimate, ForwardMode, RandomDirections, ZerothOrder
 from suite.optimizers.first_order import zeros
 from suite.oracle.base import Displacement, Grade, Oracle, Part
@@ -23,9 +23,9 @@ class ZerothOrderOptimizer(Optimizer):
     asks = "2q value"
     state = (*Optimizer.state, "estimate")
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
-        self.estimate: Estimate = self.estimator(settings.zo, parameters, plan.seed)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
+        self.estimate: Estimate = self.estimator(settings.zo, parameters, run.seed)
 
     estimator: type[Estimate] = Differences
 
@@ -52,8 +52,8 @@ class ZOSGD(ZerothOrderOptimizer):
         momentum: float = Field(0.0, ge=0, lt=1)
         zo: ZerothOrder = ZerothOrder()
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
         self.mean = zeros(parameters) if settings.momentum else []
 
     @torch.no_grad()
@@ -106,8 +106,8 @@ class TwoMoments(ZerothOrderOptimizer):
 
     state = (*ZerothOrderOptimizer.state, "mean", "square")
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], plan: Plan) -> None:
-        super().__init__(settings, parameters, plan)
+    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        super().__init__(settings, parameters, run)
         self.mean, self.square = zeros(parameters), zeros(parameters)
 
 

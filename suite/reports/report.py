@@ -10,7 +10,7 @@ from typing import Any
 
 from leaderboard.board.store import Board
 from leaderboard.ranking.rank import Ranking, rank
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from tasks import TASKS
 
 FEWEST_TRIALS = 8

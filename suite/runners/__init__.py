@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from suite.runners.base import Job, Outcome, run_one
+from suite.runners.base import Outcome, TrialJob, run_one
 from suite.runners.local import run_here
 
-__all__ = ["Job", "Outcome", "base", "ray_tune", "run_here", "run_one", "search"]
+__all__ = ["Outcome", "TrialJob", "base", "ray_tune", "run_here", "run_one", "search"]

@@ -11,8 +11,8 @@ from typing import Any
 
 from leaderboard.board.files import BoardError
 from leaderboard.ranking.headlines import Headlines
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 from suite.evaluation.trial_rows import failed_row
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import TrialSpec
@@ -22,7 +22,7 @@ from tasks.task import Split
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """A trial, how it is measured and where its results go."""
 
     spec: TrialSpec
@@ -56,7 +56,7 @@ class Outcome:
         return 0.0 if value is None else value
 
 
-def run_one(job: Job, note: Callable[[str], None] = lambda stage: None) -> Outcome:
+def run_one(job: TrialJob, note: Callable[[str], None] = lambda stage: None) -> Outcome:
     """Run a job to its end, whatever that is. Only what no later trial could survive is raised.
 
     Raises:

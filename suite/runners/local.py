@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from suite.runners.base import Job, Outcome, lease_name, run_one
+from suite.runners.base import Outcome, TrialJob, lease_name, run_one
 from suite.storage.store import Store
 
 Done = Callable[[Outcome], None]
 
 
-def run_here(jobs: Sequence[Job], done: Done, note: Callable[[Job, str], None] = lambda job, stage: None) -> None:
+def run_here(
+    jobs: Sequence[TrialJob], done: Done, note: Callable[[TrialJob, str], None] = lambda job, stage: None
+) -> None:
     """Run every job. A trial that another process is at work on is left for later, and found done by then."""
     pending = list(jobs)
     while pending:

@@ -23,11 +23,12 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from suite.cluster.connection import connected
-from suite.cluster.placement import Places, places
+from suite.cluster.placement import Placement, plan_placement
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError, parse
-from suite.engines.choosing import pool_shape
-from suite.runners.base import Job, Outcome, refused, run_one
+from suite.config.settings import parse
+from suite.engines.choosing import pool_resources
+from suite.runners.base import Outcome, TrialJob, refused, run_one
 from suite.runners.search import sampler
 from suite.spec.measure import MeasureSpec
 from suite.spec.search_space import Plan, suggest
@@ -39,7 +40,7 @@ LOST = 2
 """Times that a trial is begun again when its worker or node is lost (a spot machine, the kernel's memory killer)."""
 
 
-def run_on_ray(jobs: Sequence[Job], done: Done, *, address: str | None, concurrency: int | None) -> None:
+def run_on_ray(jobs: Sequence[TrialJob], done: Done, *, address: str | None, concurrency: int | None) -> None:
     """Run every job on the cluster at `address`, or on a Ray of this machine alone."""
     specs = [json.dumps(job.spec.canonical) for job in jobs]
     with _cluster(address, jobs[0]) as where:
@@ -47,7 +48,7 @@ def run_on_ray(jobs: Sequence[Job], done: Done, *, address: str | None, concurre
         _fit(jobs[0], {"spec": tune.grid_search(specs)}, config, (), done, where)
 
 
-def search_on_ray(plan: Plan, template: Job, done: Done, *, address: str | None, concurrency: int | None) -> None:
+def search_on_ray(plan: Plan, template: TrialJob, done: Done, *, address: str | None, concurrency: int | None) -> None:
     """An Optuna search whose trials run on the cluster, several at a time.
 
     Args:
@@ -84,7 +85,7 @@ class Draw:
 
 
 @contextmanager
-def _cluster(address: str | None, shared: Job) -> Iterator[Places]:
+def _cluster(address: str | None, shared: TrialJob) -> Iterator[Placement]:
     """A connection to the cluster, and how trials and engines are laid out on it. The engines have their room already.
 
     Raises:
@@ -94,7 +95,7 @@ def _cluster(address: str | None, shared: Job) -> Iterator[Places]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     with connected(address) as room:
-        found = places(room, pool_shape(shared.measure), shared.runtime)
+        found = plan_placement(room, pool_resources(shared.measure), shared.runtime)
         if found.pool.engines:
             from suite.engines.vllm.pool import open_pool
 
@@ -107,7 +108,7 @@ def _waiting() -> None:
 
 
 def _fit(
-    shared: Job, space: dict[str, Any] | None, config: Any, objectives: Sequence[str], done: Done, where: Places
+    shared: TrialJob, space: dict[str, Any] | None, config: Any, objectives: Sequence[str], done: Done, where: Placement
 ) -> None:
     context = {
         "measure": shared.measure.changed(),
@@ -180,7 +181,7 @@ def _outcome(config: Mapping[str, Any], context: Mapping[str, Any]) -> Outcome:
         spec = trial(data)
     except SpecError as error:  # drawn settings that are valid one by one, not together
         return refused(str(error))
-    job = Job(
+    job = TrialJob(
         spec,
         parse(MeasureSpec, context["measure"], "measure."),
         parse(RuntimeSpec, context["runtime"], "runtime."),

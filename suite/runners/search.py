@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from suite.config.settings import SpecError
-from suite.runners.base import Job, Outcome, refused, run_one
+from suite.config.errors import SpecError
+from suite.runners.base import Outcome, TrialJob, refused, run_one
 from suite.spec.search_space import Plan
 from suite.spec.trial import TrialSpec, trial
 from suite.storage.store import Store
@@ -15,7 +15,7 @@ from suite.storage.store import Store
 if TYPE_CHECKING:
     import optuna
 
-MakeJob = Callable[[TrialSpec], Job]
+MakeJob = Callable[[TrialSpec], TrialJob]
 
 
 def sampler(plan: Plan) -> optuna.samplers.BaseSampler:
@@ -25,7 +25,9 @@ def sampler(plan: Plan) -> optuna.samplers.BaseSampler:
     return kinds[plan.search.sampler](seed=plan.search.seed)
 
 
-def search_here(plan: Plan, make: MakeJob, done: Callable[[Outcome], None], note: Callable[[Job, str], None]) -> None:
+def search_here(
+    plan: Plan, make: MakeJob, done: Callable[[Outcome], None], note: Callable[[TrialJob, str], None]
+) -> None:
     """Draw, run and tell, one trial at a time, until the search has had its trials. Repeats exactly."""
     import optuna
 

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.config.settings import SpecError
-from suite.optimizers.base import Plan
+from suite.config.errors import SpecError
+from suite.optimizers.base import Run
 from suite.oracle.base import Oracle
 from suite.smoothing.base import Smoothing, SmoothingSettings
 
@@ -40,13 +40,13 @@ class WeightAveraging(Smoothing):
         start: int = Field(100, ge=1)
         every: int = Field(5, ge=1)
 
-    def __init__(self, oracle: Oracle, settings: Settings, plan: Plan) -> None:
-        if settings.start >= plan.steps:
+    def __init__(self, oracle: Oracle, settings: Settings, run: Run) -> None:
+        if settings.start >= run.steps:
             raise SpecError(
-                f"smoothing.start: {settings.start}, but the run has {plan.steps} steps, so there would be nothing to "
+                f"smoothing.start: {settings.start}, but the run has {run.steps} steps, so there would be nothing to "
                 "average. Make it smaller than steps"
             )
-        super().__init__(oracle, settings, plan)
+        super().__init__(oracle, settings, run)
         self.count = 0
         self.total = [torch.zeros_like(p, dtype=torch.float32) for p in oracle.parameters]
 
@@ -88,8 +88,8 @@ class ExponentialMovingAverage(Smoothing):
         decay: float = Field(0.5, gt=0, lt=1)
         every: int = Field(5, ge=1)
 
-    def __init__(self, oracle: Oracle, settings: Settings, plan: Plan) -> None:
-        super().__init__(oracle, settings, plan)
+    def __init__(self, oracle: Oracle, settings: Settings, run: Run) -> None:
+        super().__init__(oracle, settings, run)
         self.shadow = [p.detach().to(torch.float32, copy=True) for p in oracle.parameters]
 
     def stepped(self) -> None:

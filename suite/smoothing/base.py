@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from suite.config import settings
-from suite.optimizers.base import Plan
+from suite.optimizers.base import Run
 from suite.oracle.base import CurvatureSample, Displacement, Oracle, Order, Part, Tensors
 from suite.oracle.state import Stateful
 from suite.smoothing.arithmetic import combined
@@ -22,7 +22,7 @@ class Smoothing(Stateful):
     """An oracle that passes every question on; a smoothing overrides the questions that it changes.
 
     Args:
-        plan: the run that it is part of: its length in steps, and the seed of what it draws.
+        run: the run that it is part of: its length in steps, and the seed of what it draws.
 
     Attributes:
         steps: steps that the optimizer has taken.
@@ -35,10 +35,10 @@ class Smoothing(Stateful):
     source: ClassVar[str] = ""
     state = ("steps",)
 
-    def __init__(self, oracle: Oracle, settings: SmoothingSettings, plan: Plan) -> None:
+    def __init__(self, oracle: Oracle, settings: SmoothingSettings, run: Run) -> None:
         self.oracle = oracle
         self.settings = settings
-        self.plan = plan
+        self.run = run
         self.steps = 0
 
     @property

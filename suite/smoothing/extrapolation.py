@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.optimizers.base import Plan
+from suite.optimizers.base import Run
 from suite.oracle.base import Displacement, Oracle, Order, Part, norm
 from suite.smoothing.arithmetic import combined
 from suite.smoothing.base import Smoothing, SmoothingSettings
@@ -34,11 +34,11 @@ class Extrapolation(Smoothing):
         gamma: float = Field(0.01, gt=0)
         kind: Literal["gradient", "noise"] = "gradient"
 
-    def __init__(self, oracle: Oracle, settings: Settings, plan: Plan) -> None:
-        super().__init__(oracle, settings, plan)
+    def __init__(self, oracle: Oracle, settings: Settings, run: Run) -> None:
+        super().__init__(oracle, settings, run)
         self.previous: list[Tensor] | None = None
         self.length = 0.0
-        self._noise = Neighbourhood(oracle.parameters, plan.seed, settings.name)
+        self._noise = Neighbourhood(oracle.parameters, run.seed, settings.name)
         self._asked: dict[Part, list[Tensor]] = {}
 
     def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[Tensor]:

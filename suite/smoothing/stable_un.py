@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.optimizers.base import Plan
+from suite.optimizers.base import Run
 from suite.oracle.base import Displacement, Oracle, Order, Part, Tensors, norm
 from suite.smoothing.arithmetic import combined, place, project
 from suite.smoothing.base import Smoothing, SmoothingSettings
@@ -50,9 +50,9 @@ class StableUnlearning(Smoothing):
         perturbation: Literal["adversarial", "gaussian", "relearn", "historical"] = "adversarial"
         rho: float = Field(0.01, gt=0)
 
-    def __init__(self, oracle: Oracle, settings: Settings, plan: Plan) -> None:
-        super().__init__(oracle, settings, plan)
-        self._noise = Neighbourhood(oracle.parameters, plan.seed, settings.name)
+    def __init__(self, oracle: Oracle, settings: Settings, run: Run) -> None:
+        super().__init__(oracle, settings, run)
+        self._noise = Neighbourhood(oracle.parameters, run.seed, settings.name)
         self.history: list[Tensor] = []
         """Sum in fp32 of the weights before the first step and after each; empty where no history is needed."""
         if settings.perturbation == "historical":

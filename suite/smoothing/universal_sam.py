@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.optimizers.base import Plan
+from suite.optimizers.base import Run
 from suite.oracle.base import Displacement, Oracle, Order, Part, Tensors
 from suite.smoothing.arithmetic import combined
 from suite.smoothing.base import ForgetSmoothing, SmoothingSettings
@@ -50,9 +50,9 @@ class UniversalSharpness(ForgetSmoothing):
         sigma: float = Field(1e-3, gt=0)
         samples: int = Field(3, ge=2)
 
-    def __init__(self, oracle: Oracle, settings: Settings, plan: Plan) -> None:
-        super().__init__(oracle, settings, plan)
-        self._noise = Neighbourhood(oracle.parameters, plan.seed, settings.name)
+    def __init__(self, oracle: Oracle, settings: Settings, run: Run) -> None:
+        super().__init__(oracle, settings, run)
+        self._noise = Neighbourhood(oracle.parameters, run.seed, settings.name)
 
     def forget_values(self, displacements: Sequence[Displacement | None]) -> Tensor:
         centre = self.oracle.values(Part.FORGET, displacements)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from suite.attacks import Attack, attack
-from suite.config.settings import SpecError, nearest
+from suite.config.errors import SpecError
+from suite.config.settings import nearest
 from suite.engines.settings import EngineSettings
 from tasks import EXTRAS, TASKS
 from tasks.task import Split

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import Settings, SpecError, nearest, parse, settings_in
+from suite.config.settings import Settings, nearest, parse, settings_in
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import TrialSpec, trial
 from suite.spec.yaml_file import merged, nested

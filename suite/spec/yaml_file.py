@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from tasks import plain_yaml
 
 

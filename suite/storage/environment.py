@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 
 
 @dataclass(frozen=True, slots=True)

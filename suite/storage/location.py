@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/(/[^/]*(?=/|$))?", re.IGNORECASE)
 """A scheme of two letters or more (one is a Windows drive), and a machine. `Path` leaves one slash of several."""

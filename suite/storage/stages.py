@@ -24,15 +24,12 @@ from typing import Any
 
 from leaderboard.storage import FolderStorage, disk_is_full, sync_folder
 from suite.config.canonical import digest
+from suite.config.errors import StageError
 from suite.storage.leases import Leases
 
 ABANDONED_AFTER = 24 * 3600.0
 """Seconds without a heartbeat after which a folder that no manifest names is taken for a dead writer's. A day forgives
 clocks, and networks that are away for hours."""
-
-
-class StageError(RuntimeError):
-    """A stored result cannot be read or written. The message names the file and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

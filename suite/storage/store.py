@@ -10,9 +10,9 @@ from pathlib import Path
 
 from leaderboard.board.store import Board
 from leaderboard.storage import FULL, NO_HARD_LINKS, DiskFull, has_hard_links
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError, StageError
 from suite.storage.location import store_folder
-from suite.storage.stages import StageError, StageStore
+from suite.storage.stages import StageStore
 
 
 class Store:

@@ -15,8 +15,9 @@ from typing import Any
 
 from leaderboard.board.schema import CHANCE
 from suite.config.canonical import digest
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError, nearest
+from suite.config.settings import nearest
 from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, weights_digest
 from suite.models.finetuning import finetune
 from suite.models.gradient_checkpointing import recompute_blocks

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from tasks.task import Example, Style
 
 REFUSALS = (

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import torch
 
 from suite.adapters import ADAPTERS
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 from suite.models.checkpoints import Checkpoint, SavedCheckpoint, weights_digest
 from suite.models.gradient_checkpointing import recompute_blocks
 from suite.models.loading import save
 from suite.objectives import OBJECTIVES, Reference
-from suite.optimizers import OPTIMIZERS, Plan
+from suite.optimizers import OPTIMIZERS, Run
 from suite.oracle.base import Diverged, Metered
 from suite.oracle.loss import LossOracle
 from suite.smoothing import SMOOTHINGS
@@ -48,27 +48,27 @@ class EarlyStopping(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ForgetRequest:
     """One request to forget: its name and its texts."""
 
     name: str
     texts: tuple[Example, ...]
 
 
-def requests(spec: TrialSpec, task: Task) -> list[Request]:
+def requests(spec: TrialSpec, task: Task) -> list[ForgetRequest]:
     """The trial's requests in their order.
 
     Raises:
         SpecError: an unknown request, or requests that are not the whole forget set, each once.
     """
     if spec.forget == ("all",):
-        return [Request("all", task.forget_examples())]
+        return [ForgetRequest("all", task.forget_examples())]
     if sorted(spec.forget) != sorted(task.forget):
         raise SpecError(
             f"forget: {list(spec.forget)}: every request of {task.name} once, in any order, or all "
             f"(requests: {', '.join(task.forget)})"
         )
-    return [Request(name, task.forget[name]) for name in spec.forget]
+    return [ForgetRequest(name, task.forget[name]) for name in spec.forget]
 
 
 def unlearn(
@@ -101,7 +101,7 @@ def unlearn(
             "numeric": Numeric.of(runtime).as_dict(),
         }
 
-        def compute(folder: Path, start: SavedCheckpoint = start, request: Request = request) -> dict[str, Any]:
+        def compute(folder: Path, start: SavedCheckpoint = start, request: ForgetRequest = request) -> dict[str, Any]:
             with numeric(runtime) as device:
                 run = _Run(spec, task, anchors, request, start, device)
                 if runtime.gradient_checkpointing:
@@ -119,7 +119,7 @@ class _Run:
         spec: TrialSpec,
         task: Task,
         anchors: Anchors,
-        request: Request,
+        request: ForgetRequest,
         start: SavedCheckpoint,
         device: torch.device,
     ) -> None:
@@ -145,10 +145,10 @@ class _Run:
         if not kind.needs_reference(spec.objective):
             reference = None  # its answers are known; the model itself need not stay in memory
         self.oracle = LossOracle(self.model, kind(spec.objective, reference), seed=spec.seed)
-        plan = Plan(spec.steps, spec.seed)
-        self.smoothed = SMOOTHINGS[spec.smoothing.name](self.oracle, spec.smoothing, plan)
-        self.asked = Metered(self.smoothed)
-        self.optimizer = OPTIMIZERS[spec.optimizer.name](spec.optimizer, self.oracle.parameters, plan)
+        run = Run(spec.steps, spec.seed)
+        self.smoothed = SMOOTHINGS[spec.smoothing.name](self.oracle, spec.smoothing, run)
+        self.metered = Metered(self.smoothed)
+        self.optimizer = OPTIMIZERS[spec.optimizer.name](spec.optimizer, self.oracle.parameters, run)
 
     def into(self, folder: Path, criterion: EarlyStopping | None) -> dict[str, Any]:
         """Make the steps, write the checkpoints, and say what happened."""
@@ -158,8 +158,8 @@ class _Run:
         for batch in self.batches.draw(spec.batch_size, spec.steps, spec.seed):
             self.oracle.batch = batch
             try:
-                self.optimizer.step(self.asked)
-                self.asked.stepped()
+                self.optimizer.step(self.metered)
+                self.metered.stepped()
             except Diverged as error:
                 status, reason = "diverged", f"step {done + 1} of {spec.steps}: {error}"
                 break
@@ -187,8 +187,8 @@ class _Run:
             "steps_done": done,
             "kept": kept,
             "weights": digest,
-            "asked": self.asked.queries.as_dict(),
-            "grade": str(self.asked.queries.grade()) if done else None,
+            "asked": self.metered.queries.as_dict(),
+            "grade": str(self.metered.queries.grade()) if done else None,
             "cost": cost,
             **asdict(changed if status != "diverged" else changed.of_unsound_weights()),
             "drowned": getattr(self.optimizer, "drowned", None),

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from leaderboard.board.schema import UNLEARNED
 from leaderboard.ranking.headlines import Headlines
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 from suite.engines import TransformersEngine
 from suite.engines.agreement import Agreement, agreement
 from suite.engines.choosing import check_heads, check_here, chosen_engine

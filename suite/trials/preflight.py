@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 from suite.engines.choosing import check_heads, check_here
 from suite.models.lengths import check_lengths
 from suite.models.loading import read_encoder, read_heads
 from suite.objectives import OBJECTIVES
-from suite.optimizers import OPTIMIZERS, Plan
+from suite.optimizers import OPTIMIZERS, Run
 from suite.optimizers.base import KINDS
 from suite.oracle.base import Displacement, Part, Queries, Tensors
 from suite.smoothing import SMOOTHINGS
@@ -124,7 +124,7 @@ def _readable(spec: TrialSpec, task: Task, measure: MeasureSpec, fitting: set[tu
 
 
 def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:
-    asked = OPTIMIZERS[spec.optimizer.name].asked(spec.optimizer, spec.steps)
+    asked = OPTIMIZERS[spec.optimizer.name].queries(spec.optimizer, spec.steps)
     counts = dict.fromkeys(KINDS, 0)
     for kind, times in asked.items():
         if times:
@@ -150,7 +150,7 @@ def _retrained(spec: TrialSpec, task: Task) -> bool:
 def _answering(spec: TrialSpec, kind: str) -> dict[str, int]:
     """What the model is asked for one question of an optimizer, by kind: found out on a bowl of two weights."""
     bowl = _Bowl()
-    smoothed = SMOOTHINGS[spec.smoothing.name](bowl, spec.smoothing, Plan(spec.steps, spec.seed))
+    smoothed = SMOOTHINGS[spec.smoothing.name](bowl, spec.smoothing, Run(spec.steps, spec.seed))
     direction = [torch.ones(2)]
     match kind:
         case "value":

@@ -17,7 +17,7 @@ from suite.config.runtime import RuntimeSpec
 from suite.engines import Engine
 from suite.engines.choosing import chosen_engine
 from suite.evaluation.landscape import landscape
-from suite.evaluation.retention_matching import mixture, mixture_at
+from suite.evaluation.retention_matching import matched_weights, retention_match
 from suite.evaluation.trial_rows import Row, trial_row
 from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint
 from suite.models.encoding import Encoder
@@ -158,9 +158,9 @@ def _mixed(
     How much of them is left is published; where utility cannot be matched, the reason is, and there is no such model.
     """
     task, stages = harness.data.task, harness.publisher.evaluator.store
-    found = mixture(unlearned, anchors, task, floor, harness.engine, stages, numeric)
-    harness.publisher.publish_mixture(matching(floor), found)
-    return {} if found.share is None else {UNLEARNED: mixture_at(found.share, unlearned, anchors)}
+    found = retention_match(unlearned, anchors, task, floor, harness.engine, stages, numeric)
+    harness.publisher.publish_matching(matching(floor), found)
+    return {} if found.share is None else {UNLEARNED: matched_weights(found.share, unlearned, anchors)}
 
 
 def _named_engine(spec: TrialSpec, measure: MeasureSpec) -> MakeEngine:

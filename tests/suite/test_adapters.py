@@ -16,8 +16,8 @@ from hypothesis.extra.numpy import arrays
 from suite import adapters
 from suite.adapters import ADAPTERS
 from suite.adapters.bounded import bounded_change
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 from suite.models.checkpoints import SavedCheckpoint, weights_digest
 from suite.objectives import OBJECTIVES, Reference
 from suite.oracle.base import Displacement, Part

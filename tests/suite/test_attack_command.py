@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from suite.attacks import attack
 from suite.cli.attack import settings_of
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from suite.attacks import ATTACKS, attack
 from suite.attacks.weights.quantization import round_to_nearest
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.layers import is_linear
 
 

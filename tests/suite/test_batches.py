@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 from suite.models.encoding import Tokens
 from suite.models.likelihood import sequence_logprobs
 from suite.objectives import OBJECTIVES, ObjectiveSettings, Reference

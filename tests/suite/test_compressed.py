@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.optimizers import OPTIMIZERS, Optimizer, OptimizerSettings, Plan
+from suite.optimizers import OPTIMIZERS, Optimizer, OptimizerSettings, Run
 from suite.optimizers.compressed import (
     AdamOnQuantizedGradient,
     CompressedAdam,
@@ -26,7 +26,7 @@ from tests.support.small import SMALL
 
 
 def made(settings: OptimizerSettings, oracle: Bowl, steps: int = 20) -> Optimizer:
-    return OPTIMIZERS[settings.name](settings, oracle.parameters, Plan(steps))
+    return OPTIMIZERS[settings.name](settings, oracle.parameters, Run(steps))
 
 
 def grid(x: np.ndarray, bits: int) -> np.ndarray:

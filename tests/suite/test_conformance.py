@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from suite.adapters import ADAPTERS
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS
 from suite.optimizers.base import KINDS
@@ -128,7 +128,7 @@ def test_what_an_optimizer_says_it_asks_is_what_the_meter_counts(name):
         more["block"] = 2
     run = made("npo", "none", name, more={"optimizer": more}).steps(range(2 * STEPS))
     counted = {kind: getattr(run.asked.queries, kind) for kind in KINDS}
-    assert counted == OPTIMIZERS[name].asked(run.optimizer.settings, 2 * STEPS)
+    assert counted == OPTIMIZERS[name].queries(run.optimizer.settings, 2 * STEPS)
 
 
 def test_a_meter_that_counted_nothing_has_no_grade():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from suite.engines.transformers.decoding import Request, decode, decode_plainly, plain_best
+from suite.engines.transformers.decoding import GenerationRequest, decode, decode_plainly, plain_best
 from suite.engines.transformers.grouped_attention import grouped, grouped_attention
 from suite.engines.transformers.shortcut import Shortcut
 from tests.support.architectures import ARCHITECTURES, HEADS, SMALL, TAKES_ROWS, VOCABULARY, made
@@ -25,7 +25,7 @@ def model():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_continuations_are_those_of_one_prompt_at_a_time_in_every_architecture(name, batch_tokens):
     model, decoding = made(ARCHITECTURES[name]), Shortcut()
-    requests = [Request(prompt, 3 + 4 * (i % 4)) for i, prompt in enumerate(PROMPTS)]
+    requests = [GenerationRequest(prompt, 3 + 4 * (i % 4)) for i, prompt in enumerate(PROMPTS)]
     found = run(model, requests, batch_tokens, decoding)
     for request, new in zip(requests, found, strict=True):
         assert same(model, request, new, one_by_one(model, request))
@@ -39,14 +39,14 @@ def test_continuations_are_those_of_one_prompt_at_a_time_in_every_architecture(n
     st.integers(1, 80),
 )
 def test_continuations_do_not_depend_on_who_else_is_in_the_batch(model, asked, batch_tokens):
-    requests = [Request(tuple(prompt), limit) for prompt, limit in asked]
+    requests = [GenerationRequest(tuple(prompt), limit) for prompt, limit in asked]
     for request, new in zip(requests, run(model, requests, batch_tokens), strict=True):
         (alone,) = run(model, [request])
         assert same(model, request, new, alone)
 
 
 def test_the_end_of_text_token_ends_a_row_and_is_no_part_of_it(model):
-    request = Request((1, 2, 3), 12)
+    request = GenerationRequest((1, 2, 3), 12)
     free = one_by_one(model, request, eos=VOCABULARY - 1)
     end = next(i for i, token in enumerate(free) if i and token not in free[:i])
     (found,) = run(model, [request], eos=free[end])
@@ -55,7 +55,12 @@ def test_the_end_of_text_token_ends_a_row_and_is_no_part_of_it(model):
 
 def test_no_token_is_computed_after_a_row_has_ended_and_none_for_padding(model):
     """Published code goes on with every row of a batch until its longest has ended."""
-    requests = [Request((1, 2, 3), 2), Request((1, 2, 4), 9), Request((1, 2, 3, 4), 1), Request((1, 2), 5)]
+    requests = [
+        GenerationRequest((1, 2, 3), 2),
+        GenerationRequest((1, 2, 4), 9),
+        GenerationRequest((1, 2, 3, 4), 1),
+        GenerationRequest((1, 2), 5),
+    ]
     passed: list[int] = []
     hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, args: passed.append(args[0].numel()))
     try:
@@ -70,7 +75,7 @@ def test_no_token_is_computed_after_a_row_has_ended_and_none_for_padding(model):
 
 def test_waiting_prompts_take_the_rows_that_are_free(model):
     """More prompts than rows: the batch stays full, so its steps are those of the work and not of the stragglers."""
-    requests = [Request((1 + i, 2), 2 if i % 4 else 17) for i in range(24)]
+    requests = [GenerationRequest((1 + i, 2), 2 if i % 4 else 17) for i in range(24)]
     rows: list[int] = []
 
     def count(_, args):
@@ -91,24 +96,24 @@ def test_waiting_prompts_take_the_rows_that_are_free(model):
 def test_the_first_of_equal_logits_wins_as_torch_argmax_has_it(model):
     flat = made(transformers.LlamaConfig(**SMALL, **HEADS))
     flat.lm_head.weight.data.zero_()
-    assert run(flat, [Request((1, 2), 3), Request((4,), 2)]) == [[0, 0, 0], [0, 0]]
+    assert run(flat, [GenerationRequest((1, 2), 3), GenerationRequest((4,), 2)]) == [[0, 0, 0], [0, 0]]
 
 
 def test_a_request_says_when_it_has_enough(model):
-    free = one_by_one(model, Request((1, 2, 3), 9))
+    free = one_by_one(model, GenerationRequest((1, 2, 3), 9))
     asked: list[list[int]] = []
 
     def ended(new) -> bool:
         asked.append(list(new))
         return len(new) == 4
 
-    (found, other) = run(model, [Request((1, 2, 3), 9, ended), Request((1, 2), 6)])
+    (found, other) = run(model, [GenerationRequest((1, 2, 3), 9, ended), GenerationRequest((1, 2), 6)])
     assert found == free[:4] and asked == [free[:n] for n in range(1, 5)]
     assert len(other) == 6 or EOS in other
 
 
 def test_what_is_compared_is_every_step_of_the_longest_text(model):
-    requests = [Request(prompt, 12) for prompt in PROMPTS]
+    requests = [GenerationRequest(prompt, 12) for prompt in PROMPTS]
     with torch.inference_mode():
         for continuation in decode(model, requests, eos=EOS, row_tokens=16, batch_tokens=60):
             with_end = [*continuation.new, *([EOS] if len(continuation.new) < 12 else [])]
@@ -120,7 +125,7 @@ def test_a_window_is_found_when_a_continuation_grows_beyond_it():
     """The first token after a prompt says nothing of a window that the prompt fits in."""
     config = transformers.MistralConfig(**SMALL, **HEADS, sliding_window=8)
     model, decoding = made(config), Shortcut()
-    short, long = [Request((1, 2, 3), 4)], [Request((1, 2, 3), 20)]
+    short, long = [GenerationRequest((1, 2, 3), 4)], [GenerationRequest((1, 2, 3), 20)]
     run(model, short, decoding=decoding, eos=VOCABULARY - 1)
     assert decoding.sound
     (found,) = run(model, long, decoding=decoding, eos=VOCABULARY - 1)
@@ -130,14 +135,14 @@ def test_a_window_is_found_when_a_continuation_grows_beyond_it():
 def test_a_window_is_found_although_the_longest_text_repeats_one_token():
     """Through any window such a text looks the same; here the other one is the witness."""
     model, decoding = made(ARCHITECTURES["a window in some layers"]), Shortcut()
-    requests = [Request((9, 9, 9, 9), 15), Request((1, 2, 4, 5, 6, 1, 1), 7)]
+    requests = [GenerationRequest((9, 9, 9, 9), 15), GenerationRequest((1, 2, 4, 5, 6, 1, 1), 7)]
     found = run(model, requests, decoding=decoding)
     assert set(found[0]) == {9}
     assert not decoding.sound and same(model, requests[1], found[1], one_by_one(model, requests[1]))
 
 
 def test_generate_in_batches_is_there_for_all_architectures(model):
-    requests = [Request(prompt, 3 + i) for i, prompt in enumerate(PROMPTS)]
+    requests = [GenerationRequest(prompt, 3 + i) for i, prompt in enumerate(PROMPTS)]
     with torch.inference_mode():
         found = decode_plainly(model, requests, eos=EOS, batch_tokens=60)
     for request, new in zip(requests, found, strict=True):

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from suite.attacks import AttackContext, Subject, attack
 from suite.attacks.weights.residual import block_writers, embedding_writers, outline, without
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 from suite.engines import TransformersEngine
 from suite.models.checkpoints import TensorCheckpoint
 from suite.spec.trial import trial

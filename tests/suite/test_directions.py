@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from suite.optimizers import OPTIMIZERS, Plan
+from suite.optimizers import OPTIMIZERS, Run
 from suite.optimizers.estimates import Differences, ForwardMode, RandomDirections, ZerothOrder
 from suite.oracle import noise
 from suite.oracle.base import Displacement, Metered, Part
@@ -164,7 +164,7 @@ def test_memory_changes_nothing_but_memory(name, samples):
         asked = oracle()
         kind = OPTIMIZERS[name]
         zo = ZerothOrder(samples=samples, memory=memory)
-        optimizer = kind(kind.Settings(lr=1e-3, zo=zo), asked.parameters, Plan(3, seed=4))
+        optimizer = kind(kind.Settings(lr=1e-3, zo=zo), asked.parameters, Run(3, seed=4))
         for _ in range(3):
             optimizer.step(asked)
         return weights(asked)
@@ -216,7 +216,7 @@ import torch
 from suite.optimizers.estimates import Differences, ZerothOrder
 from suite.oracle.base import Displacement
 from suite.oracle.loss import LossOracle
-from suite.optimizers import OPTIMIZERS, Plan
+from suite.optimizers import OPTIMIZERS, Run
 
 class Objective:
     parts = ()
@@ -232,7 +232,7 @@ from suite.oracle.base import Part
 values = oracle.values
 oracle.values = lambda part, places: values(Part.RELEARN, places)
 kind = OPTIMIZERS["zo_sgd"]
-optimizer = kind(kind.Settings(lr=1e-6, zo=ZerothOrder(memory={memory!r}, radius=1e-2)), oracle.parameters, Plan(2))
+optimizer = kind(kind.Settings(lr=1e-6, zo=ZerothOrder(memory={memory!r}, radius=1e-2)), oracle.parameters, Run(2))
 def peak():  # of this process alone: what getrusage says begins with the peak of whoever started it
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 

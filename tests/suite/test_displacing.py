@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.objectives import OBJECTIVES
 from suite.oracle.base import Displacement, Diverged, Part
 from suite.oracle.directions import Directions, Kind, LowRank

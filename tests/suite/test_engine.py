@@ -124,7 +124,8 @@ def test_memory_and_edits_are_checkpoints_too(both, probes, evaluated):
 def test_a_truncated_checkpoint_is_named(both, tmp_path):
     import shutil
 
-    from suite.models.checkpoints import CheckpointError, load_state
+    from suite.config.errors import CheckpointError
+    from suite.models.checkpoints import load_state
 
     folder = tmp_path / "copy"
     shutil.copytree(both.checkpoint("target").path, folder)

@@ -10,12 +10,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from suite.config.settings import SpecError
+from suite.config.errors import CheckpointError, SpecError
 from suite.engines.vllm.architectures import Architectures
 from suite.engines.vllm.fingerprint import combined, word_sum
-from suite.engines.vllm.transport import FileWeights, HeldWeights, weights_of
+from suite.engines.vllm.transport import FileSource, MemorySource, weights_of
 from suite.models.checkpoints import (
-    CheckpointError,
     Heads,
     Layout,
     LoraCheckpoint,
@@ -64,14 +63,14 @@ def test_files_and_memory_bring_the_same_tensors(folder, layout):
     for name, tensor in from_file.items():
         assert tensor.dtype == from_memory[name].dtype == torch.bfloat16
         assert torch.equal(tensor.view(torch.int16), from_memory[name].view(torch.int16))
-    assert isinstance(held, HeldWeights) and isinstance(weights_of(checkpoint, layout), FileWeights)
+    assert isinstance(held, MemorySource) and isinstance(weights_of(checkpoint, layout), FileSource)
     assert fingerprint(from_file.values()) == fingerprint(from_memory.values())
 
 
 def test_a_tied_tensor_is_sent_once(folder, layout):
     model = SavedCheckpoint(folder).model()
     tied = model.config.tie_word_embeddings
-    held = HeldWeights.of(dict(model.state_dict()), layout).held  # names both of a tied pair
+    held = MemorySource.of(dict(model.state_dict()), layout).held  # names both of a tied pair
     assert ("lm_head.weight" in held) != tied and "model.embed_tokens.weight" in held
 
 

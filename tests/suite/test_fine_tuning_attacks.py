@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR
 
 from suite.attacks import AttackContext, Subject, attack
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.checkpoints import TensorCheckpoint
 from suite.models.encoding import Encoded
 from suite.models.finetuning import finetune, step_size

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from suite.attacks import AttackContext, Subject, attack
 from suite.attacks.texts import Texts, drawn, questions, unasked
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.encoding import Encoded
 from tasks import TASKS
 from tasks.task import Split, Style, Subset, Task, TaskError

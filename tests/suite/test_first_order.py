@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from suite.config.settings import SpecError, parse
-from suite.optimizers import Plan
+from suite.config.errors import SpecError
+from suite.config.settings import parse
+from suite.optimizers import Run
 from suite.optimizers.adam8bit import Adam8bit
 from suite.optimizers.first_order import SGD, Adam, AdamW, MeanOfSigns
 from tests.support.bowl import Bowl, hilly, made
@@ -98,7 +99,7 @@ def test_without_bitsandbytes_adam8bit_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "bitsandbytes.optim", raising=False)
     bowl = Bowl(hilly())
     with pytest.raises(SpecError, match=r"pip install 'regrade\[bitsandbytes\]'"):
-        Adam8bit(Adam8bit.Settings(lr=0.1), bowl.parameters, Plan(steps=1))
+        Adam8bit(Adam8bit.Settings(lr=0.1), bowl.parameters, Run(steps=1))
 
 
 def test_adam8bit_is_adamw_with_averages_of_eight_bits():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from suite.attacks import Subject, attack
 from suite.attacks.prompts.gcg_places import Prompt, Question, placed, printable, start, target
 from suite.attacks.prompts.gcg_search import search, swaps, text_losses, token_gradient
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.engines import Job
 from suite.models.encoding import Encoder, Template
 from tasks.scoring import score

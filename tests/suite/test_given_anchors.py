@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError, parse
+from suite.config.settings import parse
 from suite.models.settings import ModelSpec
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from suite.config.settings import SpecError, parse
-from suite.optimizers import OPTIMIZERS, Optimizer, Plan
+from suite.config.errors import SpecError
+from suite.config.settings import parse
+from suite.optimizers import OPTIMIZERS, Optimizer, Run
 from suite.optimizers.controls import _Noisy
 from suite.optimizers.estimates import ZerothOrder
 from suite.optimizers.first_order import Adam
@@ -37,7 +38,7 @@ def settings_of(name: str, **more: Any):
 
 
 def of(settings, quadratic, steps: int = 12, seed: int = SEED) -> Optimizer:
-    return OPTIMIZERS[settings.name](settings, quadratic.parameters, Plan(steps, seed))
+    return OPTIMIZERS[settings.name](settings, quadratic.parameters, Run(steps, seed))
 
 
 def flat(tensors) -> np.ndarray:
@@ -114,7 +115,7 @@ def test_a_hybrid_asks_what_its_layout_says(ends):
         kinds.append(meter.queries.gradient == before)
     assert kinds == layout(5, 0.5, 2, ends)
     counted = {kind: getattr(meter.queries, kind) for kind in ("value", "gradient", "directional", "curvature")}
-    assert counted == Hybrid.asked(optimizer.settings, 5)
+    assert counted == Hybrid.queries(optimizer.settings, 5)
 
 
 # The parts
@@ -178,7 +179,7 @@ def test_any_first_order_part_goes_with_any_zeroth_order_part(first, zeroth, kin
     assert bool(quadratic.x.isfinite().all())
     assert not torch.equal(start, quadratic.x)
     counted = {kind: getattr(meter.queries, kind) for kind in ("value", "gradient", "directional", "curvature")}
-    assert counted == Hybrid.asked(s, 4)
+    assert counted == Hybrid.queries(s, 4)
 
 
 @pytest.mark.parametrize("kind", [{"block": 2}, {"kind": "mix", "mix_weight": 0.25}], ids=["alternate", "mix"])
@@ -395,4 +396,4 @@ def test_what_a_control_says_it_asks_follows_from_its_part(name, zeroth):
     for _ in range(4):
         control.step(meter)
     counted = {kind: getattr(meter.queries, kind) for kind in ("value", "gradient", "directional", "curvature")}
-    assert counted == type(control).asked(s, 4)
+    assert counted == type(control).queries(s, 4)

@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 from suite.evaluation.landscape import DIAGNOSTICS, LandscapeSettings, landscape
 from suite.evaluation.landscape.barrier import barrier, line, place
 from suite.evaluation.landscape.distance import distance
 from suite.evaluation.landscape.sharpness import RADII, by_differences, clear_radius, hutchinson, signs
 from suite.evaluation.landscape.surface import Surface, Texts
-from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, TensorCheckpoint, mixed
+from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, TensorCheckpoint, interpolated
 from suite.models.encoding import Encoded
 from suite.oracle.base import Displacement, Diverged
 from suite.spec.trial import trial
@@ -210,7 +210,7 @@ def test_places_are_those_of_a_mixture(dtype):
     ends = [TensorCheckpoint(parameters(end), NOWHERE) for end in (one, other)]
     for share in (0.0, 0.3, 0.5, 0.7, 1.0):
         place(model, parameters(one), parameters(other), share)
-        expected = mixed(*ends, share).state()
+        expected = interpolated(*ends, share).state()
         assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters())
 
 
@@ -261,7 +261,7 @@ def test_distances_agree_with_numpy():
 @pytest.mark.parametrize("share", [0.3, -0.5])
 def test_along_the_way_the_cosine_is_one(share):
     before, toward = (TensorCheckpoint(parameters(llama(seed)), NOWHERE) for seed in (0, 1))
-    found = distance(before.state(), mixed(before, toward, share).state(), toward.state())
+    found = distance(before.state(), interpolated(before, toward, share).state(), toward.state())
     assert found.cosine == pytest.approx(np.sign(share), abs=1e-6)
     assert found.l2 == pytest.approx(abs(share) * distance(before.state(), toward.state()).l2, rel=1e-5)
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suite.cli import main
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.encoding import Encoder, Template
 from suite.models.lengths import batched, check_lengths
 from suite.models.loading import read_encoder

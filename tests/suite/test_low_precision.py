@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from suite.objectives import OBJECTIVES
-from suite.optimizers import Plan
+from suite.optimizers import Run
 from suite.oracle.base import Displacement, Part, norm
 from suite.oracle.directions import Lazily, LowRank
 from suite.oracle.loss import LossOracle
@@ -81,7 +81,7 @@ def test_sharpness_awares_place_is_summed_in_fp32_and_rounded_once():
     ascent = asked.gradient(Part.FORGET)
     seen.clear()
     kind = SMOOTHINGS["sam"]
-    kind(asked, kind.Settings(rho=0.05), Plan(1)).gradient(Part.FORGET)
+    kind(asked, kind.Settings(rho=0.05), Run(1)).gradient(Part.FORGET)
     here, there = seen
     length, moved = float(norm(ascent)), 0
     for w, g, place in zip(here, ascent, there, strict=True):

@@ -15,8 +15,8 @@ from leaderboard.ranking.rank import FLOOR, rank
 from suite.attacks.weights.quantization import RoundToNearest
 from suite.engines import TransformersEngine, ask
 from suite.engines.transformers.engine import TransformersEngine as Engine
-from suite.evaluation.retention_matching import largest_share, mixture_at
-from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, TensorCheckpoint, mixed
+from suite.evaluation.retention_matching import largest_share, matched_weights
+from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, TensorCheckpoint, interpolated
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
@@ -138,16 +138,16 @@ def test_a_mixtures_ends_are_the_models_themselves():
     tensors = {"w": torch.tensor([0.1, -3.3, 1e-8]), "n": torch.tensor([3])}
     others = {"w": torch.tensor([1e4, 0.7, -1e-8]), "n": torch.tensor([3])}
     one, other = (TensorCheckpoint(t, None) for t in (tensors, others))
-    assert torch.equal(mixed(one, other, 0.0).state()["w"], tensors["w"])
-    assert torch.equal(mixed(one, other, 1.0).state()["w"], others["w"])
+    assert torch.equal(interpolated(one, other, 0.0).state()["w"], tensors["w"])
+    assert torch.equal(interpolated(one, other, 1.0).state()["w"], others["w"])
     unlearned = KeyedCheckpoint(other, "u", "final")
 
     class Both:
         target = KeyedCheckpoint(one, "t")
 
-    assert mixture_at(1.0, unlearned, Both) is unlearned
-    assert mixture_at(0.0, unlearned, Both).key == "t"
-    assert mixture_at(0.5, unlearned, Both).key != mixture_at(0.25, unlearned, Both).key
+    assert matched_weights(1.0, unlearned, Both) is unlearned
+    assert matched_weights(0.0, unlearned, Both).key == "t"
+    assert matched_weights(0.5, unlearned, Both).key != matched_weights(0.25, unlearned, Both).key
 
 
 def broken(*args):

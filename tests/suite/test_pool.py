@@ -11,11 +11,11 @@ import ray
 from ray.util import placement_group_table
 
 from suite.cluster.connection import connected
-from suite.cluster.placement import PoolShape
-from suite.config.settings import SpecError
+from suite.cluster.placement import PoolResources
+from suite.config.errors import SpecError
 from suite.engines.vllm.pool import find_pool, open_pool
 
-SHAPE = PoolShape(engines=1, gpus=0, threads=1, cpus=2)
+SHAPE = PoolResources(engines=1, gpus=0, threads=1, cpus=2)
 
 
 @pytest.mark.ray
@@ -25,7 +25,7 @@ def test_a_desk_that_is_lost_takes_no_second_room(monkeypatch):
     with connected(None) as room:
         assert (room.cpus, find_pool()) == (2, None)
         desk = open_pool(SHAPE)
-        assert ray.get(open_pool(PoolShape()).taken.remote()) == SHAPE  # there is one: it stays what it is
+        assert ray.get(open_pool(PoolResources()).taken.remote()) == SHAPE  # there is one: it stays what it is
         before, engines = ray.get(desk.processes.remote())
         assert engines == []
         os.kill(before, signal.SIGKILL)

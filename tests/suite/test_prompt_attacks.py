@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from suite.attacks import AttackContext, attack
 from suite.attacks.prompts.frame import TEMPLATES, Kind
 from suite.attacks.prompts.neighbours import Neighbours
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.engines import Job
 from suite.models.encoding import Encoder, Template
 from tasks.task import Example, Item, Probe, ProbeKind, Split, Style, Subset, Turn

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from suite.attacks import AttackContext, attack
 from suite.attacks.weights.pruning import least, smallest_zeroed, wanda
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.layers import is_linear
 from tasks.task import Split
 

@@ -16,7 +16,7 @@ from suite.attacks.weights.awq import EXPONENTS, awq, scaled_rounding, scales
 from suite.attacks.weights.calibration import Inputs, edit_blocks, watched
 from suite.attacks.weights.gptq import gptq
 from suite.attacks.weights.quantization import grid_codes, levels_of, round_to_nearest
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.layers import is_linear
 from tasks.task import Split
 from tests.support.language_model import llama

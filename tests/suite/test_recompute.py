@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from suite.adapters import ADAPTERS
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 from suite.models.encoding import Encoded
 from suite.models.finetuning import finetune
 from suite.models.gradient_checkpointing import recompute_blocks

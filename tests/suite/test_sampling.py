@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from scipy.stats import chi2, kstest
 
 from suite.attacks import attack
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.engines import Job
 from suite.engines.questions import Questions
 from suite.engines.sampling import Draw, drawn
-from suite.engines.transformers.decoding import Request, decode_plainly
+from suite.engines.transformers.decoding import GenerationRequest, decode_plainly
 from suite.engines.transformers.shortcut import Shortcut
 from tasks import TASKS
 from tasks.task import ProbeKind, Sampling, Split, Subset
@@ -34,8 +34,8 @@ def model():
     return made(transformers.LlamaConfig(**NARROW, **HEADS))
 
 
-def asking(prompt, limit: int, number: int = 0, temperature: float = 1.0, seed: int = 0) -> Request:
-    return Request(prompt, limit, draw=Draw.of(Sampling(8, temperature, seed), prompt, number))
+def asking(prompt, limit: int, number: int = 0, temperature: float = 1.0, seed: int = 0) -> GenerationRequest:
+    return GenerationRequest(prompt, limit, draw=Draw.of(Sampling(8, temperature, seed), prompt, number))
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def distribution(model, prompt, temperature: float) -> np.ndarray:
 
 
 @torch.no_grad()
-def by_hand(model, request: Request) -> list[int]:
+def by_hand(model, request: GenerationRequest) -> list[int]:
     """One token at a time, without a cache: the first whose cumulated probability exceeds the step's number."""
     new: list[int] = []
     for step in range(request.limit):
@@ -134,7 +134,7 @@ def test_answers_are_those_drawn_one_token_at_a_time(model):
 @given(st.lists(st.tuples(st.sampled_from(PROMPTS), st.integers(0, 3), st.booleans()), min_size=1, max_size=8))
 def test_answers_alone_are_those_in_company(model, asked):
     """Greedy and drawn ones in one batch, of the same prompts."""
-    requests = [asking(p, 6, number) if is_drawn else Request(p, 6) for p, number, is_drawn in asked]
+    requests = [asking(p, 6, number) if is_drawn else GenerationRequest(p, 6) for p, number, is_drawn in asked]
     for request, new in zip(requests, run(model, requests, 50), strict=True):
         if request.draw:
             assert new == by_hand(model, request)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from suite.optimizers import OPTIMIZERS, Plan
+from suite.optimizers import OPTIMIZERS, Run
 from suite.optimizers.adahessian import AdaHessian, hutchinson, spatial_average
 from suite.optimizers.lbfgs import LBFGS, two_loop
 from suite.optimizers.second_order import EmpiricalFisher, Sophia
@@ -48,7 +48,7 @@ def test_published_sophia_code_renews_the_hessian_in_every_step():
 def test_published_sophia_code_squares_the_minibatch_gradient_whose_labels_are_not_resampled():
     """One step on a language model: h is (1 - b2) B ghat^2, with ghat by hand from the labels that its seed draws."""
     asked, twin = language_model(), language_model()
-    optimizer = Sophia(Sophia.Settings(lr=1e-3), asked.parameters, Plan(steps=4))
+    optimizer = Sophia(Sophia.Settings(lr=1e-3), asked.parameters, Run(steps=4))
     with torch.enable_grad():
         loss, count = twin.objective.resampled(twin.model, twin.batch, torch.Generator().manual_seed(0))
     expected = 0.01 * count * flat(torch.autograd.grad(loss, twin.parameters)) ** 2
@@ -195,7 +195,7 @@ def test_lbfgs_remembers_so_many_pairs_and_none_of_standing_still():
 def test_second_order_goes_down_on_a_language_model(name, dtype):
     meter = Metered(language_model(dtype=dtype))
     lr = {"adahessian": 0.002, "lbfgs": 0.02, "sophia": 0.01}[name]
-    optimizer = OPTIMIZERS[name](OPTIMIZERS[name].Settings(lr=lr, every=3), meter.parameters, Plan(steps=12))
+    optimizer = OPTIMIZERS[name](OPTIMIZERS[name].Settings(lr=lr, every=3), meter.parameters, Run(steps=12))
     before = float(meter.values(Part.TOTAL, [None]))
     for _ in range(12):
         optimizer.step(meter)

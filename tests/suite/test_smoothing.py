@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from suite.optimizers import OPTIMIZERS, Plan
+from suite.optimizers import OPTIMIZERS, Run
 from suite.oracle.base import Displacement, Grade, Metered, Order, Part
 from suite.smoothing import SMOOTHINGS, Smoothing
 from suite.smoothing.arithmetic import combined, place, project
@@ -122,7 +122,7 @@ def test_a_run_repeats_bit_for_bit(name, changes, optimizer):
 
 def run(optimizer: str, oracle: Smoothing | Metered) -> None:
     kind = OPTIMIZERS[optimizer]
-    steps = kind(kind.Settings(lr=1e-3), oracle.parameters, Plan(3))
+    steps = kind(kind.Settings(lr=1e-3), oracle.parameters, Run(3))
     for _ in range(3):
         steps.step(oracle)
         oracle.stepped()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.attacks import ATTACKS, attack
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS
 from suite.smoothing import SMOOTHINGS

@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leaderboard.storage import NotWritable
+from suite.config.errors import StageError
 from suite.storage import leases as of_leases
 from suite.storage.leases import Leases
-from suite.storage.stages import ABANDONED_AFTER, StageError, StageStore
+from suite.storage.stages import ABANDONED_AFTER, StageStore
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from leaderboard.board.schema import columns
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged

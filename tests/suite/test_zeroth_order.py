@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from suite.config.settings import parse
-from suite.optimizers import OPTIMIZERS, Optimizer, Plan
+from suite.optimizers import OPTIMIZERS, Optimizer, Run
 from suite.optimizers.estimates import Differences, RandomDirections, ZerothOrder
 from suite.optimizers.hybrid import Hybrid
 from suite.optimizers.zeroth_order import (
@@ -117,7 +117,7 @@ BY_THE_LINE = {
 
 
 def of(settings, quadratic: Quadratic, steps: int = 12) -> Optimizer:
-    return OPTIMIZERS[settings.name](settings, quadratic.parameters, Plan(steps, SEED))
+    return OPTIMIZERS[settings.name](settings, quadratic.parameters, Run(steps, SEED))
 
 
 @pytest.mark.parametrize("name", list(BY_THE_LINE))
@@ -169,7 +169,7 @@ def test_conservative_steps_never_raise_the_loss_on_their_batch(lr, dtype):
     """On a language model, with step sizes from harmless to absurd: the loss is the best of the three, to the bit."""
     asked = language_model(dtype=dtype)
     optimizer = ZOConservative(
-        ZOConservative.Settings(lr=lr, zo=ZerothOrder(radius=0.03)), asked.parameters, Plan(6, SEED)
+        ZOConservative.Settings(lr=lr, zo=ZerothOrder(radius=0.03)), asked.parameters, Run(6, SEED)
     )
     seen: list[list[float]] = []
     values = asked.values

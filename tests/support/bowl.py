@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from suite.optimizers import OPTIMIZERS, Optimizer, OptimizerSettings, Plan
+from suite.optimizers import OPTIMIZERS, Optimizer, OptimizerSettings, Run
 from suite.oracle.base import CurvatureSample, Displacement, Part
 
 
@@ -82,7 +82,7 @@ def hilly(size: int = 20, seed: int = 0) -> np.ndarray:
 def made(settings: OptimizerSettings, oracle: Bowl, steps: int = 20, seed: int = 0) -> Optimizer:
     if settings.name == "adam8bit":
         pytest.importorskip("bitsandbytes", reason="adam8bit is bitsandbytes' own")
-    return OPTIMIZERS[settings.name](settings, oracle.parameters, Plan(steps, seed))
+    return OPTIMIZERS[settings.name](settings, oracle.parameters, Run(steps, seed))
 
 
 def settings_of(name: str, **more: object) -> OptimizerSettings:

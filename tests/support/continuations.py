@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from suite.engines.transformers.decoding import Request, continued
+from suite.engines.transformers.decoding import GenerationRequest, continued
 from suite.engines.transformers.shortcut import Shortcut
 
 CLOSE = 1e-4
@@ -14,7 +14,7 @@ PROMPTS = [(1, 2, 3), (1, 2, 4, 5, 6, 1, 1), (1,), (9,), (1, 2, 3, 8, 8), (30, 3
 
 
 @torch.inference_mode()
-def one_by_one(model, request: Request, eos: int = EOS) -> list[int]:
+def one_by_one(model, request: GenerationRequest, eos: int = EOS) -> list[int]:
     ids = torch.tensor([request.prompt])
     new = model.generate(
         input_ids=ids,
@@ -27,7 +27,7 @@ def one_by_one(model, request: Request, eos: int = EOS) -> list[int]:
     return new[: new.index(eos)] if eos in new else new
 
 
-def same(model, request: Request, mine: list[int], theirs: list[int]) -> bool:
+def same(model, request: GenerationRequest, mine: list[int], theirs: list[int]) -> bool:
     """Equal up to the first step whose two best logits are closer than `CLOSE`."""
     for step, (a, b) in enumerate(zip([*mine, EOS], [*theirs, EOS], strict=False)):
         if a != b:

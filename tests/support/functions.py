@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from suite.optimizers import Plan
+from suite.optimizers import Run
 from suite.oracle.base import CurvatureSample, Displacement, Part, Queries
 from suite.smoothing import SMOOTHINGS, Smoothing
 
@@ -104,7 +104,7 @@ def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def smooth(name: str, oracle: object, steps: int = 6, seed: int = 0, **changes: object) -> Smoothing:
     kind = SMOOTHINGS[name]
-    return kind(oracle, kind.Settings(**changes), Plan(steps, seed))
+    return kind(oracle, kind.Settings(**changes), Run(steps, seed))
 
 
 def grad(f: Function, x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from suite.adapters import ADAPTERS
 from suite.models.encoding import Encoded, Tokens
 from suite.objectives import OBJECTIVES, Reference
-from suite.optimizers import OPTIMIZERS, Optimizer, Plan
+from suite.optimizers import OPTIMIZERS, Optimizer, Run
 from suite.oracle.base import Metered
 from suite.oracle.batch import Batch
 from suite.oracle.loss import LossOracle
@@ -31,7 +31,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class Run:
+class Trained:
     """A run on a language model of a thousand weights."""
 
     oracle: LossOracle
@@ -39,7 +39,7 @@ class Run:
     asked: Metered
     optimizer: Optimizer
 
-    def steps(self, numbers: range) -> Run:
+    def steps(self, numbers: range) -> Trained:
         for number in numbers:
             self.oracle.batch = batch(number)
             self.optimizer.step(self.asked)
@@ -56,7 +56,7 @@ class Run:
             "weights": [p.detach().clone() for p in self.oracle.parameters]
         }
 
-    def load(self, saved: dict[str, Any]) -> Run:
+    def load(self, saved: dict[str, Any]) -> Trained:
         with torch.no_grad():
             torch._foreach_copy_(self.oracle.parameters, saved["weights"])
         for name, part in {"oracle": self.oracle, "smoothing": self.smoothed, "optimizer": self.optimizer}.items():
@@ -97,7 +97,7 @@ def section(name: str, **more: Any) -> dict[str, Any]:
 
 def made(
     objective: str, smoothing: str, optimizer: str, adapter: str = "full", more: dict[str, Any] | None = None
-) -> Run:
+) -> Trained:
     """The run that a trial of these names makes.
 
     Raises:
@@ -119,6 +119,8 @@ def made(
     ADAPTERS[adapter](checked.adapter, model, 0)
     kind = OBJECTIVES[objective]
     oracle = LossOracle(model, kind(checked.objective, Reference(llama(1).requires_grad_(False))), seed=3)
-    plan = Plan(checked.steps, seed=5)
-    smoothed = SMOOTHINGS[smoothing](oracle, checked.smoothing, plan)
-    return Run(oracle, smoothed, Metered(smoothed), OPTIMIZERS[optimizer](checked.optimizer, oracle.parameters, plan))
+    run = Run(checked.steps, seed=5)
+    smoothed = SMOOTHINGS[smoothing](oracle, checked.smoothing, run)
+    return Trained(
+        oracle, smoothed, Metered(smoothed), OPTIMIZERS[optimizer](checked.optimizer, oracle.parameters, run)
+    )

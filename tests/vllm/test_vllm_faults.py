@@ -12,12 +12,13 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
-from suite.engines import EngineError, Job, TransformersEngine
+from suite.config.errors import CheckpointError, EngineError
+from suite.engines import Job, TransformersEngine
 from suite.engines.questions import Questions
 from suite.engines.vllm.model import StaleWeights
-from suite.engines.vllm.process import Order
-from suite.engines.vllm.transport import FileWeights, HeldWeights
-from suite.models.checkpoints import CheckpointError, Layout, SavedCheckpoint, TensorCheckpoint, skeleton
+from suite.engines.vllm.process import PoolRequest
+from suite.engines.vllm.transport import FileSource, MemorySource
+from suite.models.checkpoints import Layout, SavedCheckpoint, TensorCheckpoint, skeleton
 
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 
@@ -93,10 +94,10 @@ def test_weights_that_do_not_arrive_never_become_an_answer(lost, untied, engines
     wanted = engine.continuations(good, questions)
     (engine_before,) = pids()
     other = SavedCheckpoint(untied(4))
-    whole = FileWeights.of(other, Layout.of(skeleton(other.path, torch.float32)))
-    part = FileWeights({file: tuple(n for n in names if n not in lost) for file, names in whole.files.items()})
+    whole = FileSource.of(other, Layout.of(skeleton(other.path, torch.float32)))
+    part = FileSource({file: tuple(n for n in names if n not in lost) for file, names in whole.files.items()})
     start = engine._start(other, questions.longest, ray.get(pool.taken.remote()))
-    reply = ray.get(pool.answer.remote(start, Order(part, engine._asks(questions))))
+    reply = ray.get(pool.answer.remote(start, PoolRequest(part, engine._asks(questions))))
     assert not reply.new
     with pytest.raises(StaleWeights, match="are not the checkpoint's"):
         raise reply.error
@@ -109,10 +110,10 @@ def test_a_file_that_is_damaged_once_it_is_on_its_way(untied, engines, encoder, 
     shutil.copytree(untied(5), folder)
     checkpoint = SavedCheckpoint(folder)
     engine, questions = engines(), Questions(encoder, probes[:1])
-    weights = FileWeights.of(checkpoint, Layout.of(skeleton(folder, torch.float32)))
+    weights = FileSource.of(checkpoint, Layout.of(skeleton(folder, torch.float32)))
     cut_short(folder / "model.safetensors")
     start = engine._start(checkpoint, questions.longest, ray.get(pool.taken.remote()))
-    reply = ray.get(pool.answer.remote(start, Order(weights, engine._asks(questions))))
+    reply = ray.get(pool.answer.remote(start, PoolRequest(weights, engine._asks(questions))))
     with pytest.raises(CheckpointError, match="cut short or damaged"):
         raise reply.error
 
@@ -146,7 +147,7 @@ def test_an_engine_that_sleeps_between_questions_answers_like_one_that_does_not(
     start = engine._start(checkpoint, questions.longest, ray.get(pool.taken.remote()))
     layout, asks = Layout.of(skeleton(checkpoint.path, torch.float32)), engine._asks(questions)
     for seed in (0, 1, 0, 0):
-        order = Order(FileWeights.of(SavedCheckpoint(untied(seed)), layout), asks)
+        order = PoolRequest(FileSource.of(SavedCheckpoint(untied(seed)), layout), asks)
         reply = ray.get(pool.answer.remote(dataclasses.replace(start, sleeps=True), order))
         assert reply.error is None
         assert engine._continued(reply) == wanted[seed]
@@ -162,7 +163,7 @@ def test_an_architecture_that_vllm_does_not_run_is_told(made, engines, probes):
 def test_weights_in_memory_are_checked_like_those_in_files(untied):
     state = SavedCheckpoint(untied(0)).state()
     layout = Layout.of(skeleton(untied(0), torch.float32))
-    assert HeldWeights.of(state, layout).held.keys() == state.keys()
+    assert MemorySource.of(state, layout).held.keys() == state.keys()
     del state[K_PROJ]
     with pytest.raises(CheckpointError, match="lacks the tensor"):
-        HeldWeights.of(state, layout)
+        MemorySource.of(state, layout)

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from suite.adapters.lora import LoRA
-from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
+from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 from suite.attacks.texts import Source, Texts, drawn, enough, texts_of
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.checkpoints import Checkpoint, TensorCheckpoint, context_of
 from suite.models.encoding import Encoded
 from suite.models.finetuning import Schedule, finetune
@@ -69,7 +69,7 @@ class FineTuningSettings(AttackSettings):
 class FineTuning(Attack):
     """An attack that trains the subject on texts, measured along the way."""
 
-    means = Means.WEIGHTS
+    access = Access.WEIGHTS
     ascend: ClassVar[bool] = False
     """Whether the loss on the texts is to rise instead."""
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from suite.attacks.base import AttackContext, PromptEdit, Subject
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.checkpoints import context_of
 from suite.models.encoding import Encoder
 from tasks.task import Item, Probe, ProbeKind, Split, Style, Task
 
 
-class Asking(PromptEdit):
+class QuestionEdit(PromptEdit):
     """An attack that puts each question in another way, forget and retain questions alike."""
 
     @property
@@ -37,13 +37,13 @@ class Asking(PromptEdit):
         if not any(self.reaches(*one) for one in asked):
             raise SpecError(f"attacks: {self.name}: no forget headline of {task.name} on {split} {self.lacking}")
 
-    def asked(self, probe: Probe, context: AttackContext) -> Probe:
+    def edited_probe(self, probe: Probe, context: AttackContext) -> Probe:
         items = (self.put(item, probe, context) if self.reaches(item, probe) else item for item in probe.items)
         return replace(probe, items=tuple(items))
 
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
         room = context_of(subject.checkpoint.architecture)
-        probes = (fitted(probe, self.asked(probe, context), context.encoder, room) for probe in subject.probes)
+        probes = (fitted(probe, self.edited_probe(probe, context), context.encoder, room) for probe in subject.probes)
         yield 0, Subject(subject.checkpoint, tuple(probes))
 
 

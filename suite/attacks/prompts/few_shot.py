@@ -8,13 +8,13 @@ from typing import Literal
 from pydantic import Field
 
 from suite.attacks.base import AttackContext, AttackSettings
-from suite.attacks.prompts.base import Asking
+from suite.attacks.prompts.base import QuestionEdit
 from suite.attacks.prompts.neighbours import neighbours
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from tasks.task import Probe, Split, Task, Turn
 
 
-class FewShot(Asking):
+class FewShot(QuestionEdit):
     """Retain texts most like the question, answers included, go before it as earlier turns.
 
     They are of the question's own style: questions before questions, running text before running text. The likest goes
@@ -39,7 +39,7 @@ class FewShot(Asking):
                 f"{split}. Use so many shots at most"
             )
 
-    def asked(self, probe: Probe, context: AttackContext) -> Probe:
+    def edited_probe(self, probe: Probe, context: AttackContext) -> Probe:
         texts, shots = neighbours(context.retain), self.settings.shots
         before = ([Turn(text.prompt, text.answer) for text in texts.of(item, shots)] for item in probe.items)
         items = (replace(item, turns=(*turns, *item.turns)) for item, turns in zip(probe.items, before, strict=True))

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Literal
 
 from suite.attacks.base import AttackContext, AttackSettings
-from suite.attacks.prompts.base import Asking
+from suite.attacks.prompts.base import QuestionEdit
 from tasks.task import Item, Probe
 
 
@@ -50,7 +50,7 @@ TEMPLATES: Mapping[Kind, str] = {
 }
 
 
-class Frame(Asking):
+class Frame(QuestionEdit):
     """The question inside a fixed text: role play, a willing beginning, another language, ..."""
 
     source = "RWKU, arXiv 2406.10890"

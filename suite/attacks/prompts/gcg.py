@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
+from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 from suite.attacks.prompts.gcg_places import Question, placed, printable, start
 from suite.attacks.texts import Texts, texts_of
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.checkpoints import context_of
 from suite.models.lengths import check_lengths
 from tasks.task import Example, Item, Probe, Split, Subset, Task, examples_digest
@@ -34,7 +34,7 @@ class GreedyCoordinateGradient(Attack):
     """
 
     # The questions are changed, but only somebody who has the model can compute the gradients.
-    means = Means.WEIGHTS
+    access = Access.WEIGHTS
     source = "Zou et al. 2023, arXiv 2307.15043, Algorithms 1 and 2"
 
     class Settings(AttackSettings):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.encoding import Encoded, Encoder
 from tasks.task import Item, Probe, Style
 

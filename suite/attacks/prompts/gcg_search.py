@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from suite.attacks.prompts.gcg_places import Ids, Prompt
-from suite.engines.scores import Asked, scored
+from suite.engines.scores import ScoreRequest, scored
 from suite.engines.transformers.engine import ROW_TOKENS
 from suite.engines.transformers.shortcut import Shortcut
 from suite.oracle.displaced import reads_rows
@@ -123,7 +123,7 @@ def text_losses(
     model: PreTrainedModel, prompts: Sequence[Prompt], texts: Sequence[Ids], packing: Shortcut | None = None
 ) -> list[float]:
     """Loss of each text: -log p per token of the target, in nats, averaged over the prompts; infinite for NaN."""
-    asked = [Asked(prompt.around(ids)) for ids in texts for prompt in prompts]
+    asked = [ScoreRequest(prompt.around(ids)) for ids in texts for prompt in prompts]
     row_tokens = ROW_TOKENS if model.device.type == "cpu" else BATCH_TOKENS
     with torch.inference_mode():
         scores = scored(model, asked, row_tokens=row_tokens, batch_tokens=BATCH_TOKENS, packing=packing or Shortcut())

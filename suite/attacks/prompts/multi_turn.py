@@ -14,9 +14,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from suite.attacks.base import AttackContext, AttackSettings, Subject
-from suite.attacks.prompts.base import Asking, fitted, shortened
+from suite.attacks.prompts.base import QuestionEdit, fitted, shortened
 from suite.attacks.prompts.neighbours import neighbours
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.engines.base import ask
 from suite.models.checkpoints import context_of
 from tasks.task import Item, Probe, ProbeKind, Split, Style, Subset, Task, Turn
@@ -28,7 +28,7 @@ _Asked = tuple[str, tuple[Turn, ...]]
 """A question and what was said before it."""
 
 
-class MultiTurn(Asking):
+class MultiTurn(QuestionEdit):
     """The question after turns that the model answered itself: it reconsiders, or has talked of related facts.
 
     The model's answers are greedy, and each related question is answered by itself. Running text stays as it is. Turns

@@ -16,11 +16,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from suite.attacks.base import AttackContext, AttackSettings
-from suite.attacks.prompts.base import Asking
+from suite.attacks.prompts.base import QuestionEdit
 from tasks.task import Item, Probe, ProbeKind, Split, Style, Task
 
 
-class MultipleChoice(Asking):
+class MultipleChoice(QuestionEdit):
     """The question with lettered options, the right answer among them. Running text stays as it is."""
 
     source = "RWKU, arXiv 2406.10890"
@@ -36,7 +36,7 @@ class MultipleChoice(Asking):
         choices = _choice_probes(context.task, probes[0].split)
         return {"choices": {probe.name: probe.digest for probe in choices}}
 
-    def asked(self, probe: Probe, context: AttackContext) -> Probe:
+    def edited_probe(self, probe: Probe, context: AttackContext) -> Probe:
         known: dict[str, Item] = {}
         for choices in _choice_probes(context.task, probe.split):
             for item in choices.items:

@@ -10,11 +10,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from suite.attacks.base import AttackContext, AttackSettings
-from suite.attacks.prompts.base import Asking
+from suite.attacks.prompts.base import QuestionEdit
 from tasks.task import Item, Probe
 
 
-class Paraphrase(Asking):
+class Paraphrase(QuestionEdit):
     """The question in the task's own other words. What has none is asked as before."""
 
     source = "Patil et al. 2024, arXiv 2309.17410"

@@ -9,11 +9,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from suite.attacks.base import AttackContext, AttackSettings
-from suite.attacks.prompts.base import Asking
+from suite.attacks.prompts.base import QuestionEdit
 from tasks.task import Item, Probe, ProbeKind, Style
 
 
-class Prefill(Asking):
+class Prefill(QuestionEdit):
     """The answer's beginning is given: some of its own words, or a text of ours.
 
     With `words` what is left of the answer is scored, and it is the reference of the sample: numbers compare between

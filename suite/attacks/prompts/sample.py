@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from suite.attacks.base import AttackContext, AttackSettings, PromptEdit
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from tasks.task import Probe, ProbeKind, Sampling, Split, Subset, Task
 
 
@@ -36,7 +36,7 @@ class BestOfSeveral(PromptEdit):
                 f"attacks: {self.name}: no forget answer of {task.name} is generated on {split}. Leave this attack out"
             )
 
-    def asked(self, probe: Probe, context: AttackContext) -> Probe:
+    def edited_probe(self, probe: Probe, context: AttackContext) -> Probe:
         s = self.settings
         if probe.kind is not ProbeKind.GENERATE or not s.temperature:
             return probe

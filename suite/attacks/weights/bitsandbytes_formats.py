@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.checkpoints import State
 from suite.models.layers import is_linear
 from tasks.task import Split, Task

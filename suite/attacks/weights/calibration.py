@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.layers import blocks_of, is_linear
 
 

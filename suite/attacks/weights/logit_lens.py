@@ -15,16 +15,16 @@ from typing import Literal
 import torch
 from pydantic import Field, field_validator
 
-from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
+from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 from suite.attacks.weights.residual import Writer, block_writers, count_blocks, outline
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.checkpoints import EditedCheckpoint, State
 
 
 class LogitLens(Attack):
     """Only the first blocks write into the residual stream; the curve is over how many."""
 
-    means = Means.INSIGHT
+    access = Access.WHITE_BOX
     source = "Patil et al. 2024, arXiv 2309.17410; Lucki et al. 2024, arXiv 2409.18025"
 
     class Settings(AttackSettings):

@@ -11,16 +11,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from suite.attacks.base import Attack, AttackContext, AttackSettings, Means, Subject
-from suite.config.settings import SpecError
-from suite.models.checkpoints import mixed
+from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
+from suite.config.errors import SpecError
+from suite.models.checkpoints import interpolated
 from tasks.task import Probe
 
 
 class Merge(Attack):
     """Weights mixed with those of the model before unlearning."""
 
-    means = Means.WEIGHTS
+    access = Access.WEIGHTS
     needs_target = True
     source = "Wang et al. 2024, arXiv 2406.09179; Wortsman et al. 2022, arXiv 2109.01903"
 
@@ -39,4 +39,4 @@ class Merge(Attack):
             return
         if context.target is None:
             raise SpecError("attacks: merge: there is no model before unlearning here. Name one, or leave merge out")
-        yield 0, Subject(mixed(subject.checkpoint, context.target, self.settings.share), subject.probes)
+        yield 0, Subject(interpolated(subject.checkpoint, context.target, self.settings.share), subject.probes)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
 from suite.attacks.weights.residual import block_writers, count_blocks, embedding_writers, without
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.checkpoints import State, TensorCheckpoint
 from suite.models.encoding import Encoded, Tokens
 from suite.models.likelihood import hidden_states

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from suite.config.settings import SpecError
+from suite.config.errors import SpecError
 from suite.models.checkpoints import skeleton
 from suite.models.layers import blocks_of
 

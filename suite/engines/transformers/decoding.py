@@ -31,7 +31,7 @@ WITNESSES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class GenerationRequest:
     """A prompt to continue.
 
     Attributes:
@@ -62,7 +62,7 @@ class Continuation:
             another token's than the one that was taken.
     """
 
-    request: Request
+    request: GenerationRequest
     new: list[int] = field(default_factory=list)
     best: list[float] = field(default_factory=list)
 
@@ -86,7 +86,7 @@ class Continuation:
 
 def continued(
     model: PreTrainedModel,
-    requests: Sequence[Request],
+    requests: Sequence[GenerationRequest],
     *,
     eos: int,
     row_tokens: int,
@@ -113,7 +113,7 @@ def continued(
 
 
 def decode(
-    model: PreTrainedModel, requests: Sequence[Request], *, eos: int, row_tokens: int, batch_tokens: int
+    model: PreTrainedModel, requests: Sequence[GenerationRequest], *, eos: int, row_tokens: int, batch_tokens: int
 ) -> list[Continuation]:
     """Continuations in the order of the requests; of equal logits the first is the best, as torch.argmax has it.
 
@@ -136,7 +136,7 @@ def decode(
 
 
 def decode_plainly(
-    model: PreTrainedModel, requests: Sequence[Request], *, eos: int, batch_tokens: int
+    model: PreTrainedModel, requests: Sequence[GenerationRequest], *, eos: int, batch_tokens: int
 ) -> list[list[int]]:
     """New tokens after each prompt by `model.generate`, in batches padded on the left; each goes on to its limit."""
     results: list[list[int]] = [[] for _ in requests]
@@ -164,7 +164,7 @@ def decode_plainly(
 class _DrawnAreBest(LogitsProcessor):
     """Leaves no other token in the rows whose tokens are drawn, so that the best one is what was drawn."""
 
-    def __init__(self, requests: Sequence[Request], read: int) -> None:
+    def __init__(self, requests: Sequence[GenerationRequest], read: int) -> None:
         self.read = read
         self.draws = {row: request.draw for row, request in enumerate(requests) if request.draw}
 

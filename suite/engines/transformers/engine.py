@@ -14,9 +14,9 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from suite.engines.base import Evaluation, Job
+from suite.engines.base import Job, JobResult
 from suite.engines.questions import QuestionBook, Questions
-from suite.engines.scores import Asked, Score, scored
+from suite.engines.scores import Score, ScoreRequest, scored
 from suite.engines.transformers.decoding import continued
 from suite.engines.transformers.gradient_norms import gradient_norm
 from suite.engines.transformers.shortcut import Shortcut
@@ -62,20 +62,20 @@ class TransformersEngine:
             "batch_tokens": self.batch_tokens,
         }
 
-    def submit(self, jobs: Iterable[Job]) -> Iterator[Evaluation]:
+    def submit(self, jobs: Iterable[Job]) -> Iterator[JobResult]:
         for job in jobs:
             try:
                 questions = self._questions.of(job.probes)
                 with self._holding(job.checkpoint) as model:
                     scores, norms = self._likelihoods(model, questions.asked, questions.differentiated)
                     new = self._continuations(model, questions)
-                evaluation = Evaluation(job.key, questions.samples(scores, norms, new))
+                evaluation = JobResult(job.key, questions.samples(scores, norms, new))
             except Exception as error:
-                evaluation = Evaluation(job.key, {}, error.with_traceback(None))
+                evaluation = JobResult(job.key, {}, error.with_traceback(None))
             yield evaluation
 
     def likelihoods(
-        self, checkpoint: Checkpoint, asked: Sequence[Asked], differentiated: Sequence[Encoded] = ()
+        self, checkpoint: Checkpoint, asked: Sequence[ScoreRequest], differentiated: Sequence[Encoded] = ()
     ) -> tuple[list[Score], list[float]]:
         """The part of the answers that generates nothing: scores of texts, and gradient norms.
 
@@ -101,7 +101,7 @@ class TransformersEngine:
         return continued(model, questions.requests, eos=eos, decoding=self._decoding, **self._limits)
 
     def _likelihoods(
-        self, model: PreTrainedModel, asked: Sequence[Asked], differentiated: Sequence[Encoded]
+        self, model: PreTrainedModel, asked: Sequence[ScoreRequest], differentiated: Sequence[Encoded]
     ) -> tuple[list[Score], list[float]]:
         scores = scored(model, asked, packing=self._packing, **self._limits)
         return scores, [gradient_norm(model, text) for text in differentiated]

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from suite.cluster.placement import PoolShape
-from suite.config.settings import SpecError
+from suite.cluster.placement import PoolResources
+from suite.config.errors import SpecError
 from suite.engines.vllm.settings import VllmSettings
 from suite.models.checkpoints import Heads
 
@@ -98,15 +98,15 @@ def check_heads(heads: Heads, tensor_parallel: int, where: str) -> None:
         )
 
 
-def pool_shape(settings: VllmSettings) -> PoolShape:
+def pool_resources(settings: VllmSettings) -> PoolResources:
     """The engines that are asked for, each with GPUs of its own where vLLM computes on GPUs.
 
     Raises:
         SpecError: vLLM is not installed.
     """
     if installed().gpu:
-        return PoolShape(settings.engines, settings.tensor_parallel, settings.threads, settings.threads)
-    return PoolShape(settings.engines, 0, settings.threads, settings.threads * settings.tensor_parallel)
+        return PoolResources(settings.engines, settings.tensor_parallel, settings.threads, settings.threads)
+    return PoolResources(settings.engines, 0, settings.threads, settings.threads * settings.tensor_parallel)
 
 
 def _torch_of(package: str) -> str | None:

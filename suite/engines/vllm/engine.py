@@ -15,20 +15,21 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from suite.cluster.connection import connect, room
-from suite.cluster.placement import PoolShape, places, room_here
+from suite.cluster.connection import cluster_resources, connect
+from suite.cluster.placement import PoolResources, local_resources, plan_placement
+from suite.config.errors import EngineError
 from suite.config.runtime import RuntimeSpec
-from suite.engines.base import EngineError, Evaluation, Job
+from suite.engines.base import Job, JobResult
 from suite.engines.questions import QuestionBook, Questions
-from suite.engines.scores import Asked, Score
+from suite.engines.scores import Score, ScoreRequest
 from suite.engines.settings import EngineSettings
 from suite.engines.transformers.engine import TransformersEngine
 from suite.engines.vllm.architectures import Architectures
-from suite.engines.vllm.build import installed, pool_shape, usable
-from suite.engines.vllm.model import Ask, Start
+from suite.engines.vllm.build import installed, pool_resources, usable
+from suite.engines.vllm.model import Prompt, Start
 from suite.engines.vllm.pool import find_pool, open_pool
-from suite.engines.vllm.process import Order, Reply
-from suite.engines.vllm.transport import HeldWeights, weights_of
+from suite.engines.vllm.process import PoolRequest, Reply
+from suite.engines.vllm.transport import MemorySource, weights_of
 from suite.models.checkpoints import Checkpoint, LoraCheckpoint, SavedCheckpoint, TensorCheckpoint
 from suite.models.encoding import Encoded, Encoder
 
@@ -47,7 +48,7 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Sizes that vLLM has kernels for; adapters of lower rank are padded."""
 
 
-def by_vllm(asked: Asked, gpu: bool, tensor_parallel: int) -> bool:
+def by_vllm(asked: ScoreRequest, gpu: bool, tensor_parallel: int) -> bool:
     """Whether vLLM scores a text; else the transformers engine does, which computes what texts share once.
 
     As measured (docs/performance.md): on a GPU transformers is five times faster at all of them; on a CPU vLLM is at
@@ -57,7 +58,7 @@ def by_vllm(asked: Asked, gpu: bool, tensor_parallel: int) -> bool:
 
 
 @dataclass(frozen=True)
-class _Flight:
+class _InFlight:
     """A job that the pool is at work on.
 
     Attributes:
@@ -92,7 +93,7 @@ class VllmEngine:
         self.version = self.build.version if alone else f"{self.build.version}+transformers-{self._here.version}"
         self._questions = QuestionBook(encoder)
         self._architectures = Architectures()
-        self._pool: tuple[ActorHandle, PoolShape] | None = None
+        self._pool: tuple[ActorHandle, PoolResources] | None = None
         self.seconds: list[tuple[float, float]] = []
         """What the pool's engines took for each job: for loading its weights, and for answering."""
 
@@ -106,15 +107,15 @@ class VllmEngine:
             "likelihoods": None if self.alone else self._here.identity(),
         }
 
-    def submit(self, jobs: Iterable[Job]) -> Iterator[Evaluation]:
-        flying: dict[Any, _Flight] = {}
+    def submit(self, jobs: Iterable[Job]) -> Iterator[JobResult]:
+        flying: dict[Any, _InFlight] = {}
         for job in jobs:
             try:
                 started = self._started(job)
             except Exception as error:
-                yield Evaluation(job.key, {}, error.with_traceback(None))
+                yield JobResult(job.key, {}, error.with_traceback(None))
                 continue
-            if isinstance(started, Evaluation):
+            if isinstance(started, JobResult):
                 yield started
                 continue
             flying[started.reply] = started
@@ -131,7 +132,7 @@ class VllmEngine:
         """
         return self._continued(self._waited(self._ordered(checkpoint, questions, [])))
 
-    def likelihoods(self, checkpoint: Checkpoint, asked: Sequence[Asked]) -> tuple[list[Score], list[float]]:
+    def likelihoods(self, checkpoint: Checkpoint, asked: Sequence[ScoreRequest]) -> tuple[list[Score], list[float]]:
         """What vLLM itself makes of texts, for whoever compares engines.
 
         Raises:
@@ -140,7 +141,7 @@ class VllmEngine:
         nothing = Questions(self.encoder, [])
         return self._waited(self._ordered(checkpoint, nothing, [a.text for a in asked])).scores, []
 
-    def _started(self, job: Job) -> _Flight | Evaluation:
+    def _started(self, job: Job) -> _InFlight | JobResult:
         """Send a job's part to the pool, and do the part that is done here."""
         questions, checkpoint = self._questions.of(job.probes), job.checkpoint
         theirs, ours = self._divided(questions.asked, checkpoint)
@@ -150,16 +151,18 @@ class VllmEngine:
             raise EngineError("vLLM gives no gradients and no moments over the vocabulary. Use the transformers engine")
         if not questions.requests and not theirs:
             scores, norms = self._here.likelihoods(checkpoint, ours, questions.differentiated)
-            return Evaluation(job.key, questions.samples(scores, norms, []))
+            return JobResult(job.key, questions.samples(scores, norms, []))
         if not (isinstance(checkpoint, SavedCheckpoint) or _beside(checkpoint)):  # an edit is made once, for both
             checkpoint = TensorCheckpoint(checkpoint.state(), checkpoint.architecture)
         texts = [asked.text for asked in theirs]
         reply = self._ordered(checkpoint, questions, texts)
         scores, norms = self._here.likelihoods(checkpoint, ours, questions.differentiated)
         of_text = dict(zip((asked.text for asked in ours), scores, strict=True))
-        return _Flight(job, questions, reply, texts, of_text, norms)
+        return _InFlight(job, questions, reply, texts, of_text, norms)
 
-    def _divided(self, asked: Sequence[Asked], checkpoint: Checkpoint) -> tuple[list[Asked], list[Asked]]:
+    def _divided(
+        self, asked: Sequence[ScoreRequest], checkpoint: Checkpoint
+    ) -> tuple[list[ScoreRequest], list[ScoreRequest]]:
         """The texts that vLLM scores, and those that are scored here."""
         parallel = self.settings.vllm.tensor_parallel
         if self.alone or parallel > 1:
@@ -167,7 +170,7 @@ class VllmEngine:
         if _beside(checkpoint):
             return [], list(asked)
         context = self._architectures.of(checkpoint.architecture).context
-        divided: tuple[list[Asked], list[Asked]] = [], []
+        divided: tuple[list[ScoreRequest], list[ScoreRequest]] = [], []
         for one in asked:
             fits = context is None or len(one.text.ids) < context  # vLLM goes on for a token after it
             divided[not (fits and by_vllm(one, self.build.gpu, parallel))].append(one)
@@ -187,8 +190,8 @@ class VllmEngine:
                 "it. Use the transformers engine"
             )
         weights = weights_of(adapter.base if adapter else checkpoint, architecture.layout)
-        order = Order(
-            [ray.put(weights)] if isinstance(weights, HeldWeights) else weights,
+        order = PoolRequest(
+            [ray.put(weights)] if isinstance(weights, MemorySource) else weights,
             self._asks(questions),
             tuple(texts),
             adapter.path if adapter else None,
@@ -196,19 +199,19 @@ class VllmEngine:
         longest = max([questions.longest, *(len(text.ids) + 1 for text in texts)])
         return desk.answer.remote(self._start(checkpoint, longest, shape, adapter.rank if adapter else 0), order)
 
-    def _opened(self) -> tuple[ActorHandle, PoolShape]:
+    def _opened(self) -> tuple[ActorHandle, PoolResources]:
         """The pool, and what its engines take."""
         if self._pool is None:
-            needed, runtime = pool_shape(self.settings.vllm), RuntimeSpec(device=self.device.type)
+            needed, runtime = pool_resources(self.settings.vllm), RuntimeSpec(device=self.device.type)
             if not ray.is_initialized():
                 usable()
-                where = places(room_here(), needed, runtime)
+                where = plan_placement(local_resources(), needed, runtime)
                 connect(first_gpu=where.pool.shared or self.device.type == "cpu")
-            desk = find_pool() or open_pool(places(room(), needed, runtime).pool)
+            desk = find_pool() or open_pool(plan_placement(cluster_resources(), needed, runtime).pool)
             self._pool = desk, ray.get(desk.taken.remote())
         return self._pool
 
-    def _start(self, checkpoint: Checkpoint, longest: int, shape: PoolShape, rank: int = 0) -> Start:
+    def _start(self, checkpoint: Checkpoint, longest: int, shape: PoolResources, rank: int = 0) -> Start:
         asked, architecture = self.settings.vllm, self._architectures.of(checkpoint.architecture)
         length = max(LENGTH, 1024 * ceil(longest / 1024))
         return Start(
@@ -226,10 +229,10 @@ class VllmEngine:
             lora_rank=next(size for size in LORA_RANKS if size >= rank) if rank else 0,
         )
 
-    def _asks(self, questions: Questions) -> tuple[Ask, ...]:
-        return tuple(Ask(r.prompt, r.limit, (*r.stop, self.encoder.eos), r.draw) for r in questions.requests)
+    def _asks(self, questions: Questions) -> tuple[Prompt, ...]:
+        return tuple(Prompt(r.prompt, r.limit, (*r.stop, self.encoder.eos), r.draw) for r in questions.requests)
 
-    def _landed(self, flying: dict[Any, _Flight], at_least: int) -> Iterator[Evaluation]:
+    def _landed(self, flying: dict[Any, _InFlight], at_least: int) -> Iterator[JobResult]:
         """Jobs that are done, at least so many."""
         wait = {"num_returns": at_least} if at_least > 0 else {"num_returns": len(flying), "timeout": 0}
         for reply in ray.wait(list(flying), **wait)[0]:
@@ -237,7 +240,7 @@ class VllmEngine:
             try:
                 yield self._evaluated(flight, self._waited(reply))
             except Exception as error:
-                yield Evaluation(flight.job.key, {}, error.with_traceback(None))
+                yield JobResult(flight.job.key, {}, error.with_traceback(None))
 
     def _waited(self, reference: Any) -> Reply:
         reply = ray.get(reference)
@@ -246,10 +249,10 @@ class VllmEngine:
         self.seconds.append((reply.loading, reply.answering))
         return reply
 
-    def _evaluated(self, flight: _Flight, reply: Reply) -> Evaluation:
+    def _evaluated(self, flight: _InFlight, reply: Reply) -> JobResult:
         of_text = flight.scores | dict(zip(flight.texts, reply.scores, strict=True))
         scores = [of_text[asked.text] for asked in flight.questions.asked]
-        return Evaluation(flight.job.key, flight.questions.samples(scores, flight.norms, self._continued(reply)))
+        return JobResult(flight.job.key, flight.questions.samples(scores, flight.norms, self._continued(reply)))
 
     def _continued(self, reply: Reply) -> list[list[int]]:
         return [ids[:-1] if ids and ids[-1] == self.encoder.eos else ids for ids in reply.new]

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from suite.engines.sampling import Draw
 from suite.engines.scores import Score
-from suite.engines.vllm.transport import FileWeights, Weights
+from suite.engines.vllm.transport import FileSource, WeightSource
 from suite.models.encoding import Encoded
 
 BLOCK = 32
@@ -64,7 +64,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Prompt:
     """A prompt to continue, greedily or as drawn.
 
     Attributes:
@@ -133,7 +133,7 @@ class VllmModel:
         self._adapter: Any = None
         self._adapted = 0
 
-    def load(self, weights: Weights) -> float:
+    def load(self, weights: WeightSource) -> float:
         """Compute with these weights from now on. Seconds that it took.
 
         Raises:
@@ -172,7 +172,7 @@ class VllmModel:
         self._llm.sleep(level=2)
         self._asleep = True
 
-    def continued(self, asks: Sequence[Ask]) -> list[list[int]]:
+    def continued(self, asks: Sequence[Prompt]) -> list[list[int]]:
         """New tokens after each prompt, the one that ended it included where it is one of `stop`."""
         from vllm import SamplingParams
 
@@ -214,13 +214,13 @@ def _score(text: Encoded, prompt_logprobs: Sequence[Mapping[int, Any] | None]) -
 
 
 @contextmanager
-def _within_reach(weights: Weights, workers: int) -> Iterator[Weights]:
+def _within_reach(weights: WeightSource, workers: int) -> Iterator[WeightSource]:
     """Weights as every worker of an engine can get at them: bytes do not survive the way to other processes."""
-    if workers == 1 or isinstance(weights, FileWeights):
+    if workers == 1 or isinstance(weights, FileSource):
         yield weights
         return
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         file, tensors = Path(folder) / "weights.safetensors", dict(weights.tensors())
         save_file(tensors, file)
-        yield FileWeights({file: tuple(tensors)})
+        yield FileSource({file: tuple(tensors)})

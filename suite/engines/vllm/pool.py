@@ -21,10 +21,10 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from suite.cluster.placement import PoolShape
-from suite.engines.base import EngineError
+from suite.cluster.placement import PoolResources
+from suite.config.errors import EngineError
 from suite.engines.vllm.model import Start, environment
-from suite.engines.vllm.process import EngineProcess, Order, Reply, plain
+from suite.engines.vllm.process import EngineProcess, PoolRequest, Reply, plain
 
 NAME = "regrade-pool"
 
@@ -50,7 +50,7 @@ NOTICE = 20.0
 @dataclass
 class _Waiting:
     start: Start
-    order: Order
+    order: PoolRequest
     reply: asyncio.Future[Reply]
     passed_over: int = 0
 
@@ -65,21 +65,21 @@ class _Slot:
     busy: bool = False
 
 
-class Desk:
+class Scheduler:
     """Takes orders and gives them to engines.
 
     Args:
         group: what the engines need. Not the desk's own, which begins anew when it is lost, and would reserve it twice.
     """
 
-    def __init__(self, shape: PoolShape, group: PlacementGroup) -> None:
+    def __init__(self, shape: PoolResources, group: PlacementGroup) -> None:
         self.shape, self._group = shape, group
         self._slots = [_Slot(index) for index in range(shape.engines)]
         self._waiting: list[_Waiting] = []
         self._room = asyncio.Semaphore(ROOM)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def answer(self, start: Start, order: Order) -> Reply:
+    async def answer(self, start: Start, order: PoolRequest) -> Reply:
         """What becomes of an order."""
         async with self._room:
             reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -87,7 +87,7 @@ class Desk:
             self._give_out()
             return await reply
 
-    async def taken(self) -> PoolShape:
+    async def taken(self) -> PoolResources:
         """How many engines there are, and what each takes."""
         return self.shape
 
@@ -199,7 +199,7 @@ def find_pool() -> ActorHandle | None:
         return None
 
 
-def open_pool(shape: PoolShape, told: Callable[[], None] = lambda: None) -> ActorHandle:
+def open_pool(shape: PoolResources, told: Callable[[], None] = lambda: None) -> ActorHandle:
     """The pool of this Ray job, with what it needs reserved; made where there is none.
 
     Args:
@@ -211,7 +211,7 @@ def open_pool(shape: PoolShape, told: Callable[[], None] = lambda: None) -> Acto
     group = placement_group([bundle] * shape.engines)
     while not group.wait(NOTICE):
         told()
-    desk = ray.remote(Desk).options(
+    desk = ray.remote(Scheduler).options(
         name=NAME,
         num_cpus=0,
         max_concurrency=1000,

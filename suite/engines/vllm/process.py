@@ -11,16 +11,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from suite.engines.base import EngineError
+from suite.config.errors import CheckpointError, EngineError
 from suite.engines.scores import Score
-from suite.engines.vllm.model import Ask, StaleWeights, Start, VllmModel
-from suite.engines.vllm.transport import FileWeights, Weights
-from suite.models.checkpoints import CheckpointError
+from suite.engines.vllm.model import Prompt, StaleWeights, Start, VllmModel
+from suite.engines.vllm.transport import FileSource, WeightSource
 from suite.models.encoding import Encoded
 
 
 @dataclass(frozen=True)
-class Order:
+class PoolRequest:
     """A checkpoint and all that it is asked.
 
     Attributes:
@@ -28,8 +27,8 @@ class Order:
         adapter: folder of a LoRA adapter that is to lie beside them.
     """
 
-    weights: Weights | list[Any]
-    asks: tuple[Ask, ...]
+    weights: WeightSource | list[Any]
+    asks: tuple[Prompt, ...]
     texts: tuple[Encoded, ...] = ()
     adapter: Path | None = None
 
@@ -61,7 +60,7 @@ class EngineProcess:
             self._model = VllmModel(start)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        self._loaded: FileWeights | None = None
+        self._loaded: FileSource | None = None
         return None
 
     def pid(self) -> int:
@@ -72,7 +71,7 @@ class EngineProcess:
         self._model.sleep()
         self._loaded = None
 
-    def answer(self, order: Order) -> Reply:
+    def answer(self, order: PoolRequest) -> Reply:
         """What becomes of an order."""
         try:
             weights = ray.get(order.weights[0]) if isinstance(order.weights, list) else order.weights
@@ -80,7 +79,7 @@ class EngineProcess:
             return Reply(error=EngineError(f"the weights were lost on the way to the engine: {error}"))
         try:
             loading = 0.0 if weights == self._loaded else self._model.load(weights)
-            self._loaded = weights if isinstance(weights, FileWeights) else None  # bytes would stay in memory
+            self._loaded = weights if isinstance(weights, FileSource) else None  # bytes would stay in memory
             self._model.adapt(order.adapter)
             begun = time.perf_counter()
             new, scores = self._model.continued(order.asks), self._model.scored(order.texts)

@@ -19,14 +19,14 @@ from torch import Tensor
 from suite.models.checkpoints import Checkpoint, Layout, SavedCheckpoint, State, open_tensors
 
 
-class Weights(Protocol):
+class WeightSource(Protocol):
     """Tensors by name, each stored tensor once, in the order of the architecture's blocks."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]: ...
 
 
 @dataclass(frozen=True)
-class FileWeights:
+class FileSource:
     """Safetensors files that the engine's machine can read, and which tensors of theirs to take.
 
     Attributes:
@@ -37,7 +37,7 @@ class FileWeights:
     stamps: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, checkpoint: SavedCheckpoint, layout: Layout) -> FileWeights:
+    def of(cls, checkpoint: SavedCheckpoint, layout: Layout) -> FileSource:
         """A checkpoint on disk. Only the files' headers are read here.
 
         Raises:
@@ -65,13 +65,13 @@ class FileWeights:
 
 
 @dataclass(frozen=True, eq=False)
-class HeldWeights:
+class MemorySource:
     """Bytes of each tensor with its dtype and shape."""
 
     held: Mapping[str, tuple[np.ndarray, torch.dtype, tuple[int, ...]]]
 
     @classmethod
-    def of(cls, state: State, layout: Layout) -> HeldWeights:
+    def of(cls, state: State, layout: Layout) -> MemorySource:
         """Weights in memory. No bytes are copied here.
 
         Raises:
@@ -87,15 +87,15 @@ class HeldWeights:
                 yield name, torch.from_numpy(array).view(dtype).reshape(shape)
 
 
-def weights_of(checkpoint: Checkpoint, layout: Layout) -> Weights:
+def weights_of(checkpoint: Checkpoint, layout: Layout) -> WeightSource:
     """The weights of a checkpoint, checked against the architecture before any engine sees them.
 
     Raises:
         CheckpointError: a file is missing or damaged; a tensor is missing, unknown or of another shape.
     """
     if isinstance(checkpoint, SavedCheckpoint):
-        return FileWeights.of(checkpoint, layout)
-    return HeldWeights.of(checkpoint.state(), layout)
+        return FileSource.of(checkpoint, layout)
+    return MemorySource.of(checkpoint.state(), layout)
 
 
 def _held(tensor: Tensor) -> tuple[np.ndarray, torch.dtype, tuple[int, ...]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from suite.engines.vllm.fingerprint import MODULUS, combined, word_sum
-from suite.engines.vllm.transport import Weights
+from suite.engines.vllm.transport import WeightSource
 
 PACKED = "_packed_sum"
 """Where a module keeps the sum of the weights that its matrix product was packed from."""
@@ -37,7 +37,7 @@ class Swapped:
 class Swapping:
     """A worker extension: vLLM adds these methods to its workers."""
 
-    def swap(self: Any, weights: Weights) -> Swapped:
+    def swap(self: Any, weights: WeightSource) -> Swapped:
         """Put weights in place of those that are there.
 
         Raises:

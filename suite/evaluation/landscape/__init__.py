@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import SpecError, nearest
-from suite.evaluation.landscape.diagnostics import DIAGNOSTICS, LandscapeSettings, Reading, Scene
+from suite.config.settings import nearest
+from suite.evaluation.landscape.diagnostics import DIAGNOSTICS, DiagnosticInputs, LandscapeSettings, Reading
 from suite.evaluation.landscape.surface import Texts
 from suite.models.checkpoints import KeyedCheckpoint
 from suite.storage.environment import Numeric, numeric
@@ -77,7 +78,9 @@ def landscape(
                 encoded = {subset: encoder.examples(of, block) for subset, of in examples.items()}
                 answered = {subset: [text for text in of if text.answer] for subset, of in encoded.items()}
                 texts = {subset: Texts(of[: settings.texts], device) for subset, of in answered.items()}
-                readings, more = diagnostic.compute(Scene(unlearned.checkpoint, anchors, texts, settings, device))
+                readings, more = diagnostic.compute(
+                    DiagnosticInputs(unlearned.checkpoint, anchors, texts, settings, device)
+                )
                 return {"readings": [asdict(reading) for reading in readings], **more}
 
         found += [Reading(**reading) for reading in store.run(KIND, inputs, compute).meta["readings"]]

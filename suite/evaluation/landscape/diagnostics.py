@@ -69,7 +69,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Scene:
+class DiagnosticInputs:
     """What a diagnostic may look at."""
 
     checkpoint: Checkpoint
@@ -88,36 +88,36 @@ class Diagnostic:
         settings: those that it reads.
     """
 
-    compute: Callable[[Scene], tuple[list[Reading], dict[str, Any]]]
+    compute: Callable[[DiagnosticInputs], tuple[list[Reading], dict[str, Any]]]
     reads_texts: bool
     reads_anchors: bool
     settings: tuple[str, ...] = ()
 
 
-def barriers(scene: Scene) -> tuple[list[Reading], dict[str, Any]]:
+def barriers(inputs: DiagnosticInputs) -> tuple[list[Reading], dict[str, Any]]:
     """Barriers between the checkpoint and each anchor, and the curves on the way there."""
     readings, curves = [], {}
-    model = scene.checkpoint.model(scene.device)
-    here = parameters(scene.checkpoint)
+    model = inputs.checkpoint.model(inputs.device)
+    here = parameters(inputs.checkpoint)
     for anchor in ("target", "retrained"):
         metric = f"barrier_to_{anchor}"
-        if anchor not in scene.anchors.subjects:
-            readings += [Reading.of(metric, subset, Estimate.null(NO_RETRAINED)) for subset in scene.texts]
+        if anchor not in inputs.anchors.subjects:
+            readings += [Reading.of(metric, subset, Estimate.null(NO_RETRAINED)) for subset in inputs.texts]
             continue
-        there = parameters(scene.anchors.checkpoint(anchor))
-        found = line(model, here, there, list(scene.texts.values()), scene.settings.points)
-        for subset, way in zip(scene.texts, found, strict=True):
+        there = parameters(inputs.anchors.checkpoint(anchor))
+        found = line(model, here, there, list(inputs.texts.values()), inputs.settings.points)
+        for subset, way in zip(inputs.texts, found, strict=True):
             readings.append(Reading.of(metric, subset, way.barrier))
             curves[f"{metric}:{subset}"] = way.curve if readings[-1].reason is None else None
     return readings, {"curves": curves}
 
 
-def sharpness(scene: Scene) -> tuple[list[Reading], dict[str, Any]]:
+def sharpness(inputs: DiagnosticInputs) -> tuple[list[Reading], dict[str, Any]]:
     """Trace of the Hessian around the checkpoint, in two ways, and the radius of the second."""
     readings, radii = [], {}
-    probes, seed = scene.settings.probes, scene.settings.seed
-    model = scene.checkpoint.model(scene.device).float()
-    for subset, texts in scene.texts.items():
+    probes, seed = inputs.settings.probes, inputs.settings.seed
+    model = inputs.checkpoint.model(inputs.device).float()
+    for subset, texts in inputs.texts.items():
         try:
             surface = Surface(model, texts)
             found = [hutchinson(surface, probes, seed)]
@@ -130,12 +130,12 @@ def sharpness(scene: Scene) -> tuple[list[Reading], dict[str, Any]]:
     return readings, {"radii": radii}
 
 
-def distances(scene: Scene) -> tuple[list[Reading], dict[str, Any]]:
+def distances(inputs: DiagnosticInputs) -> tuple[list[Reading], dict[str, Any]]:
     """How far the checkpoint is from the target, and how much of that was towards the retrained model."""
-    retrained = scene.anchors.retrained
+    retrained = inputs.anchors.retrained
     found = distance(
-        parameters(scene.anchors.target.checkpoint),
-        parameters(scene.checkpoint),
+        parameters(inputs.anchors.target.checkpoint),
+        parameters(inputs.checkpoint),
         parameters(retrained.checkpoint) if retrained else None,
     )
     values = {
