@@ -164,11 +164,11 @@ assert store.run("kind", {{"a": 2}}, lambda f: (f / "x").write_bytes(b"1") and {
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
+    """A file system of four megabytes: more than is written to see whether a disk is full."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
@@ -177,14 +177,14 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 WRITERS = {
-    "python": "(folder / 'big').write_bytes(bytes(2**22))",
-    "numpy": "import numpy; numpy.save(folder / 'big.npy', numpy.zeros(2**19))",
+    "python": "(folder / 'big').write_bytes(bytes(2**23))",
+    "numpy": "import numpy; numpy.save(folder / 'big.npy', numpy.zeros(2**20))",
     "pyarrow": "import pyarrow as pa, pyarrow.parquet as pq; "
-    "pq.write_table(pa.table({'x': numpy.random.rand(2**19)}), folder / 'big.parquet')",
+    "pq.write_table(pa.table({'x': numpy.random.rand(2**20)}), folder / 'big.parquet')",
     "safetensors": "from safetensors.torch import save_file; import torch; "
-    "save_file({'w': torch.zeros(2**20)}, folder / 'big.safetensors')",
-    "torch": "import torch; torch.save(torch.zeros(2**20), folder / 'big.pt')",
-    "wrapped": "\ntry:\n    (folder / 'big').write_bytes(bytes(2**22))\n"
+    "save_file({'w': torch.zeros(2**21)}, folder / 'big.safetensors')",
+    "torch": "import torch; torch.save(torch.zeros(2**21), folder / 'big.pt')",
+    "wrapped": "\ntry:\n    (folder / 'big').write_bytes(bytes(2**23))\n"
     "except OSError as error:\n    raise RuntimeError('it went wrong') from error",
 }
 """How libraries write more than there is room for. Each has an error of its own to say so, or none that says it."""
@@ -367,13 +367,15 @@ def test_a_folder_that_a_process_of_this_machine_works_on_stays_however_silent_i
     folder, ready = unnamed(tmp_path, key), SPAWN.Event()
     holder = SPAWN.Process(target=hold_for_ever, args=(tmp_path / "leases", ready, f"kind-{key}"))
     holder.start()
-    assert ready.wait(60)
-    os.kill(holder.pid, signal.SIGSTOP)
-    aged(tmp_path / "leases" / f"kind-{key}")
-    StageStore(tmp_path).run("kind", {"a": 2}, write)
-    assert folder.exists()
-    holder.kill()
-    holder.join()
+    try:
+        assert ready.wait(60)
+        os.kill(holder.pid, signal.SIGSTOP)
+        aged(tmp_path / "leases" / f"kind-{key}")
+        StageStore(tmp_path).run("kind", {"a": 2}, write)
+        assert folder.exists()
+    finally:
+        holder.kill()
+        holder.join()
     StageStore(tmp_path).run("kind", {"a": 3}, write)
     assert not folder.exists()
 
