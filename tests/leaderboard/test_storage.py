@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import storage_writers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storage_writers import NAMES, author, content, race, read, write_for_ever
 
 from leaderboard.storage import DiskFull, FolderStorage, NotWritable, has_hard_links, replace_file
+from tests.support import storage_writers
+from tests.support.storage_writers import NAMES, author, content, race, read, write_for_ever
 
 SPAWN = multiprocessing.get_context("spawn")
 
