@@ -56,7 +56,7 @@ class Adapter:
         raise NotImplementedError
 
     @contextmanager
-    def published(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    def exported(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
         """The model as an ordinary one with these weights, rounded once; afterwards what it was, bit for bit.
 
         Args:
@@ -96,7 +96,7 @@ class Full(Adapter):
         }
 
 
-class Made(Mapping[str, Tensor]):
+class LazyWeights(Mapping[str, Tensor]):
     """Tensors by name that are made when they are asked for, one at a time, and not kept."""
 
     def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:

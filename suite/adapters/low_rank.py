@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from suite.adapters.base import Adapter, AdapterSettings, Made
+from suite.adapters.base import Adapter, AdapterSettings, LazyWeights
 from suite.config.errors import SpecError
 from suite.oracle.base import Tensors
 
@@ -72,7 +72,7 @@ class LowRankAdapter(Adapter):
             a, b = (values[id(factor)].float() for factor in self._factors[name])
             return self.before[name].float() + self.delta(a, b)
 
-        return Made(self._factors, make)
+        return LazyWeights(self._factors, make)
 
 
 def linear_layers(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Linear]:

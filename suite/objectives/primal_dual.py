@@ -32,7 +32,7 @@ class PDU(Objective):
     and never under 0. So -dual * retain_bound has no gradient, and a loose bound lets the retain loss go.
     """
 
-    state = ("dual", "taken")
+    state = ("dual", "steps_done")
 
     class Settings(ObjectiveSettings):
         """retain_weight: dual variable at the start. retain_bound: of the retain loss, in nats per token.
@@ -49,7 +49,7 @@ class PDU(Objective):
     def __init__(self, settings: ObjectiveSettings, reference: Reference | None = None) -> None:
         super().__init__(settings, reference)
         self.dual = settings.retain_weight
-        self.taken = 0
+        self.steps_done = 0
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         _, mask = answer_labels(batch.forget)
@@ -60,8 +60,8 @@ class PDU(Objective):
 
     @torch.no_grad()
     def stepped(self, model: torch.nn.Module, batch: Batch) -> int:
-        self.taken += 1
-        if self.taken <= self.settings.dual_warmup:
+        self.steps_done += 1
+        if self.steps_done <= self.settings.dual_warmup:
             return 0
         excess = float(self.retain_loss(model, batch)) - self.settings.retain_bound
         self.dual = max(0.0, self.dual + self.settings.dual_step * excess)

@@ -58,7 +58,7 @@ class WeightAveraging(Smoothing):
             for total, weight in zip(self.total, self.parameters, strict=True):
                 total.add_(weight.detach())
 
-    def published(self) -> list[Tensor] | None:
+    def final_weights(self) -> list[Tensor] | None:
         if not self.count:
             return None
         return [(t / self.count).to(p.dtype) for t, p in zip(self.total, self.parameters, strict=True)]

@@ -68,7 +68,7 @@ class Smoothing(Stateful):
         self.oracle.stepped()
         self.steps += 1
 
-    def published(self) -> list[Tensor] | None:
+    def final_weights(self) -> list[Tensor] | None:
         """The weights to publish, shaped like the parameters; None: where they stand."""
         return None
 

@@ -39,21 +39,21 @@ class Extrapolation(Smoothing):
         self.previous: list[Tensor] | None = None
         self.length = 0.0
         self._noise = Neighbourhood(oracle.parameters, run.seed, settings.name)
-        self._asked: dict[Part, list[Tensor]] = {}
+        self._gradients: dict[Part, list[Tensor]] = {}
 
     def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[Tensor]:
         ahead = self._ahead()
         gradient = self.oracle.gradient(part, at if ahead is None else ahead + at)
         if at is None and part is not Part.RELEARN:
-            self._asked[part] = [g.clone() for g in gradient]  # whoever asked may overwrite the answer
+            self._gradients[part] = [g.clone() for g in gradient]  # whoever asked may overwrite the answer
         return gradient
 
     def stepped(self) -> None:
         super().stepped()
-        asked, self._asked = self._asked, {}
-        if not asked:  # e.g. a hybrid's zeroth-order step: the last gradient is still the last one
+        gradients, self._gradients = self._gradients, {}
+        if not gradients:  # e.g. a hybrid's zeroth-order step: the last gradient is still the last one
             return
-        parts = [asked[Part.TOTAL]] if Part.TOTAL in asked else list(asked.values())
+        parts = [gradients[Part.TOTAL]] if Part.TOTAL in gradients else list(gradients.values())
         gradient = parts[0] if len(parts) == 1 else combined([(1.0, g) for g in parts], like=self.parameters)
         self.length = float(norm(gradient))
         self.previous = gradient if self.settings.kind == "gradient" else None

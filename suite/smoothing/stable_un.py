@@ -62,8 +62,8 @@ class StableUnlearning(Smoothing):
         if part in (Part.RETAIN, Part.RELEARN):
             return self.oracle.gradient(part, at)
         inner = Displacement.along(self.oracle.gradient(Part.TOTAL, at), -self.settings.inner_lr) + at
-        pushed = self._push(inner)
-        forget = self.oracle.gradient(Part.FORGET, inner if pushed is None else pushed + inner)
+        perturbation = self._perturbation(inner)
+        forget = self.oracle.gradient(Part.FORGET, inner if perturbation is None else perturbation + inner)
         if part is Part.FORGET:
             return forget
         retain = self.oracle.gradient(Part.RETAIN, inner)
@@ -75,7 +75,7 @@ class StableUnlearning(Smoothing):
             for total, weight in zip(self.history, self.parameters, strict=True):
                 total.add_(weight.detach())
 
-    def _push(self, inner: Displacement) -> Displacement | None:
+    def _perturbation(self, inner: Displacement) -> Displacement | None:
         """The perturbation e around the place of the inner step; None where there is no direction to take."""
         rho = self.settings.rho
         match self.settings.perturbation:

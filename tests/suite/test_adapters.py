@@ -21,7 +21,7 @@ from suite.config.runtime import RuntimeSpec
 from suite.models.checkpoints import SavedCheckpoint, weights_digest
 from suite.objectives import OBJECTIVES, Reference
 from suite.oracle.base import Displacement, Part
-from suite.oracle.directions import Lazily, LowRank
+from suite.oracle.directions import LazyTensors, LowRank
 from suite.oracle.loss import LossOracle
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
@@ -170,7 +170,7 @@ def test_every_kind_of_direction_is_understood(name):
     before = [p.detach().clone() for p in asked.parameters]
     way = LowRank(asked.parameters, 2, (1, 2))
     dense = [way[i] for i in range(len(way))]
-    lazy = Lazily(len(way), way.__getitem__)
+    lazy = LazyTensors(len(way), way.__getitem__)
     expected = asked.values(Part.TOTAL, [Displacement.along(dense, s) for s in (0.01, -0.01)]).tolist()
     for kind in (way, lazy):
         got = asked.values(Part.TOTAL, [Displacement.along(kind, s) for s in (0.01, -0.01)]).tolist()

@@ -10,7 +10,7 @@ import torch
 from suite.objectives import OBJECTIVES
 from suite.optimizers import Run
 from suite.oracle.base import Displacement, Part, norm
-from suite.oracle.directions import Lazily, LowRank
+from suite.oracle.directions import LazyTensors, LowRank
 from suite.oracle.loss import LossOracle
 from suite.smoothing import SMOOTHINGS
 from suite.spec.measure import MeasureSpec
@@ -31,7 +31,7 @@ def test_values_nearby_leave_every_bit_alone(kind, dtype):
     dense = direction(asked)
     way = {
         "dense": dense,
-        "lazy": Lazily(len(dense), dense.__getitem__),
+        "lazy": LazyTensors(len(dense), dense.__getitem__),
         "low_rank": LowRank(asked.parameters, 2, (1,)),
     }
     before = weights(asked)

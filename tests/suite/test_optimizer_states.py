@@ -65,8 +65,8 @@ def test_asks_is_what_the_meter_counts(name):
     optimizer = made(settings_of(name), meter)
     for _ in range(7):
         optimizer.step(meter)
-    curvature = math.ceil(7 / 2) if "curvature every k" in optimizer.asks else 0
-    assert "1 gradient" in optimizer.asks
+    curvature = math.ceil(7 / 2) if "curvature every k" in optimizer.queries_per_step else 0
+    assert "1 gradient" in optimizer.queries_per_step
     assert meter.queries == Queries(gradient=7, curvature=curvature, bits=meter.queries.bits)
     assert meter.queries.grade() is optimizer.grade
 

@@ -63,7 +63,7 @@ def test_smoothing_shows_in_the_cost_and_not_in_the_grade(name, changes):
         outer = Metered(smooth(name, inner, **changes))
         run(optimizer, outer)
         assert outer.queries.grade() is grade
-        assert inner.told == 3
+        assert inner.steps == 3
         if name not in ("none", "wa", "ema", "extrapolation") and optimizer == "adam":
             assert inner.queries.gradient + inner.queries.curvature > 3
 
@@ -147,7 +147,7 @@ def test_a_run_taken_up_again_ends_in_the_same_bits(name, changes, dtype):
     resumed.load_state_dict(saved["smoothing"])
     walk(resumed, 3)
     assert same_bits(whole.parameters, again.parameters)
-    ends = [s.published() for s in (straight, resumed)]
+    ends = [s.final_weights() for s in (straight, resumed)]
     assert [end is None for end in ends] == [name != "wa"] * 2
     assert ends[0] is None or same_bits(*ends)
 

@@ -22,10 +22,10 @@ def test_weight_averaging_publishes_the_mean_of_its_iterates_and_leaves_the_step
         iterates.append(plain.x.numpy())
         walk(wa, 1)
         if len(iterates) < 3:
-            assert wa.published() is None
+            assert wa.final_weights() is None
     assert torch.equal(plain.x, averaged.x)
     expected = np.mean([iterates[step - 1] for step in (3, 5, 7)], axis=0)
-    got = wa.published()
+    got = wa.final_weights()
     assert all(g.dtype is dtype for g in got)
     reference = torch.from_numpy(expected).float().to(dtype).double()
     torch.testing.assert_close(flat(got), reference, rtol=1e-6 if dtype is torch.float32 else 4e-3, atol=0)
@@ -58,7 +58,7 @@ def test_moving_average_line_by_line_and_training_goes_on_from_the_shadow(dtype)
         rounded = torch.cat([s.flatten() for s in smoothed.shadow]).to(dtype).double()
         assert torch.equal(oracle.x, rounded)
     assert homes == [p.data_ptr() for p in oracle.parameters], "in place: whoever holds the weights sees it"
-    assert oracle.told == 7
+    assert oracle.steps == 7
 
 
 # --- extrapolation

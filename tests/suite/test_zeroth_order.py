@@ -293,12 +293,12 @@ def test_a_difference_that_drowns_in_rounding_is_counted_and_told_once(data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.step(flat)
-    assert optimizer.drowned == 6
+    assert optimizer.lost_to_rounding == 6
 
 
 def test_differences_that_stand_out_are_not_counted():
     """Eleven units in the last place of the loss, as fp32 has it, are slope; nine are not."""
-    for ulps, drowned in ((11, 0), (9, 1)):
+    for ulps, lost_to_rounding in ((11, 0), (9, 1)):
         ulp = 64 * torch.finfo(torch.float32).eps
         answers = iter([torch.tensor([64.0, 64.0 - ulps * ulp], dtype=torch.float64)])
         quadratic = Quadratic()
@@ -307,7 +307,7 @@ def test_differences_that_stand_out_are_not_counted():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             estimate(quadratic)
-        assert estimate.drowned == drowned
+        assert estimate.lost_to_rounding == lost_to_rounding
 
 
 def test_a_run_on_a_language_model_moves_by_its_estimate_alone():

@@ -51,7 +51,7 @@ class Functions:
         self.parameters = [start[: SIZE // 2].view(2, -1).to(dtype), start[SIZE // 2 :].to(dtype)]
         self.queries = Queries()
         self.asked: list[tuple[Part, torch.Tensor]] = []
-        self.told = 0
+        self.steps = 0
 
     @property
     def x(self) -> torch.Tensor:
@@ -95,7 +95,7 @@ class Functions:
         self.queries.bits.add(bits)
 
     def stepped(self) -> None:
-        self.told += 1
+        self.steps += 1
 
 
 def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
