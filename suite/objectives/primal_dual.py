@@ -1,4 +1,4 @@
-"""Primal-dual unlearning: forget as much as the retain loss's bound allows."""
+"""Primal-dual unlearning: minimize the forget loss under a bound on the retain loss."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class PDU(Objective):
     """Primal-dual unlearning: flat forget logits under a bound on the retain loss (PDU, arXiv 2506.05314).
 
     The Lagrangian is forget_weight * forget + dual * (L_r - retain_bound). Within a step the dual variable is a
-    constant; after each step it goes up by dual_step * (L_r - retain_bound), at the new weights on the step's batch,
-    and never under 0. So -dual * retain_bound has no gradient, and a loose bound lets the retain loss go.
+    constant. After each step it grows by dual_step * (L_r - retain_bound), at the new weights on the step's batch, and is
+    clamped at 0. So -dual * retain_bound has no gradient, and under a loose bound the retain loss loses its weight.
     """
 
     state = ("dual", "steps_done")
 
     class Settings(ObjectiveSettings):
-        """retain_weight: dual variable at the start. retain_bound: of the retain loss, in nats per token.
+        """retain_weight: initial dual variable. retain_bound: bound on the retain loss, in nats per token.
 
-        dual_step: step size of the dual variable. dual_warmup: steps before it first moves (published: half the run).
+        dual_step: step size of the dual variable. dual_warmup: steps before its first update (published: half the run).
         """
 
         name: Literal["pdu"] = "pdu"

@@ -1,4 +1,4 @@
-"""The model before unlearning, in memory beside the one that unlearns."""
+"""The model before unlearning, kept in memory beside the model that is trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from suite.models.likelihood import answer_logits, hidden_states
 
 
 class Reference:
-    """The model before unlearning, asked once per batch, however often the batch is used."""
+    """The model before unlearning. It runs once per batch, however often the batch is used."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
@@ -32,6 +32,6 @@ class Reference:
                 return output
         with torch.no_grad():
             output = compute()
-        # Two: a step may ask about its forget and its retain texts in turn, and older steps never come back.
+        # Two entries: a step may alternate between its forget and retain texts, and older batches are not used again.
         self._cache = [*self._cache[-1:], (tokens, layer, output)]
         return output

@@ -94,7 +94,8 @@ class Sophia(Clipped):
 class EmpiricalFisher(Clipped):
     """Sophia's step with the squared minibatch gradient as curvature, in every step: h <- b2 h + (1 - b2) B g^2.
 
-    This is what published "second-order" unlearning code computes (without its second averaging of m in the same step). The labels are the data's, so h does not estimate the Gauss-Newton diagonal, and the grade is first.
+    This is what published "second-order" unlearning code computes (without its second averaging of m in the same step).
+    The labels are the data's, so h does not estimate the Gauss-Newton diagonal, and the grade is first.
     """
 
     grade = Grade.FIRST

@@ -54,9 +54,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 def ask(adapter) -> LossOracle:
     kind = OBJECTIVES["npo"]
-    asked = LossOracle(adapter.model, kind(kind.Settings(), Reference(llama(1).requires_grad_(False))))
-    asked.batch = batch()
-    return asked
+    loss_oracle = LossOracle(adapter.model, kind(kind.Settings(), Reference(llama(1).requires_grad_(False))))
+    loss_oracle.batch = batch()
+    return loss_oracle
 
 
 def delta(name: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -166,16 +166,16 @@ def test_gradients_are_those_of_the_formula_in_an_ordinary_model(name):
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_every_kind_of_direction_is_understood(name):
     """Dense, made on demand and low-rank directions through the adapter give one loss each, and weights come back."""
-    asked = ask(adapted(name))
-    before = [p.detach().clone() for p in asked.parameters]
-    way = LowRank(asked.parameters, 2, (1, 2))
+    loss_oracle = ask(adapted(name))
+    before = [p.detach().clone() for p in loss_oracle.parameters]
+    way = LowRank(loss_oracle.parameters, 2, (1, 2))
     dense = [way[i] for i in range(len(way))]
     lazy = LazyTensors(len(way), way.__getitem__)
-    expected = asked.values(Part.TOTAL, [Displacement.along(dense, s) for s in (0.01, -0.01)]).tolist()
+    expected = loss_oracle.values(Part.TOTAL, [Displacement.along(dense, s) for s in (0.01, -0.01)]).tolist()
     for kind in (way, lazy):
-        got = asked.values(Part.TOTAL, [Displacement.along(kind, s) for s in (0.01, -0.01)]).tolist()
+        got = loss_oracle.values(Part.TOTAL, [Displacement.along(kind, s) for s in (0.01, -0.01)]).tolist()
         assert got == pytest.approx(expected, rel=1e-5)
-    assert same_bits(before, [p.detach() for p in asked.parameters])
+    assert same_bits(before, [p.detach() for p in loss_oracle.parameters])
 
 
 @settings(max_examples=60, deadline=None)
@@ -200,11 +200,11 @@ def test_a_bounded_change_is_the_sine_of_the_product():
 
 def test_ascent_on_a_bounded_adapter_cannot_move_a_weight_beyond_the_bound():
     adapter = adapted("bounded", bound=0.05)
-    asked = ask(adapter)
+    loss_oracle = ask(adapter)
     for _ in range(5):
-        gradient = asked.gradient(Part.FORGET)
+        gradient = loss_oracle.gradient(Part.FORGET)
         with torch.no_grad():
-            for p, g in zip(asked.parameters, gradient, strict=True):
+            for p, g in zip(loss_oracle.parameters, gradient, strict=True):
                 p.sub_(g, alpha=10.0)
     moved = [float((w - adapter.before[n]).abs().max()) for n, w in adapter.merged().items()]
     assert 0.04 < max(moved) <= 0.05 * (1 + 1e-5)

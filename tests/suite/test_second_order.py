@@ -47,13 +47,13 @@ def test_published_sophia_code_renews_the_hessian_in_every_step():
 
 def test_published_sophia_code_squares_the_minibatch_gradient_whose_labels_are_not_resampled():
     """One step on a language model: h is (1 - b2) B ghat^2, with ghat by hand from the labels that its seed draws."""
-    asked, twin = language_model(), language_model()
-    optimizer = Sophia(Sophia.Settings(lr=1e-3), asked.parameters, Run(steps=4))
+    loss_oracle, twin = language_model(), language_model()
+    optimizer = Sophia(Sophia.Settings(lr=1e-3), loss_oracle.parameters, Run(steps=4))
     with torch.enable_grad():
         loss, count = twin.objective.resampled(twin.model, twin.batch, torch.Generator().manual_seed(0))
     expected = 0.01 * count * flat(torch.autograd.grad(loss, twin.parameters)) ** 2
     minibatch = 0.01 * count * flat(twin.gradient()) ** 2
-    optimizer.step(asked)
+    optimizer.step(loss_oracle)
     np.testing.assert_allclose(flat(optimizer.curvature), expected, rtol=1e-4, atol=1e-12)
     assert np.abs(minibatch - expected).max() > 0.1 * expected.max()
 

@@ -12,7 +12,7 @@ import torch
 from suite.optimizers import OPTIMIZERS, Run
 from suite.oracle.base import Displacement, Grade, Metered, Order, Part
 from suite.smoothing import SMOOTHINGS, Smoothing
-from suite.smoothing.arithmetic import combined, place, project
+from suite.smoothing.arithmetic import combined, displaced_weights, project
 from tests.support.functions import Functions, flat, smooth, vector, walk
 from tests.support.language_model import direction, same_bits, weights
 from tests.support.language_model import oracle as llama_oracle
@@ -168,5 +168,5 @@ def test_a_retain_weight_of_zero_leaves_the_smoothed_forget_loss():
 def test_places_are_summed_in_fp32():
     weight = [torch.ones(1, dtype=torch.bfloat16)]
     at = Displacement.along(weight, 2.0**-9) + Displacement.along(weight, 2.0**-9)
-    assert float(place(weight, at)[0]) == 1 + 2 * 2.0**-9
+    assert float(displaced_weights(weight, at)[0]) == 1 + 2 * 2.0**-9
     assert math.isclose(float(weight[0]), 1.0)
