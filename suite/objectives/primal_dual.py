@@ -28,8 +28,9 @@ class PDU(Objective):
     """Primal-dual unlearning: flat forget logits under a bound on the retain loss (PDU, arXiv 2506.05314).
 
     The Lagrangian is forget_weight * forget + dual * (L_r - retain_bound). Within a step the dual variable is a
-    constant. After each step it grows by dual_step * (L_r - retain_bound), at the new weights on the step's batch, and is
-    clamped at 0. So -dual * retain_bound has no gradient, and under a loose bound the retain loss loses its weight.
+    constant. After each step dual_step * (L_r - retain_bound) is added, at the new weights on the step's batch, and the
+    sum is clamped at 0. So -dual * retain_bound has no gradient, and a loose bound can drive the retain loss's weight
+    to 0.
     """
 
     state = ("dual", "steps_done")

@@ -133,11 +133,11 @@ def test_lora_publishes_what_peft_would_merge():
     with torch.no_grad():
         for p, ours in zip(theirs.values(), adapter.parameters, strict=True):
             p.copy_(ours)
-    whole = peft_model.merge_and_unload().state_dict()
-    with adapter.published(adapter.merged()) as model:
-        assert model.state_dict().keys() == whole.keys()
+    merged_state = peft_model.merge_and_unload().state_dict()
+    with adapter.exported(adapter.merged()) as model:
+        assert model.state_dict().keys() == merged_state.keys()
         for name, tensor in model.state_dict().items():
-            torch.testing.assert_close(tensor, whole[name], rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(tensor, merged_state[name], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", LOW_RANK)
@@ -214,13 +214,13 @@ def test_ascent_on_a_bounded_adapter_cannot_move_a_weight_beyond_the_bound():
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_merged_weights_are_summed_in_fp32_and_rounded_once(name, dtype):
     adapter = adapted(name, dtype)
-    with adapter.published(adapter.merged()) as model:
-        found = {n: p.detach().clone() for n, p in model.named_parameters()}
-    assert {t.dtype for t in found.values()} == {dtype}
+    with adapter.exported(adapter.merged()) as model:
+        exported = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert {t.dtype for t in exported.values()} == {dtype}
     for n, before in adapter.before.items():
         expected = (before.float() + delta(name, *factors(adapter)[n])).to(dtype)
-        assert float((found[n] != expected).float().mean()) < 0.01  # products summed in another order
-        torch.testing.assert_close(found[n], expected)
+        assert float((exported[n] != expected).float().mean()) < 0.01  # products summed in another order
+        torch.testing.assert_close(exported[n], expected)
 
 
 @pytest.mark.parametrize("name", LOW_RANK)
@@ -228,19 +228,19 @@ def test_a_published_model_is_an_ordinary_one_and_the_training_model_is_untouche
     adapter = adapted(name)
     ordinary = {n: p.detach() for n, p in llama().named_parameters()}
     training, names = adapter.model, [n for n, _ in adapter.model.named_parameters()]
-    before, said = [p.detach().clone() for p in training.parameters()], logits(training)
-    with adapter.published(adapter.merged()) as model:
-        published = {n: p.detach().clone() for n, p in model.named_parameters()}
-        torch.testing.assert_close(logits(model), said, rtol=1e-4, atol=1e-4)
+    before, outputs = [p.detach().clone() for p in training.parameters()], logits(training)
+    with adapter.exported(adapter.merged()) as model:
+        exported = {n: p.detach().clone() for n, p in model.named_parameters()}
+        torch.testing.assert_close(logits(model), outputs, rtol=1e-4, atol=1e-4)
         alone = llama()
         alone.load_state_dict(model.state_dict())
         assert torch.equal(logits(alone), logits(model))
         assert weights_digest(alone) == weights_digest(model)
-    assert list(published) == list(ordinary)
-    assert [n for n in ordinary if not torch.equal(published[n], ordinary[n])] == MLP
+    assert list(exported) == list(ordinary)
+    assert [n for n in ordinary if not torch.equal(exported[n], ordinary[n])] == MLP
     assert [n for n, _ in adapter.model.named_parameters()] == names
     assert same_bits(before, [p.detach() for p in training.parameters()])
-    assert torch.equal(logits(training), said)
+    assert torch.equal(logits(training), outputs)
 
 
 @pytest.mark.parametrize("name", ["full", *LOW_RANK])
@@ -248,7 +248,7 @@ def test_the_training_model_comes_back_after_an_error_while_publishing(name):
     kind = ADAPTERS[name]
     adapter = kind(kind.Settings(), llama(), 0)
     before, storage = [p.detach().clone() for p in adapter.parameters], [p.data_ptr() for p in adapter.parameters]
-    with pytest.raises(OSError), adapter.published({n: w + 1 for n, w in adapter.merged().items()}):
+    with pytest.raises(OSError), adapter.exported({n: w + 1 for n, w in adapter.merged().items()}):
         raise OSError("disk full")
     assert same_bits(before, [p.detach() for p in adapter.parameters])
     assert [p.data_ptr() for p in adapter.parameters] == storage
@@ -263,7 +263,7 @@ def test_other_values_of_the_parameters_can_be_published(name):
     with torch.no_grad():
         for p, value in zip(there.parameters, values, strict=True):
             p.copy_(value)
-    with adapter.published(adapter.merged(values)) as model:
+    with adapter.exported(adapter.merged(values)) as model:
         torch.testing.assert_close(logits(model), logits(there.model), rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""What every objective, smoothing, optimizer and adapter keeps to, alone and with each other, over the registries."""
+"""Properties of every registered objective, smoothing, optimizer and adapter, alone and in combination."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.runs import STEPS, made
 
 
 def runs_or_is_refused(objective: str, smoothing: str, optimizer: str, adapter: str = "full") -> bool:
-    """Whether the run exists. Where it does, it ends with finite weights that have moved, and the grade is as told."""
+    """Whether the run is accepted. If so, it ends with finite weights that have moved, and has the declared grade."""
     try:
         run = made(objective, smoothing, optimizer, adapter)
     except SpecError as refusal:
@@ -85,7 +85,7 @@ def test_the_whole_cube_runs_or_is_refused(objective):
 
 
 def alone() -> list[tuple[str, str, str]]:
-    """Every entry of the three axes once, with something that asks for what it does."""
+    """Every entry of the three axes once, with entries of the other axes that make use of it."""
     return [
         *((objective, "none", "adam") for objective in OBJECTIVES),
         *(("npo", smoothing, "hybrid") for smoothing in SMOOTHINGS),
@@ -102,16 +102,16 @@ def test_a_run_repeats_bit_for_bit_and_goes_on_from_its_state_in_mid_run(choice)
     """Three steps, saved and loaded through a file into new objects, three more: the bits of six steps."""
     available(choice[2])
     more = HYBRID if choice[2] == "hybrid" else {}
-    whole = made(*choice, more=more).steps(range(2 * STEPS)).weights()
+    uninterrupted = made(*choice, more=more).steps(range(2 * STEPS)).weights()
     again = made(*choice, more=more).steps(range(2 * STEPS)).weights()
-    assert same_bits(whole, again)
+    assert same_bits(uninterrupted, again)
     half = made(*choice, more=more).steps(range(STEPS))
     file = io.BytesIO()
     torch.save(half.state(), file)
-    half.steps(range(STEPS, 2 * STEPS))  # what was saved must not follow the run
+    half.steps(range(STEPS, 2 * STEPS))  # the saved state must not change with the run
     file.seek(0)
-    taken_up = made(*choice, more=more).load(torch.load(file, weights_only=True))
-    assert same_bits(whole, taken_up.steps(range(STEPS, 2 * STEPS)).weights())
+    resumed = made(*choice, more=more).load(torch.load(file, weights_only=True))
+    assert same_bits(uninterrupted, resumed.steps(range(STEPS, 2 * STEPS)).weights())
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))

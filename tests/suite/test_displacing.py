@@ -1,4 +1,4 @@
-"""Losses at displaced places against copies of the model that were displaced by hand, and the weights afterwards."""
+"""Losses at displacements against copies of the model that were displaced by hand, and the weights afterwards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def npo(model: nn.Module) -> LossOracle:
 
 
 def gpt2() -> nn.Module:
-    """Untied places for texts and positions, biases everywhere, and matrices in layers that are not nn.Linear."""
+    """Embeddings of texts and positions, biases everywhere, and matrices in layers that are not nn.Linear."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -39,7 +39,7 @@ def gpt2() -> nn.Module:
 
 
 def gpt_neo() -> nn.Module:
-    """Linear layers with biases, and an embedding of positions that is asked once for all texts."""
+    """Linear layers with biases, and an embedding of positions that runs once for all texts."""
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def llama_with_biases(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 class Scaled(nn.Embedding):
-    """An embedding that answers with more than rows of its weight, as Gemma's does."""
+    """An embedding that does not return its rows unchanged, as Gemma's does."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return super().forward(ids) * 4.0
@@ -109,11 +109,11 @@ def test_tied_weights_are_displaced_once_in_each_module_that_reads_them(memory):
     """Only the tied tensor moves. Displaced twice, or in one of its two modules, it gives another value."""
     loss_oracle = npo(llama())
     assert loss_oracle.model.get_input_embeddings().weight is loss_oracle.model.get_output_embeddings().weight
-    kept = [
+    trainable = [
         p.requires_grad_(p is loss_oracle.model.get_input_embeddings().weight) for p in loss_oracle.model.parameters()
     ]
     loss_oracle = npo(loss_oracle.model)
-    assert len(loss_oracle.parameters) == 1 < len(kept)
+    assert len(loss_oracle.parameters) == 1 < len(trainable)
     drawn = Directions(Kind.SPHERE, loss_oracle.parameters, 5, memory=memory)(0)
 
     def expected(embedding: float, output: float) -> float:
@@ -204,7 +204,7 @@ def test_a_pass_that_is_broken_off_on_purpose_leaves_nothing_to_the_next_place()
 
 
 def together_and_apart(loss_oracle: LossOracle, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """Low-rank places as the oracle takes them, None among them, and as plain tensors, one at a time."""
+    """Values at low-rank displacements and at None: all in one query, and as plain tensors in one query each."""
     draws = [LowRank(loss_oracle.parameters, 2, (seed, n)) for n in range(2)]
     one, other, back = (Displacement.along(draws[i], scale) for i, scale in ((0, 0.02), (1, 0.02), (0, -0.02)))
     places = [one, None, back, other]
@@ -246,7 +246,7 @@ def test_every_objective_answers_low_rank_places_together_as_one_by_one(name):
 
 
 def test_replicas_do_not_take_new_texts_for_old_ones_that_are_gone():
-    """Texts are known by their identity, and a freed tensor's identity is given to the next."""
+    """Texts are recognized by their id, and a new tensor may get the id of a freed one."""
     model = llama()
     parameters = list(model.parameters())
     way = LowRank(parameters, 1, (0, 0))

@@ -1,4 +1,4 @@
-"""bf16 weights: asking leaves every bit alone, displacements are summed in fp32, and trials run from end to end."""
+"""bf16 weights: queries leave every bit alone, displacements are summed in fp32, and trials run from end to end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_published_code_that_probes_in_place_leaves_about_half_of_the_weights_ch
 
 
 def test_sharpness_awares_place_is_summed_in_fp32_and_rounded_once():
-    """Each weight of the place that the forget loss is asked at is a nearest bf16 number to w + rho g / |g|."""
+    """Each weight at which the forget loss is evaluated is a nearest bf16 number to w + rho g / |g|."""
     seen: list[list[torch.Tensor]] = []
 
     class Spy(OBJECTIVES["gradient_ascent"]):

@@ -1,4 +1,4 @@
-"""What optimizers of gradients and curvature remember, ask and keep in fp32, each on a quadratic."""
+"""State, oracle queries and precision of optimizers that use gradients and curvature, each on a quadratic."""
 
 from __future__ import annotations
 
@@ -90,6 +90,6 @@ def test_averages_of_bf16_weights_are_fp32(name):
     assert all(p.dtype is torch.bfloat16 for p in bowl.parameters)
     assert not np.array_equal(before, bowl.x)
     if not isinstance(optimizer, TorchOptimizer):
-        kept = list(tensors(optimizer.state_dict()))
-        assert kept
-        assert all(t.dtype is torch.float32 for t in kept)
+        saved_tensors = list(tensors(optimizer.state_dict()))
+        assert saved_tensors
+        assert all(t.dtype is torch.float32 for t in saved_tensors)

@@ -181,13 +181,13 @@ def test_lbfgs_leaves_out_pairs_along_which_the_retain_loss_curves_down():
 def test_lbfgs_remembers_so_many_pairs_and_none_of_standing_still():
     bowl = Bowl(hilly())
     optimizer = made(LBFGS.Settings(lr=0.01, every=1, pairs=3), bowl)
-    for kept in (1, 1, 1):
+    for stored in (1, 1, 1):
         optimizer.direction(bowl)
-        assert len(optimizer.s) == len(optimizer.y) == kept
-    for kept in (2, 3, 3):
+        assert len(optimizer.s) == len(optimizer.y) == stored
+    for stored in (2, 3, 3):
         go(bowl, np.ones(20))
         optimizer.direction(bowl)
-        assert len(optimizer.s) == len(optimizer.y) == kept
+        assert len(optimizer.s) == len(optimizer.y) == stored
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
