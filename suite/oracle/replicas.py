@@ -49,9 +49,8 @@ class Replicas:
         self.replicated = model
         self.place = 0
         self._places = places
-        self._outputs: dict[
-            tuple[Any, ...], tuple[Tensor, Tensor]
-        ] = {}  # holds the texts too: an id is unique only while its object lives
+        # The values hold the texts too: an id is unique only while its object lives.
+        self._outputs: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, *, input_ids: Tensor, **options: Any) -> SimpleNamespace:
         def logits(ids: Tensor) -> Tensor:

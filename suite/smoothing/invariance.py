@@ -47,8 +47,8 @@ class Invariance(ForgetSmoothing):
         total = self.oracle.directional(Part.FORGET, direction, at)
         for part in self.environments:
             scale = self.oracle.directional(part, theta, at)
-            bend = dot(self.oracle.hvp(part, self._typed(direction), at), theta)
-            total += 2 * self.settings.weight * scale * (bend + self.oracle.directional(part, direction, at))
+            curvature = dot(self.oracle.hvp(part, self._typed(direction), at), theta)
+            total += 2 * self.settings.weight * scale * (curvature + self.oracle.directional(part, direction, at))
         return total
 
     def _penalty(self, at: Displacement | None) -> float:

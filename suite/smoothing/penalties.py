@@ -99,13 +99,13 @@ class CurvaturePenalty(Penalty):
         # In fp32 from here: the two gradients are close to each other.
         wide = [g.float() for g in gradient]
         change = combined([(1.0, ahead), (-1.0, gradient)], like=wide)
-        bend = float(norm(change))
-        if bend == 0:
+        change_norm = float(norm(change))
+        if change_norm == 0:
             return gradient
-        unit = combined([(1 / bend, change)], like=wide)
-        far = [p.float() for p in self.product(unit, above, ahead)]
-        along = dot(gradient, far) / length**2
-        near = combined([(rho / length, far), (-rho / length * along, gradient), (-1.0, unit)], like=wide)
-        back = self.product(near, at, gradient)
+        unit = combined([(1 / change_norm, change)], like=wide)
+        w = [p.float() for p in self.product(unit, above, ahead)]
+        along = dot(gradient, w) / length**2
+        inner = combined([(rho / length, w), (-rho / length * along, gradient), (-1.0, unit)], like=wide)
+        correction = self.product(inner, at, gradient)
         weight = self.settings.weight
-        return combined([(1.0, gradient), (weight, far), (weight, back)], like=self.parameters)
+        return combined([(1.0, gradient), (weight, w), (weight, correction)], like=self.parameters)
