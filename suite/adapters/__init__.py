@@ -1,4 +1,4 @@
-"""What the steps move: the weights themselves, or a small adapter that is merged into them when they are published."""
+"""What the steps train: the weights themselves, or a small adapter that is merged into them on export."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What an adapter is: the parameters that the steps move, and how they become ordinary weights again.
+"""The base class of adapters: the parameters that are trained, and how they are merged into ordinary weights.
 
-Whatever is trained, what is published is an ordinary model: engines, attacks and other people's code see no adapter.
-The training model keeps its adapter unmerged, so publishing in mid-run changes nothing about the run.
+Whatever is trained, an ordinary model is exported: engines, attacks and other people's code never see an adapter. The
+training model keeps its adapter unmerged, so an export in the middle of a run changes nothing about the run.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class AdapterSettings(settings.Settings):
 
 
 class Adapter:
-    """What is trained instead of the weights. Making one puts it into the model, in place, and freezes the rest.
+    """What is trained instead of the weights. Creating it inserts it into the model, in place, and freezes the rest.
 
     Args:
-        model: an ordinary causal language model; its trainable parameters say what may be moved.
-        seed: of the adapter's initial values.
+        model: an ordinary causal language model; only its trainable parameters may change.
+        seed: seed of the adapter's initial values.
 
     Attributes:
-        before: the ordinary weights that it changes, by parameter name, as they were when it was made.
+        before: the ordinary weights that it changes, by parameter name, as they were when it was created.
     """
 
     Settings: ClassVar[type[AdapterSettings]] = AdapterSettings
@@ -40,40 +40,40 @@ class Adapter:
         self.settings = settings
         self.model = model
         self._ordinary: dict[str, nn.Module] = {}
-        """Modules that the adapter stands in for, by name."""
+        """Modules that the adapter replaces, by name."""
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What the steps move, in the order of the oracle's parameters."""
+        """The trained parameters, in the order of the oracle's parameters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def merged(self, weights: Tensors | None = None) -> Mapping[str, Tensor]:
         """The ordinary weights that it changes, by name, not yet rounded to the model's dtype.
 
         Args:
-            weights: values to take in the place of `parameters`, shaped like them (e.g. their average).
+            weights: values to use instead of `parameters`, shaped like them (e.g. their average).
         """
         raise NotImplementedError
 
     @contextmanager
-    def published(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-        """The model as an ordinary one with these weights, rounded once; afterwards what it was, bit for bit.
+    def exported(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+        """The model as an ordinary one with these weights, rounded once; on exit it is restored bit for bit.
 
         Args:
-            weights: by parameter name of the ordinary model; the others stay.
+            weights: by parameter name of the ordinary model; the others stay as they are.
         """
         adapted = {name: self.model.get_submodule(name) for name in self._ordinary}
-        kept: list[tuple[nn.Parameter, Tensor]] = []
+        replaced: list[tuple[nn.Parameter, Tensor]] = []
         try:
             for name, module in self._ordinary.items():
                 self.model.set_submodule(name, module)
-            own = dict(self.model.named_parameters())
+            parameters_by_name = dict(self.model.named_parameters())
             for name, weight in weights.items():
-                kept.append((own[name], own[name].data))
-                own[name].data = weight.detach().to(own[name]).contiguous()
+                replaced.append((parameters_by_name[name], parameters_by_name[name].data))
+                parameters_by_name[name].data = weight.detach().to(parameters_by_name[name]).contiguous()
             yield self.model
         finally:
-            for parameter, weight in kept:
+            for parameter, weight in replaced:
                 parameter.data = weight
             for name, module in adapted.items():
                 self.model.set_submodule(name, module)
@@ -96,17 +96,17 @@ class Full(Adapter):
         }
 
 
-class Made(Mapping[str, Tensor]):
-    """Tensors by name that are made when they are asked for, one at a time, and not kept."""
+class LazyWeights(Mapping[str, Tensor]):
+    """A mapping from names to tensors that computes each tensor when it is accessed, and does not store it."""
 
-    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
+    def __init__(self, names: Iterable[str], compute: Callable[[str], Tensor]) -> None:
         self._names = dict.fromkeys(names)
-        self._make = make
+        self._compute = compute
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        return self._make(name)
+        return self._compute(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

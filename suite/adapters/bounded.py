@@ -1,4 +1,4 @@
-"""A low-rank adapter whose change of any weight is bounded, so that ascent cannot blow the weights up."""
+"""A low-rank adapter that bounds the change of each weight, so that gradient ascent cannot diverge."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Bounded(LowRankAdapter):
     """Bounded changes of the MLP layers: W + s sin(w B A), no entry changed by more than s (arXiv 2509.24166).
 
     Stable Forgetting bounds the adapters of the feed-forward layers, where gradient ascent diverges; the sine of a
-    low-rank product is from arXiv 2403.19243. How bound and frequency are set there we could not read, so this form
-    and its defaults are our reconstruction. Near the start, where sin x = x, s w is what alpha / rank is to LoRA: 2 in
-    both by default. A starts as LoRA's, B at zero: the model starts as it was, bit for bit.
+    low-rank product is from arXiv 2403.19243. We could not read how bound and frequency are set there, so this form and
+    its defaults are our reconstruction. Near the start, where sin x = x, s w plays the role of LoRA's alpha / rank, and
+    both are 2 by default. A starts as in LoRA, B at zero, so the model is unchanged at first, bit for bit.
     """
 
     source = "arXiv 2509.24166"
@@ -32,7 +32,7 @@ class Bounded(LowRankAdapter):
         bound: float = Field(0.02, gt=0)
         frequency: float = Field(100.0, gt=0)
 
-    def _put_in(self, seed: int) -> Mapping[str, tuple[nn.Parameter, nn.Parameter]]:
+    def _insert(self, seed: int) -> Mapping[str, tuple[nn.Parameter, nn.Parameter]]:
         draw = torch.Generator().manual_seed(seed)
         pairs = {}
         for name, linear in self._ordinary.items():
@@ -53,7 +53,7 @@ def bounded_change(a: Tensor, b: Tensor, bound: float, frequency: float) -> Tens
 
 
 class _Changed(nn.Module):
-    """A linear layer with a change added to its weight, the sum rounded to the weight's dtype as publishing does."""
+    """A linear layer with a change added to its weight, the sum rounded to the weight's dtype as in an export."""
 
     def __init__(self, linear: nn.Linear, a: nn.Parameter, b: nn.Parameter, adapter: Bounded) -> None:
         super().__init__()

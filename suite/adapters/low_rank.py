@@ -1,4 +1,4 @@
-"""Adapters of linear layers made of two thin matrices A and B: which layers, and how a change becomes weights."""
+"""Adapters of linear layers that consist of two thin matrices A and B: layer selection and merging."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from suite.adapters.base import Adapter, AdapterSettings, Made
+from suite.adapters.base import Adapter, AdapterSettings, LazyWeights
 from suite.config.errors import SpecError
 from suite.oracle.base import Tensors
 
@@ -20,8 +20,8 @@ class LowRankSettings(AdapterSettings):
 
     Attributes:
         rank: columns of B and rows of A.
-        targets: patterns (as in file names) of the modules' names. The output layer never has an adapter: it may be
-            the embeddings too.
+        targets: patterns (as for file names) of module names. The output layer never has an adapter, because it may
+            share its weight with the embeddings.
     """
 
     rank: int = Field(8, ge=1)
@@ -30,7 +30,7 @@ class LowRankSettings(AdapterSettings):
     @field_validator("targets", mode="before")
     @classmethod
     def _bare_pattern(cls, targets: Any) -> Any:
-        if isinstance(targets, list):  # which pydantic takes for a tuple only as long as no validator has seen it
+        if isinstance(targets, list):  # pydantic accepts a list for a tuple only without a validator
             return tuple(targets)
         return (targets,) if isinstance(targets, str) else targets
 
@@ -38,7 +38,7 @@ class LowRankSettings(AdapterSettings):
 class LowRankAdapter(Adapter):
     """An adapter that adds delta(A, B) to the weight of each of its layers.
 
-    A and B are fp32 whatever the model's dtype: they are small, and in bf16 small steps of theirs would round away.
+    A and B are fp32 whatever the model's dtype: they are small, and in bf16 their small steps would be rounded away.
     """
 
     settings: Any
@@ -48,15 +48,15 @@ class LowRankAdapter(Adapter):
         self._ordinary = dict(linear_layers(model, self.settings.targets))
         self.before = {f"{name}.weight": layer.weight.detach() for name, layer in self._ordinary.items()}
         model.requires_grad_(False)
-        self._factors = {f"{name}.weight": pair for name, pair in self._put_in(seed).items()}
+        self._factors = {f"{name}.weight": pair for name, pair in self._insert(seed).items()}
         for pair in self._factors.values():
             for factor in pair:
                 factor.data = factor.data.float()
                 factor.requires_grad_(True)
         model.eval()
 
-    def _put_in(self, seed: int) -> Mapping[str, tuple[nn.Parameter, nn.Parameter]]:
-        """Put the adapter into the model; A (rank, inputs) and B (outputs, rank) by name of the layer."""
+    def _insert(self, seed: int) -> Mapping[str, tuple[nn.Parameter, nn.Parameter]]:
+        """Insert the adapter into the model. Returns A (rank, inputs) and B (outputs, rank) by name of the layer."""
         raise NotImplementedError
 
     def delta(self, a: Tensor, b: Tensor) -> Tensor:
@@ -68,11 +68,11 @@ class LowRankAdapter(Adapter):
         values = {id(p): value for p, value in zip(own, own if weights is None else weights, strict=True)}
 
         @torch.no_grad()
-        def make(name: str) -> Tensor:
+        def merge(name: str) -> Tensor:
             a, b = (values[id(factor)].float() for factor in self._factors[name])
             return self.before[name].float() + self.delta(a, b)
 
-        return Made(self._factors, make)
+        return LazyWeights(self._factors, merge)
 
 
 def linear_layers(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Linear]:
@@ -83,8 +83,8 @@ def linear_layers(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Lin
     """
     head = model.get_output_embeddings()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    found = {name: layer for name, layer in layers.items() if any(fnmatch(name, pattern) for pattern in patterns)}
-    if not found:
+    matching = {name: layer for name, layer in layers.items() if any(fnmatch(name, pattern) for pattern in patterns)}
+    if not matching:
         some = ", ".join(list(layers)[:3]) or "none"
         raise SpecError(f"adapter.targets: {list(patterns)} matches no linear layer (there are {some}, ...)")
-    return found
+    return matching

@@ -63,7 +63,7 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
                     "name": name,
                     "grade": str(kind.grade),
                     "control": kind.control,
-                    "asks per step": kind.asks,
+                    "asks per step": kind.queries_per_step,
                     "source": kind.source,
                     "summary": OPTIMIZERS.summary(name),
                 }

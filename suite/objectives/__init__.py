@@ -1,4 +1,4 @@
-"""What forgetting means: forget and retain losses, as functions of a model and a batch."""
+"""Unlearning objectives: forget and retain losses as functions of a model and a batch."""
 
 from __future__ import annotations
 

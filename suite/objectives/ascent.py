@@ -1,4 +1,4 @@
-"""Gradient ascent and gradient difference: make the forget answers unlikely, with or without holding the rest."""
+"""Gradient ascent and gradient difference: make the forget answers unlikely, without or with a retain loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from suite.oracle.batch import Batch
 
 
 class GradientAscent(Objective):
-    """Gradient ascent: -L_f (Thudi et al. 2022; Jang et al. 2023). Unbounded; holds nothing unless it is asked to."""
+    """Gradient ascent: -L_f (Thudi et al. 2022; Jang et al. 2023). Unbounded; no retain loss by default."""
 
     class Settings(ObjectiveSettings):
         name: Literal["gradient_ascent"] = "gradient_ascent"

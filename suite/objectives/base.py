@@ -1,4 +1,4 @@
-"""What an objective is: a forget loss, a retain loss, and the reference model where it compares with one."""
+"""The base class of objectives: a forget loss, a retain loss, and a reference model if they need one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ObjectiveSettings(settings.Settings):
     """Settings that every objective has.
 
     Attributes:
-        forget_weight, retain_weight: factors of the two losses. Without a retain weight, retain text is never read.
+        forget_weight, retain_weight: factors of the two losses. With a retain weight of 0, retain texts are never read.
         retain: `nll`, cross-entropy on the retain answers; `kl`, KL(reference || model) over their tokens.
     """
 
@@ -34,17 +34,17 @@ class ObjectiveSettings(settings.Settings):
 class Objective(Stateful):
     """A forget loss and a retain loss on a batch; the total is their weighted sum.
 
-    Objectives get the model, not its logits: some read hidden states. Losses are 0-dimensional float64 tensors.
+    Objectives receive the model, not its logits: some read hidden states. Losses are 0-dimensional float64 tensors.
 
     Args:
-        reference: the model before unlearning; needed where `needs_reference` says so.
+        reference: the model before unlearning; required if `needs_reference`.
     """
 
     Settings: ClassVar[type[ObjectiveSettings]] = ObjectiveSettings
     uses_forget_reference: ClassVar[bool] = False
-    """Whether `Batch.forget_reference` has to be there, and `forget_refusals_reference` where there are refusals."""
+    """Whether `Batch.forget_reference` is required, and `forget_refusals_reference` if there are refusals."""
     uses_forget_refusals: ClassVar[bool] = False
-    """Whether `Batch.forget_refusals` has to be there."""
+    """Whether `Batch.forget_refusals` is required."""
 
     def __init__(self, settings: ObjectiveSettings, reference: Reference | None = None) -> None:
         if self.needs_reference(settings) and reference is None:
@@ -55,42 +55,42 @@ class Objective(Stateful):
 
     @classmethod
     def needs_reference(cls, settings: ObjectiveSettings) -> bool:
-        """Whether the reference model is asked in every step, and so has to stay in memory."""
+        """Whether the reference model runs in every step, and so has to stay in memory."""
         return settings.retain == "kl" and settings.retain_weight > 0
 
     @classmethod
     def needs_retain_refusals(cls, settings: ObjectiveSettings) -> bool:
-        """Whether `Batch.retain_refusals` has to be there."""
+        """Whether `Batch.retain_refusals` is required."""
         return False
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """What unlearning goes down, without its weight.
+        """The forget loss, which unlearning minimizes, without its weight.
 
-        Gradients and differences of values must agree: a zeroth-order optimizer knows the values alone.
+        Gradients and differences of values must agree, because a zeroth-order optimizer uses values alone.
         """
         raise NotImplementedError
 
     def retain_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """What unlearning holds down, without its weight: the `retain` of the settings."""
+        """The retain loss, without its weight: the setting `retain` selects it."""
         if self.settings.retain == "nll":
             return mean_nll(model, batch.retain)
         assert self.reference is not None
         return token_kl(self.reference.logits(batch.retain), answer_logits(model, batch.retain), batch.retain)
 
     def tokens(self, part: Part, batch: Batch) -> int:
-        """Positions that one evaluation of the forget or of the retain loss passes through the model."""
+        """Number of token positions that one evaluation of the forget or retain loss passes through the model."""
         return batch.tokens(part)
 
     def relearn(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """What relearning the forget answers goes down: their cross-entropy."""
+        """The loss that relearning minimizes: the cross-entropy of the forget answers."""
         return mean_nll(model, batch.forget)
 
     def stepped(self, model: torch.nn.Module, batch: Batch) -> int:
-        """The optimizer has moved the weights. Returns the tokens that were passed through the model to take note."""
+        """Called after the optimizer has moved the weights. Returns the tokens that this passed through the model."""
         return 0
 
     def edited(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The weights to publish, by name, from those before and after the steps. Most objectives publish the last."""
+        """The weights to export, by name, from those before and after the steps. Most objectives export the latter."""
         return after
 
     def forget(self, model: torch.nn.Module, batch: Batch) -> Tensor:
@@ -100,7 +100,7 @@ class Objective(Stateful):
         return self.settings.retain_weight * self.retain_loss(model, batch)
 
     def resampled(self, model: torch.nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
-        """Mean cross-entropy of labels drawn from the model at the answers' positions, and how many labels there are.
+        """Mean cross-entropy of labels drawn from the model at the answers' positions, and the number of labels.
 
         Its gradient g gives the Gauss-Newton-Bartlett estimate count * g^2 of the curvature of the model's own loss
         (Sophia, arXiv 2305.14342, Alg. 2), the same for every objective.
@@ -110,14 +110,14 @@ class Objective(Stateful):
         for tokens in [batch.forget, batch.retain][: len(self.parts)]:
             logits = answer_logits(model, tokens)
             _, mask = answer_labels(tokens)
-            drawn = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1, generator=generator)
-            total = total - token_logprobs(logits, drawn.view(mask.shape), mask).sum()
+            labels = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1, generator=generator)
+            total = total - token_logprobs(logits, labels.view(mask.shape), mask).sum()
             count += int(mask.sum())
         return total / count, count
 
 
 def token_kl(reference: Tensor, logits: Tensor, tokens: Tokens) -> Tensor:
-    """KL(reference || model) in nats, averaged over the answers' tokens alone: padding and prompts do not count."""
+    """KL(reference || model) in nats, averaged over the answers' tokens alone, without padding and prompts."""
     _, mask = answer_labels(tokens)
     p, q = reference.log_softmax(-1), logits.log_softmax(-1)
     return answer_mean((p.exp() * (p - q)).sum(-1), mask)

@@ -1,4 +1,4 @@
-"""Distillation towards a distribution from which the true token has been taken: UNDIAL and CE-U."""
+"""Distillation towards a distribution in which the true token is suppressed: UNDIAL and CE-U."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from suite.oracle.batch import Batch
 def undial(reference: Tensor, logits: Tensor, labels: Tensor, mask: Tensor, strength: float) -> Tensor:
     """Cross-entropy to softmax(z_ref - strength onehot(y)) in nats, averaged over the answers' tokens alone.
 
-    UNDIAL, Dong et al. 2025, arXiv 2402.10052. Prompts and padding teach nothing.
+    UNDIAL, Dong et al. 2025, arXiv 2402.10052. Prompts and padding do not contribute.
 
     Args:
         reference, logits: (sequences, positions, vocabulary) z_ref before unlearning and z now.
@@ -30,19 +30,20 @@ def ce_u(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """mean -log(1 - p_y), whose gradient is that of the published cross-entropy to a detached target.
 
     CE-U (Yang 2025, arXiv 2503.01224) is cross-entropy to the model's own distribution q without the true token,
-    q = softmax(z with z_y = -inf), taken as fixed. Its gradient p - q is exactly that of unlikelihood, -log(1 - p_y);
-    with this as the loss, differences of values agree with the gradient, which cross-entropy to a moving q does not.
+    q = softmax(z with z_y = -inf), held constant. Its gradient p - q is exactly that of unlikelihood, -log(1 - p_y).
+    With unlikelihood as the loss, differences of values agree with the gradient; with cross-entropy to a moving q they
+    do not.
 
     Args:
         logits, labels, mask: as `undial`.
     """
-    z = logits.double()  # 1 - p of a token known by heart is a difference of numbers that are nearly the same
+    z = logits.double()  # for a memorized token 1 - p is a difference of nearly equal numbers
     others = z.scatter(-1, labels.unsqueeze(-1), -torch.inf)
     return answer_mean(z.logsumexp(-1) - others.logsumexp(-1), mask)
 
 
 def without_first(mask: Tensor, skip: int) -> Tensor:
-    """The mask without the first `skip` true places of each row; an answer that would vanish keeps its last."""
+    """The mask without the first `skip` true positions of each row; an answer that would be empty keeps its last."""
     order = mask.cumsum(-1)
     return mask & (order > order[:, -1:].sub(1).clamp(max=skip))
 
@@ -68,10 +69,10 @@ class Undial(Objective):
 
 
 class CEU(Objective):
-    """Cross-entropy unlearning: towards the own distribution without the true token (Yang 2025, arXiv 2503.01224)."""
+    """Cross-entropy to the model's own distribution without the true token (Yang 2025, arXiv 2503.01224)."""
 
     class Settings(ObjectiveSettings):
-        """skip: first tokens of each answer that are left alone; an answer keeps at least one that is not."""
+        """skip: number of first tokens of each answer that are left out; at least one token always remains."""
 
         name: Literal["ce_u"] = "ce_u"
         skip: int = Field(1, ge=0)

@@ -1,4 +1,4 @@
-"""Maximum entropy on the forget answers, answer preservation on the retain ones."""
+"""Maximum entropy on the forget answers, answer preservation on the retain answers."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def answer_preservation(answers: Tensor, refusals: Tensor, beta: float) -> Tenso
 
     Args:
         answers, refusals: (sequences,) log-probabilities in nats, summed over tokens and not divided by their number,
-            as the published code has them.
+            as in the published code.
     """
     return -logsigmoid(beta * (answers - refusals)).mean() / beta
 
 
 class MaximumEntropy(Objective):
-    """ME+AP: guesses on the forget answers, no refusals on the rest (Yuan et al. 2024, arXiv 2410.08109)."""
+    """ME+AP: uniform predictions on forget answers, no refusals on the rest (Yuan et al. 2024, arXiv 2410.08109)."""
 
     class Settings(ObjectiveSettings):
-        """retain: answer preservation unless it is asked for `nll` or `kl`.
+        """retain: answer preservation by default, or `nll` or `kl`.
 
         beta: inverse temperature of answer preservation, per nat of whole answers.
         """

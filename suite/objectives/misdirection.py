@@ -1,4 +1,4 @@
-"""Representation misdirection: forget texts are steered to one random place inside the model."""
+"""Representation misdirection: the hidden states of forget texts are steered to one random vector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from suite.oracle.batch import Batch
 
 
 def activation_distance(states: Tensor, target: Tensor, tokens: Tokens) -> Tensor:
-    """Mean squared distance over all tokens, prompts included and padding not, and over hidden units.
+    """Mean squared distance over hidden units and all tokens, with prompts but without padding.
 
     Args:
         states: (sequences, length, hidden units). target: of the same shape, or (hidden units,).
@@ -35,14 +35,14 @@ class RMU(Objective):
     """Representation misdirection for unlearning (Li et al. 2024, arXiv 2403.03218, Eq. 1 and 2).
 
     ||h_f - steering u||^2 + retain_weight ||h_r - h_r before unlearning||^2 after one block, per token and hidden unit.
-    Published runs move the second layer of the MLP of this block and of the two below alone (see `trainable`).
+    Published runs train only the second MLP layer of this block and of the two below it (see `trainable`).
     """
 
     class Settings(ObjectiveSettings):
-        """layer: the block after which states are read, from 0. steering: length of the place steered to.
+        """layer: the block after which states are read, from 0. steering: norm of the target vector.
 
-        seed: of the place's direction u. retain: the states unless it is asked for `nll` or `kl`. For zephyr-7b the
-        paper has layer 7, steering 6.5 and retain_weight 1200; both depend on the size of the model's states.
+        seed: seed of the target's direction u. retain: the states by default, or `nll` or `kl`. For zephyr-7b the paper
+        uses layer 7, steering 6.5 and retain_weight 1200; the last two depend on the scale of the model's states.
         """
 
         name: Literal["rmu"] = "rmu"
@@ -57,8 +57,8 @@ class RMU(Objective):
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         states = hidden_states(model, batch.forget, self.settings.layer)
-        place = self.settings.steering * control_vector(states.shape[-1], self.settings.seed).to(states.device)
-        return activation_distance(states, place, batch.forget)
+        target = self.settings.steering * control_vector(states.shape[-1], self.settings.seed).to(states.device)
+        return activation_distance(states, target, batch.forget)
 
     def retain_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         if self.settings.retain != "states":

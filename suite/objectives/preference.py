@@ -1,6 +1,6 @@
 """Preference optimization: answers are made less likely than before, or than a refusal.
 
-NPO and its reference-free form are ascent that stops pulling once an answer is gone; DPO has something to prefer.
+NPO and its reference-free form are gradient ascent that fades out once an answer is forgotten; DPO prefers a refusal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from suite.oracle.batch import Batch
 def npo(logprobs: Tensor, reference: Tensor, beta: float) -> Tensor:
     """-(2 / beta) mean log sigmoid(-beta (log p - log p_ref)), over sequences.
 
-    The log-ratio is that of whole answers: sums of log-probabilities, in nats, shape (sequences,). For beta -> 0 its
+    The log-ratio is that of complete answers: sums of log-probabilities, in nats, shape (sequences,). For beta -> 0 its
     gradient is that of gradient ascent on the summed loss (NPO, arXiv 2404.05868, Eq. 3 and Prop. 1).
     """
     return -(2 / beta) * logsigmoid(-beta * (logprobs - reference)).mean()
@@ -31,7 +31,7 @@ def simnpo(logprobs: Tensor, lengths: Tensor, beta: float, margin: float) -> Ten
     """-(2 / beta) mean log sigmoid(-beta (log p / |y|) - beta margin) (SimNPO, arXiv 2410.07163, Eq. 4).
 
     Args:
-        logprobs, lengths: (sequences,) log-probability of each answer in nats, and its tokens.
+        logprobs, lengths: (sequences,) log-probability of each answer in nats, and its number of tokens.
         margin: in nats per token; the paper's gamma is beta * margin.
     """
     return -(2 / beta) * logsigmoid(-beta * (logprobs / lengths + margin)).mean()
@@ -53,7 +53,7 @@ class NPO(Objective):
     uses_forget_reference = True
 
     class Settings(ObjectiveSettings):
-        """beta: inverse temperature, per nat of a whole answer's log-ratio."""
+        """beta: inverse temperature, per nat of a complete answer's log-ratio."""
 
         name: Literal["npo"] = "npo"
         beta: float = Field(0.1, gt=0)
@@ -85,7 +85,7 @@ class DPO(Objective):
     uses_forget_refusals = True
 
     class Settings(ObjectiveSettings):
-        """beta: inverse temperature, per nat of a whole answer's log-ratio."""
+        """beta: inverse temperature, per nat of a complete answer's log-ratio."""
 
         name: Literal["dpo"] = "dpo"
         beta: float = Field(0.1, gt=0)

@@ -1,4 +1,4 @@
-"""Primal-dual unlearning: forget as much as the retain loss's bound allows."""
+"""Primal-dual unlearning: minimize the forget loss under a bound on the retain loss."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ class PDU(Objective):
     """Primal-dual unlearning: flat forget logits under a bound on the retain loss (PDU, arXiv 2506.05314).
 
     The Lagrangian is forget_weight * forget + dual * (L_r - retain_bound). Within a step the dual variable is a
-    constant; after each step it goes up by dual_step * (L_r - retain_bound), at the new weights on the step's batch,
-    and never under 0. So -dual * retain_bound has no gradient, and a loose bound lets the retain loss go.
+    constant. After each step dual_step * (L_r - retain_bound) is added, at the new weights on the step's batch, and the
+    sum is clamped at 0. So -dual * retain_bound has no gradient, and a loose bound can drive the retain loss's weight
+    to 0.
     """
 
-    state = ("dual", "taken")
+    state = ("dual", "steps_done")
 
     class Settings(ObjectiveSettings):
-        """retain_weight: dual variable at the start. retain_bound: of the retain loss, in nats per token.
+        """retain_weight: initial dual variable. retain_bound: bound on the retain loss, in nats per token.
 
-        dual_step: step size of the dual variable. dual_warmup: steps before it first moves (published: half the run).
+        dual_step: step size of the dual variable. dual_warmup: steps before its first update (published: half the run).
         """
 
         name: Literal["pdu"] = "pdu"
@@ -49,7 +50,7 @@ class PDU(Objective):
     def __init__(self, settings: ObjectiveSettings, reference: Reference | None = None) -> None:
         super().__init__(settings, reference)
         self.dual = settings.retain_weight
-        self.taken = 0
+        self.steps_done = 0
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         _, mask = answer_labels(batch.forget)
@@ -60,8 +61,8 @@ class PDU(Objective):
 
     @torch.no_grad()
     def stepped(self, model: torch.nn.Module, batch: Batch) -> int:
-        self.taken += 1
-        if self.taken <= self.settings.dual_warmup:
+        self.steps_done += 1
+        if self.steps_done <= self.settings.dual_warmup:
             return 0
         excess = float(self.retain_loss(model, batch)) - self.settings.retain_bound
         self.dual = max(0.0, self.dual + self.settings.dual_step * excess)

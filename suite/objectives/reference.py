@@ -1,4 +1,4 @@
-"""The model before unlearning, in memory beside the one that unlearns."""
+"""The model before unlearning, kept in memory beside the model that is trained."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from suite.models.likelihood import answer_logits, hidden_states
 
 
 class Reference:
-    """The model before unlearning, asked once per batch, however often the batch is used."""
+    """The model before unlearning. It runs once per batch, however often the batch is used."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
-        self._answers: list[tuple[Tokens, int | None, Tensor]] = []
+        self._cache: list[tuple[Tokens, int | None, Tensor]] = []
 
     def logits(self, tokens: Tokens) -> Tensor:
         """As `answer_logits`."""
-        return self._asked(tokens, None, lambda: answer_logits(self.model, tokens))
+        return self._cached(tokens, None, lambda: answer_logits(self.model, tokens))
 
     def hidden_states(self, tokens: Tokens, layer: int) -> Tensor:
         """As `suite.models.likelihood.hidden_states`."""
-        return self._asked(tokens, layer, lambda: hidden_states(self.model, tokens, layer))
+        return self._cached(tokens, layer, lambda: hidden_states(self.model, tokens, layer))
 
-    def _asked(self, tokens: Tokens, layer: int | None, ask: Callable[[], Tensor]) -> Tensor:
-        for known, where, answer in self._answers:
-            if known is tokens and where == layer:
-                return answer
+    def _cached(self, tokens: Tokens, layer: int | None, compute: Callable[[], Tensor]) -> Tensor:
+        for cached, cached_layer, output in self._cache:
+            if cached is tokens and cached_layer == layer:
+                return output
         with torch.no_grad():
-            answer = ask()
-        # Two: a step may ask about its forget and its retain texts in turn, and older steps never come back.
-        self._answers = [*self._answers[-1:], (tokens, layer, answer)]
-        return answer
+            output = compute()
+        # Two entries: a step may alternate between its forget and retain texts, and older batches are not used again.
+        self._cache = [*self._cache[-1:], (tokens, layer, output)]
+        return output

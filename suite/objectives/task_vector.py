@@ -1,4 +1,4 @@
-"""Task arithmetic: learn the forget set better still, then go the other way (Ilharco et al. 2023, arXiv 2212.04089)."""
+"""Task arithmetic: train on the forget set, then subtract the change (Ilharco et al. 2023, arXiv 2212.04089)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from suite.oracle.batch import Batch
 
 
 def negated(before: Tensor, after: Tensor, scale: float) -> Tensor:
-    """before - scale (after - before), in fp32, rounded to the weights' dtype once."""
+    """before - scale (after - before), in fp32, rounded once to the weights' dtype."""
     return (before.float() - scale * (after.float() - before.float())).to(before.dtype)
 
 
 class TaskVector(Objective):
-    """Task vector: cross-entropy on the forget answers goes down, and the change is subtracted (arXiv 2212.04089)."""
+    """Task vector: minimize cross-entropy on the forget answers, then subtract the change (arXiv 2212.04089)."""
 
     class Settings(ObjectiveSettings):
-        """scale: how much of the change is subtracted from the weights before it."""
+        """scale: factor of the change that is subtracted from the initial weights."""
 
         name: Literal["task_vector"] = "task_vector"
         scale: float = Field(1.0, gt=0)
@@ -33,7 +33,7 @@ class TaskVector(Objective):
         return mean_nll(model, batch.forget)
 
     def edited(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The weights before minus `scale` times what the steps did to them; a name without a before stays."""
+        """The initial weights minus `scale` times their change; tensors without an initial value stay as they are."""
         return {
             name: negated(before[name].to(tensor.device), tensor, self.settings.scale) if name in before else tensor
             for name, tensor in after.items()

@@ -1,8 +1,8 @@
-"""Weighted gradient ascent: every token is pulled down by a weight that depends on its own probability p.
+"""Weighted gradient ascent: the ascent on each token has a weight that depends on the token's probability p.
 
 The papers write the loss as mean_t[-sg(w(p_t)) CE_t] with a stop-gradient sg. That has the right gradient and the wrong
-values: the differences that a zeroth-order optimizer takes see the weight move too, and for w = p they push every token
-up that is less likely than 1/e. So the loss here is the function that has the published gradient,
+values: the loss differences of a zeroth-order optimizer include changes of the weight, and for w = p they raise every
+token that is less likely than 1/e. So the loss here is the function that has the published gradient,
     mean_t W(p_t),  W(p) = integral of w(s) / s from 0 to p,
 and values, gradients and curvature agree. It falls to 0 as the answers are forgotten.
 """
@@ -22,7 +22,7 @@ from suite.objectives.base import Objective, ObjectiveSettings
 from suite.oracle.batch import Batch
 
 NODES = 16
-"""Of the quadrature: exact for whole beta2 up to 31."""
+"""Nodes of the quadrature, which is exact for integer beta2 up to 31."""
 
 
 def wga(logprobs: Tensor, mask: Tensor, beta: float) -> Tensor:
@@ -39,57 +39,57 @@ def wga(logprobs: Tensor, mask: Tensor, beta: float) -> Tensor:
 def satimp(logprobs: Tensor, mask: Tensor, beta1: float, beta2: float) -> Tensor:
     """mean B(p; beta1, beta2 + 1), B(p; a, b) = integral of s^(a-1) (1-s)^(b-1) from 0 to p, the incomplete beta.
 
-    Its gradient is that of -mean[sg(p^beta1 (1-p)^beta2) CE] (SatImp; Yang et al. 2025, arXiv 2505.11953): tokens that
-    are known are pulled (saturation), those that are known by heart less (importance). Without beta2 it is `wga`.
+    Its gradient is that of -mean[sg(p^beta1 (1-p)^beta2) CE] (SatImp; Yang et al. 2025, arXiv 2505.11953): known
+    tokens are weighted up (saturation), memorized ones down again (importance). With beta2 = 0 it is `wga`.
     """
     # s = p t leaves p^beta1 times the integral over t in [0, 1] of t^(beta1-1) (1 - p t)^beta2: Gauss-Jacobi.
     p = logprobs.exp()
-    places, weights = _quadrature(beta1)
+    nodes, weights = _quadrature(beta1)
     total = torch.zeros_like(p)
-    for place, weight in zip(places, weights, strict=True):
-        total = total + weight * (1 - place * p) ** beta2
+    for node, weight in zip(nodes, weights, strict=True):
+        total = total + weight * (1 - node * p) ** beta2
     return answer_mean((beta1 * logprobs).exp() * total, mask)
 
 
 @cache
 def _quadrature(power: float) -> tuple[list[float], list[float]]:
-    """Places and weights of the integral over [0, 1] of t^(power-1) f(t)."""
+    """Nodes and weights of the integral over [0, 1] of t^(power-1) f(t)."""
     from scipy.special import roots_jacobi
 
-    places, weights = roots_jacobi(NODES, 0.0, power - 1)
-    return ((places + 1) / 2).tolist(), (weights / 2**power).tolist()
+    nodes, weights = roots_jacobi(NODES, 0.0, power - 1)
+    return ((nodes + 1) / 2).tolist(), (weights / 2**power).tolist()
 
 
 class WGA(Objective):
-    """Weighted gradient ascent: a token is pulled in proportion to p^beta (Wang et al. 2025, arXiv 2502.19301)."""
+    """Weighted gradient ascent: each token has the weight p^beta (Wang et al. 2025, arXiv 2502.19301)."""
 
     class Settings(ObjectiveSettings):
-        """beta: power of the weight."""
+        """beta: exponent of the weight."""
 
         name: Literal["wga"] = "wga"
         beta: float = Field(1.0, gt=0)
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        return wga(*_scored(model, batch.forget), self.settings.beta)
+        return wga(*_answer_logprobs(model, batch.forget), self.settings.beta)
 
 
 class SatImp(Objective):
-    """Saturation and importance: a token is pulled by p^beta1 (1-p)^beta2 (Yang et al. 2025, arXiv 2505.11953).
+    """Saturation and importance: each token has the weight p^beta1 (1-p)^beta2 (Yang et al. 2025, arXiv 2505.11953).
 
     Published settings disagree on which of the two losses is weighted by 0.1; here both weights are 1.
     """
 
     class Settings(ObjectiveSettings):
-        """beta1: power of p, saturation. beta2: power of 1 - p, importance."""
+        """beta1: exponent of p, saturation. beta2: exponent of 1 - p, importance."""
 
         name: Literal["satimp"] = "satimp"
         beta1: float = Field(5.0, gt=0)
         beta2: float = Field(1.0, ge=0)
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        return satimp(*_scored(model, batch.forget), self.settings.beta1, self.settings.beta2)
+        return satimp(*_answer_logprobs(model, batch.forget), self.settings.beta1, self.settings.beta2)
 
 
-def _scored(model: torch.nn.Module, tokens: Tokens) -> tuple[Tensor, Tensor]:
+def _answer_logprobs(model: torch.nn.Module, tokens: Tokens) -> tuple[Tensor, Tensor]:
     labels, mask = answer_labels(tokens)
     return token_logprobs(answer_logits(model, tokens), labels, mask), mask

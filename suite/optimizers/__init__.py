@@ -1,4 +1,4 @@
-"""How the oracle's answers are used: one class per optimizer, told apart by what it asks."""
+"""Optimizers: one class each. The kinds of an optimizer's oracle queries are its grade."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIMIZERS: Registry[type[Optimizer]] = Registry(
         Sophia,
         AdaHessian,
         LBFGS,
-        *FIRST_ORDER.values(),  # whatever can be a part of a hybrid is registered in parts.py
+        *FIRST_ORDER.values(),  # those that can be part of a hybrid are registered in parts.py
         CompressedAdam,
         CompressedSGD,
         SignAdam,

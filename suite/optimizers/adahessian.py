@@ -1,4 +1,4 @@
-"""AdaHessian: Adam whose second moment is of the Hessian's diagonal, estimated by Hutchinson's method."""
+"""AdaHessian: Adam with the second moment of the Hessian's diagonal, estimated by Hutchinson's method."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from suite.oracle import noise
 from suite.oracle.base import Grade, Oracle, Part
 
 _KEY = 2006_00719
-"""Keeps the signs drawn here apart from what others draw with the run's seed and a count."""
+"""Separates the keys of the signs drawn here from other keys of the run's seed and a count."""
 
 
 def spatial_average(diagonal: Tensor, block: int) -> Tensor:
-    """The mean over each `block` neighbours along the last dimension, in the places of all of them (Eq. 10).
+    """Each block of `block` neighbours along the last dimension replaced by its mean (Eq. 10).
 
     The last block of a row may be shorter. Vectors (biases, norms) stay as they are.
     """
@@ -39,22 +39,22 @@ class AdaHessian(Optimizer):
         every k steps v <- b2 v + (1 - b2) D^2;
         x <- x - lr (mhat / (vhat^(power/2) + eps) + decay x)
 
-    mhat and vhat are corrected for their start at zero, each by the number of terms that it averages. E[z * Hz] is the
-    diagonal of the Hessian, and for a diagonal Hessian every draw is. A coordinate whose first draw happens to be small
-    takes a long first step, of up to mhat / eps: warm up. One Hessian-vector product costs about two gradients and, by
-    double backward, several times a gradient's memory.
+    mhat and vhat are bias-corrected, each by the number of terms that it averages. E[z * Hz] is the diagonal of the
+    Hessian; for a diagonal Hessian every draw equals it. A coordinate whose first draw happens to be small takes a long
+    first step, of up to mhat / eps, so use a warmup. One Hessian-vector product costs about two gradients and, by
+    double backward, several times the memory of one.
     """
 
     grade = Grade.SECOND
     source = "arXiv 2006.00719"
-    asks = "1 gradient + 1 curvature every k"
-    state = (*Optimizer.state, "asked", "mean", "square")
+    queries_per_step = "1 gradient + 1 curvature every k"
+    state = (*Optimizer.state, "own_steps", "mean", "square")
 
     class Settings(OptimizerSettings):
-        """power: of the curvature in the step; 1 divides by it, towards 0 it counts less.
+        """power: exponent of the curvature in the step; 1 divides by it, towards 0 it counts less.
 
-        block: neighbours in a row whose curvature is averaged; 1, as in the published code for linear layers, is none.
-        every: steps between two Hessian-vector products; published is 1.
+        block: neighbours in a row whose curvature is averaged; 1, as in the published code for linear layers, averages
+        nothing. every: steps between two Hessian-vector products; published: 1.
         """
 
         name: Literal["adahessian"] = "adahessian"
@@ -68,23 +68,23 @@ class AdaHessian(Optimizer):
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
         self.mean, self.square = zeros(parameters), zeros(parameters)
-        self.asked = 0  # its own steps: in a hybrid they are fewer than the run's
+        self.own_steps = 0  # its own steps: in a hybrid they are fewer than the run's
 
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         s = self.settings
         gradient = fp32(oracle.gradient())
-        if self.asked % s.every == 0:
-            diagonal = [spatial_average(d.abs_(), s.block) for d in hutchinson(oracle, (self.run.seed, self.asked))]
+        if self.own_steps % s.every == 0:
+            diagonal = [spatial_average(d.abs_(), s.block) for d in hutchinson(oracle, (self.run.seed, self.own_steps))]
             torch._foreach_mul_(self.square, s.betas[1])
             torch._foreach_addcmul_(self.square, diagonal, diagonal, value=1 - s.betas[1])
         torch._foreach_lerp_(self.mean, gradient, 1 - s.betas[0])
-        self.asked += 1
-        of_mean = 1 - s.betas[0] ** self.asked
-        of_square = 1 - s.betas[1] ** math.ceil(self.asked / s.every)
-        scale = torch._foreach_div(self.square, of_square)
+        self.own_steps += 1
+        mean_correction = 1 - s.betas[0] ** self.own_steps
+        square_correction = 1 - s.betas[1] ** math.ceil(self.own_steps / s.every)
+        scale = torch._foreach_div(self.square, square_correction)
         torch._foreach_pow_(scale, s.power / 2)
         torch._foreach_add_(scale, s.eps)
-        direction = torch._foreach_div(self.mean, of_mean)
+        direction = torch._foreach_div(self.mean, mean_correction)
         torch._foreach_div_(direction, scale)
         if s.weight_decay:
             torch._foreach_add_(direction, fp32(self.parameters), alpha=s.weight_decay)

@@ -1,4 +1,4 @@
-"""AdamW whose averages are kept in 8 bits a number, by bitsandbytes."""
+"""AdamW with 8-bit averages, by bitsandbytes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from suite.optimizers.first_order import Adam
 class Adam8bit(Adam):
     """AdamW with block-wise 8-bit averages (Dettmers et al. 2022).
 
-    The direction is computed in fp32 and reaches the weights whole, so its grade is first: compressing the optimizer's
-    memory is not compressing its direction. Tensors of fewer than 4,096 numbers keep averages of 32 bits, as published.
+    The direction is computed in fp32 and reaches the weights uncompressed, so its grade is first: only the optimizer's
+    state is compressed. Tensors of fewer than 4,096 numbers keep averages of 32 bits, as published.
     It runs on CPUs and GPUs.
 
     Raises:
@@ -42,7 +42,9 @@ class Adam8bit(Adam):
 
     def build(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         self.check_installed()
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional kernels on every CPU
+        logging.getLogger("bitsandbytes").setLevel(
+            logging.ERROR
+        )  # it warns about missing optional kernels on every CPU
         from bitsandbytes.optim import AdamW8bit
 
         s = self.settings

@@ -1,4 +1,4 @@
-"""What an optimizer is: `step(oracle)`. Its grade is what it asks of the oracle."""
+"""The base class of optimizers: `step(oracle)` moves the weights. The kinds of its oracle queries are its grade."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from suite.oracle.directions import Direction
 from suite.oracle.state import Stateful
 
 KINDS = ("value", "gradient", "directional", "curvature")
-"""Kinds of questions, as the meter names them."""
+"""Kinds of oracle queries, as `Queries` names them."""
 
 
 class OptimizerSettings(settings.Settings):
     """Settings that every optimizer has.
 
     Attributes:
-        lr: step size at its largest.
-        schedule: how the step size falls towards the last step.
-        warmup: steps over which it first rises.
+        lr: the largest step size.
+        schedule: how the step size decays towards the last step.
+        warmup: number of steps over which the step size first rises.
     """
 
     lr: float = Field(gt=0)
@@ -34,11 +34,11 @@ class OptimizerSettings(settings.Settings):
     warmup: int = Field(0, ge=0)
 
     def factor(self, step: int, steps: int) -> float:
-        """Share of `lr` used at a step, counted from 0, of a run of so many steps."""
+        """Fraction of `lr` used at a step, counted from 0, of a run of `steps` steps."""
         return step_size(1.0, step, steps, self.warmup, self.schedule)
 
     def plainest(self) -> OptimizerSettings:
-        """The same optimizer under its plainest name: a hybrid that never alternates is its part."""
+        """The same optimizer under its simplest name, e.g. a hybrid that never alternates as the part that it uses."""
         return self
 
 
@@ -51,9 +51,9 @@ class Run:
 
 
 class Optimizer(Stateful):
-    """Moves the weights, in place, by what an oracle answers. States belong to one run and start empty.
+    """Moves the weights, in place, by the results of oracle queries. Its state belongs to one run and starts empty.
 
-    A new one says its `direction`; moving against it, by the step size, is the same for all.
+    A subclass computes its `direction`; this class moves the weights against it by the step size.
 
     Args:
         parameters: the oracle's parameters.
@@ -62,11 +62,11 @@ class Optimizer(Stateful):
     Settings: ClassVar[type[OptimizerSettings]] = OptimizerSettings
     grade: ClassVar[Grade]
     source: ClassVar[str]
-    asks: ClassVar[str]
-    """Questions per step, e.g. `2q value` or `1 gradient + 1 curvature every k` (q: samples, k: the setting `every`).
-    `asked` reads it, and a test compares that with the meter."""
+    queries_per_step: ClassVar[str]
+    """Oracle queries per step, e.g. `2q value` or `1 gradient + 1 curvature every k` (q: samples, k: the setting
+    `every`). `queries` parses it, and a test compares it with the queries that are counted."""
     control: ClassVar[bool] = False
-    """Whether it is there to be compared with rather than to be used."""
+    """Whether it is a control: an optimizer to compare with rather than to use."""
     state = ("steps_done",)
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
@@ -77,17 +77,17 @@ class Optimizer(Stateful):
 
     @classmethod
     def check_installed(cls) -> None:
-        """Refuse early what this machine lacks a package for.
+        """Check early that this machine has the packages that the optimizer needs.
 
         Raises:
-            SpecError: naming the extra to install.
+            SpecError: a package is missing; the message names the extra to install.
         """
 
     @classmethod
     def queries(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
-        """Questions of a run of so many steps, by kind, as the meter will count them."""
+        """Oracle queries of a run of `steps` steps, by kind, as `Metered` will count them."""
         counts = dict.fromkeys(KINDS, 0)
-        for term in cls.asks.split(" + "):
+        for term in cls.queries_per_step.split(" + "):
             number, kind, *interval = term.split(" ", 2)
             times = int(number.rstrip("q"))
             if number.endswith("q"):
@@ -98,32 +98,32 @@ class Optimizer(Stateful):
 
     @property
     def lr(self) -> float:
-        """Step size of the step to come."""
+        """Step size of the next step."""
         return self.settings.lr * self.settings.factor(self.steps_done, self.run.steps)
 
     def step(self, oracle: Oracle) -> None:
         """One step on the oracle's batch.
 
         Raises:
-            Diverged: an answer is not finite; the weights have not moved.
+            Diverged: the result of a query is not finite; the weights have not moved.
         """
         self.move(oracle)
         self.steps_done += 1
 
     def move(self, oracle: Oracle) -> None:
-        """Ask, and move the weights."""
+        """Query the oracle and move the weights."""
         self.apply(self.direction(oracle), self.lr)
 
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
-        """The direction of the step to come, of which the weights move -lr. The next call may overwrite it.
+        """The direction of the next step: the weights move by -lr times it. The next call may overwrite it.
 
-        It does not depend on the step size, and asking for it advances the optimizer's own averages.
+        It does not depend on the step size. Computing it advances the optimizer's own averages.
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def apply(self, direction: Sequence[Tensor], lr: float) -> None:
-        """Move the weights by -lr times a direction, in the direction's precision, rounded once."""
+        """Move the weights by -lr times a direction, computed in the direction's precision and rounded once."""
         if isinstance(direction, Direction):
             direction, lr = direction.tensors, lr * direction.factor
         for weight, part in zip(self.parameters, direction, strict=True):

@@ -2,11 +2,11 @@
 
 Q stands between the descent direction and the weights (arXiv 2510.00761, Sec. 4): sign-SGD takes the sign of the
 gradient, sign-Adam the sign of Adam's direction. With b = 1, Q is the sign; a coordinate whose direction is exactly
-zero (an embedding of a token that no batch has) stays where it is. Weight decay is part of the direction, so Q meets it
-too.
+zero (an embedding of a token that is in no batch) does not move. Weight decay is part of the direction, so Q applies to
+it too.
 
-A compressor before the optimizer, on the gradient, is something else: what Adam makes of a sign has 32 bits again.
-Those are here as controls, of grade first.
+Compressing the gradient before the optimizer is another method: Adam's direction from signs has 32 bits again. Such
+optimizers are here as controls, of grade first.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from suite.oracle.base import Grade, Oracle
 
 
 class BitsSettings(OptimizerSettings):
-    """bits: per coordinate of what is compressed. scale: which coordinates share one."""
+    """bits: bits per coordinate. scale: which coordinates share a scale."""
 
     bits: int = Field(4, ge=1, le=8)
     scale: Scale = "tensor"
 
 
-class FedBackSettings(BitsSettings):
-    """error_feedback: whether what compression leaves out of a step is added to the next."""
+class ErrorFeedbackSettings(BitsSettings):
+    """error_feedback: whether the compression error of a step is added to the next step."""
 
     error_feedback: bool = False
 
-    def sign_alone(self, kind: type[OptimizerSettings]) -> OptimizerSettings:
-        """One bit without feedback is the sign, under the sign's own name."""
+    def as_sign(self, kind: type[OptimizerSettings]) -> OptimizerSettings:
+        """The settings of the sign optimizer `kind` for one bit without feedback, which is the same method."""
         return self if self.bits > 1 or self.error_feedback else renamed(self, kind)
 
 
@@ -45,7 +45,7 @@ class Compressed(Optimizer):
     """Q of another optimizer's direction."""
 
     grade = Grade.COMPRESSED
-    asks = "1 gradient"
+    queries_per_step = "1 gradient"
     state = (*Optimizer.state, "inner")
     uncompressed: ClassVar[type[TorchOptimizer]]
     bits: int = 1
@@ -84,10 +84,10 @@ class SignAdam(Compressed):
 class Quantized(Compressed):
     """Q(m; b) for any number of bits, with or without error feedback (Karimireddy et al. 2019, arXiv 1901.09847).
 
-    With feedback, what Q left out of a step is added to the next one (Alg. 1),
+    With feedback, the compression error of a step is added to the next one (Alg. 1),
         p = lr m + e;  x <- x - C(p);  e <- p - C(p),
-    where C is Q, for one bit mean|p| sign(p). The error e is in units of the weights, not of the direction: the step
-    size may change between the step that left it over and the one that makes up for it.
+    where C is Q, or mean|p| sign(p) for one bit. The error e is in units of the weights, not of the direction, because
+    the step size may change from one step to the next.
     """
 
     state = (*Compressed.state, "error")
@@ -99,15 +99,15 @@ class Quantized(Compressed):
 
     def move(self, oracle: Oracle) -> None:
         if self.error:
-            self.apply(self._fed_back(oracle), 1.0)
+            self.apply(self._with_feedback(oracle), 1.0)
         else:
             super().move(oracle)
 
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
-        """The compressed direction. With error feedback it depends on the step size, which weighs the error in it."""
-        return torch._foreach_div(self._fed_back(oracle), self.lr) if self.error else super().direction(oracle)
+        """The compressed direction. With error feedback it depends on the step size, by which the error is divided."""
+        return torch._foreach_div(self._with_feedback(oracle), self.lr) if self.error else super().direction(oracle)
 
-    def _fed_back(self, oracle: Oracle) -> list[Tensor]:
+    def _with_feedback(self, oracle: Oracle) -> list[Tensor]:
         """C(lr m + e), in units of the weights."""
         torch._foreach_add_(self.error, list(self.inner.direction(oracle)), alpha=self.lr)
         oracle.compressed(self.bits)
@@ -120,33 +120,33 @@ class Quantized(Compressed):
 
 
 class CompressedSGD(Quantized):
-    """The direction of SGD (momentum and decay included) in b bits a coordinate."""
+    """The direction of SGD (momentum and decay included) in b bits per coordinate."""
 
     source = "arXiv 2510.00761"
     uncompressed = SGD
 
-    class Settings(SGD.Settings, FedBackSettings):
+    class Settings(SGD.Settings, ErrorFeedbackSettings):
         name: Literal["compressed_sgd"] = "compressed_sgd"
 
         def plainest(self) -> OptimizerSettings:
-            return self.sign_alone(SignSGD.Settings)
+            return self.as_sign(SignSGD.Settings)
 
 
 class CompressedAdam(Quantized):
-    """The direction of Adam (decay included) in b bits a coordinate."""
+    """The direction of Adam (decay included) in b bits per coordinate."""
 
     source = "arXiv 2510.00761"
     uncompressed = Adam
 
-    class Settings(Adam.Settings, FedBackSettings):
+    class Settings(Adam.Settings, ErrorFeedbackSettings):
         name: Literal["compressed_adam"] = "compressed_adam"
 
         def plainest(self) -> OptimizerSettings:
-            return self.sign_alone(SignAdam.Settings)
+            return self.as_sign(SignAdam.Settings)
 
 
 class OnQuantizedGradient(TorchOptimizer):
-    """A torch optimizer that is fed with Q(g; b). Its direction has 32 bits again, so its grade is first."""
+    """A torch optimizer that receives Q(g; b). Its direction has 32 bits again, so its grade is first."""
 
     source = "control"
     control = True
@@ -156,14 +156,14 @@ class OnQuantizedGradient(TorchOptimizer):
 
 
 class SGDOnQuantizedGradient(OnQuantizedGradient, SGD):
-    """SGD on a gradient of b bits a coordinate: momentum averages what was compressed."""
+    """SGD on a gradient of b bits per coordinate: momentum averages compressed gradients."""
 
     class Settings(SGD.Settings, BitsSettings):
         name: Literal["sgd_on_quantized_gradient"] = "sgd_on_quantized_gradient"
 
 
 class AdamOnQuantizedGradient(OnQuantizedGradient, Adam):
-    """Adam on a gradient of b bits a coordinate: both moments average what was compressed."""
+    """Adam on a gradient of b bits per coordinate: both moments average compressed gradients."""
 
     class Settings(Adam.Settings, BitsSettings):
         name: Literal["adam_on_quantized_gradient"] = "adam_on_quantized_gradient"

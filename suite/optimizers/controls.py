@@ -1,7 +1,7 @@
-"""Matched controls: is it the grade that makes forgetting robust, or the noise and the length of its steps?
+"""Matched controls: does the grade make forgetting robust, or the noise and the length of the steps?
 
-Each takes one property of a zeroth-order optimizer and leaves the rest out. The property is measured along the run with
-the loss values that the zeroth-order optimizer would ask for, so the meter reads values too.
+Each copies one property of a zeroth-order optimizer and leaves out the rest. The property is measured during the run
+with the loss values that the zeroth-order optimizer would query, so these values are counted too.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Run
 from suite.optimizers.estimates import Differences, ZerothOrder
-from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, whole
+from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, standalone_settings
 from suite.oracle import noise
 from suite.oracle.base import Displacement, Grade, Oracle, Part, norm
-from suite.oracle.directions import Lazily
+from suite.oracle.directions import LazyTensors
 
 NOISE = 1 << 40
-"""Keeps the controls' noise apart from the estimators' directions, which count from zero."""
+"""Separates the keys of the controls' noise from those of the estimators' directions, which count from zero."""
 
 
 class _Noisy:
-    """An oracle whose gradients carry Gaussian noise; all else is the inner oracle's."""
+    """An oracle that adds Gaussian noise to the gradients of the oracle inside it."""
 
     def __init__(self, oracle: Oracle, deviation: float, key: noise.Key) -> None:
         self.oracle, self.deviation, self.key = oracle, deviation, key
@@ -41,18 +41,18 @@ class FirstWithZONoise(Optimizer):
     """A first-order optimizer whose gradient carries the noise of a zeroth-order estimate: same variance, no smoothing.
 
     An estimate from q directions has the variance (E[slope^2] - |g|^2 / d) / q in each coordinate, whatever the
-    direction's kind (exactly for the Gaussian up to g_i^2, on average over coordinates for all); E[slope^2] is the mean
-    of what the run has measured so far.
+    direction's kind (exactly for the Gaussian up to g_i^2, on average over coordinates for all). E[slope^2] is the mean
+    over the slopes measured so far in the run.
     """
 
     grade = Grade.HYBRID
     control = True
     source = "control: arXiv 2510.00761's reviews"
-    asks = "1 gradient + 2q value every k"
+    queries_per_step = "1 gradient + 2q value every k"
     state = ("steps_done", "first", "measure", "squares", "slopes")
 
     class Settings(OptimizerSettings):
-        """every: steps between two measurements of the variance. zo: of the estimate that is imitated."""
+        """every: steps between two measurements of the variance. zo: settings of the estimate that is imitated."""
 
         name: Literal["first_with_zo_noise"] = "first_with_zo_noise"
         first: FIRST_ORDER.parts = FIRST_ORDER.default("adam")  # type: ignore[name-defined]
@@ -61,20 +61,20 @@ class FirstWithZONoise(Optimizer):
 
         @model_validator(mode="after")
         def _belong_together(self) -> FirstWithZONoise.Settings:
-            whole(FIRST_ORDER, self.first, self, lr=self.lr)
+            standalone_settings(FIRST_ORDER, self.first, self, lr=self.lr)
             return self
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
-        first = whole(FIRST_ORDER, settings.first, settings, lr=settings.lr)
+        first = standalone_settings(FIRST_ORDER, settings.first, settings, lr=settings.lr)
         self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, run)
         self.measure = _Slopes(settings.zo, parameters, run.seed)
         self.squares, self.slopes = 0.0, 0
 
     @property
-    def drowned(self) -> int:
-        """Differences so far that rounding may have made."""
-        return self.measure.drowned
+    def lost_to_rounding(self) -> int:
+        """Number of differences so far that may be due to rounding alone."""
+        return self.measure.lost_to_rounding
 
     def move(self, oracle: Oracle) -> None:
         if self.steps_done % self.settings.every == 0:
@@ -90,43 +90,45 @@ class FirstWithZONoise(Optimizer):
 
 
 class _Slopes(Differences):
-    """Differences that remember their slopes."""
+    """Differences that keep the slopes of the last estimate."""
 
     last: Sequence[float] = ()
 
-    def slopes(self, *asked) -> list[float]:
-        found = super().slopes(*asked)
-        self.last = [*self.last, *found]
-        return found
+    def slopes(self, *query) -> list[float]:
+        slopes = super().slopes(*query)
+        self.last = [*self.last, *slopes]
+        return slopes
 
-    def __call__(self, *asked) -> Sequence[Tensor]:
+    def __call__(self, *query) -> Sequence[Tensor]:
         self.last = []
-        return super().__call__(*asked)
+        return super().__call__(*query)
 
 
 class _AtZONorm(Optimizer):
-    """Steps of the length that a zeroth-order optimizer would have made. `lr` is that optimizer's."""
+    """Steps as long as those of a zeroth-order optimizer. `lr` is the step size of that optimizer."""
 
     control = True
     source = "control: arXiv 2510.00761's reviews"
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
-        zeroth = whole(ZEROTH_ORDER, settings.zeroth, settings, lr=settings.lr, zo=settings.zo)
+        zeroth = standalone_settings(ZEROTH_ORDER, settings.zeroth, settings, lr=settings.lr, zo=settings.zo)
         self.zeroth: Optimizer = ZEROTH_ORDER[zeroth.name](zeroth, parameters, run)
 
     @classmethod
     def queries(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
-        parts = [(ZEROTH_ORDER, whole(ZEROTH_ORDER, settings.zeroth, settings, lr=settings.lr, zo=settings.zo))]
+        parts = [
+            (ZEROTH_ORDER, standalone_settings(ZEROTH_ORDER, settings.zeroth, settings, lr=settings.lr, zo=settings.zo))
+        ]
         if "first" in type(settings).model_fields:
-            parts.append((FIRST_ORDER, whole(FIRST_ORDER, settings.first, settings, lr=settings.lr)))
+            parts.append((FIRST_ORDER, standalone_settings(FIRST_ORDER, settings.first, settings, lr=settings.lr)))
         counts = [registry[part.name].queries(part, steps) for registry, part in parts]
         return {kind: sum(count[kind] for count in counts) for kind in KINDS}
 
     @property
-    def drowned(self) -> int:
-        """Differences so far that rounding may have made."""
-        return self.zeroth.drowned
+    def lost_to_rounding(self) -> int:
+        """Number of differences so far that may be due to rounding alone."""
+        return self.zeroth.lost_to_rounding
 
     def length(self, oracle: Oracle) -> float:
         """Norm of the zeroth-order direction."""
@@ -135,10 +137,10 @@ class _AtZONorm(Optimizer):
 
 
 class FirstAtZONorm(_AtZONorm):
-    """A first-order direction, as long as the zeroth-order one: same distance travelled, no noise."""
+    """A first-order direction scaled to the norm of the zeroth-order one: same distance travelled, no noise."""
 
     grade = Grade.HYBRID
-    asks = "1 gradient + 2q value"
+    queries_per_step = "1 gradient + 2q value"
     state = ("steps_done", "first", "zeroth")
 
     class Settings(OptimizerSettings):
@@ -149,13 +151,13 @@ class FirstAtZONorm(_AtZONorm):
 
         @model_validator(mode="after")
         def _belong_together(self) -> FirstAtZONorm.Settings:
-            whole(FIRST_ORDER, self.first, self, lr=self.lr)
-            whole(ZEROTH_ORDER, self.zeroth, self, lr=self.lr, zo=self.zo)
+            standalone_settings(FIRST_ORDER, self.first, self, lr=self.lr)
+            standalone_settings(ZEROTH_ORDER, self.zeroth, self, lr=self.lr, zo=self.zo)
             return self
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
-        first = whole(FIRST_ORDER, settings.first, settings, lr=settings.lr)
+        first = standalone_settings(FIRST_ORDER, settings.first, settings, lr=settings.lr)
         self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, run)
 
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
@@ -163,14 +165,14 @@ class FirstAtZONorm(_AtZONorm):
         self.first.steps_done = self.steps_done
         direction = self.first.direction(oracle)
         own = float(norm(direction))
-        return Lazily(len(direction), lambda i: direction[i] * (length / own if own else 0.0))
+        return LazyTensors(len(direction), lambda i: direction[i] * (length / own if own else 0.0))
 
 
 class RandomAtZONorm(_AtZONorm):
-    """A random direction, as long as the zeroth-order one: the walk without the slope."""
+    """A random direction scaled to the norm of the zeroth-order one: the same random walk, but without the slope."""
 
     grade = Grade.ZEROTH
-    asks = "2q value"
+    queries_per_step = "2q value"
     state = ("steps_done", "zeroth")
 
     class Settings(OptimizerSettings):
@@ -180,7 +182,7 @@ class RandomAtZONorm(_AtZONorm):
 
         @model_validator(mode="after")
         def _belong_together(self) -> RandomAtZONorm.Settings:
-            whole(ZEROTH_ORDER, self.zeroth, self, lr=self.lr, zo=self.zo)
+            standalone_settings(ZEROTH_ORDER, self.zeroth, self, lr=self.lr, zo=self.zo)
             return self
 
     @torch.no_grad()

@@ -1,12 +1,12 @@
-"""Zeroth-order estimates of the gradient: only loss values are asked for, or derivatives along a direction.
+"""Zeroth-order estimates of the gradient, from loss values or from derivatives along a direction alone.
 
 A central difference along random directions u with root-mean-square 1 per coordinate,
     g = 1 / (2 r q) * sum_i [f(x + r u_i) - f(x - r u_i)] u_i,
 is, for u uniform on the sphere of norm sqrt(d), an unbiased estimate of the gradient of the smoothed loss
 f_r(x) = E f(x + r v), v uniform in the ball of norm sqrt(d) (Flaxman et al. 2005; Eq. 3 of arXiv 2510.00761, whose
-unit-sphere mu is r sqrt(d) here and whose factor d is written out). `suite/oracle/directions.py` says what holds for
-the other kinds of directions. The forward difference [f(x + r u_i) - f(x)] / r asks for q + 1 values instead of 2q, and
-has a variance that grows with the loss's curvature.
+unit-sphere mu is r sqrt(d) here and which writes out the factor d). `suite/oracle/directions.py` says what holds for
+the other kinds of directions. The forward difference [f(x + r u_i) - f(x)] / r needs q + 1 values instead of 2q, and
+its variance grows with the curvature of the loss.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch import Tensor
 
 from suite.config import settings
 from suite.oracle.base import Displacement, Oracle, Part
-from suite.oracle.directions import Direction, Directions, Kind, Lazily, combination
+from suite.oracle.directions import Direction, Directions, Kind, LazyTensors, combination
 from suite.oracle.state import Stateful
 
 ULPS = 10
-"""A difference of fewer units in the last place of the loss (as fp32 computes it) is rounding, not slope."""
+"""A difference of fewer units in the last place of the loss (in fp32) may be due to rounding alone."""
 
 
 class RandomDirections(settings.Settings):
-    """Which directions are asked, and how many.
+    """The random directions of an estimate: how many, and of which kind.
 
     Attributes:
         samples: random directions per step, q.
         direction: sphere, gaussian, rademacher or low_rank (`suite/oracle/directions.py`).
-        rank: columns of the factors of `low_rank`; 1 where it is not given.
-        memory: `keep` holds each direction, and the next one, as tensors; `seed` makes them anew, one module at a time,
-            so that a step needs the memory of inference. Both give the same numbers.
+        rank: columns of the factors of `low_rank`; 1 if it is not given.
+        memory: `keep` holds a direction, and the next one, as tensors; `seed` draws them again for each module, so that
+            a step needs only the memory of inference. Both give the same numbers.
     """
 
     samples: int = Field(1, ge=1)
@@ -54,11 +54,12 @@ class RandomDirections(settings.Settings):
 
 
 class ZerothOrder(RandomDirections):
-    """How the gradient is estimated from loss values.
+    """Settings of a gradient estimate from loss values.
 
     Attributes:
         radius: root-mean-square displacement per coordinate, r.
-        difference: `central`, two values per direction; `forward`, one, and one at the point itself for all of them.
+        difference: `central`, two values per direction; `forward`, one per direction, and one shared by all at the
+            weights themselves.
     """
 
     radius: float = Field(1e-3, gt=0)
@@ -84,35 +85,35 @@ class Estimate(Stateful):
         """The estimate, in fp32, shaped like the parameters; the next call may overwrite it."""
         numbers = range(self.drawn, self.drawn + self.settings.samples)
         low_rank = self.settings.direction is Kind.LOW_RANK
-        if low_rank or self.settings.memory == "seed":  # nothing large is held, so all are asked as one
-            asked = [self.directions(number) for number in numbers]
-            slopes = self.slopes(oracle, part, asked)
-            weights = [slope * d.factor / len(numbers) for slope, d in zip(slopes, asked, strict=True)]
-            found = (combination if low_rank else _added_up)([d.tensors for d in asked], weights)
+        if low_rank or self.settings.memory == "seed":  # all directions fit into memory, so one query serves them all
+            directions = [self.directions(number) for number in numbers]
+            slopes = self.slopes(oracle, part, directions)
+            weights = [slope * d.factor / len(numbers) for slope, d in zip(slopes, directions, strict=True)]
+            estimate = (combination if low_rank else _weighted_sum)([d.tensors for d in directions], weights)
         else:
-            found = self._one_by_one(oracle, part, numbers)
+            estimate = self._one_by_one(oracle, part, numbers)
         self.drawn = numbers.stop
-        return found
+        return estimate
 
     @torch.no_grad()
     def _one_by_one(self, oracle: Oracle, part: Part, numbers: range) -> Sequence[Tensor]:
-        """Each direction is asked and added before the next is taken, so that two are in memory."""
+        """Evaluate and add each direction before the next one is fetched, so that only two are in memory."""
         for number in numbers:
-            one = self.directions(number)
-            (slope,) = self.slopes(oracle, part, [one])
-            weight = slope * one.factor / len(numbers)
+            direction = self.directions(number)
+            (slope,) = self.slopes(oracle, part, [direction])
+            weight = slope * direction.factor / len(numbers)
             if len(numbers) == 1:
-                return Direction(one.tensors, weight)
+                return Direction(direction.tensors, weight)
             if number == numbers.start:
-                self._sum = self._sum or [torch.empty_like(t) for t in one.tensors]
-                for total, part_ in zip(self._sum, one.tensors, strict=True):
-                    torch.mul(part_, weight, out=total)
+                self._sum = self._sum or [torch.empty_like(t) for t in direction.tensors]
+                for total, tensor in zip(self._sum, direction.tensors, strict=True):
+                    torch.mul(tensor, weight, out=total)
             else:
-                torch._foreach_add_(self._sum, list(one.tensors), alpha=weight)
+                torch._foreach_add_(self._sum, list(direction.tensors), alpha=weight)
         return self._sum
 
 
-def _added_up(directions: Sequence[Sequence[Tensor]], weights: Sequence[float]) -> Lazily:
+def _weighted_sum(directions: Sequence[Sequence[Tensor]], weights: Sequence[float]) -> LazyTensors:
     if len(directions) == 1:
         return Direction(directions[0], weights[0])
 
@@ -122,54 +123,53 @@ def _added_up(directions: Sequence[Sequence[Tensor]], weights: Sequence[float]) 
             total.add_(tensors[index], alpha=weight)
         return total
 
-    return Lazily(len(directions[0]), make)
+    return LazyTensors(len(directions[0]), make)
 
 
 class Differences(Estimate):
     """Slopes by differences of loss values.
 
     Attributes:
-        drowned: differences so far that rounding may have made.
+        lost_to_rounding: number of differences so far that may be due to rounding alone.
     """
 
-    state = (*Estimate.state, "drowned")
+    state = (*Estimate.state, "lost_to_rounding")
 
     def __init__(self, settings: ZerothOrder, parameters: Sequence[Tensor], seed: int) -> None:
         super().__init__(settings, parameters, seed)
-        self.drowned = 0
-        self._clean: float | None = None
+        self.lost_to_rounding = 0
+        self._centre: float | None = None
 
     def __call__(self, oracle: Oracle, part: Part = Part.TOTAL) -> Sequence[Tensor]:
         if self.settings.difference == "forward":
-            self._clean = float(oracle.values(part, [None]))
+            self._centre = float(oracle.values(part, [None]))
         return super().__call__(oracle, part)
 
     def slopes(self, oracle: Oracle, part: Part, directions: Sequence[Direction]) -> list[float]:
         r = self.settings.radius
         ahead = [Displacement.along(d.tensors, r * d.factor) for d in directions]
-        if self._clean is not None:
-            found = oracle.values(part, ahead).tolist()
-            return [self._difference(value, self._clean) / r for value in found]
+        if self._centre is not None:
+            return [self._difference(value, self._centre) / r for value in oracle.values(part, ahead).tolist()]
         behind = [Displacement.along(d.tensors, -r * d.factor) for d in directions]
-        pairs = [place for pair in zip(ahead, behind, strict=True) for place in pair]
-        found = oracle.values(part, pairs).tolist()
-        return [self._difference(*found[i : i + 2]) / (2 * r) for i in range(0, len(found), 2)]
+        pairs = [displacement for pair in zip(ahead, behind, strict=True) for displacement in pair]
+        values = oracle.values(part, pairs).tolist()
+        return [self._difference(*values[i : i + 2]) / (2 * r) for i in range(0, len(values), 2)]
 
     def _difference(self, ahead: float, behind: float) -> float:
         ulp = max(abs(ahead), abs(behind)) * torch.finfo(torch.float32).eps
         if abs(ahead - behind) < ULPS * ulp:
-            if not self.drowned:
+            if not self.lost_to_rounding:
                 warnings.warn(
-                    f"a zeroth-order difference drowned in rounding: |{ahead:.9g} - {behind:.9g}| is under {ULPS} ulp. "
+                    f"a zeroth-order difference was lost to rounding: |{ahead:.9g} - {behind:.9g}| < {ULPS} ulp. "
                     f"Raise optimizer.zo.radius (now {self.settings.radius:g})",
                     stacklevel=2,
                 )
-            self.drowned += 1
+            self.lost_to_rounding += 1
         return ahead - behind
 
 
 class ForwardMode(Estimate):
-    """Slopes by forward-mode differentiation: exact, with no radius, in the memory of one forward pass."""
+    """Slopes by forward-mode differentiation: exact, without a radius, in the memory of one forward pass."""
 
     def slopes(self, oracle: Oracle, part: Part, directions: Sequence[Direction]) -> list[float]:
         return [d.factor * oracle.directional(part, list(d.tensors)) for d in directions]

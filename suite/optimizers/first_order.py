@@ -1,4 +1,4 @@
-"""First-order optimizers: one gradient a step. The arithmetic is torch.optim's own (fused where it can be)."""
+"""First-order optimizers: one gradient per step, applied by torch.optim (with its fused kernels where they exist)."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ S = TypeVar("S", bound=OptimizerSettings)
 
 
 def fp32(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors in fp32, outside of any graph; those that are fp32 are not copied."""
+    """The tensors in fp32, detached; those that are fp32 already are not copied."""
     return [t.detach().float() for t in tensors]
 
 
 def zeros(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Averages at their start, in fp32 whatever the weights' dtype: in bf16 one of decay 0.999 stands still."""
+    """Initial averages, in fp32 whatever the weights' dtype: in bf16 an average of decay 0.999 would not change."""
     return [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
 
 
 def renamed(settings: OptimizerSettings, kind: type[S]) -> S:
-    """These settings as those of another optimizer, without what it does not have."""
+    """The settings of another optimizer with the same values, without the fields that it does not have."""
     return kind(**{key: value for key, value in settings if key in kind.model_fields and key != "name"})
 
 
 class TorchOptimizer(Optimizer):
-    """An optimizer of torch.optim, fed with the oracle's gradient.
+    """An optimizer of torch.optim that receives the oracle's gradient.
 
-    It steps on the weights themselves, in torch's own kernel and the weights' dtype. Asked for its direction, it steps
-    on fp32 zeros instead, with a step size of one, and from then on it keeps to them.
+    It steps on the weights themselves, in torch's own kernel and the weights' dtype. Once its direction is requested,
+    it steps on fp32 zeros (`shadow`) instead, with a step size of one, and keeps doing so.
     """
 
     grade = Grade.FIRST
-    asks = "1 gradient"
+    queries_per_step = "1 gradient"
     state = (*Optimizer.state, "directed", "inner")
     decoupled: ClassVar[bool]
-    """Whether weight decay stays out of the averages (AdamW) or is part of the gradient (SGD)."""
+    """Whether weight decay is kept out of the averages (AdamW) or is part of the gradient (SGD)."""
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
@@ -54,7 +54,7 @@ class TorchOptimizer(Optimizer):
         raise NotImplementedError
 
     def gradient(self, oracle: Oracle) -> Sequence[Tensor]:
-        """What the optimizer is fed with."""
+        """The gradient that the torch optimizer receives."""
         return oracle.gradient()
 
     def move(self, oracle: Oracle) -> None:
@@ -66,10 +66,10 @@ class TorchOptimizer(Optimizer):
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         gradient, decay = fp32(self.gradient(oracle)), self.settings.weight_decay
         if not self.directed:
-            self._leave_the_weights()
+            self._move_to_shadow()
         if decay and not self.decoupled:
             gradient = torch._foreach_add(gradient, fp32(self.parameters), alpha=decay)
-        # At zero weights torch's own decay is nothing, so the step is the direction without it.
+        # The shadow weights are zero, so torch's own decay adds nothing and the step is the direction without decay.
         torch._foreach_zero_(self.shadow)
         feed(self.inner, self.shadow, gradient, lr=1.0)
         torch._foreach_neg_(self.shadow)
@@ -79,10 +79,10 @@ class TorchOptimizer(Optimizer):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         if saved.get("directed"):
-            self._leave_the_weights()
+            self._move_to_shadow()
         super().load_state_dict(saved)
 
-    def _leave_the_weights(self) -> None:
+    def _move_to_shadow(self) -> None:
         averages = self.inner.state_dict()
         self.shadow = zeros(self.parameters)
         self.inner = self.build(self.shadow)
@@ -91,7 +91,7 @@ class TorchOptimizer(Optimizer):
 
 
 class SGD(TorchOptimizer):
-    """Stochastic gradient descent, with momentum where it is set."""
+    """Stochastic gradient descent, with momentum if it is set."""
 
     source = "torch.optim.SGD"
     decoupled = False
@@ -135,7 +135,7 @@ class Adam(TorchOptimizer):
 
 
 class AdamW(Adam):
-    """AdamW with its published weight decay: `adam` with weight_decay 0.01, and the same trial."""
+    """AdamW with its published weight decay: the same trial as `adam` with weight_decay 0.01."""
 
     source = "arXiv 1711.05101"
 
@@ -150,14 +150,14 @@ class AdamW(Adam):
 class MeanOfSigns(Optimizer):
     """Descent along an average of gradient signs, m <- beta m + (1 - beta) sign(g).
 
-    Often printed as sign-Adam, which is the sign of an average. Its direction has more than one bit a coordinate, so
-    its grade is first.
+    Often presented as sign-Adam, which is the sign of an average. Its direction has more than one bit per coordinate,
+    so its grade is first.
     """
 
     grade = Grade.FIRST
     source = "control"
     control = True
-    asks = "1 gradient"
+    queries_per_step = "1 gradient"
     state = (*Optimizer.state, "mean")
 
     class Settings(OptimizerSettings):

@@ -1,4 +1,4 @@
-"""Hybrids: first-order steps for what they learn, zeroth-order steps for where they end (arXiv 2510.00761, Sec. 5)."""
+"""Hybrids: first-order and zeroth-order steps in one run (arXiv 2510.00761, Sec. 5)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Run
 from suite.optimizers.estimates import ZerothOrder
-from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, whole
+from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, standalone_settings
 from suite.oracle.base import Grade, Oracle
-from suite.oracle.directions import Lazily
+from suite.oracle.directions import LazyTensors
 
 
 def layout(steps: int, zo_ratio: float, block: int, ends: str = "zeroth") -> list[bool]:
     """Which steps are zeroth-order: round(zo_ratio * steps) of them, in periods of `block`.
 
-    Periods are laid from the last step back. Within a period the steps of the other part come first, so a run ends on
-    the part that `ends` names. A period whose share of these is not whole takes one more, until the total is reached.
+    Periods are laid out backwards from the last step. Within a period the steps of the other part come first, so a run
+    ends on the part that `ends` names. Shares that are not integers are rounded up until the total is reached.
     """
     zeroth = math.floor(zo_ratio * steps + 0.5)
     if ends == "first":
@@ -30,39 +30,39 @@ def layout(steps: int, zo_ratio: float, block: int, ends: str = "zeroth") -> lis
 
 
 def _ending_on(steps: int, ratio: float, block: int, total: int) -> list[bool]:
-    """Which steps are of the part that ends the run; `total` of them are."""
-    schedule: list[bool] = []  # from the last step back
-    given = 0
+    """For each step whether it belongs to the part that ends the run; `total` steps do."""
+    schedule: list[bool] = []  # backwards from the last step
+    assigned = 0
     while len(schedule) < steps:
         length = min(block, steps - len(schedule))
         reached = len(schedule) + length
         # 1e-9: 0.3 * 10 is a little more than 3 in binary
         due = total if reached == steps else min(total, math.ceil(ratio * reached - 1e-9))
-        schedule += [True] * (due - given) + [False] * (length - (due - given))
-        given = due
+        schedule += [True] * (due - assigned) + [False] * (length - (due - assigned))
+        assigned = due
     return schedule[::-1]
 
 
 class Hybrid(Optimizer):
     """A first-order and a zeroth-order optimizer in one run, each with its own state.
 
-    `alternate`: blocks of one and blocks of the other (the paper's). `mix`: every step goes
+    `alternate`: blocks of first-order and blocks of zeroth-order steps (the paper's). `mix`: every step is
     lr (1 - w) d_first + zo_lr w d_zeroth, with w the `mix_weight` and d the parts' directions.
     """
 
     grade = Grade.HYBRID
     source = "arXiv 2510.00761"
-    asks = "1 gradient, or 2q value"
+    queries_per_step = "1 gradient, or 2q value"
     state = ("steps_done", "first", "zeroth")
 
     class Settings(OptimizerSettings):
-        """What is alternated or mixed, and how much of which.
+        """The two parts, and how they are alternated or mixed.
 
         Attributes:
-            zo_ratio: share of the steps that are zeroth-order. block: steps of one first + zeroth period.
+            zo_ratio: fraction of the steps that are zeroth-order. block: steps of one period (first + zeroth).
             ends: the part whose steps end the run.
             mix_weight: weight of the zeroth-order direction in a mix.
-            zo_lr: step size of the zeroth-order part; `lr` where it is not given.
+            zo_lr: step size of the zeroth-order part; `lr` if it is not given.
             first, zeroth: the parts, with their own settings.
             zo: directions of the zeroth-order part.
         """
@@ -87,50 +87,49 @@ class Hybrid(Optimizer):
                     raise ValueError(f"{min(alone)} belongs to kind=alternate. A mix has mix_weight")
             elif self.mix_weight is not None:
                 raise ValueError("mix_weight belongs to kind=mix. An alternating hybrid has zo_ratio and block")
-            self.first_whole(), self.zeroth_whole()
+            self.first_settings(), self.zeroth_settings()
             return self
 
         @property
         def share(self) -> float:
-            """Share of zeroth-order in the run: of the steps, or of each step."""
+            """Zeroth-order share of the run: the fraction of its steps, or the weight in each step."""
             return self.zo_ratio if self.mix_weight is None else self.mix_weight
 
-        def first_whole(self) -> OptimizerSettings:
-            return whole(FIRST_ORDER, self.first, self, lr=self.lr)
+        def first_settings(self) -> OptimizerSettings:
+            return standalone_settings(FIRST_ORDER, self.first, self, lr=self.lr)
 
-        def zeroth_whole(self) -> OptimizerSettings:
-            return whole(ZEROTH_ORDER, self.zeroth, self, lr=self.zo_lr or self.lr, zo=self.zo)
+        def zeroth_settings(self) -> OptimizerSettings:
+            return standalone_settings(ZEROTH_ORDER, self.zeroth, self, lr=self.zo_lr or self.lr, zo=self.zo)
 
         def plainest(self) -> OptimizerSettings:
-            """A share of 0 or 1 is the pure part."""
+            """With a share of 0 or 1 it is one of its parts."""
             if 0 < self.share < 1:
                 return self
-            return (self.zeroth_whole() if self.share else self.first_whole()).plainest()
+            return (self.zeroth_settings() if self.share else self.first_settings()).plainest()
 
     @classmethod
     def queries(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
         zeroth = steps if settings.kind == "mix" else sum(layout(steps, settings.zo_ratio, settings.block))
-        first, other = settings.first_whole(), settings.zeroth_whole()
-        of_first = FIRST_ORDER[first.name].queries(first, steps if settings.kind == "mix" else steps - zeroth)
-        of_zeroth = ZEROTH_ORDER[other.name].queries(other, zeroth)
-        return {kind: of_first[kind] + of_zeroth[kind] for kind in KINDS}
+        first_part, zeroth_part = settings.first_settings(), settings.zeroth_settings()
+        first = FIRST_ORDER[first_part.name].queries(first_part, steps if settings.kind == "mix" else steps - zeroth)
+        other = ZEROTH_ORDER[zeroth_part.name].queries(zeroth_part, zeroth)
+        return {kind: first[kind] + other[kind] for kind in KINDS}
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
-        first, zeroth = settings.first_whole(), settings.zeroth_whole()
+        first, zeroth = settings.first_settings(), settings.zeroth_settings()
         self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, run)
         self.zeroth: Optimizer = ZEROTH_ORDER[zeroth.name](zeroth, parameters, run)
         self._is_zeroth = layout(run.steps, settings.zo_ratio, settings.block, settings.ends)
 
     @property
-    def drowned(self) -> int:
-        """Differences so far that rounding may have made."""
-        return self.zeroth.drowned
+    def lost_to_rounding(self) -> int:
+        """Number of differences so far that may be due to rounding alone."""
+        return self.zeroth.lost_to_rounding
 
     def move(self, oracle: Oracle) -> None:
-        self.first.steps_done = self.zeroth.steps_done = (
-            self.steps_done
-        )  # both follow the run's schedule, not their own count
+        # both follow the run's schedule, not their own count
+        self.first.steps_done = self.zeroth.steps_done = self.steps_done
         if self.settings.kind == "mix":
             self._mix(oracle)
         else:
@@ -141,6 +140,8 @@ class Hybrid(Optimizer):
         weight = self.settings.mix_weight
         with torch.enable_grad():
             first = self.first.direction(oracle)
-        zeroth = self.zeroth.direction(oracle)  # both are asked before the weights move
-        of_first, of_zeroth = self.first.lr * (1 - weight), self.zeroth.lr * weight
-        self.apply(Lazily(len(first), lambda i: torch.add(first[i] * of_first, zeroth[i], alpha=of_zeroth)), 1.0)
+        zeroth = self.zeroth.direction(oracle)  # both directions are computed before the weights move
+        first_scale, zeroth_scale = self.first.lr * (1 - weight), self.zeroth.lr * weight
+        self.apply(
+            LazyTensors(len(first), lambda i: torch.add(first[i] * first_scale, zeroth[i], alpha=zeroth_scale)), 1.0
+        )

@@ -1,7 +1,7 @@
-"""Curvature-aware unlearning: the update H^-1 v, with H the Hessian of what must be kept.
+"""Curvature-aware unlearning: the update H^-1 v, with H the Hessian of the retain loss.
 
-Coordinates that the retain loss hardly feels are moved far, those it feels are spared. The inverse is never formed:
-L-BFGS applies it from a few pairs (s, y = Hs), as subsampled Newton methods do (Byrd et al. 2016).
+Directions along which the retain loss is flat move far, those along which it is curved move little. The inverse is
+never formed: L-BFGS applies it from a few pairs (s, y = Hs), as subsampled Newton methods do (Byrd et al. 2016).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def two_loop(v: Tensor, s: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
     Args:
         v, s[i], y[i]: one-dimensional, of the same length, with s[i]'y[i] > 0.
     """
-    q, passed = v.clone(), []
+    q, first_loop = v.clone(), []
     for s_i, y_i in zip(reversed(s), reversed(y), strict=True):
         rho = 1 / dot(s_i, y_i)
         alpha = rho * dot(s_i, q)
         q.add_(y_i, alpha=-alpha)
-        passed.append((s_i, y_i, rho, alpha))
-    if passed:
+        first_loop.append((s_i, y_i, rho, alpha))
+    if first_loop:
         q.mul_(dot(s[-1], y[-1]) / dot(y[-1], y[-1]))
-    for s_i, y_i, rho, alpha in reversed(passed):
+    for s_i, y_i, rho, alpha in reversed(first_loop):
         q.add_(s_i, alpha=alpha - rho * dot(y_i, q))
     return q
 
@@ -47,24 +47,24 @@ def dot(a: Tensor, b: Tensor) -> float:
 class LBFGS(Optimizer):
     """Descent along H^-1 v: v the gradient of the total, H the Hessian of the retain loss (arXiv 2511.18039).
 
-    Every k steps a pair is added: s, the way that the weights have gone since the last pair (at first, the gradient),
-    of norm 1, and y = H s + damping s from one Hessian-vector product on the step's batch. Pairs along which the retain
-    loss curves down, s'y <= floor, are left out, so that H^-1 stays positive definite. How the paper picks its pairs is
-    not to be found in print; this is our reading.
+    Every k steps a pair is added: s, the change of the weights since the last pair (at first, the gradient) scaled to
+    norm 1, and y = H s + damping s from one Hessian-vector product on the step's batch. Pairs along which the retain
+    loss curves down, s'y <= floor, are skipped, so that H^-1 stays positive definite. The paper does not say how it
+    picks its pairs; this is our reading.
 
-    It keeps 2 pairs + 1 copies of the trainable weights in fp32: meant for adapters, not for whole models.
+    It stores 2 pairs + 1 copies of the trainable weights in fp32: meant for adapters, not for whole models.
     """
 
     grade = Grade.SECOND
     source = "arXiv 2511.18039"
-    asks = "1 gradient + 1 curvature every k"
-    state = (*Optimizer.state, "asked", "s", "y", "left")
+    queries_per_step = "1 gradient + 1 curvature every k"
+    state = (*Optimizer.state, "own_steps", "s", "y", "last_weights")
 
     class Settings(OptimizerSettings):
-        """pairs: how many are remembered. every: steps between two Hessian-vector products.
+        """pairs: how many are stored. every: steps between two Hessian-vector products.
 
-        damping: curvature added in all directions; along those that the retain loss does not feel, H^-1 is 1 / damping.
-        floor: least curvature along a pair, damping included.
+        damping: curvature added in all directions; along those where the retain loss is flat, H^-1 is 1 / damping.
+        floor: smallest curvature allowed along a pair, damping included.
         """
 
         name: Literal["lbfgs"] = "lbfgs"
@@ -77,36 +77,36 @@ class LBFGS(Optimizer):
         super().__init__(settings, parameters, run)
         self.s: list[Tensor] = []
         self.y: list[Tensor] = []
-        self.left: Tensor | None = None
-        """Where the weights stood at the last pair."""
-        self.asked = 0
+        self.last_weights: Tensor | None = None
+        """The weights when the last pair was added."""
+        self.own_steps = 0  # fewer than the run's steps in a hybrid
 
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         v = flat(oracle.gradient())
-        if self.asked % self.settings.every == 0:
-            self._remember(oracle, v)
-        self.asked += 1
+        if self.own_steps % self.settings.every == 0:
+            self._add_pair(oracle, v)
+        self.own_steps += 1
         return split(two_loop(v, self.s, self.y), self.parameters)
 
-    def _remember(self, oracle: Oracle, v: Tensor) -> None:
-        s, here = self.settings, flat(self.parameters)
-        way = v if self.left is None else here - self.left
-        self.left = here
-        length = float(way.norm())
-        if not length:  # weights of bf16 may have stood still
+    def _add_pair(self, oracle: Oracle, v: Tensor) -> None:
+        settings, weights = self.settings, flat(self.parameters)
+        change = v if self.last_weights is None else weights - self.last_weights
+        self.last_weights = weights
+        length = float(change.norm())
+        if not length:  # bf16 weights may not have moved
             return
-        # The curvature is asked along what the weights' dtype makes of the way, so the pair holds that.
-        way = split(way / length, self.parameters)
-        asked = [part.to(p.dtype) for part, p in zip(way, self.parameters, strict=True)]
-        way, curved = flat(asked), flat(oracle.hvp(Part.RETAIN, asked))
-        curved = curved.add(way, alpha=s.damping)
-        if dot(way, curved) <= s.floor * dot(way, way):
+        # The Hessian-vector product takes the direction in the weights' dtype, so the pair holds the rounded direction.
+        unit = split(change / length, self.parameters)
+        rounded = [part.to(p.dtype) for part, p in zip(unit, self.parameters, strict=True)]
+        s, y = flat(rounded), flat(oracle.hvp(Part.RETAIN, rounded))
+        y = y.add(s, alpha=settings.damping)
+        if dot(s, y) <= settings.floor * dot(s, s):
             return
-        self.s, self.y = [*self.s, way][-s.pairs :], [*self.y, curved][-s.pairs :]
+        self.s, self.y = [*self.s, s][-settings.pairs :], [*self.y, y][-settings.pairs :]
 
 
 def flat(tensors: Tensors) -> Tensor:
-    """All numbers one after another, in fp32; a copy."""
+    """All tensors concatenated into one fp32 vector; a copy."""
     return torch.cat([t.reshape(-1) for t in fp32(tensors)])
 
 

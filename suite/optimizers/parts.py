@@ -1,4 +1,4 @@
-"""The optimizers that others are made of: a hybrid takes any of the first with any of the zeroth order."""
+"""The optimizers that can be part of another: a hybrid combines any first-order with any zeroth-order one."""
 
 from __future__ import annotations
 
@@ -25,47 +25,52 @@ from suite.optimizers.zeroth_order import (
     ZOSlopeSign,
 )
 
-OF_THE_WHOLE = {*OptimizerSettings.model_fields, "zo"}
-"""Settings that a part has from the optimizer that it is part of."""
+SHARED_SETTINGS = {*OptimizerSettings.model_fields, "zo"}
+"""Settings that a part takes from the optimizer that contains it."""
 
 
 class Parts(Registry[type[Optimizer]]):
-    """Optimizers that can be a part."""
+    """A registry of optimizers that can be part of another."""
 
     @property
     def parts(self) -> Any:
-        """Type of a settings field that holds any of them, without what belongs to the whole."""
+        """Type of a settings field that holds any of them, without the settings of the containing optimizer."""
         return Annotated[reduce(or_, map(part_settings, self.values())), Field(discriminator="name")]
 
     def default(self, name: str) -> Any:
-        """Default of such a field: this part with its own defaults."""
+        """Default of such a field: this part with its default settings."""
         return Field(default_factory=lambda: part_settings(self[name])())
 
 
 @cache
 def part_settings(kind: type[Optimizer]) -> type[settings.Settings]:
     """The optimizer's settings without step size, schedule and directions."""
-    own = {name: field for name, field in kind.Settings.model_fields.items() if name not in OF_THE_WHOLE}
+    own = {name: field for name, field in kind.Settings.model_fields.items() if name not in SHARED_SETTINGS}
     fields: dict[str, Any] = {name: (field.annotation, field) for name, field in own.items()}
     return create_model(f"{kind.__name__}Part", __base__=settings.Settings, __doc__=kind.Settings.__doc__, **fields)
 
 
-def whole(
-    registry: Parts, part: settings.Settings, of: OptimizerSettings, *, lr: float, zo: settings.Settings | None = None
+def standalone_settings(
+    registry: Parts,
+    part: settings.Settings,
+    parent: OptimizerSettings,
+    *,
+    lr: float,
+    zo: settings.Settings | None = None,
 ) -> OptimizerSettings:
-    """The settings of a part as an optimizer of its own.
+    """The settings of a part of `parent`, completed to those of an independent optimizer.
 
     Raises:
         ValueError: a setting of `zo` that this part does not have.
     """
     kind = registry[part.name].Settings
-    given = {name: getattr(part, name) for name in type(part).model_fields}
+    values = {name: getattr(part, name) for name in type(part).model_fields}
     if zo is not None:
         known = kind.model_fields["zo"].annotation
         if unknown := sorted(zo.changed().keys() - known.model_fields.keys()):
             raise ValueError(f"{part.name} has no zo.{unknown[0]} (allowed: {', '.join(known.model_fields)})")
-        given["zo"] = known(**{name: getattr(zo, name) for name in known.model_fields})
-    return kind(lr=lr, schedule=of.schedule, warmup=of.warmup, **given)
+        values["zo"] = known(**{name: getattr(zo, name) for name in known.model_fields})
+    return kind(lr=lr, schedule=parent.schedule, warmup=parent.warmup, **values)
 
 
 FIRST_ORDER = Parts(

@@ -1,7 +1,7 @@
-"""The compressor Q(m; b): a direction in b bits a coordinate.
+"""The compressor Q(m; b): a direction in b bits per coordinate.
 
-The scale that arXiv 2510.00761 uses for its b-bit directions is not to be found in print. Ours is the usual one, a
-symmetric integer grid that ends at the largest magnitude.
+arXiv 2510.00761 does not state the scale of its b-bit directions. Ours is the usual one: a symmetric integer grid that
+ends at the largest magnitude.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Scale = Literal["tensor", "channel"]
 def size(x: Tensor, scale: Scale, order: float) -> Tensor:
     """Norm (inf: largest |x|; 1: sum of |x|) of a tensor or of each of its output channels, broadcasting to x.
 
-    An output channel is what stands at one index of the first dimension, e.g. a row of a matrix; a vector is one.
+    An output channel is one index of the first dimension, e.g. a row of a matrix; a vector is one channel.
     """
     within = tuple(range(1, x.ndim)) if scale == "channel" and x.ndim > 1 else None
     return torch.linalg.vector_norm(x, order, within, keepdim=True)
@@ -28,8 +28,8 @@ def size(x: Tensor, scale: Scale, order: float) -> Tensor:
 def quantize(x: Tensor, bits: int, scale: Scale = "tensor") -> Tensor:
     """Q(x; b), in x's shape and dtype. An exact zero stays zero.
 
-    With b = 1 it is sign(x), of no scale. Otherwise the nearest point (ties to the even one) of the grid
-    s {-L, ..., L} with L = 2^(b-1) - 1 levels a side and s = max|x| / L: at most 2^b - 1 values per scale.
+    With b = 1 it is sign(x), without a scale. Otherwise the nearest point (ties to the even one) of the grid
+    s {-L, ..., L} with L = 2^(b-1) - 1 levels per side and s = max|x| / L: at most 2^b - 1 values per scale.
 
     Args:
         bits: from 1 to 8.

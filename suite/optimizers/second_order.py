@@ -25,9 +25,9 @@ def clipped(mean: Tensors, curvature: Tensors, gamma: float, eps: float) -> list
 
 
 class Clipped(Optimizer):
-    """m <- b1 m + (1 - b1) g;  x <- x - lr (clip(m / max(gamma h, eps), 1) + decay x). What h is, a subclass says."""
+    """m <- b1 m + (1 - b1) g;  x <- x - lr (clip(m / max(gamma h, eps), 1) + decay x), h from a subclass."""
 
-    state = (*Optimizer.state, "asked", "mean", "curvature")
+    state = (*Optimizer.state, "own_steps", "mean", "curvature")
 
     class Settings(OptimizerSettings):
         betas: tuple[float, float] = (0.965, 0.99)
@@ -38,13 +38,13 @@ class Clipped(Optimizer):
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
         self.mean, self.curvature = zeros(parameters), zeros(parameters)
-        self.asked = 0  # its own steps: in a hybrid they are fewer than the run's
+        self.own_steps = 0  # its own steps: in a hybrid they are fewer than the run's
 
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         s = self.settings
         gradient = fp32(oracle.gradient())
         self.observe(oracle, gradient)
-        self.asked += 1
+        self.own_steps += 1
         torch._foreach_lerp_(self.mean, gradient, 1 - s.betas[0])
         direction = clipped(self.mean, self.curvature, s.gamma, s.eps)
         if s.weight_decay:
@@ -52,11 +52,11 @@ class Clipped(Optimizer):
         return direction
 
     def observe(self, oracle: Oracle, gradient: Tensors) -> None:
-        """Renew the estimate h, given the step's gradient."""
+        """Update the estimate h, given the step's gradient."""
         raise NotImplementedError
 
     def average(self, gradient: Tensors, count: int) -> None:
-        """h <- b2 h + (1 - b2) B g^2, where B = count is the number of labels that g is the mean over."""
+        """h <- b2 h + (1 - b2) B g^2, where B = count is the number of labels over which g is a mean."""
         decay = self.settings.betas[1]
         torch._foreach_mul_(self.curvature, decay)
         torch._foreach_addcmul_(self.curvature, list(gradient), list(gradient), value=(1 - decay) * count)
@@ -68,16 +68,16 @@ class Sophia(Clipped):
         m <- b1 m + (1 - b1) g;  every k steps h <- b2 h + (1 - b2) B ghat^2;
         x <- x - lr (clip(m / max(gamma h, eps), 1) + decay x)
 
-    ghat is the gradient with labels resampled from the model, B their number. Published unlearning code squares the
-    minibatch gradient in every step instead, which is a first-order method: `empirical_fisher`.
+    ghat is the gradient with labels resampled from the model, B their number. Published unlearning code instead squares
+    the minibatch gradient in every step, which is a first-order method: `empirical_fisher`.
     """
 
     grade = Grade.SECOND
     source = "arXiv 2305.14342"
-    asks = "1 gradient + 1 curvature every k"
+    queries_per_step = "1 gradient + 1 curvature every k"
 
     class Settings(Clipped.Settings):
-        """gamma: how much of the curvature counts; larger means smaller steps along curved coordinates.
+        """gamma: factor of the curvature; a larger one means smaller steps along curved coordinates.
 
         every: steps between two curvature samples.
         """
@@ -86,25 +86,25 @@ class Sophia(Clipped):
         every: int = Field(10, ge=1)
 
     def observe(self, oracle: Oracle, gradient: Tensors) -> None:
-        if self.asked % self.settings.every == 0:
+        if self.own_steps % self.settings.every == 0:
             sample = oracle.curvature_sample()
             self.average(fp32(sample.gradient), sample.count)
 
 
 class EmpiricalFisher(Clipped):
-    """Sophia's step with squared minibatch gradients for curvature, in every step: h <- b2 h + (1 - b2) B g^2.
+    """Sophia's step with the squared minibatch gradient as curvature, in every step: h <- b2 h + (1 - b2) B g^2.
 
-    It is what published "second-order" unlearning code computes (without that code's second averaging of m in the same
-    step). The labels are the data's, so h is no estimate of the Gauss-Newton diagonal, and the grade is first.
+    This is what published "second-order" unlearning code computes (without its second averaging of m in the same step).
+    The labels are the data's, so h does not estimate the Gauss-Newton diagonal, and the grade is first.
     """
 
     grade = Grade.FIRST
     source = "control"
     control = True
-    asks = "1 gradient"
+    queries_per_step = "1 gradient"
 
     class Settings(Clipped.Settings):
-        """labels: the constant B. Published code takes 5120, whatever the batch."""
+        """labels: the constant B. Published code uses 5120, whatever the batch."""
 
         name: Literal["empirical_fisher"] = "empirical_fisher"
         labels: int = Field(1, ge=1)

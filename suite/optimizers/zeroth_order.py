@@ -1,4 +1,4 @@
-"""Zeroth-order optimizers: what becomes of an estimate of the gradient that was made from loss values alone."""
+"""Zeroth-order optimizers: steps along estimates of the gradient that use loss values alone."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.estimates import Differences, Estimate, ForwardMode, RandomDirections, ZerothOrder
 from suite.optimizers.first_order import zeros
 from suite.oracle.base import Displacement, Grade, Oracle, Part
-from suite.oracle.directions import Lazily
+from suite.oracle.directions import LazyTensors
 
 
 class ZerothOrderOptimizer(Optimizer):
-    """An optimizer of an estimate. Its averages are fp32 whatever the weights' dtype."""
+    """An optimizer that uses an estimate of the gradient. Its averages are fp32 whatever the weights' dtype."""
 
     grade = Grade.ZEROTH
-    asks = "2q value"
+    queries_per_step = "2q value"
     state = (*Optimizer.state, "estimate")
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
@@ -30,9 +30,9 @@ class ZerothOrderOptimizer(Optimizer):
     estimator: type[Estimate] = Differences
 
     @property
-    def drowned(self) -> int:
-        """Differences so far that rounding may have made."""
-        return getattr(self.estimate, "drowned", 0)
+    def lost_to_rounding(self) -> int:
+        """Number of differences so far that may be due to rounding alone."""
+        return getattr(self.estimate, "lost_to_rounding", 0)
 
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         return self.estimate(oracle)
@@ -67,7 +67,7 @@ class ZOSGD(ZerothOrderOptimizer):
 class ZOSignSGD(ZerothOrderOptimizer):
     """The sign of the estimate, coordinate by coordinate (ZO-signSGD, Liu et al. 2019).
 
-    With one sample on a dense direction it is the sign of the slope times the signs of u.
+    With one sample and a dense direction u it is the sign of the slope times the signs of u.
     """
 
     source = "openreview BJe-DsC5Fm"
@@ -79,13 +79,13 @@ class ZOSignSGD(ZerothOrderOptimizer):
     @torch.no_grad()
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         estimate = self.estimate(oracle)
-        return Lazily(len(estimate), lambda i: estimate[i].sign())
+        return LazyTensors(len(estimate), lambda i: estimate[i].sign())
 
 
 class ZOSlopeSign(ZerothOrderOptimizer):
-    """Steps of one length along the directions: 1/q sum_i sign(slope_i) u_i.
+    """Steps of equal length along the directions: 1/q sum_i sign(slope_i) u_i.
 
-    Published code calls this ZO-signSGD; the sign is that of one number per direction, not of each coordinate.
+    Published code calls this ZO-signSGD, but takes the sign of one slope per direction, not of each coordinate.
     """
 
     source = "arXiv 2402.11592 (its code)"
@@ -95,14 +95,14 @@ class ZOSlopeSign(ZerothOrderOptimizer):
         zo: ZerothOrder = ZerothOrder()
 
     class _Signs(Differences):
-        def slopes(self, *asked) -> list[float]:
-            return [float(slope > 0) - float(slope < 0) for slope in super().slopes(*asked)]
+        def slopes(self, *query) -> list[float]:
+            return [float(slope > 0) - float(slope < 0) for slope in super().slopes(*query)]
 
     estimator = _Signs
 
 
 class TwoMoments(ZerothOrderOptimizer):
-    """An optimizer with a running mean and a running square."""
+    """An optimizer with running averages of first and second moments."""
 
     state = (*ZerothOrderOptimizer.state, "mean", "square")
 
@@ -131,13 +131,15 @@ class ZOAdam(TwoMoments):
         for mean, square, part in zip(self.mean, self.square, self.estimate(oracle), strict=True):
             mean.lerp_(part, 1 - b1)
             square.mul_(b2).addcmul_(part, part, value=1 - b2)
-        steps = self.estimate.drawn // self.settings.zo.samples  # its own: a hybrid takes others in between
-        of_mean, of_square = 1 - b1**steps, 1 - b2**steps
+        steps = (
+            self.estimate.drawn // self.settings.zo.samples
+        )  # its own steps: in a hybrid they are fewer than the run's
+        mean_correction, square_correction = 1 - b1**steps, 1 - b2**steps
 
         def step(i: int) -> Tensor:
-            return (self.mean[i] / of_mean).div_((self.square[i] / of_square).sqrt_().add_(eps))
+            return (self.mean[i] / mean_correction).div_((self.square[i] / square_correction).sqrt_().add_(eps))
 
-        return Lazily(len(self.mean), step)
+        return LazyTensors(len(self.mean), step)
 
 
 class RAdaZO(TwoMoments):
@@ -145,13 +147,13 @@ class RAdaZO(TwoMoments):
 
         m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) m^2;  x <- x - lr m / sqrt(v + eps)
 
-    As published there is no bias correction, so a run begins with steps of up to sqrt(1 / (1 - b2)) lr: warm up.
+    As published it has no bias correction, so the first steps are up to sqrt(1 / (1 - b2)) lr long: use a warmup.
     """
 
     source = "arXiv 2502.01014"
 
     class Settings(OptimizerSettings):
-        """betas: decay of the first moment, and of the second moment's average of squared first moments."""
+        """betas: decay of the first moment, and of the average of squared first moments."""
 
         name: Literal["r_adazo"] = "r_adazo"
         betas: tuple[float, float] = (0.9, 0.99)
@@ -164,18 +166,18 @@ class RAdaZO(TwoMoments):
         for mean, square, part in zip(self.mean, self.square, self.estimate(oracle), strict=True):
             mean.lerp_(part, 1 - b1)
             square.mul_(b2).addcmul_(mean, mean, value=1 - b2)
-        return Lazily(len(self.mean), lambda i: self.mean[i] / (self.square[i] + self.settings.eps).sqrt_())
+        return LazyTensors(len(self.mean), lambda i: self.mean[i] / (self.square[i] + self.settings.eps).sqrt_())
 
 
 class ZOConservative(ZerothOrderOptimizer):
     """The best of three: a step down the estimate, a step up it, or none (ZO-Conservative, arXiv 2402.11592).
 
-    All three are compared on the step's batch, so the loss on it never rises, as long as the step is its own: a mix, or
-    a control that takes its length alone, goes another way with the same sign.
+    All three are compared on the step's batch, so the loss on it never rises if exactly this step is taken. A mix, or a
+    control that uses only the length of the step, moves in another direction.
     """
 
     source = "arXiv 2402.11592"
-    asks = "2q value + 3 value"
+    queries_per_step = "2q value + 3 value"
 
     class Settings(OptimizerSettings):
         name: Literal["zo_conservative"] = "zo_conservative"
@@ -187,17 +189,17 @@ class ZOConservative(ZerothOrderOptimizer):
         down, up = Displacement.along(estimate, -self.lr), Displacement.along(estimate, self.lr)
         here, below, above = oracle.values(Part.TOTAL, [None, down, up]).tolist()
         sign = 0.0 if here <= min(below, above) else 1.0 if below <= above else -1.0
-        return Lazily(len(estimate), lambda i: estimate[i] * sign)
+        return LazyTensors(len(estimate), lambda i: estimate[i] * sign)
 
 
 class ForwardGradient(ZerothOrderOptimizer):
     """Descent along 1/q sum_i (gradient . u_i) u_i, the slopes by forward-mode differentiation (arXiv 2202.08587).
 
-    Unbiased for the gradient itself: there is no radius, hence no smoothing and no rounding of differences.
+    Unbiased for the gradient itself: without a radius there is no smoothing and no rounding of differences.
     """
 
     source = "arXiv 2202.08587"
-    asks = "1q directional"
+    queries_per_step = "1q directional"
     estimator = ForwardMode
 
     class Settings(OptimizerSettings):

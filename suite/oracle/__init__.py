@@ -1,6 +1,6 @@
-"""The loss oracle: the unlearning objective on one batch as something that answers questions, at any place.
+"""The loss oracle: loss values, gradients and curvature of the unlearning objective on one batch, at any weights.
 
-What may be asked is in `base`; random directions are in `directions`, and the state of a run in `state`.
+`base` defines the queries, `directions` the random directions, and `state` how the state of a run is saved.
 """
 
 __all__ = ["base", "batch", "directions", "displaced", "loss", "noise", "replicas", "state"]

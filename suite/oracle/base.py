@@ -1,7 +1,8 @@
-"""The loss oracle: the unlearning objective on one batch, as something that answers questions.
+"""The loss oracle: the interface through which an optimizer evaluates the unlearning objective on one batch.
 
-An optimizer never sees a model. It asks for values, gradients or curvature, and what it asks is its grade. A smoothing
-is an oracle around an oracle. The innermost oracle moves the weights for a question and gives them back bit for bit.
+An optimizer never sees a model. It queries values, gradients or curvature, and the kinds of its queries are its grade.
+A smoothing is an oracle that wraps another oracle. No query moves the weights: the innermost oracle points the model at
+displaced tensors instead.
 """
 
 from __future__ import annotations
@@ -9,30 +10,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 Tensors = Sequence[Tensor]
 """One tensor per trainable parameter, in the order of `Oracle.parameters`."""
 
 
 class Part(StrEnum):
-    """Which loss is asked: total = forget + retain."""
+    """Which loss is evaluated: total = forget + retain."""
 
     TOTAL = "total"
     FORGET = "forget"
     RETAIN = "retain"
     RELEARN = "relearn"
-    """Cross-entropy of the forget answers, whatever the objective: what an attack that relearns them goes down."""
+    """Cross-entropy of the forget answers, whatever the objective: the loss that a relearning attack minimizes."""
 
 
 class Grade(StrEnum):
-    """What an optimizer asks for, from the most to the least (arXiv 2510.00761)."""
+    """How much information an optimizer uses, from the most to the least (arXiv 2510.00761)."""
 
     SECOND = "second"
     FIRST = "first"
@@ -42,7 +40,7 @@ class Grade(StrEnum):
 
 
 class Order(IntEnum):
-    """Order of the derivatives that a question needs."""
+    """Order of the derivatives that a query needs."""
 
     VALUE = 0
     GRADIENT = 1
@@ -55,7 +53,7 @@ class Diverged(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class Displacement:
-    """A place near the weights: the sum of scale * direction over its terms, in fp32 whatever the weights' dtype."""
+    """An offset from the weights: the sum of scale * direction over its terms, in fp32 whatever the weights' dtype."""
 
     terms: tuple[tuple[float, Tensors], ...]
 
@@ -69,7 +67,7 @@ class Displacement:
 
 @dataclass(slots=True)
 class Queries:
-    """A meter's reading: questions by kind, tokens passed through the model, bits per coordinate of the directions."""
+    """Counts of queries by kind, tokens passed through the model, and bits per coordinate of the directions."""
 
     value: int = 0
     gradient: int = 0
@@ -88,14 +86,14 @@ class Queries:
         return {order for order, count in counts.items() if count}
 
     def grade(self) -> Grade:
-        """The grade of an optimizer that asked these questions.
+        """The grade of an optimizer that made these queries.
 
         Raises:
-            ValueError: nothing was asked.
+            ValueError: there was no query.
         """
         match sorted(self.orders):
             case []:
-                raise ValueError("nothing was asked, so there is no grade")
+                raise ValueError("there was no query, so there is no grade")
             case [*_, Order.CURVATURE]:
                 return Grade.SECOND
             case [Order.VALUE, Order.GRADIENT]:
@@ -106,9 +104,9 @@ class Queries:
                 return Grade.COMPRESSED if self.bits and max(self.bits) < 32 else Grade.FIRST
 
     def as_dict(self) -> dict[str, int]:
-        reading = asdict(self)
-        reading.pop("bits")
-        return reading
+        counts = asdict(self)
+        counts.pop("bits")
+        return counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +121,13 @@ class CurvatureSample:
 
 
 class Oracle(Protocol):
-    """Answers about the objective on the step's batch. Within a step the batch is fixed and dropout is off."""
+    """Evaluates the objective on the step's batch. Within a step the batch is fixed and dropout is off."""
 
     parameters: Sequence[Tensor]
-    """The trainable weights. Only the optimizer moves them, in place; an oracle gives them back bit for bit."""
+    """The trainable weights. Only the optimizer moves them, in place; a query leaves every bit of them alone."""
 
     def values(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
-        """Loss at each displaced place (None: where the weights stand): float64, shape (len(displacements),)."""
+        """Loss at each displacement (None: at the weights themselves): float64, shape (len(displacements),)."""
         ...
 
     def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[Tensor]:
@@ -149,19 +147,19 @@ class Oracle(Protocol):
         ...
 
     def compressed(self, bits: int) -> None:
-        """Told by a compressor: this step's direction reaches the weights with so many bits a coordinate."""
+        """Called by a compressor: this step's direction reaches the weights with so many bits per coordinate."""
         ...
 
     def stepped(self) -> None:
-        """Told by the loop: the optimizer has moved the weights, and the step's batch is still there."""
+        """Called by the training loop after the optimizer has moved the weights; the step's batch is still set."""
         ...
 
 
 class Metered:
-    """An oracle with a meter before it: counts what is asked and passes it on.
+    """An oracle that counts the queries to the oracle inside it and passes them on.
 
-    Around the outermost oracle it counts what the optimizer asked, which is its grade. The innermost oracle counts by
-    itself what answering cost.
+    Around the outermost oracle it counts the optimizer's queries, which determine its grade. The innermost oracle
+    counts by itself what answering them cost.
     """
 
     def __init__(self, oracle: Oracle) -> None:

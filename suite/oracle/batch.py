@@ -1,29 +1,25 @@
-"""What one unlearning step sees."""
+"""The batch of one unlearning step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from suite.models.encoding import Tokens
 from suite.oracle.base import Part
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Batch:
-    """What one unlearning step sees. A field is None where the objective does not ask for it.
+    """The texts of one unlearning step. A field is None where the objective does not use it.
 
     Attributes:
         forget_reference: (sequences,) log-probability of each forget answer under the model before unlearning, in
             nats, summed over its tokens.
-        forget_refusals: the forget questions with a refusal each for an answer.
+        forget_refusals: the forget prompts, each with a refusal as its answer.
         forget_refusals_reference: (sequences,) the refusals' log-probabilities, as `forget_reference`.
-        retain_refusals: the retain questions with a refusal each for an answer.
+        retain_refusals: the retain prompts, each with a refusal as its answer.
     """
 
     forget: Tokens

@@ -1,4 +1,4 @@
-"""Random directions u with a root-mean-square of 1 per coordinate, the same for every kind, so that a radius is one.
+"""Random directions u. All kinds have a root-mean-square of 1 per coordinate, so a radius means the same for each.
 
 | kind | u | E[u u'] | the central difference is unbiased for |
 | --- | --- | --- | --- |
@@ -8,7 +8,7 @@
 | `low_rank` | A B' / sqrt(k) for each matrix, A and B standard normal with k columns | identity | quadratics only |
 
 (For the last two E[u u'] = I makes a quadratic's gradient exact; there is no smoothed loss whose gradient they estimate
-for other functions.) Vectors, such as the gains of norms, have no rank to speak of: `low_rank` draws them as Gaussians.
+for other functions.) Vectors, such as the gains of norms, have no useful rank: `low_rank` draws them as Gaussians.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Kind(StrEnum):
     LOW_RANK = "low_rank"
 
 
-class Lazily(Sequence[Tensor]):
-    """Tensors that are made when they are asked for, one at a time, and not kept."""
+class LazyTensors(Sequence[Tensor]):
+    """A sequence of tensors that computes each one when it is accessed, and does not store it."""
 
     def __init__(self, count: int, make: Callable[[int], Tensor]) -> None:
         self._count = count
@@ -50,7 +50,7 @@ class Lazily(Sequence[Tensor]):
         return map(self._make, range(self._count))
 
 
-class LowRank(Lazily):
+class LowRank(LazyTensors):
     """A direction whose matrices are A B' (the factor 1 / sqrt(k) is in A) and whose other tensors are dense.
 
     Attributes:
@@ -66,8 +66,8 @@ class LowRank(Lazily):
         noise.fill(drawn, key)
         parts = iter(drawn)
         for p in parameters:
-            one = next(parts)
-            self.factors.append((one.div_(math.sqrt(rank)), next(parts)) if p.dim() == 2 else one)
+            first = next(parts)
+            self.factors.append((first.div_(math.sqrt(rank)), next(parts)) if p.dim() == 2 else first)
         super().__init__(len(parameters), lambda i: _dense(self.factors[i]))
 
 
@@ -75,8 +75,8 @@ def _dense(factor: tuple[Tensor, Tensor] | Tensor) -> Tensor:
     return factor if isinstance(factor, Tensor) else factor[0] @ factor[1].T
 
 
-def combination(directions: Sequence[LowRank], weights: Sequence[float]) -> Lazily:
-    """sum_i weights[i] * directions[i], each matrix by one product of its factors side by side."""
+def combination(directions: Sequence[LowRank], weights: Sequence[float]) -> LazyTensors:
+    """sum_i weights[i] * directions[i], each matrix as one product of the concatenated factors."""
 
     def make(index: int) -> Tensor:
         factors = [d.factors[index] for d in directions]
@@ -85,11 +85,11 @@ def combination(directions: Sequence[LowRank], weights: Sequence[float]) -> Lazi
         left = torch.cat([a * w for (a, _), w in zip(factors, weights, strict=True)], dim=1)
         return left @ torch.cat([b for _, b in factors], dim=1).T
 
-    return Lazily(len(directions[0]), make)
+    return LazyTensors(len(directions[0]), make)
 
 
-class Direction(Lazily):
-    """factor * tensors, without a pass over the tensors for the factor's sake."""
+class Direction(LazyTensors):
+    """factor * tensors, where the factor is kept apart to save a pass over the tensors."""
 
     def __init__(self, tensors: Sequence[Tensor], factor: float) -> None:
         self.tensors = tensors
@@ -98,11 +98,11 @@ class Direction(Lazily):
 
 
 class Directions:
-    """The directions of a run by number: number n is the same whenever and in whatever memory it is drawn.
+    """The directions of a run by number. Direction n is the same whenever it is drawn, and with either kind of memory.
 
     Args:
-        memory: `keep` holds a direction as tensors, and draws the next one in the background meanwhile; `seed` makes
-            each tensor anew whenever it is asked for.
+        memory: `keep` holds a direction as tensors, and draws the next one in the background meanwhile; `seed` draws
+            each tensor again whenever it is accessed.
     """
 
     def __init__(
@@ -115,21 +115,21 @@ class Directions:
         self._like = list(parameters)
         self._size = sum(p.numel() for p in parameters)
         self._buffers: list[list[Tensor]] = []
-        self._coming: tuple[int, Future[list[float]]] | None = None
+        self._drawn_ahead: tuple[int, Future[list[float]]] | None = None
 
     def __call__(self, number: int) -> Direction:
-        """Direction `number`. With `keep`, asking for the next but one overwrites it."""
+        """Direction `number`. With `keep`, drawing direction `number + 2` overwrites it."""
         if self.kind is Kind.LOW_RANK:
             return Direction(LowRank(self._like, self.rank, (self.seed, number)), 1.0)
         if self.memory == "seed":
-            return self._made_on_demand(number)
+            return self._regenerated(number)
         if not self._buffers:
             self._buffers = [[torch.empty(p.shape, device=p.device) for p in self._like] for _ in range(2)]
-        if self._coming and self._coming[0] == number:
-            squares = self._coming[1].result()
+        if self._drawn_ahead and self._drawn_ahead[0] == number:
+            squares = self._drawn_ahead[1].result()
         else:
-            if self._coming:  # it may be about to write where this one goes
-                self._coming[1].result()
+            if self._drawn_ahead:  # it may still be writing into the same buffer
+                self._drawn_ahead[1].result()
             squares = self._draw(self._buffers[number % 2], number)
         self._draw_ahead(number + 1)
         return Direction(self._buffers[number % 2], self._factor(squares))
@@ -139,24 +139,24 @@ class Directions:
         return fill(into, (self.seed, number), first, threads)
 
     def _draw_ahead(self, number: int) -> None:
-        """Forward passes leave moments in which a core idles; on a GPU drawing costs next to nothing."""
+        """Draw in the background on a CPU: forward passes leave cores idle at times. On a GPU drawing is cheap."""
         if self._like[0].device.type == "cpu":
-            self._coming = (number, _AHEAD.submit(self._draw, self._buffers[number % 2], number, 0, 1))
+            self._drawn_ahead = (number, _AHEAD.submit(self._draw, self._buffers[number % 2], number, 0, 1))
 
     def _factor(self, squares: Sequence[float]) -> float:
         return math.sqrt(self._size / math.fsum(squares)) if self.kind is Kind.SPHERE else 1.0
 
-    def _made_on_demand(self, number: int) -> Direction:
+    def _regenerated(self, number: int) -> Direction:
         def make(index: int) -> Tensor:
             tensor = torch.empty_like(self._like[index], dtype=torch.float32)
             self._draw([tensor], number, index)
             return tensor
 
         squares: list[float] = []
-        if self.kind is Kind.SPHERE:  # the norm takes a pass of its own
+        if self.kind is Kind.SPHERE:  # the norm needs a pass of its own
             for index, like in enumerate(self._like):
                 squares += self._draw([torch.empty_like(like, dtype=torch.float32)], number, index)
-        return Direction(Lazily(len(self._like), make), self._factor(squares))
+        return Direction(LazyTensors(len(self._like), make), self._factor(squares))
 
 
 _AHEAD = ThreadPoolExecutor(1, thread_name_prefix="directions")

@@ -1,8 +1,8 @@
-"""A model whose modules run with displaced weights, one module at a time.
+"""Forward passes with displaced weights, displacing one module at a time.
 
-The weights stay where they are. Just before a module runs, its displaced tensors are made; when it has run, they are
-gone. So a loss value at another place costs one reading of the weights and of the direction and no second copy of
-either, and there is nothing to restore. Displaced tensors are summed in fp32 and rounded to the weights' dtype once.
+The weights are never written to. Just before a module runs, its displaced tensors are computed; after it has run, they
+are dropped. So a loss value at a displacement costs one read of the weights and of the direction, with no second copy
+of either, and nothing has to be restored. Displaced tensors are summed in fp32 and rounded once to the weights' dtype.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from suite.oracle.base import Displacement
 
 
 class Displacing:
-    """While it is entered, `model` runs at `displacement` (None: where the weights stand).
+    """A context manager in which `model` runs at `displacement` (None: at the weights themselves).
 
-    For values only: a backward pass would find the weights back in their place.
+    For values only: a backward pass would see the undisplaced weights.
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
         self.displacement: Displacement | None = None
         self._parameters = parameters
         self._index = {id(parameter): i for i, parameter in enumerate(parameters)}
-        self._weights: dict[int, Tensor] = {}  # of the modules that run
+        self._weights: dict[int, Tensor] = {}  # of the modules that are running
         self._scratch = torch.empty(0)
         self._modules = [m for m in model.modules() if any(id(p) in self._index for p in m.parameters(recurse=False))]
         self._hooks: list[Any] = []
@@ -38,7 +38,7 @@ class Displacing:
                 self._hooks.append(module.register_forward_hook(self._rows))
             else:
                 self._hooks.append(module.register_forward_pre_hook(self._before))
-                # always: a pass that is broken off must not leave a weight of its place to the next one
+                # always_call: a pass that fails must not leave a displaced weight to the next one
                 self._hooks.append(module.register_forward_hook(self._after, always_call=True))
         return self
 
@@ -46,7 +46,7 @@ class Displacing:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        for index, weight in self._weights.items():  # of a pass that broke off
+        for index, weight in self._weights.items():  # of a pass that failed
             self._parameters[index].data = weight
         self._weights.clear()
         self.displacement = None
@@ -67,7 +67,7 @@ class Displacing:
                     parameter.data = self._weights.pop(index)
 
     def _rows(self, module: nn.Embedding, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        """An embedding reads few of its rows: only these are displaced."""
+        """Displace only the rows that an embedding reads: they are few."""
         if self.displacement is None:
             return None
         index, ids = self._index[id(module.weight)], args[0]
@@ -77,26 +77,26 @@ class Displacing:
         return rows.to(output.dtype)
 
     def _displaced(self, weight: Tensor, index: int) -> Tensor:
-        alone = weight.dtype is torch.float32 and len(self._weights) == 1 and weight.is_contiguous()
-        room = self._room(weight) if alone else None
-        return displaced(weight, self.displacement, index, room).to(weight.dtype)  # type: ignore[arg-type]
+        can_reuse = weight.dtype is torch.float32 and len(self._weights) == 1 and weight.is_contiguous()
+        out = self._buffer(weight) if can_reuse else None
+        return displaced(weight, self.displacement, index, out).to(weight.dtype)  # type: ignore[arg-type]
 
-    def _room(self, like: Tensor) -> Tensor:
-        """Memory that stays from module to module: fresh memory costs more in page faults than the sum does."""
+    def _buffer(self, like: Tensor) -> Tensor:
+        """A buffer that all modules share: page faults of fresh memory cost more than the sum does."""
         if self._scratch.numel() < like.numel() or self._scratch.device != like.device:
             self._scratch = torch.empty(like.numel(), device=like.device)
         return self._scratch[: like.numel()].view(like.shape)
 
 
 def reads_rows(module: nn.Module) -> bool:
-    """Whether a module answers with rows of its weight, as they are."""
+    """Whether a module returns rows of its weight unchanged."""
     return type(module) is nn.Embedding and module.max_norm is None
 
 
-def displaced(weight: Tensor, displacement: Displacement, index: int, room: Tensor | None = None) -> Tensor:
-    """One displaced tensor, in fp32; written into `room`, an fp32 tensor, where there is some."""
+def displaced(weight: Tensor, displacement: Displacement, index: int, out: Tensor | None = None) -> Tensor:
+    """One displaced tensor, in fp32; written into `room`, an fp32 tensor, if it is given."""
     (scale, direction), *rest = displacement.terms
-    place = torch.add(weight.float(), direction[index], alpha=scale, out=room)
+    total = torch.add(weight.float(), direction[index], alpha=scale, out=out)
     for scale, direction in rest:
-        place.add_(direction[index], alpha=scale)
-    return place
+        total.add_(direction[index], alpha=scale)
+    return total

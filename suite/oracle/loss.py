@@ -17,11 +17,11 @@ from suite.oracle.replicas import can_replicate, replicas
 from suite.oracle.state import Stateful
 
 REPLICATED = 1 << 26
-"""Logits that may be in memory at once when places are asked together: a quarter of a GiB in fp32."""
+"""Logits that may be in memory at once when displacements share a forward pass: a quarter of a GiB in fp32."""
 
 
 class Losses(Protocol):
-    """What the oracle asks of an objective: `suite.objectives.Objective` answers all of it."""
+    """The part of an objective that the oracle uses; `suite.objectives.Objective` implements it."""
 
     parts: Sequence[Part]
 
@@ -39,16 +39,16 @@ class Losses(Protocol):
 
 
 class LossOracle(Stateful):
-    """Answers by running the model, and counts what answering cost.
+    """Answers queries by running the model, and counts what that cost.
 
-    The weights never move for a question: the model is pointed at displaced tensors for as long as it runs, so what an
-    optimizer steps from is the weights' own bits, in any dtype, after an error too. Adding and subtracting in place
-    instead leaves about half of all bf16 weights (and 46 % of fp32 ones) changed by rounding.
+    A query never moves the weights: the model is pointed at displaced tensors while it runs. So an optimizer steps from
+    the same bits, in any dtype, even after an error. Adding a displacement in place and subtracting it again would
+    leave about half of all bf16 weights (and 46 % of fp32 ones) changed by rounding.
 
     Args:
         model: any causal language model of transformers, in eval mode.
-        objective: forget and retain losses.
-        seed: of the labels that `curvature_sample` draws.
+        objective: the forget and retain losses.
+        seed: seed of the labels that `curvature_sample` draws.
     """
 
     state = ("_labels", "objective")
@@ -60,15 +60,17 @@ class LossOracle(Stateful):
         self.batch: Batch | None = None
         self.queries = Queries()
         self._displacing = Displacing(model, self.parameters)
-        self._elsewhere: list[Tensor] = []
+        self._displaced_copy: list[Tensor] = []
         self._labels = torch.Generator(device=self.parameters[0].device).manual_seed(seed)
 
     def values(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
         with torch.no_grad():
             answers = torch.cat(
                 [
-                    self._together(part, some) if can_replicate(self.model, some) else self._apart(part, some)
-                    for some in self._chunks(displacements)
+                    self._in_one_pass(part, chunk)
+                    if can_replicate(self.model, chunk)
+                    else self._one_by_one(part, chunk)
+                    for chunk in self._chunks(displacements)
                 ]
             )
         self.queries.value += len(displacements)
@@ -85,10 +87,10 @@ class LossOracle(Stateful):
     def directional(self, part: Part, direction: Tensors, at: Displacement | None = None) -> float:
         names = {id(parameter): f"model.{name}" for name, parameter in self.model.named_parameters()}
         keys = [names[id(parameter)] for parameter in self.parameters]
-        question = _Question(self.model, lambda: self._loss(part))
+        module = _LossAsForward(self.model, lambda: self._loss(part))
 
         def loss(weights: dict[str, Tensor]) -> Tensor:
-            return torch.func.functional_call(question, weights)
+            return torch.func.functional_call(module, weights)
 
         with self._at(at), torch.no_grad(), _plain_attention():
             weights = {key: p.detach() for key, p in zip(keys, self.parameters, strict=True)}
@@ -129,16 +131,16 @@ class LossOracle(Stateful):
             raise RuntimeError("the oracle has no batch: set `batch` before a step")
         return self.batch
 
-    def _apart(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
-        """One place after the other."""
+    def _one_by_one(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
+        """The loss at each displacement, one forward pass per displacement."""
         answers = []
         with self._displacing as moved:
             for moved.displacement in displacements:
                 answers.append(self._loss(part))
         return torch.stack(answers).cpu()
 
-    def _together(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
-        """All places in one forward pass."""
+    def _in_one_pass(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
+        """The loss at each displacement, all in one forward pass."""
         with replicas(self.model, self.parameters, displacements) as model:
             answers = []
             for place in range(len(displacements)):
@@ -147,7 +149,7 @@ class LossOracle(Stateful):
         return torch.stack(answers).cpu()
 
     def _chunks(self, displacements: Sequence[Displacement | None]) -> Iterator[Sequence[Displacement | None]]:
-        """As many places at a time as their activations leave room for, when they are asked together."""
+        """The displacements in groups: those of one group fit into memory together in one forward pass."""
         if not can_replicate(self.model, displacements):
             yield displacements
             return
@@ -163,61 +165,61 @@ class LossOracle(Stateful):
             self.queries.tokens += batch.forget.size
             return self.objective.relearn(model, batch)
         total = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
-        for one in self.objective.parts:
-            if part in (one, Part.TOTAL):
-                self.queries.tokens += self.objective.tokens(one, batch)
-                ask = self.objective.forget if one is Part.FORGET else self.objective.retain
-                total = total + ask(model, batch)
+        for loss_part in self.objective.parts:
+            if part in (loss_part, Part.TOTAL):
+                self.queries.tokens += self.objective.tokens(loss_part, batch)
+                part_loss = self.objective.forget if loss_part is Part.FORGET else self.objective.retain
+                total = total + part_loss(model, batch)
         return total
 
     def _gradient(self, loss: Tensor) -> list[Tensor]:
         _finite(float(loss.detach()))
         if not loss.requires_grad:  # e.g. a retain weight of 0
             return [torch.zeros_like(p) for p in self.parameters]
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        gradient = [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.parameters, strict=True)]
-        # One reading in fp32: a norm beyond its range is as good as infinite.
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        gradient = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, self.parameters, strict=True)]
+        # One pass in fp32: a norm beyond its range counts as infinite.
         _finite(float(torch.stack(torch._foreach_norm(gradient)).sum()))
         return gradient
 
     @contextmanager
     def _at(self, displacement: Displacement | None) -> Iterator[None]:
-        """Point the model at a displaced copy of its weights, for questions that need a backward pass."""
+        """Point the model at a displaced copy of its weights, for queries that need a backward pass."""
         if displacement is None:
             yield
             return
         weights = [parameter.data for parameter in self.parameters]
-        if not self._elsewhere:
-            self._elsewhere = [torch.empty_like(weight) for weight in weights]
-        _place(self._elsewhere, weights, displacement)
+        if not self._displaced_copy:
+            self._displaced_copy = [torch.empty_like(weight) for weight in weights]
+        _displace_into(self._displaced_copy, weights, displacement)
         try:
-            for parameter, place in zip(self.parameters, self._elsewhere, strict=True):
-                parameter.data = place
+            for parameter, moved in zip(self.parameters, self._displaced_copy, strict=True):
+                parameter.data = moved
             yield
         finally:
             for parameter, weight in zip(self.parameters, weights, strict=True):
                 parameter.data = weight
 
 
-class _Question(torch.nn.Module):
-    """The model with a question about it as its forward pass, so that the question can be asked at other weights."""
+class _LossAsForward(torch.nn.Module):
+    """A module around the model whose forward pass is a loss, so that `functional_call` can evaluate it elsewhere."""
 
-    def __init__(self, model: torch.nn.Module, question: Callable[[], Tensor]) -> None:
+    def __init__(self, model: torch.nn.Module, loss: Callable[[], Tensor]) -> None:
         super().__init__()
         self.model = model
-        self.question = question
+        self.loss = loss
 
     def forward(self) -> Tensor:
-        return self.question()
+        return self.loss()
 
 
-def _place(places: Tensors, weights: Tensors, displacement: Displacement) -> None:
-    """Write weights + displacement into `places`: summed in fp32, rounded to the weights' dtype once."""
-    for index, (place, weight) in enumerate(zip(places, weights, strict=True)):
-        if place.dtype is torch.float32:
-            displaced(weight, displacement, index, place)
+def _displace_into(out: Tensors, weights: Tensors, displacement: Displacement) -> None:
+    """Write weights + displacement into `out`: summed in fp32, rounded once to the weights' dtype."""
+    for index, (target, weight) in enumerate(zip(out, weights, strict=True)):
+        if target.dtype is torch.float32:
+            displaced(weight, displacement, index, target)
         else:
-            place.copy_(displaced(weight, displacement, index))
+            target.copy_(displaced(weight, displacement, index))
 
 
 def _finite(value: float) -> float:
@@ -228,7 +230,7 @@ def _finite(value: float) -> float:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Attention written out in plain operations, which can be differentiated twice and forwards."""
+    """Attention in plain operations, which can be differentiated twice and in forward mode."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(SDPBackend.MATH):

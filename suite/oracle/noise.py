@@ -1,9 +1,9 @@
-"""Random numbers by key: one key gives the same numbers, whoever asks, in whatever order, on any number of threads.
+"""Random numbers by key: a key always gives the same numbers, in whatever order and on any number of threads.
 
 A direction in 27 million dimensions costs as much as a forward pass when torch draws it from one generator. Here the
 random bits are AES in counter mode (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), which the
-processor computes at many bytes a cycle and which can start anywhere: chunks are drawn in parallel or ahead of time, a
-tensor can be drawn again by itself, and what a run has drawn so far is one number.
+processor computes at many bytes a cycle and which can start anywhere. So chunks can be drawn in parallel or ahead of
+time, a tensor can be drawn again by itself, and the state of a run's generator is one number.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 CHUNK = 1 << 18
-"""Numbers drawn at a time. With fewer, threads wait for the interpreter's lock more than they draw."""
+"""Numbers drawn at a time. With fewer, threads spend more time waiting for the GIL than drawing."""
 
 Key = tuple[int, ...]
 
 
 def gaussian(like: Sequence[Tensor], key: Key) -> list[Tensor]:
-    """Standard normal noise in fp32: a tensor shaped like each of these, on its device."""
-    made = [torch.empty(t.shape, device=t.device) for t in like]
-    fill(made, key)
-    return made
+    """Standard normal noise in fp32: one tensor for each of `like`, of its shape and on its device."""
+    drawn = [torch.empty(t.shape, device=t.device) for t in like]
+    fill(drawn, key)
+    return drawn
 
 
 def fill(tensors: Sequence[Tensor], key: Key, first: int = 0, threads: int | None = None) -> list[float]:
     """Fill contiguous fp32 tensors with standard normal noise; tensor i has the key (*key, first + i).
 
     Args:
-        threads: by default as many as torch uses.
+        threads: number of threads; by default as many as torch uses.
 
     Returns:
         Sums of squares, in the order of the tensors' streams; their total is the squared norm.
@@ -49,7 +49,7 @@ def fill(tensors: Sequence[Tensor], key: Key, first: int = 0, threads: int | Non
             chunks += [(flat[i : i + CHUNK], secret, i) for i in range(0, flat.size, CHUNK)]
         else:
             tensor.normal_(generator=_generator(tensor.device, (*key, index)))
-    if not chunks:  # one wait for the device, not one per tensor
+    if not chunks:  # one synchronization with the device, not one per tensor
         return torch.stack(torch._foreach_norm(list(tensors))).double().square().tolist()
     threads = torch.get_num_threads() if threads is None else threads
     if threads == 1 or len(chunks) == 1:
@@ -58,7 +58,7 @@ def fill(tensors: Sequence[Tensor], key: Key, first: int = 0, threads: int | Non
 
 
 def fill_signs(tensors: Sequence[Tensor], key: Key, first: int = 0, threads: int | None = None) -> list[float]:
-    """Fill contiguous fp32 tensors with +1 and -1, each as likely. Keys, arguments and answer as in `fill`."""
+    """Fill contiguous fp32 tensors with +1 and -1, equally likely. Keys, arguments and return value as in `fill`."""
     for index, tensor in enumerate(tensors, first):
         if tensor.device.type == "cpu":
             _signs(tensor.view(-1).numpy(), (*key, index))
@@ -70,8 +70,8 @@ def fill_signs(tensors: Sequence[Tensor], key: Key, first: int = 0, threads: int
 def _box_muller(out: np.ndarray, secret: bytes, start: int) -> float:
     """Two normals from each 64 random bits, and the sum of their squares: r cos a and r sin a, with r^2 = -2 log u.
 
-    u has 31 bits, so nothing lies beyond 6.6 standard deviations. Of t = tan(a / 2) both waves are made without another
-    transcendental function: with w = 2 / (1 + t^2), cos a = w - 1 and sin a = t w.
+    u has 31 bits, so nothing lies beyond 6.6 standard deviations. Sine and cosine follow from t = tan(a / 2) without
+    another transcendental function: with w = 2 / (1 + t^2), cos a = w - 1 and sin a = t w.
     """
     half = -(-out.size // 2)
     words = _bits(_WORK.words[: 2 * half], secret, start)
@@ -108,16 +108,16 @@ def _secret(key: Key) -> bytes:
 
 
 def _bits(words: np.ndarray, secret: bytes, start: int) -> np.ndarray:
-    """Fill `words` from word `start` of the secret's stream, a multiple of a block's four."""
+    """Fill `words` with the secret's stream from word `start` on, a multiple of the four words of a block."""
     stream = Cipher(algorithms.AES(secret), modes.CTR((start // 4).to_bytes(16, "big"))).encryptor()
-    room = memoryview(words).cast("B")
-    for i in range(0, len(room), len(_ZEROS)):
-        stream.update_into(_ZEROS[: len(room) - i], room[i:])
+    out = memoryview(words).cast("B")
+    for i in range(0, len(out), len(_ZEROS)):
+        stream.update_into(_ZEROS[: len(out) - i], out[i:])
     return words
 
 
 class _Workspace(threading.local):
-    """A thread's arrays: fresh memory costs more in page faults than what is computed in it."""
+    """Scratch arrays of one thread: page faults of fresh memory would cost more than the computation."""
 
     def __init__(self) -> None:
         self.words = np.empty(CHUNK, np.int32)

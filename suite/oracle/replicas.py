@@ -1,7 +1,7 @@
-"""Many low-rank displacements of one model in one forward pass: the weights are read once for all of them.
+"""Many low-rank displacements of one model in one forward pass, which reads the weights once for all of them.
 
-A matrix displaced by s A B' answers x (W + s A B')' = x W' + s (x B) A', so a batch that holds each text once per
-displacement goes through W together, and through the thin factors apart.
+A matrix displaced by s A B' gives x (W + s A B')' = x W' + s (x B) A'. So a batch that holds each text once per
+displacement ("place") goes through W as one, and through the thin factors of each displacement separately.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from suite.oracle.displaced import reads_rows
 
 
 def can_replicate(model: nn.Module, displacements: Sequence[Displacement | None]) -> bool:
-    """Whether every displacement is one low-rank direction, and every matrix is one of a linear layer or of the tokens'
-    plain embedding. (Positions are embedded once for all texts, so their answer has no part for each place.)"""
+    """Whether every displacement is one low-rank direction, and every trainable matrix belongs to a linear layer or to
+    the plain token embedding. (Positions are embedded once for all texts, so that output has no rows per place.)"""
     moved = [d for d in displacements if d is not None]
     if len(displacements) < 2 or not moved:
         return False
@@ -39,23 +39,24 @@ def can_replicate(model: nn.Module, displacements: Sequence[Displacement | None]
 
 
 class Replicas:
-    """Stands for the model at one of several places; `place` says which.
+    """Stands for the model at one of several displacements; `place` is the index of that displacement.
 
-    The first question about some texts runs the model on as many copies of them as there are places; the answers of the
-    others are kept until they are asked for.
+    The first call on some texts runs the model on one copy of them per displacement; the outputs for the other
+    displacements are stored until they are needed.
     """
 
     def __init__(self, model: nn.Module, places: int) -> None:
         self.replicated = model
         self.place = 0
         self._places = places
-        self._asked: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # texts stay: an id is theirs while they live
+        # The values hold the texts too: an id is unique only while its object lives.
+        self._outputs: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, *, input_ids: Tensor, **how: Any) -> SimpleNamespace:
+    def __call__(self, *, input_ids: Tensor, **options: Any) -> SimpleNamespace:
         def logits(ids: Tensor) -> Tensor:
-            return self.replicated(input_ids=ids, **how).logits
+            return self.replicated(input_ids=ids, **options).logits
 
-        return SimpleNamespace(logits=self._mine(logits, input_ids, *sorted(how.items())))
+        return SimpleNamespace(logits=self._at_place(logits, input_ids, *sorted(options.items())))
 
     def hidden_states(self, tokens: Tokens, layer: int) -> Tensor:
         """`likelihood.hidden_states` of the model at this place."""
@@ -63,20 +64,20 @@ class Replicas:
         def states(ids: Tensor) -> Tensor:
             return hidden_states(self.replicated, replace(tokens, ids=ids), layer)
 
-        return self._mine(states, tokens.ids, layer)
+        return self._at_place(states, tokens.ids, layer)
 
-    def _mine(self, ask: Callable[[Tensor], Tensor], ids: Tensor, *key: Any) -> Tensor:
-        if (id(ids), *key) not in self._asked:
-            self._asked[id(ids), *key] = ids, ask(ids.repeat(self._places, 1))
-        _, answer = self._asked[id(ids), *key]
-        return answer[self.place * len(ids) : (self.place + 1) * len(ids)]
+    def _at_place(self, compute: Callable[[Tensor], Tensor], ids: Tensor, *key: Any) -> Tensor:
+        if (id(ids), *key) not in self._outputs:
+            self._outputs[id(ids), *key] = ids, compute(ids.repeat(self._places, 1))
+        _, output = self._outputs[id(ids), *key]
+        return output[self.place * len(ids) : (self.place + 1) * len(ids)]
 
 
 @contextmanager
 def replicas(
     model: nn.Module, parameters: Sequence[Tensor], displacements: Sequence[Displacement | None]
 ) -> Iterator[Replicas]:
-    """The model at all of these places at once; `can_replicate` has said that it can."""
+    """The model at all displacements at once. Requires `can_replicate`."""
     terms = [None if d is None else d.terms[0] for d in displacements]
     moved: LowRank = next(term[1] for term in terms if term is not None)  # type: ignore[assignment]
     scales = torch.tensor([0.0 if t is None else t[0] for t in terms], device=parameters[0].device)
@@ -101,7 +102,7 @@ Stacked = Tensor | tuple[Tensor, Tensor]
 
 
 def _stack(directions: Sequence[LowRank], index: int, scales: Tensor, dtype: torch.dtype) -> Stacked:
-    """Per place: (scale * A, B), each (places, size, k), or the dense displacement (places, *shape)."""
+    """Stacked over places: (scale * A, B), each (places, size, k), or the dense displacement (places, *shape)."""
     factors = [d.factors[index] for d in directions]
     if isinstance(factors[0], Tensor):
         stacked = torch.stack(factors)  # type: ignore[arg-type]
@@ -111,7 +112,7 @@ def _stack(directions: Sequence[LowRank], index: int, scales: Tensor, dtype: tor
 
 
 class _Hook:
-    """What a layer's output becomes when its weights are displaced, place by place."""
+    """A forward hook that turns a layer's output into that of its displaced weights, for each place."""
 
     def __init__(self, stacked: dict[str, Stacked], places: int) -> None:
         self.stacked = stacked
@@ -120,14 +121,14 @@ class _Hook:
 
 class _Linear(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        found = output.view(self.places, -1, output.shape[-1])
+        displaced_output = output.view(self.places, -1, output.shape[-1])
         if "weight" in self.stacked:
             left, right = self.stacked["weight"]
             thin = torch.bmm(args[0].reshape(self.places, -1, args[0].shape[-1]), right)
-            found = found.baddbmm_(thin, left.transpose(1, 2))
+            displaced_output = displaced_output.baddbmm_(thin, left.transpose(1, 2))
         if "bias" in self.stacked:
-            found = found.add_(self.stacked["bias"].unsqueeze(1))
-        return found.view(output.shape)
+            displaced_output = displaced_output.add_(self.stacked["bias"].unsqueeze(1))
+        return displaced_output.view(output.shape)
 
 
 class _Embedding(_Hook):
@@ -139,24 +140,24 @@ class _Embedding(_Hook):
 
 
 class _Other(_Hook):
-    """Layers with vectors only, such as norms: the layer itself, once for all places, with a vector for each."""
+    """For layers that have only vectors, such as norms: runs the layer vectorized over places."""
 
     def __init__(self, stacked: dict[str, Stacked], places: int) -> None:
         super().__init__(stacked, places)
-        self.inside = False
+        self.running = False
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if self.inside:
+        if self.running:
             return None
         weights = dict(module.named_parameters(recurse=False))
-        places = {name: weights[name].detach() + move for name, move in self.stacked.items()}
-        apart = [a.view(self.places, -1, *a.shape[1:]) for a in args]
+        displaced_weights = {name: weights[name].detach() + move for name, move in self.stacked.items()}
+        per_place = [a.view(self.places, -1, *a.shape[1:]) for a in args]
 
-        def one(weights: dict[str, Tensor], *args: Tensor) -> Tensor:
+        def run(weights: dict[str, Tensor], *args: Tensor) -> Tensor:
             return torch.func.functional_call(module, weights, args)
 
-        self.inside = True
+        self.running = True
         try:
-            return torch.vmap(one)(places, *apart).view(output.shape)
+            return torch.vmap(run)(displaced_weights, *per_place).view(output.shape)
         finally:
-            self.inside = False
+            self.running = False

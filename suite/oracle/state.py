@@ -1,4 +1,4 @@
-"""What a run changes, saved and put back: a run that is taken up again ends in the same bits."""
+"""Saving and restoring the state of a run, so that a resumed run ends in the same bits."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 
 
 class Stateful:
-    """Something whose named attributes change during a run.
+    """An object whose attributes named in `state` change during a run.
 
-    Each may be a number, None, a tensor, a list of tensors or of lists of tensors, a random generator, or something
+    Each may be a number, None, a tensor, a list of tensors or of lists of tensors, a random generator, or an object
     with a `state_dict` of its own. Everything else about the object follows from its settings.
     """
 
     state: ClassVar[tuple[str, ...]] = ()
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy that later steps leave alone; plain enough for `torch.load(weights_only=True)`."""
+        """A copy that later steps do not change; `torch.load(weights_only=True)` can read it."""
         return {name: _saved(getattr(self, name)) for name in self.state}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from `saved`.
+        """Continue from `saved`.
 
         Raises:
-            ValueError: it is the state of something else.
+            ValueError: it is the state of another kind of object.
         """
         if saved.keys() != set(self.state):
             raise ValueError(
@@ -50,7 +50,7 @@ def _saved(value: Any) -> Any:
 
 
 def _restored(now: Any, saved: Any) -> Any:
-    """`saved` in the place of `now`: tensors into their own storage, whoever else holds it."""
+    """`saved` in the place of `now`. Tensors are written into their own storage, which others may share."""
     if isinstance(now, Tensor) and isinstance(saved, Tensor):
         with torch.no_grad():
             return now.copy_(saved)
@@ -59,6 +59,6 @@ def _restored(now: Any, saved: Any) -> Any:
     if isinstance(now, torch.Generator):
         return now.set_state(saved)
     if hasattr(now, "load_state_dict"):
-        now.load_state_dict(copy.deepcopy(saved))  # torch's optimizers go on in the tensors that they are given
+        now.load_state_dict(copy.deepcopy(saved))  # torch's optimizers keep using the tensors that they are given
         return now
     return _saved(saved)

@@ -1,4 +1,4 @@
-"""Which neighbourhood is asked: oracles around oracles."""
+"""Smoothings: oracles that wrap another oracle and evaluate the loss in a neighbourhood of the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arithmetic on one tensor per parameter: sums in fp32, rounded once to the dtype asked for; inner products float64."""
+"""Arithmetic on lists of one tensor per parameter. Sums are in fp32 and rounded once, inner products in float64."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from suite.oracle.base import Displacement, Tensors
 def combined(terms: Iterable[tuple[float, Tensors]], like: Sequence[Tensor]) -> list[Tensor]:
     """The sum of scale * tensors over the terms, shaped and typed like `like`.
 
-    A generator of terms is asked for one at a time, so that only one of them need be in memory, and outside of
-    `no_grad`: it may have to differentiate.
+    Terms may come from a generator. It is advanced one term at a time, so that only one is in memory, and outside of
+    `no_grad`, because it may need to differentiate.
     """
     total = [torch.zeros_like(t, dtype=torch.float32) for t in like]
     for scale, tensors in terms:
         with torch.no_grad():
-            for one, part in zip(total, tensors, strict=True):
-                one.add_(part, alpha=scale)
-    return [one.to(t.dtype) for one, t in zip(total, like, strict=True)]
+            for sum_, part in zip(total, tensors, strict=True):
+                sum_.add_(part, alpha=scale)
+    return [sum_.to(t.dtype) for sum_, t in zip(total, like, strict=True)]
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def dot(one: Tensors, other: Tensors) -> float:
 
 
 def project(one: Tensors, other: Tensors) -> list[Tensor]:
-    """`one` without what goes against `other`: where <one, other> < 0, one - <one, other> / ||other||^2 * other.
+    """`one` without its component against `other`: if <one, other> < 0, one - <one, other> / ||other||^2 * other.
 
     The projection of conflicting gradients (PCGrad, arXiv 2001.06782, Alg. 1), with inner products over all tensors.
     """
@@ -42,12 +42,12 @@ def project(one: Tensors, other: Tensors) -> list[Tensor]:
 
 
 @torch.no_grad()
-def place(weights: Sequence[Tensor], at: Displacement | None) -> list[Tensor]:
+def displaced_weights(weights: Sequence[Tensor], at: Displacement | None) -> list[Tensor]:
     """The displaced weights in fp32; without a displacement the weights themselves."""
     if at is None:
         return [w.detach() for w in weights]
-    places = [w.detach().to(torch.float32, copy=True) for w in weights]
+    displaced = [w.detach().to(torch.float32, copy=True) for w in weights]
     for scale, direction in at.terms:
-        for one, way in zip(places, direction, strict=True):
-            one.add_(way, alpha=scale)
-    return places
+        for weight, part in zip(displaced, direction, strict=True):
+            weight.add_(part, alpha=scale)
+    return displaced

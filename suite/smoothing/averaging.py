@@ -1,4 +1,4 @@
-"""Averages of iterates: what a run publishes, or goes on from, is not its last step but a mean of its steps.
+"""Averages of iterates: the final weights, or the weights to continue from, are a mean over steps.
 
 The averages are fp32 whatever the weights' dtype.
 """
@@ -18,12 +18,12 @@ from suite.smoothing.base import Smoothing, SmoothingSettings
 
 
 class WeightAveraging(Smoothing):
-    """Publishes the mean of the weights after steps start, start + every, ...; the steps themselves go on unaffected.
+    """Exports the mean of the weights after steps start, start + every, ...; the steps themselves are unaffected.
 
     (WA in arXiv 2502.05374; stochastic weight averaging, arXiv 1803.05407.) The published start is for 125 steps.
 
     Raises:
-        SpecError: the run is over before there are two iterates to average.
+        SpecError: the run ends before there are two iterates to average.
     """
 
     source = "arXiv 1803.05407"
@@ -32,8 +32,8 @@ class WeightAveraging(Smoothing):
     class Settings(SmoothingSettings):
         """
         Attributes:
-            start: first step, counted from 1, whose weights enter the mean.
-            every: steps from one iterate of the mean to the next.
+            start: first step, counted from 1, whose weights are part of the mean.
+            every: steps between two iterates of the mean.
         """
 
         name: Literal["wa"] = "wa"
@@ -58,20 +58,20 @@ class WeightAveraging(Smoothing):
             for total, weight in zip(self.total, self.parameters, strict=True):
                 total.add_(weight.detach())
 
-    def published(self) -> list[Tensor] | None:
+    def final_weights(self) -> list[Tensor] | None:
         if not self.count:
             return None
         return [(t / self.count).to(p.dtype) for t, p in zip(self.total, self.parameters, strict=True)]
 
 
 class ExponentialMovingAverage(Smoothing):
-    """Every few steps the weights become their own moving average, and training goes on from there (arXiv 2508.12531).
+    """Every few steps the weights are set to their moving average, and training continues there (arXiv 2508.12531).
 
         shadow <- decay * shadow + (1 - decay) * theta;  theta <- shadow
 
-    The shadow begins as the weights before the first step. As theta sets out from the shadow each time, every block of
-    `every` steps moves (1 - decay) of the way that the optimizer went: with every = 1 it is a shorter step, otherwise
-    Lookahead (arXiv 1907.08610) with the slow step 1 - decay, whose published settings are the defaults here.
+    The shadow is initialized with the weights before the first step. As theta starts from the shadow each time, every
+    block of `every` steps moves by (1 - decay) of the optimizer's change. With every = 1 that is a shorter step,
+    otherwise Lookahead (arXiv 1907.08610) with slow step 1 - decay, whose published settings are the defaults here.
     """
 
     source = "arXiv 2508.12531"
@@ -80,8 +80,8 @@ class ExponentialMovingAverage(Smoothing):
     class Settings(SmoothingSettings):
         """
         Attributes:
-            decay: share of the shadow that stays.
-            every: steps from one average to the next.
+            decay: weight of the old shadow in the new one.
+            every: steps between two averages.
         """
 
         name: Literal["ema"] = "ema"
@@ -98,4 +98,4 @@ class ExponentialMovingAverage(Smoothing):
                 for shadow, weight in zip(self.shadow, self.parameters, strict=True):
                     shadow.lerp_(weight.float(), 1 - self.settings.decay)
                     weight.copy_(shadow)
-        super().stepped()  # the oracle inside takes note of the weights that the run goes on from
+        super().stepped()  # the inner oracle sees the weights from which the run continues

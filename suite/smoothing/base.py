@@ -1,4 +1,4 @@
-"""A smoothing answers an optimizer's questions by asking the oracle inside it, perhaps elsewhere or more often."""
+"""The base classes of smoothings. A smoothing answers queries by querying the oracle inside it, perhaps elsewhere."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class SmoothingSettings(settings.Settings):
 
 
 class Smoothing(Stateful):
-    """An oracle that passes every question on; a smoothing overrides the questions that it changes.
+    """An oracle that passes every query on to the oracle inside it; a subclass overrides the queries that it changes.
 
     Args:
-        run: the run that it is part of: its length in steps, and the seed of what it draws.
+        run: length in steps and seed of the run.
 
     Attributes:
-        steps: steps that the optimizer has taken.
+        steps: number of steps that the optimizer has made.
     """
 
     Settings: ClassVar[type[SmoothingSettings]] = SmoothingSettings
     smooths: ClassVar[frozenset[Order]] = frozenset(Order)
-    """Orders of the questions that it answers differently, or for which it does its work after the step. An optimizer
-    that asks none of them would not notice it, and a trial of the two is refused."""
+    """Orders of the queries whose results it changes, or with which it has an effect after the step. With an optimizer
+    that makes none of them it would have no effect, so such a trial is refused."""
     source: ClassVar[str] = ""
     state = ("steps",)
 
@@ -64,28 +64,28 @@ class Smoothing(Stateful):
         self.oracle.compressed(bits)
 
     def stepped(self) -> None:
-        """The optimizer has moved the weights; averages of iterates take note here."""
+        """Called after the optimizer has moved the weights; averages of iterates are updated here."""
         self.oracle.stepped()
         self.steps += 1
 
-    def published(self) -> list[Tensor] | None:
-        """The weights to publish, shaped like the parameters; None: where they stand."""
+    def final_weights(self) -> list[Tensor] | None:
+        """The weights to export, shaped like the parameters; None: the parameters themselves."""
         return None
 
 
 class NoSmoothing(Smoothing):
-    """The point itself."""
+    """No smoothing: the loss at the weights themselves."""
 
     class Settings(SmoothingSettings):
         name: Literal["none"] = "none"
 
 
 class ForgetSmoothing(Smoothing):
-    """Another forget loss. Retain and relearn questions are passed on as they are.
+    """A smoothing of the forget loss. Retain and relearn queries are passed on unchanged.
 
-    A subclass answers about the forget loss alone, and `smooths` says which of its answers count: derivatives along a
-    direction are there for optimizers that ask for values, so they go with the values. The total is the smoothed
-    forget loss plus the retain loss.
+    A subclass overrides the `forget_` methods. `smooths` says which of them are used; derivatives along a direction
+    serve optimizers that otherwise use values, so they belong to Order.VALUE. The total is the smoothed forget loss
+    plus the retain loss.
     """
 
     def forget_values(self, displacements: Sequence[Displacement | None]) -> Tensor:

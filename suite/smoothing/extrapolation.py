@@ -1,4 +1,4 @@
-"""Extrapolation: the gradient is taken ahead of the weights, and the step starts from the weights."""
+"""Extrapolation: the gradient is evaluated ahead of the weights, and the step starts from the weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from suite.smoothing.neighbourhood import Neighbourhood
 class Extrapolation(Smoothing):
     """Gradients of all parts at theta - gamma * (gradient of the step before) (Extrap-SGD, arXiv 2006.05720).
 
-    With `kind: noise` the way ahead is a random direction of that gradient's length instead, so the two kinds differ
-    in nothing but the direction. The first step has no step before it and takes the gradient where it stands. No gamma
-    is published for unlearning; the default is ours.
+    With `kind: noise` the displacement is a random direction of that gradient's norm instead, so the two kinds differ
+    only in their direction. The first step has no previous gradient and uses the gradient at the weights. No gamma is
+    published for unlearning; the default is ours.
     """
 
     smooths = frozenset({Order.GRADIENT})
@@ -28,7 +28,7 @@ class Extrapolation(Smoothing):
     state = ("steps", "previous", "length")
 
     class Settings(SmoothingSettings):
-        """gamma: step ahead, in units of the parameter per unit of gradient; kind: where to."""
+        """gamma: distance ahead, in units of the parameter per unit of gradient; kind: its direction."""
 
         name: Literal["extrapolation"] = "extrapolation"
         gamma: float = Field(0.01, gt=0)
@@ -39,21 +39,21 @@ class Extrapolation(Smoothing):
         self.previous: list[Tensor] | None = None
         self.length = 0.0
         self._noise = Neighbourhood(oracle.parameters, run.seed, settings.name)
-        self._asked: dict[Part, list[Tensor]] = {}
+        self._gradients: dict[Part, list[Tensor]] = {}
 
     def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[Tensor]:
         ahead = self._ahead()
         gradient = self.oracle.gradient(part, at if ahead is None else ahead + at)
         if at is None and part is not Part.RELEARN:
-            self._asked[part] = [g.clone() for g in gradient]  # whoever asked may overwrite the answer
+            self._gradients[part] = [g.clone() for g in gradient]  # the caller may overwrite the result
         return gradient
 
     def stepped(self) -> None:
         super().stepped()
-        asked, self._asked = self._asked, {}
-        if not asked:  # e.g. a hybrid's zeroth-order step: the last gradient is still the last one
+        gradients, self._gradients = self._gradients, {}
+        if not gradients:  # e.g. a hybrid's zeroth-order step: the last gradient remains valid
             return
-        parts = [asked[Part.TOTAL]] if Part.TOTAL in asked else list(asked.values())
+        parts = [gradients[Part.TOTAL]] if Part.TOTAL in gradients else list(gradients.values())
         gradient = parts[0] if len(parts) == 1 else combined([(1.0, g) for g in parts], like=self.parameters)
         self.length = float(norm(gradient))
         self.previous = gradient if self.settings.kind == "gradient" else None

@@ -1,4 +1,4 @@
-"""Invariance: no environment that an attacker may train in should gain from rescaling the unlearned weights."""
+"""Invariance: rescaling the unlearned weights should not lower the loss of any environment an attacker may train in."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.oracle.base import Displacement, Order, Part, Tensors
-from suite.smoothing.arithmetic import combined, dot, place
+from suite.smoothing.arithmetic import combined, displaced_weights, dot
 from suite.smoothing.base import ForgetSmoothing, SmoothingSettings
 
 
 class Invariance(ForgetSmoothing):
     """+ weight * sum_e (d/dw L_e(w theta) at w = 1)^2 = weight * sum_e <grad L_e, theta>^2, e in relearn and retain.
 
-    It is the penalty of IRMv1 (arXiv 1907.02893) with the scale of the trainable weights as the dummy
-    classifier, as invariant unlearning has it (ILU, arXiv 2506.01339); the environments are the step's own texts: the
-    forget answers learnt again, and the retain loss. With s_e = <grad L_e, theta> its gradient is
+    This is the penalty of IRMv1 (arXiv 1907.02893) with the scale of the trainable weights as the dummy classifier, as
+    in invariant unlearning (ILU, arXiv 2506.01339). The environments are losses on the step's own texts: relearning the
+    forget answers, and the retain loss. With s_e = <grad L_e, theta> its gradient is
         2 weight * sum_e s_e (H_e theta + grad L_e).
-    Values ask for derivatives along theta in forward mode. The penalty belongs to the forget part. Hessian products
-    are the forget loss's own: the penalty's would need third derivatives. The default weight is ours.
+    Values need derivatives along theta in forward mode. The penalty belongs to the forget loss. Hessian products are
+    those of the forget loss alone: the penalty's would need third derivatives. The default weight is ours.
     """
 
     smooths = frozenset({Order.VALUE, Order.GRADIENT})
@@ -43,20 +43,20 @@ class Invariance(ForgetSmoothing):
         return combined(self._gradients(at), like=self.parameters)
 
     def forget_directional(self, direction: Tensors, at: Displacement | None) -> float:
-        theta = place(self.parameters, at)
+        theta = displaced_weights(self.parameters, at)
         total = self.oracle.directional(Part.FORGET, direction, at)
         for part in self.environments:
             scale = self.oracle.directional(part, theta, at)
-            bend = dot(self.oracle.hvp(part, self._typed(direction), at), theta)
-            total += 2 * self.settings.weight * scale * (bend + self.oracle.directional(part, direction, at))
+            curvature = dot(self.oracle.hvp(part, self._typed(direction), at), theta)
+            total += 2 * self.settings.weight * scale * (curvature + self.oracle.directional(part, direction, at))
         return total
 
     def _penalty(self, at: Displacement | None) -> float:
-        theta = place(self.parameters, at)
+        theta = displaced_weights(self.parameters, at)
         return sum(self.oracle.directional(part, theta, at) ** 2 for part in self.environments)
 
     def _gradients(self, at: Displacement | None) -> Iterator[tuple[float, list[Tensor]]]:
-        theta = place(self.parameters, at)
+        theta = displaced_weights(self.parameters, at)
         yield 1.0, self.oracle.gradient(Part.FORGET, at)
         for part in self.environments:
             gradient = self.oracle.gradient(part, at)

@@ -1,4 +1,4 @@
-"""Gaussian draws around the weights that stay the same for every question of a step."""
+"""Gaussian draws around the weights that stay the same for every query of a step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from suite.oracle import noise
 
 
 class Neighbourhood:
-    """Standard normal noise by step and number. The same ones for every question of a step, so that differences of
-    smoothed losses are differences of one function; drawn again when asked again, so that one is in memory at a time.
+    """Standard normal noise by step and number. All queries of a step see the same draws, so that differences of
+    smoothed losses are differences of one function. A draw is repeated on each use, so that only one is in memory.
 
     Args:
-        seed: of the run.
-        name: of the smoothing that draws; each has a stream of its own.
+        seed: the run's seed.
+        name: name of the smoothing that draws; each has its own stream.
     """
 
     def __init__(self, parameters: Sequence[Tensor], seed: int, name: str) -> None:

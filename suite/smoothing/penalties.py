@@ -1,6 +1,6 @@
-"""Penalties on how steep the forget loss is, or how fast its slope changes, with the gradient that they really have.
+"""Penalties on the norm of the forget gradient, or on how fast that gradient changes, with their exact gradients.
 
-The penalty is a function of the gradient, so its own gradient needs products H u of the Hessian. Both forms give it:
+A penalty is a function of the gradient, so its own gradient needs Hessian-vector products H u. Two forms compute them:
 `exact` by double backward, `difference` by one more gradient, [g(theta + r u/|u|) - g(theta)] |u| / r.
 """
 
@@ -21,8 +21,8 @@ class PenaltySettings(SmoothingSettings):
 
     Attributes:
         weight: factor of the penalty.
-        form: how Hessian products are made: double backward, or a difference of gradients.
-        radius: length r of that difference, L2 over all weights. Weights of bf16 round a short one away.
+        form: how Hessian-vector products are computed: double backward, or a difference of gradients.
+        radius: length r of that difference, L2 over all weights. bf16 weights round a short one away.
     """
 
     weight: float = Field(10.0, gt=0)
@@ -31,17 +31,17 @@ class PenaltySettings(SmoothingSettings):
 
 
 class Penalty(ForgetSmoothing):
-    """The forget loss plus weight * penalty, in its gradient alone.
+    """The forget loss plus weight * penalty; only gradients include the penalty.
 
-    A penalty's value is made of gradients, which a zeroth-order optimizer must not be handed: values are the point's
-    own, and so are Hessian products.
+    A penalty's value is computed from gradients, which a zeroth-order optimizer must not receive. So values are those
+    of the forget loss alone, and so are Hessian products.
     """
 
     smooths = frozenset({Order.GRADIENT})
     source = "arXiv 2502.05374"
 
     def product(self, direction: Tensors, at: Displacement | None, gradient: Tensors) -> list[Tensor]:
-        """H(theta + at) times a direction; `gradient` is the forget loss's there."""
+        """H(theta + at) times a direction; `gradient` is the forget gradient at the same displacement."""
         if self.settings.form == "exact":
             like = [d.to(p.dtype) for d, p in zip(direction, self.parameters, strict=True)]
             return self.oracle.hvp(Part.FORGET, like, at)
@@ -56,7 +56,7 @@ class Penalty(ForgetSmoothing):
 class GradientPenalty(Penalty):
     """+ weight * ||grad L_f||_2 (GP in arXiv 2502.05374). Its gradient is H v with v = g / ||g||.
 
-    Where the loss is flat the norm has a corner, and the penalty asks for nothing.
+    Where the gradient is zero the norm is not differentiable, and the penalty adds nothing.
     """
 
     class Settings(PenaltySettings):
@@ -79,7 +79,7 @@ class CurvaturePenalty(Penalty):
     With u the unit vector along the difference, H and H' the Hessians at theta and at theta + rho v, and w = H' u, the
     penalty's gradient is
         w + H [ (rho / ||g||) (w - v <v, w>) - u ],
-    the change of the direction v with theta included: two Hessian products, and nothing held constant.
+    including how the direction v changes with theta: two Hessian products, and nothing is held constant.
     """
 
     class Settings(PenaltySettings):
@@ -99,13 +99,13 @@ class CurvaturePenalty(Penalty):
         # In fp32 from here: the two gradients are close to each other.
         wide = [g.float() for g in gradient]
         change = combined([(1.0, ahead), (-1.0, gradient)], like=wide)
-        bend = float(norm(change))
-        if bend == 0:
+        change_norm = float(norm(change))
+        if change_norm == 0:
             return gradient
-        unit = combined([(1 / bend, change)], like=wide)
-        far = [p.float() for p in self.product(unit, above, ahead)]
-        along = dot(gradient, far) / length**2
-        near = combined([(rho / length, far), (-rho / length * along, gradient), (-1.0, unit)], like=wide)
-        back = self.product(near, at, gradient)
+        unit = combined([(1 / change_norm, change)], like=wide)
+        w = [p.float() for p in self.product(unit, above, ahead)]
+        along = dot(gradient, w) / length**2
+        inner = combined([(rho / length, w), (-rho / length * along, gradient), (-1.0, unit)], like=wide)
+        correction = self.product(inner, at, gradient)
         weight = self.settings.weight
-        return combined([(1.0, gradient), (weight, far), (weight, back)], like=self.parameters)
+        return combined([(1.0, gradient), (weight, w), (weight, correction)], like=self.parameters)

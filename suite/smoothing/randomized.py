@@ -20,7 +20,7 @@ class RandomizedSmoothing(ForgetSmoothing):
     """The mean of L_f(theta + sigma xi_i) over n draws of xi ~ N(0, I) (RS in arXiv 2502.05374).
 
     Values, gradients, derivatives along a direction and Hessian products are all those of this one function, whose
-    draws change from step to step. Curvature samples stay those of the weights: their labels are the model's own.
+    draws change from step to step. Curvature samples are not smoothed: their labels come from the model.
     """
 
     source = "arXiv 2502.05374"
@@ -29,7 +29,7 @@ class RandomizedSmoothing(ForgetSmoothing):
         """
         Attributes:
             sigma: standard deviation of the noise on each weight.
-            samples: draws per step, n; each costs one question of the kind that was asked.
+            samples: draws per step, n; each costs one query of the same kind.
         """
 
         name: Literal["rs"] = "rs"
@@ -41,27 +41,27 @@ class RandomizedSmoothing(ForgetSmoothing):
         self._noise = Neighbourhood(oracle.parameters, run.seed, settings.name)
 
     def forget_values(self, displacements: Sequence[Displacement | None]) -> Tensor:
-        draws = [
-            self.oracle.values(Part.FORGET, [step + displacement for displacement in displacements])
-            for step in self._steps()
+        values = [
+            self.oracle.values(Part.FORGET, [draw + displacement for displacement in displacements])
+            for draw in self._draws()
         ]
-        return torch.stack(draws).mean(0)
+        return torch.stack(values).mean(0)
 
     def forget_gradient(self, at: Displacement | None) -> list[Tensor]:
         share = 1 / self.settings.samples
-        answers = ((share, self.oracle.gradient(Part.FORGET, step + at)) for step in self._steps())
-        return combined(answers, like=self.parameters)
+        terms = ((share, self.oracle.gradient(Part.FORGET, draw + at)) for draw in self._draws())
+        return combined(terms, like=self.parameters)
 
     def forget_directional(self, direction: Tensors, at: Displacement | None) -> float:
-        answers = [self.oracle.directional(Part.FORGET, direction, step + at) for step in self._steps()]
-        return sum(answers) / len(answers)
+        terms = [self.oracle.directional(Part.FORGET, direction, draw + at) for draw in self._draws()]
+        return sum(terms) / len(terms)
 
     def forget_hvp(self, direction: Tensors, at: Displacement | None) -> list[Tensor]:
         share = 1 / self.settings.samples
-        answers = ((share, self.oracle.hvp(Part.FORGET, direction, step + at)) for step in self._steps())
-        return combined(answers, like=self.parameters)
+        terms = ((share, self.oracle.hvp(Part.FORGET, direction, draw + at)) for draw in self._draws())
+        return combined(terms, like=self.parameters)
 
-    def _steps(self) -> Iterator[Displacement]:
-        """Each is gone when the next one is asked for."""
+    def _draws(self) -> Iterator[Displacement]:
+        """The displacements sigma xi_i. Each is overwritten by the next one."""
         for index in range(self.settings.samples):
             yield Displacement.along(self._noise(self.steps, index), self.settings.sigma)

@@ -1,4 +1,4 @@
-"""Sharpness-aware unlearning: the forget loss where it is easiest to bring back, within a ball around the weights."""
+"""Sharpness-aware unlearning: the forget loss at its worst point within a ball around the weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.oracle.base import Displacement, Order, Part, Tensors, norm
-from suite.smoothing.arithmetic import place
+from suite.smoothing.arithmetic import displaced_weights
 from suite.smoothing.base import ForgetSmoothing, SmoothingSettings
 
 
 class SharpnessAware(ForgetSmoothing):
-    """Forget gradients from the worst point within rho; retain gradients from where we stand (arXiv 2502.05374, Eq. 6).
+    """Forget gradients at the worst point within rho, retain gradients at the weights (arXiv 2502.05374, Eq. 6).
 
-    Loss values are those of the point itself: the worst point is found with a gradient, and a zeroth-order optimizer
-    must not be handed one. Its norm is global over all trainable tensors.
+    Loss values are those at the weights: the worst point is found with a gradient, and a zeroth-order optimizer must
+    not receive one. The norm is global over all trainable tensors.
     """
 
     smooths = frozenset({Order.GRADIENT})
@@ -52,7 +52,7 @@ class AdaptiveSharpnessAware(ForgetSmoothing):
         """
         Attributes:
             rho: radius of the ball ||e / T|| <= rho, L2 over all weights, relative to the weights.
-            eta: what is added to each |w|, so that weights of zero move too.
+            eta: added to each |w|, so that weights of zero move too.
         """
 
         name: Literal["asam"] = "asam"
@@ -61,7 +61,7 @@ class AdaptiveSharpnessAware(ForgetSmoothing):
 
     def forget_gradient(self, at: Displacement | None) -> list[Tensor]:
         gradient = self.oracle.gradient(Part.FORGET, at)
-        ascent = adaptive_ascent(gradient, place(self.parameters, at), self.settings.eta)
+        ascent = adaptive_ascent(gradient, displaced_weights(self.parameters, at), self.settings.eta)
         if ascent is None:
             return gradient
         return self.oracle.gradient(Part.FORGET, Displacement.along(ascent, self.settings.rho) + at)

@@ -1,4 +1,4 @@
-"""Universal sharpness: a function of the forget loss's Hessian, from loss values around the weights alone.
+"""Universal sharpness: a function of the forget loss's Hessian, estimated from loss values around the weights alone.
 
 For xi ~ N(0, I) and H the Hessian, second differences
     c_i = [f(theta + s xi_i) + f(theta - s xi_i) - 2 f(theta)] / s^2
@@ -26,10 +26,10 @@ Form = Literal["trace", "frobenius"]
 class UniversalSharpness(ForgetSmoothing):
     """The forget loss plus weight * tr H, or weight * ||H||_F^2, estimated without a second derivative.
 
-    The class of measures is that of arXiv 2406.03682 (Frob-SAM is its Frobenius form); these unbiased estimators are
-    ours, and so are the defaults. Values, gradients and derivatives along a direction are those of the one penalised
-    function; its noise changes from step to step. Hessian products are the forget loss's own. With the trace and
-    weight = sigma^2 / 2 this is randomized smoothing with each draw's opposite.
+    The measures are those of arXiv 2406.03682 (Frob-SAM is its Frobenius form); unbiased estimators and defaults are
+    ours. Values, gradients and derivatives along a direction are those of one penalised function, whose noise
+    changes from step to step. Hessian products are those of the forget loss alone. With the trace and
+    weight = sigma^2 / 2 this is randomized smoothing that also uses each draw's opposite.
     """
 
     smooths = frozenset({Order.VALUE, Order.GRADIENT})
@@ -38,10 +38,10 @@ class UniversalSharpness(ForgetSmoothing):
     class Settings(SmoothingSettings):
         """
         Attributes:
-            form: what is penalised. A saddle may have no trace, but it has a Frobenius norm.
+            form: what is penalised. At a saddle the trace may be zero, but the Frobenius norm is not.
             weight: factor of the penalty.
             sigma: standard deviation of the noise on each weight, s.
-            samples: draws per step; each costs two questions.
+            samples: draws per step; each costs two queries.
         """
 
         name: Literal["universal_sam"] = "universal_sam"
@@ -77,7 +77,7 @@ class UniversalSharpness(ForgetSmoothing):
                 yield slope, self.oracle.gradient(Part.FORGET, side + at)
 
     def _slopes(self, at: Displacement | None) -> list[float]:
-        """By how much the penalised loss changes with the loss at each pair's points."""
+        """The derivative of the penalised loss by the loss at each point of each pair."""
         s = self.settings
         differences = torch.zeros(s.samples, dtype=torch.float64)
         if s.form == "frobenius":  # the trace is linear in the differences: their values do not matter
@@ -85,7 +85,7 @@ class UniversalSharpness(ForgetSmoothing):
         return (sharpness_slopes(differences, s.form) * (s.weight / s.sigma**2)).tolist()
 
     def _differences(self, displacements: Sequence[Displacement | None], centre: Tensor) -> Tensor:
-        """c_i around each place: (samples, places)."""
+        """c_i around each displacement: (samples, displacements)."""
         rows = []
         for pair in self._pairs():
             sides = [side + displacement for displacement in displacements for side in pair]
@@ -94,7 +94,7 @@ class UniversalSharpness(ForgetSmoothing):
         return torch.stack(rows)
 
     def _pairs(self) -> Iterator[tuple[Displacement, Displacement]]:
-        """Each is gone when the next one is asked for."""
+        """The displacements s xi_i and -s xi_i. Each pair is overwritten by the next one."""
         for index in range(self.settings.samples):
             noise = self._noise(self.steps, index)
             yield Displacement.along(noise, self.settings.sigma), Displacement.along(noise, -self.settings.sigma)

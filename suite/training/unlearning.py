@@ -166,7 +166,7 @@ class _Run:
             done += 1
             if every and done % every == 0 and done < spec.steps:
                 kept.append(done)
-                with self._published() as model:
+                with self._exported() as model:
                     save(model, self.encoder.tokenizer, folder / f"step{done}")
                 if bound is not None and criterion is not None:
                     known = criterion(SavedCheckpoint(folder / f"step{done}"))
@@ -175,7 +175,7 @@ class _Run:
                         break
         observed = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes(self.device)}
         cost = self.oracle.queries.as_dict()
-        with self._published() as model:
+        with self._exported() as model:
             if not all(bool(p.isfinite().all()) for p in model.parameters()):
                 status, reason = "diverged", f"weights are not finite after step {done} of {spec.steps}"
             save(model, self.encoder.tokenizer, folder / "final")
@@ -191,15 +191,15 @@ class _Run:
             "grade": str(self.metered.queries.grade()) if done else None,
             "cost": cost,
             **asdict(changed if status != "diverged" else changed.of_unsound_weights()),
-            "drowned": getattr(self.optimizer, "drowned", None),
+            "drowned": getattr(self.optimizer, "lost_to_rounding", None),  # the name that stores and boards have
             "observed": observed,
         }
 
-    def _published(self) -> AbstractContextManager[torch.nn.Module]:
+    def _exported(self) -> AbstractContextManager[torch.nn.Module]:
         """The model as it would be published now: smoothed, merged, edited, rounded once. Training goes on unaffected.
 
         Kept checkpoints, what the early-stopping criterion sees, and the final weights with their digest and
         statistics all come from here.
         """
-        merged = self.adapter.merged(self.smoothed.published())
-        return self.adapter.published(self.oracle.objective.edited(self.adapter.before, merged))
+        merged = self.adapter.merged(self.smoothed.final_weights())
+        return self.adapter.exported(self.oracle.objective.edited(self.adapter.before, merged))

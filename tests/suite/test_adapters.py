@@ -21,7 +21,7 @@ from suite.config.runtime import RuntimeSpec
 from suite.models.checkpoints import SavedCheckpoint, weights_digest
 from suite.objectives import OBJECTIVES, Reference
 from suite.oracle.base import Displacement, Part
-from suite.oracle.directions import Lazily, LowRank
+from suite.oracle.directions import LazyTensors, LowRank
 from suite.oracle.loss import LossOracle
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
@@ -54,9 +54,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 def ask(adapter) -> LossOracle:
     kind = OBJECTIVES["npo"]
-    asked = LossOracle(adapter.model, kind(kind.Settings(), Reference(llama(1).requires_grad_(False))))
-    asked.batch = batch()
-    return asked
+    loss_oracle = LossOracle(adapter.model, kind(kind.Settings(), Reference(llama(1).requires_grad_(False))))
+    loss_oracle.batch = batch()
+    return loss_oracle
 
 
 def delta(name: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -133,11 +133,11 @@ def test_lora_publishes_what_peft_would_merge():
     with torch.no_grad():
         for p, ours in zip(theirs.values(), adapter.parameters, strict=True):
             p.copy_(ours)
-    whole = peft_model.merge_and_unload().state_dict()
-    with adapter.published(adapter.merged()) as model:
-        assert model.state_dict().keys() == whole.keys()
+    merged_state = peft_model.merge_and_unload().state_dict()
+    with adapter.exported(adapter.merged()) as model:
+        assert model.state_dict().keys() == merged_state.keys()
         for name, tensor in model.state_dict().items():
-            torch.testing.assert_close(tensor, whole[name], rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(tensor, merged_state[name], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", LOW_RANK)
@@ -166,16 +166,16 @@ def test_gradients_are_those_of_the_formula_in_an_ordinary_model(name):
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_every_kind_of_direction_is_understood(name):
     """Dense, made on demand and low-rank directions through the adapter give one loss each, and weights come back."""
-    asked = ask(adapted(name))
-    before = [p.detach().clone() for p in asked.parameters]
-    way = LowRank(asked.parameters, 2, (1, 2))
+    loss_oracle = ask(adapted(name))
+    before = [p.detach().clone() for p in loss_oracle.parameters]
+    way = LowRank(loss_oracle.parameters, 2, (1, 2))
     dense = [way[i] for i in range(len(way))]
-    lazy = Lazily(len(way), way.__getitem__)
-    expected = asked.values(Part.TOTAL, [Displacement.along(dense, s) for s in (0.01, -0.01)]).tolist()
+    lazy = LazyTensors(len(way), way.__getitem__)
+    expected = loss_oracle.values(Part.TOTAL, [Displacement.along(dense, s) for s in (0.01, -0.01)]).tolist()
     for kind in (way, lazy):
-        got = asked.values(Part.TOTAL, [Displacement.along(kind, s) for s in (0.01, -0.01)]).tolist()
+        got = loss_oracle.values(Part.TOTAL, [Displacement.along(kind, s) for s in (0.01, -0.01)]).tolist()
         assert got == pytest.approx(expected, rel=1e-5)
-    assert same_bits(before, [p.detach() for p in asked.parameters])
+    assert same_bits(before, [p.detach() for p in loss_oracle.parameters])
 
 
 @settings(max_examples=60, deadline=None)
@@ -200,11 +200,11 @@ def test_a_bounded_change_is_the_sine_of_the_product():
 
 def test_ascent_on_a_bounded_adapter_cannot_move_a_weight_beyond_the_bound():
     adapter = adapted("bounded", bound=0.05)
-    asked = ask(adapter)
+    loss_oracle = ask(adapter)
     for _ in range(5):
-        gradient = asked.gradient(Part.FORGET)
+        gradient = loss_oracle.gradient(Part.FORGET)
         with torch.no_grad():
-            for p, g in zip(asked.parameters, gradient, strict=True):
+            for p, g in zip(loss_oracle.parameters, gradient, strict=True):
                 p.sub_(g, alpha=10.0)
     moved = [float((w - adapter.before[n]).abs().max()) for n, w in adapter.merged().items()]
     assert 0.04 < max(moved) <= 0.05 * (1 + 1e-5)
@@ -214,13 +214,13 @@ def test_ascent_on_a_bounded_adapter_cannot_move_a_weight_beyond_the_bound():
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_merged_weights_are_summed_in_fp32_and_rounded_once(name, dtype):
     adapter = adapted(name, dtype)
-    with adapter.published(adapter.merged()) as model:
-        found = {n: p.detach().clone() for n, p in model.named_parameters()}
-    assert {t.dtype for t in found.values()} == {dtype}
+    with adapter.exported(adapter.merged()) as model:
+        exported = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert {t.dtype for t in exported.values()} == {dtype}
     for n, before in adapter.before.items():
         expected = (before.float() + delta(name, *factors(adapter)[n])).to(dtype)
-        assert float((found[n] != expected).float().mean()) < 0.01  # products summed in another order
-        torch.testing.assert_close(found[n], expected)
+        assert float((exported[n] != expected).float().mean()) < 0.01  # products summed in another order
+        torch.testing.assert_close(exported[n], expected)
 
 
 @pytest.mark.parametrize("name", LOW_RANK)
@@ -228,19 +228,19 @@ def test_a_published_model_is_an_ordinary_one_and_the_training_model_is_untouche
     adapter = adapted(name)
     ordinary = {n: p.detach() for n, p in llama().named_parameters()}
     training, names = adapter.model, [n for n, _ in adapter.model.named_parameters()]
-    before, said = [p.detach().clone() for p in training.parameters()], logits(training)
-    with adapter.published(adapter.merged()) as model:
-        published = {n: p.detach().clone() for n, p in model.named_parameters()}
-        torch.testing.assert_close(logits(model), said, rtol=1e-4, atol=1e-4)
+    before, outputs = [p.detach().clone() for p in training.parameters()], logits(training)
+    with adapter.exported(adapter.merged()) as model:
+        exported = {n: p.detach().clone() for n, p in model.named_parameters()}
+        torch.testing.assert_close(logits(model), outputs, rtol=1e-4, atol=1e-4)
         alone = llama()
         alone.load_state_dict(model.state_dict())
         assert torch.equal(logits(alone), logits(model))
         assert weights_digest(alone) == weights_digest(model)
-    assert list(published) == list(ordinary)
-    assert [n for n in ordinary if not torch.equal(published[n], ordinary[n])] == MLP
+    assert list(exported) == list(ordinary)
+    assert [n for n in ordinary if not torch.equal(exported[n], ordinary[n])] == MLP
     assert [n for n, _ in adapter.model.named_parameters()] == names
     assert same_bits(before, [p.detach() for p in training.parameters()])
-    assert torch.equal(logits(training), said)
+    assert torch.equal(logits(training), outputs)
 
 
 @pytest.mark.parametrize("name", ["full", *LOW_RANK])
@@ -248,7 +248,7 @@ def test_the_training_model_comes_back_after_an_error_while_publishing(name):
     kind = ADAPTERS[name]
     adapter = kind(kind.Settings(), llama(), 0)
     before, storage = [p.detach().clone() for p in adapter.parameters], [p.data_ptr() for p in adapter.parameters]
-    with pytest.raises(OSError), adapter.published({n: w + 1 for n, w in adapter.merged().items()}):
+    with pytest.raises(OSError), adapter.exported({n: w + 1 for n, w in adapter.merged().items()}):
         raise OSError("disk full")
     assert same_bits(before, [p.detach() for p in adapter.parameters])
     assert [p.data_ptr() for p in adapter.parameters] == storage
@@ -263,7 +263,7 @@ def test_other_values_of_the_parameters_can_be_published(name):
     with torch.no_grad():
         for p, value in zip(there.parameters, values, strict=True):
             p.copy_(value)
-    with adapter.published(adapter.merged(values)) as model:
+    with adapter.exported(adapter.merged(values)) as model:
         torch.testing.assert_close(logits(model), logits(there.model), rtol=1e-4, atol=1e-4)
 
 

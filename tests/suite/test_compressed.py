@@ -73,8 +73,8 @@ def test_channels_have_a_scale_each_and_a_vector_is_one_channel():
     assert quantize(x, 2, "tensor").tolist() == [[0.0, 0.0], [100.0, 0.0]]
     assert quantize(x, 2, "channel").tolist() == [[1.0, 0.0], [100.0, 0.0]]
     cube = torch.randn(3, 2, 5)
-    for row, whole in zip(quantize(cube, 4, "channel"), cube, strict=True):
-        torch.testing.assert_close(row, quantize(whole, 4, "tensor"))
+    for row, uncompressed in zip(quantize(cube, 4, "channel"), cube, strict=True):
+        torch.testing.assert_close(row, quantize(uncompressed, 4, "tensor"))
     torch.testing.assert_close(quantize(cube[0, 0], 4, "channel"), quantize(cube[0, 0], 4, "tensor"))
     assert scaled_sign(torch.tensor([[1.0, -3.0], [10.0, 0.0]]), "channel").tolist() == [[2.0, -2.0], [5.0, 0.0]]
     assert scaled_sign(torch.tensor([[1.0, -3.0], [10.0, 0.0]]), "tensor").tolist() == [[3.5, -3.5], [3.5, 0.0]]
@@ -227,11 +227,11 @@ def test_error_feedback_loses_nothing():
     """x_T - e_T is where uncompressed steps along the same directions would have got to."""
     bowl = Bowl(hilly())
     optimizer = made(CompressedSGD.Settings(lr=0.05, bits=2, error_feedback=True), bowl)
-    whole = bowl.x
+    uncompressed = bowl.x
     for _ in range(20):
-        whole = whole - 0.05 * bowl.g
+        uncompressed = uncompressed - 0.05 * bowl.g
         optimizer.step(bowl)
-    np.testing.assert_allclose(bowl.x - flat(optimizer.error), whole, atol=1e-5)
+    np.testing.assert_allclose(bowl.x - flat(optimizer.error), uncompressed, atol=1e-5)
     assert np.abs(flat(optimizer.error)).max() > 1e-3
 
 

@@ -40,7 +40,7 @@ def test_noise_is_standard_normal():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1001, noise.CHUNK + 1])
 def test_noise_follows_its_key_alone(size):
-    """Not the number of threads, nor which tensors are asked for beside it; and it tells its own norm."""
+    """Neither on the number of threads nor on the tensors drawn with it; the returned squares give its norm."""
     like = [torch.empty(5, 3), torch.empty(size)]
     one, four = [torch.empty(t.shape) for t in like], [torch.empty(t.shape) for t in like]
     squares = noise.fill(one, (3, 4), threads=1)
@@ -158,39 +158,39 @@ def test_published_code_divides_wrongly_for_several_samples_ours_is_their_mean()
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("name", ["zo_sgd", "r_adazo", "zo_adam", "zo_sign_sgd"])
 def test_memory_changes_nothing_but_memory(name, samples):
-    """Three steps of the same run on a language model with tied embeddings, directions kept or made anew."""
+    """Three steps of the same run on a language model with tied embeddings, directions kept or drawn again."""
 
     def run(memory: str):
-        asked = oracle()
+        loss_oracle = oracle()
         kind = OPTIMIZERS[name]
         zo = ZerothOrder(samples=samples, memory=memory)
-        optimizer = kind(kind.Settings(lr=1e-3, zo=zo), asked.parameters, Run(3, seed=4))
+        optimizer = kind(kind.Settings(lr=1e-3, zo=zo), loss_oracle.parameters, Run(3, seed=4))
         for _ in range(3):
-            optimizer.step(asked)
-        return weights(asked)
+            optimizer.step(loss_oracle)
+        return weights(loss_oracle)
 
     assert same_bits(run("keep"), run("seed"))
 
 
 def test_low_rank_places_asked_together_answer_as_one_by_one():
-    """Against the same displacements as plain tensors, which the oracle takes one at a time."""
-    asked = oracle(retain="kl")
-    before = weights(asked)
-    draws = [LowRank(asked.parameters, 2, (0, n)) for n in range(3)]
-    together = asked.values(Part.TOTAL, [None, *(Displacement.along(d, s) for d in draws for s in (0.02, -0.02))])
-    apart = [asked.values(Part.TOTAL, [None])]
-    apart += [asked.values(Part.TOTAL, [Displacement.along(list(d), s)]) for d in draws for s in (0.02, -0.02)]
+    """Against the same displacements as plain tensors, which the oracle evaluates one at a time."""
+    loss_oracle = oracle(retain="kl")
+    before = weights(loss_oracle)
+    draws = [LowRank(loss_oracle.parameters, 2, (0, n)) for n in range(3)]
+    together = loss_oracle.values(Part.TOTAL, [None, *(Displacement.along(d, s) for d in draws for s in (0.02, -0.02))])
+    apart = [loss_oracle.values(Part.TOTAL, [None])]
+    apart += [loss_oracle.values(Part.TOTAL, [Displacement.along(list(d), s)]) for d in draws for s in (0.02, -0.02)]
     torch.testing.assert_close(together, torch.cat(apart), rtol=2e-6, atol=1e-6)
-    assert same_bits(before, weights(asked))
-    assert asked.queries.value == 14
+    assert same_bits(before, weights(loss_oracle))
+    assert loss_oracle.queries.value == 14
 
 
 def test_low_rank_chunks_change_nothing(monkeypatch):
-    asked = oracle()
-    draws = [Displacement.along(LowRank(asked.parameters, 1, (0, n)), 0.02) for n in range(5)]
-    whole = asked.values(Part.FORGET, draws)
+    loss_oracle = oracle()
+    draws = [Displacement.along(LowRank(loss_oracle.parameters, 1, (0, n)), 0.02) for n in range(5)]
+    in_one_pass = loss_oracle.values(Part.FORGET, draws)
     monkeypatch.setattr("suite.oracle.loss.REPLICATED", 1)
-    torch.testing.assert_close(asked.values(Part.FORGET, draws), whole, rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(loss_oracle.values(Part.FORGET, draws), in_one_pass, rtol=2e-6, atol=1e-6)
 
 
 def test_forward_differences_share_the_clean_value():

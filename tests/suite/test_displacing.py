@@ -1,4 +1,4 @@
-"""Losses at displaced places against copies of the model that were displaced by hand, and the weights afterwards."""
+"""Losses at displacements against copies of the model that were displaced by hand, and the weights afterwards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def npo(model: nn.Module) -> LossOracle:
 
 
 def gpt2() -> nn.Module:
-    """Untied places for texts and positions, biases everywhere, and matrices in layers that are not nn.Linear."""
+    """Embeddings of texts and positions, biases everywhere, and matrices in layers that are not nn.Linear."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -39,7 +39,7 @@ def gpt2() -> nn.Module:
 
 
 def gpt_neo() -> nn.Module:
-    """Linear layers with biases, and an embedding of positions that is asked once for all texts."""
+    """Linear layers with biases, and an embedding of positions that runs once for all texts."""
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def llama_with_biases(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 class Scaled(nn.Embedding):
-    """An embedding that answers with more than rows of its weight, as Gemma's does."""
+    """An embedding that does not return its rows unchanged, as Gemma's does."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return super().forward(ids) * 4.0
@@ -75,54 +75,59 @@ def scaled_llama() -> nn.Module:
     return model
 
 
-def by_hand(asked: LossOracle, displacement: Displacement) -> float:
+def by_hand(loss_oracle: LossOracle, displacement: Displacement) -> float:
     """The total at a copy of the model: each tensor summed in fp32, rounded once."""
-    model = copy.deepcopy(asked.model)
+    model = copy.deepcopy(loss_oracle.model)
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):
             place = p.float()
             for scale, way in displacement.terms:
                 place = place + scale * way[i]
             p.copy_(place)
-        objective = asked.objective
-        return float(objective.forget(model, asked.batch) + objective.retain(model, asked.batch))
+        objective = loss_oracle.objective
+        return float(objective.forget(model, loss_oracle.batch) + objective.retain(model, loss_oracle.batch))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("model", [llama, gpt2, gpt_neo, llama_with_biases, scaled_llama])
 def test_a_value_is_that_of_a_copy_displaced_by_hand(model, dtype):
     """Tied embedding and output layer, biases, foreign layers; one term and two."""
-    asked = npo(model().to(dtype))
-    before = weights(asked)
-    one = Displacement.along(direction(asked, 3), 0.05)
-    two = one + Displacement.along(direction(asked, 4), -0.07)
-    got = asked.values(Part.TOTAL, [one, None, two]).tolist()
+    loss_oracle = npo(model().to(dtype))
+    before = weights(loss_oracle)
+    one = Displacement.along(direction(loss_oracle, 3), 0.05)
+    two = one + Displacement.along(direction(loss_oracle, 4), -0.07)
+    got = loss_oracle.values(Part.TOTAL, [one, None, two]).tolist()
     nothing = Displacement.along([torch.zeros_like(p) for p in before])
-    expected = [by_hand(asked, d) for d in (one, nothing, two)]
+    expected = [by_hand(loss_oracle, d) for d in (one, nothing, two)]
     assert got == pytest.approx(expected, rel=1e-6 if dtype is torch.float32 else 2e-3)
     assert abs(expected[0] - expected[1]) > 2.5e-3 * expected[1], "the test would notice a displacement left out"
-    assert same_bits(before, weights(asked))
+    assert same_bits(before, weights(loss_oracle))
 
 
 @pytest.mark.parametrize("memory", ["keep", "seed"])
 def test_tied_weights_are_displaced_once_in_each_module_that_reads_them(memory):
     """Only the tied tensor moves. Displaced twice, or in one of its two modules, it gives another value."""
-    asked = npo(llama())
-    assert asked.model.get_input_embeddings().weight is asked.model.get_output_embeddings().weight
-    kept = [p.requires_grad_(p is asked.model.get_input_embeddings().weight) for p in asked.model.parameters()]
-    asked = npo(asked.model)
-    assert len(asked.parameters) == 1 < len(kept)
-    drawn = Directions(Kind.SPHERE, asked.parameters, 5, memory=memory)(0)
+    loss_oracle = npo(llama())
+    assert loss_oracle.model.get_input_embeddings().weight is loss_oracle.model.get_output_embeddings().weight
+    trainable = [
+        p.requires_grad_(p is loss_oracle.model.get_input_embeddings().weight) for p in loss_oracle.model.parameters()
+    ]
+    loss_oracle = npo(loss_oracle.model)
+    assert len(loss_oracle.parameters) == 1 < len(trainable)
+    drawn = Directions(Kind.SPHERE, loss_oracle.parameters, 5, memory=memory)(0)
 
     def expected(embedding: float, output: float) -> float:
-        model = copy.deepcopy(asked.model)
+        model = copy.deepcopy(loss_oracle.model)
         weight, way = model.get_input_embeddings().weight.detach(), drawn.tensors[0]
         model.get_input_embeddings().weight = nn.Parameter(weight + embedding * way)
         model.get_output_embeddings().weight = nn.Parameter(weight + output * way)
         with torch.no_grad():
-            return float(asked.objective.forget(model, asked.batch) + asked.objective.retain(model, asked.batch))
+            return float(
+                loss_oracle.objective.forget(model, loss_oracle.batch)
+                + loss_oracle.objective.retain(model, loss_oracle.batch)
+            )
 
-    (got,) = asked.values(Part.TOTAL, [Displacement.along(drawn.tensors, 0.05)]).tolist()
+    (got,) = loss_oracle.values(Part.TOTAL, [Displacement.along(drawn.tensors, 0.05)]).tolist()
     assert got == pytest.approx(expected(0.05, 0.05), rel=1e-6)
     for wrong in [(0.05, 0.1), (0.1, 0.05), (0.05, 0.0), (0.0, 0.05)]:
         assert abs(got - expected(*wrong)) > 1e-3
@@ -130,11 +135,11 @@ def test_tied_weights_are_displaced_once_in_each_module_that_reads_them(memory):
 
 @pytest.mark.parametrize("model", [llama, gpt2])
 def test_weights_are_back_after_an_error_in_mid_forward(model):
-    asked = npo(model())
-    before, places = weights(asked), [p.data_ptr() for p in asked.parameters]
-    plain = asked.values(Part.TOTAL, [None])
-    way = Displacement.along(direction(asked), 0.05)
-    modules = [m for m in asked.model.modules() if m._parameters]
+    loss_oracle = npo(model())
+    before, places = weights(loss_oracle), [p.data_ptr() for p in loss_oracle.parameters]
+    plain = loss_oracle.values(Part.TOTAL, [None])
+    way = Displacement.along(direction(loss_oracle), 0.05)
+    modules = [m for m in loss_oracle.model.modules() if m._parameters]
     for module in modules[:: len(modules) // 4]:
 
         def broken(*_: object) -> None:
@@ -143,22 +148,22 @@ def test_weights_are_back_after_an_error_in_mid_forward(model):
         for register in (module.register_forward_pre_hook, module.register_forward_hook):
             handle = register(broken)
             with pytest.raises(RuntimeError, match="out of memory"):
-                asked.values(Part.TOTAL, [way])
+                loss_oracle.values(Part.TOTAL, [way])
             handle.remove()
-            assert same_bits(before, weights(asked))
-            assert places == [p.data_ptr() for p in asked.parameters]
-    assert torch.equal(asked.values(Part.TOTAL, [None]), plain), "nothing goes on displacing"
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in asked.model.modules())
+            assert same_bits(before, weights(loss_oracle))
+            assert places == [p.data_ptr() for p in loss_oracle.parameters]
+    assert torch.equal(loss_oracle.values(Part.TOTAL, [None]), plain), "nothing goes on displacing"
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in loss_oracle.model.modules())
 
 
 @pytest.mark.parametrize("memory", ["keep", "seed"])
 def test_weights_are_back_after_a_place_that_is_not_finite(memory):
-    asked = npo(llama())
-    before = weights(asked)
-    drawn = Directions(Kind.GAUSSIAN, asked.parameters, 1, memory=memory)(0)
+    loss_oracle = npo(llama())
+    before = weights(loss_oracle)
+    drawn = Directions(Kind.GAUSSIAN, loss_oracle.parameters, 1, memory=memory)(0)
     with pytest.raises(Diverged):
-        asked.values(Part.TOTAL, [Displacement.along(drawn.tensors, 3e38)])
-    assert same_bits(before, weights(asked))
+        loss_oracle.values(Part.TOTAL, [Displacement.along(drawn.tensors, 3e38)])
+    assert same_bits(before, weights(loss_oracle))
 
 
 class Gain(nn.Module):
@@ -198,26 +203,26 @@ def test_a_pass_that_is_broken_off_on_purpose_leaves_nothing_to_the_next_place()
         torch.testing.assert_close(got, x * gain @ weight.T + bias)
 
 
-def together_and_apart(asked: LossOracle, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """Low-rank places as the oracle takes them, None among them, and as plain tensors, one at a time."""
-    draws = [LowRank(asked.parameters, 2, (seed, n)) for n in range(2)]
+def together_and_apart(loss_oracle: LossOracle, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Values at low-rank displacements and at None: all in one query, and as plain tensors in one query each."""
+    draws = [LowRank(loss_oracle.parameters, 2, (seed, n)) for n in range(2)]
     one, other, back = (Displacement.along(draws[i], scale) for i, scale in ((0, 0.02), (1, 0.02), (0, -0.02)))
     places = [one, None, back, other]
     plain = [p and Displacement.along(list(p.terms[0][1]), p.terms[0][0]) for p in places]
-    apart = torch.cat([asked.values(Part.TOTAL, [p]) for p in plain])
-    return asked.values(Part.TOTAL, places), apart, can_replicate(asked.model, places)
+    apart = torch.cat([loss_oracle.values(Part.TOTAL, [p]) for p in plain])
+    return loss_oracle.values(Part.TOTAL, places), apart, can_replicate(loss_oracle.model, places)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("model", [llama, llama_with_biases])
 def test_low_rank_places_together_are_those_one_by_one(model, dtype):
-    asked = npo(model().to(dtype))
-    before = weights(asked)
-    together, apart, at_once = together_and_apart(asked)
+    loss_oracle = npo(model().to(dtype))
+    before = weights(loss_oracle)
+    together, apart, at_once = together_and_apart(loss_oracle)
     assert at_once
     torch.testing.assert_close(together, apart, rtol=2e-6 if dtype is torch.float32 else 3e-2, atol=1e-6)
     assert float(apart.max() - apart.min()) > 0.02 * float(apart.max()), "the places are apart"
-    assert same_bits(before, weights(asked))
+    assert same_bits(before, weights(loss_oracle))
 
 
 @pytest.mark.parametrize("model", [gpt2, gpt_neo, scaled_llama])
@@ -231,17 +236,17 @@ def test_models_that_cannot_be_asked_at_many_places_at_once_are_asked_one_by_one
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_every_objective_answers_low_rank_places_together_as_one_by_one(name):
     try:
-        asked = made(name, "none", "zo_sgd").oracle
+        loss_oracle = made(name, "none", "zo_sgd").oracle
     except SpecError as refusal:
         pytest.skip(str(refusal))
-    asked.batch = conformance_batch(0)
-    together, apart, at_once = together_and_apart(asked)
+    loss_oracle.batch = conformance_batch(0)
+    together, apart, at_once = together_and_apart(loss_oracle)
     assert at_once
     torch.testing.assert_close(together, apart, rtol=5e-6, atol=2e-6)
 
 
 def test_replicas_do_not_take_new_texts_for_old_ones_that_are_gone():
-    """Texts are known by their identity, and a freed tensor's identity is given to the next."""
+    """Texts are recognized by their id, and a new tensor may get the id of a freed one."""
     model = llama()
     parameters = list(model.parameters())
     way = LowRank(parameters, 1, (0, 0))
@@ -259,7 +264,7 @@ def test_replicas_do_not_take_new_texts_for_old_ones_that_are_gone():
 
 
 def test_the_copy_by_hand_is_the_objective_itself():
-    asked = oracle()
-    nothing = Displacement.along([torch.zeros_like(p) for p in asked.parameters])
+    loss_oracle = oracle()
+    nothing = Displacement.along([torch.zeros_like(p) for p in loss_oracle.parameters])
     with torch.no_grad():
-        assert by_hand(asked, nothing) == pytest.approx(float(sum_of_parts(asked)), rel=1e-12)
+        assert by_hand(loss_oracle, nothing) == pytest.approx(float(sum_of_parts(loss_oracle)), rel=1e-12)

@@ -1,4 +1,4 @@
-"""Hybrids as their parts, and matched controls by the one property that they take over."""
+"""Hybrids against their parts, and matched controls against the one property that they copy."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_hybrid_asks_what_its_layout_says(ends):
 
 
 def test_hybrid_is_its_parts_with_states_of_their_own():
-    """In each block the hybrid does what Adam, or R-AdaZO, would have done there with the state it left off with."""
+    """In each block the hybrid steps as Adam, or R-AdaZO, would with its state at the end of its last block."""
     s = Hybrid.Settings(lr=0.02, zo_lr=0.01, zo_ratio=0.5, block=4, zo=ZerothOrder(samples=2))
     oracle, twin = Quadratic(), Quadratic()
     hybrid = of(s, oracle)
@@ -135,7 +135,7 @@ def test_hybrid_is_its_parts_with_states_of_their_own():
 
 
 def test_a_mix_is_the_weighted_sum_of_both_directions():
-    """Adam and R-AdaZO line by line in numpy, each with averages of its own, both asked where the step begins."""
+    """Adam and R-AdaZO line by line in numpy, each with its own averages, both evaluated at the start of the step."""
     zo = {"samples": 2, "radius": 0.1}
     s = settings_of("hybrid", kind="mix", mix_weight=0.3, lr=0.02, zo_lr=0.05, zo=zo)
     quadratic = Quadratic()
@@ -215,13 +215,13 @@ SGD_AND_ZO = {"first": {"name": "sgd", "momentum": 0.9}, "zeroth": {"name": "zo_
 @pytest.mark.parametrize("share", ["zo_ratio", "mix_weight"])
 def test_a_hybrid_of_one_part_alone_is_that_optimizer(share):
     """Same id, with the part's own settings, and the schedule and step size of the whole."""
-    whole = SGD_AND_ZO | {"name": "hybrid", "lr": 0.1, "zo_lr": 0.2, "schedule": "linear", "zo": {"samples": 4}}
-    whole |= {"kind": "mix"} if share == "mix_weight" else {}
-    assert canonical(**whole, **{share: 0}) == {"name": "sgd", "lr": 0.1, "schedule": "linear", "momentum": 0.9}
-    assert canonical(**whole, **{share: 1}) == {
+    hybrid = SGD_AND_ZO | {"name": "hybrid", "lr": 0.1, "zo_lr": 0.2, "schedule": "linear", "zo": {"samples": 4}}
+    hybrid |= {"kind": "mix"} if share == "mix_weight" else {}
+    assert canonical(**hybrid, **{share: 0}) == {"name": "sgd", "lr": 0.1, "schedule": "linear", "momentum": 0.9}
+    assert canonical(**hybrid, **{share: 1}) == {
         "name": "zo_sgd", "lr": 0.2, "schedule": "linear", "momentum": 0.5, "zo": {"samples": 4},
     }  # fmt: skip
-    assert canonical(**whole, **{share: 0.25})["name"] == "hybrid"
+    assert canonical(**hybrid, **{share: 0.25})["name"] == "hybrid"
 
 
 def test_a_hybrid_of_adamw_alone_is_adam_with_its_decay():

@@ -1,4 +1,4 @@
-"""bf16 weights: asking leaves every bit alone, displacements are summed in fp32, and trials run from end to end."""
+"""bf16 weights: queries leave every bit alone, displacements are summed in fp32, and trials run from end to end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from suite.objectives import OBJECTIVES
 from suite.optimizers import Run
 from suite.oracle.base import Displacement, Part, norm
-from suite.oracle.directions import Lazily, LowRank
+from suite.oracle.directions import LazyTensors, LowRank
 from suite.oracle.loss import LossOracle
 from suite.smoothing import SMOOTHINGS
 from suite.spec.measure import MeasureSpec
@@ -27,31 +27,31 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["dense", "lazy", "low_rank"])
 def test_values_nearby_leave_every_bit_alone(kind, dtype):
-    asked = oracle(dtype=dtype)
-    dense = direction(asked)
+    loss_oracle = oracle(dtype=dtype)
+    dense = direction(loss_oracle)
     way = {
         "dense": dense,
-        "lazy": Lazily(len(dense), dense.__getitem__),
-        "low_rank": LowRank(asked.parameters, 2, (1,)),
+        "lazy": LazyTensors(len(dense), dense.__getitem__),
+        "low_rank": LowRank(loss_oracle.parameters, 2, (1,)),
     }
-    before = weights(asked)
+    before = weights(loss_oracle)
     for part in Part:
-        asked.values(part, [Displacement.along(way[kind], 1e-3), None, Displacement.along(way[kind], -1e-3)])
-    assert same_bits(before, weights(asked))
+        loss_oracle.values(part, [Displacement.along(way[kind], 1e-3), None, Displacement.along(way[kind], -1e-3)])
+    assert same_bits(before, weights(loss_oracle))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_derivatives_elsewhere_leave_every_bit_alone(dtype):
-    asked = oracle(dtype=dtype)
-    way = [w.to(dtype) for w in direction(asked)]
+    loss_oracle = oracle(dtype=dtype)
+    way = [w.to(dtype) for w in direction(loss_oracle)]
     there = Displacement.along(way, 1e-3)
-    before = weights(asked)
+    before = weights(loss_oracle)
     for part in Part:
-        asked.gradient(part, there)
-        asked.hvp(part, way, there)
-        asked.directional(part, way, there)
-    asked.curvature_sample()
-    assert same_bits(before, weights(asked))
+        loss_oracle.gradient(part, there)
+        loss_oracle.hvp(part, way, there)
+        loss_oracle.directional(part, way, there)
+    loss_oracle.curvature_sample()
+    assert same_bits(before, weights(loss_oracle))
 
 
 @pytest.mark.parametrize("radius", [1e-4, 1e-3, 1e-2])
@@ -68,7 +68,7 @@ def test_published_code_that_probes_in_place_leaves_about_half_of_the_weights_ch
 
 
 def test_sharpness_awares_place_is_summed_in_fp32_and_rounded_once():
-    """Each weight of the place that the forget loss is asked at is a nearest bf16 number to w + rho g / |g|."""
+    """Each weight at which the forget loss is evaluated is a nearest bf16 number to w + rho g / |g|."""
     seen: list[list[torch.Tensor]] = []
 
     class Spy(OBJECTIVES["gradient_ascent"]):
@@ -76,12 +76,12 @@ def test_sharpness_awares_place_is_summed_in_fp32_and_rounded_once():
             seen.append([p.detach().clone() for p in model.parameters()])
             return super().forget_loss(model, batch)
 
-    asked = LossOracle(llama(dtype=torch.bfloat16), Spy(Spy.Settings()))
-    asked.batch = batch()
-    ascent = asked.gradient(Part.FORGET)
+    loss_oracle = LossOracle(llama(dtype=torch.bfloat16), Spy(Spy.Settings()))
+    loss_oracle.batch = batch()
+    ascent = loss_oracle.gradient(Part.FORGET)
     seen.clear()
     kind = SMOOTHINGS["sam"]
-    kind(asked, kind.Settings(rho=0.05), Run(1)).gradient(Part.FORGET)
+    kind(loss_oracle, kind.Settings(rho=0.05), Run(1)).gradient(Part.FORGET)
     here, there = seen
     length, moved = float(norm(ascent)), 0
     for w, g, place in zip(here, ascent, there, strict=True):

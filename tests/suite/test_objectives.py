@@ -1,4 +1,4 @@
-"""Every objective against its formula written out, and what every objective keeps to."""
+"""Every objective against its written-out formula, and properties that all objectives share."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def retains(name: str) -> list[str]:
 def test_losses_by_their_formulas(name, retain):
     model, reference, b = llama(), llama(1), full_batch()
     objective = made(name, retain=retain, retain_weight=0.7, forget_weight=1.3)
-    forget, kept = objective.forget(model, b), objective.retain(model, b)
-    assert forget.dtype is kept.dtype is torch.float64
-    assert forget.shape == kept.shape == ()
+    forget, retain_loss = objective.forget(model, b), objective.retain(model, b)
+    assert forget.dtype is retain_loss.dtype is torch.float64
+    assert forget.shape == retain_loss.shape == ()
     assert float(forget.detach()) == pytest.approx(1.3 * forget_by_hand(name, model, reference, b), rel=1e-5)
     by_hand = retain_by_hand(retain, model, reference, b) - (0.3 if name == "pdu" else 0.0)
-    assert float(kept.detach()) == pytest.approx(0.7 * by_hand, rel=1e-4)
+    assert float(retain_loss.detach()) == pytest.approx(0.7 * by_hand, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_gradients_values_and_forward_derivatives_tell_the_same_slope(name):
-    """A zeroth-order optimizer goes where a first-order one goes: no part of a loss is hidden from the gradient."""
+    """Zeroth- and first-order optimizers minimize the same function: no part of a loss is missing from the gradient."""
     warm = {"beta": 0.5} if name == "simnpo" else {}  # at 4.5 these answers are gone, and so is the gradient
     oracle = LossOracle(llama(), made(name, retain_weight=0.7, **warm))
     oracle.batch = full_batch()
@@ -83,7 +83,7 @@ def test_bf16_models_have_bf16_gradients_of_nearly_the_same_loss(name):
     exact, oracle = LossOracle(llama(), made(name)), LossOracle(llama(dtype=torch.bfloat16), made(name))
     exact.batch = oracle.batch = full_batch()
     assert all(g.dtype is torch.bfloat16 for g in oracle.gradient())
-    (rounded,), (value,) = (asked.values(Part.FORGET, [None]).tolist() for asked in (oracle, exact))
+    (rounded,), (value,) = (each.values(Part.FORGET, [None]).tolist() for each in (oracle, exact))
     assert rounded == pytest.approx(value, rel=0.1)
 
 

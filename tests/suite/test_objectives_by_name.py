@@ -140,12 +140,12 @@ def test_the_dual_variable_moves_after_steps_alone_and_never_below_zero():
 
 def test_a_dual_variable_taken_up_again_goes_on_where_it_stood():
     model, b = llama(), full_batch()
-    whole, first, second = (made("pdu", retain_weight=0.4, dual_step=0.25, dual_warmup=1) for _ in range(3))
-    for objective in (whole, whole, whole, first, first):
+    uninterrupted, first, second = (made("pdu", retain_weight=0.4, dual_step=0.25, dual_warmup=1) for _ in range(3))
+    for objective in (uninterrupted, uninterrupted, uninterrupted, first, first):
         objective.stepped(model, b)
     second.load_state_dict(first.state_dict())
     second.stepped(model, b)
-    assert second.dual == whole.dual
+    assert second.dual == uninterrupted.dual
 
 
 def test_the_bound_of_the_retain_loss_has_no_gradient():

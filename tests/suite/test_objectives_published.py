@@ -1,4 +1,4 @@
-"""Defects of published unlearning code that ours must not have, each said in one sentence."""
+"""Defects of published unlearning code that ours must not have, each described in one sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.objectives import full_batch, made
 
 
 def says(logits: Tensor):
-    """A model that gives these logits, (sequences, length, vocabulary), whatever it is asked."""
+    """A model that returns these logits, (sequences, length, vocabulary), whatever its input."""
     return lambda input_ids, use_cache: SimpleNamespace(logits=logits)
 
 
@@ -82,10 +82,10 @@ def test_npo_sums_over_each_answer_before_the_sigmoid():
         objective.forget(model, Batch(one(b.forget, row), b.retain, b.forget_reference[row : row + 1]))
         for row in range(len(b.forget))
     ]
-    whole = float(objective.forget(model, b).detach())
-    assert whole == pytest.approx(float(sum(alone).detach()) / len(alone), rel=1e-5)
+    batch_loss = float(objective.forget(model, b).detach())
+    assert batch_loss == pytest.approx(float(sum(alone).detach()) / len(alone), rel=1e-5)
     mean = sequence_logprobs(model, b.forget).sum() / b.forget.answer.sum() - b.forget_reference.mean()
-    assert whole != pytest.approx(float(-20 * logsigmoid(-0.1 * mean).detach()), rel=0.05)
+    assert batch_loss != pytest.approx(float(-20 * logsigmoid(-0.1 * mean).detach()), rel=0.05)
 
 
 def test_undial_teaches_answers_alone():
@@ -150,7 +150,7 @@ def test_weighted_ascent_has_the_published_gradient(ours, published, powers):
 
 
 def test_weighted_ascent_pulls_down_unlikely_tokens_by_its_values_too():
-    """Published weighted losses, asked for values alone, rise where the gradient says that they fall (p < 1/e)."""
+    """Values of the published weighted losses rise along directions in which the gradient descends (p < 1/e)."""
     ahead, behind = torch.tensor([0.11], dtype=torch.float64), torch.tensor([0.09], dtype=torch.float64)
     mask = torch.ones(1, 1, dtype=torch.bool)
     assert published_wga(ahead, 1.0) < published_wga(behind, 1.0)

@@ -1,4 +1,4 @@
-"""What optimizers of gradients and curvature remember, ask and keep in fp32, each on a quadratic."""
+"""State, oracle queries and precision of optimizers that use gradients and curvature, each on a quadratic."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_asks_is_what_the_meter_counts(name):
     optimizer = made(settings_of(name), meter)
     for _ in range(7):
         optimizer.step(meter)
-    curvature = math.ceil(7 / 2) if "curvature every k" in optimizer.asks else 0
-    assert "1 gradient" in optimizer.asks
+    curvature = math.ceil(7 / 2) if "curvature every k" in optimizer.queries_per_step else 0
+    assert "1 gradient" in optimizer.queries_per_step
     assert meter.queries == Queries(gradient=7, curvature=curvature, bits=meter.queries.bits)
     assert meter.queries.grade() is optimizer.grade
 
@@ -90,6 +90,6 @@ def test_averages_of_bf16_weights_are_fp32(name):
     assert all(p.dtype is torch.bfloat16 for p in bowl.parameters)
     assert not np.array_equal(before, bowl.x)
     if not isinstance(optimizer, TorchOptimizer):
-        kept = list(tensors(optimizer.state_dict()))
-        assert kept
-        assert all(t.dtype is torch.float32 for t in kept)
+        saved_tensors = list(tensors(optimizer.state_dict()))
+        assert saved_tensors
+        assert all(t.dtype is torch.float32 for t in saved_tensors)

@@ -1,4 +1,4 @@
-"""Every optimizer by its formula, and by what it asks."""
+"""Every optimizer against its formula, and its oracle queries."""
 
 from __future__ import annotations
 

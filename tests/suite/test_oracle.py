@@ -17,13 +17,13 @@ from tests.support.language_model import direction, oracle, same_bits, sum_of_pa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_questions_leave_the_weights_as_they_were_bit_for_bit(dtype):
-    asked = oracle(dtype=dtype)
-    before, way = weights(asked), direction(asked)
-    asked.values(Part.TOTAL, [Displacement.along(way, 1e-2), None, Displacement.along(way, -1e-2)])
-    asked.gradient(Part.FORGET, Displacement.along(way, 0.1) + Displacement.along(way, 1e-3))
-    asked.curvature_sample()
-    asked.hvp(Part.TOTAL, [w.to(dtype) for w in way])
-    assert same_bits(before, weights(asked))
+    loss_oracle = oracle(dtype=dtype)
+    before, way = weights(loss_oracle), direction(loss_oracle)
+    loss_oracle.values(Part.TOTAL, [Displacement.along(way, 1e-2), None, Displacement.along(way, -1e-2)])
+    loss_oracle.gradient(Part.FORGET, Displacement.along(way, 0.1) + Displacement.along(way, 1e-3))
+    loss_oracle.curvature_sample()
+    loss_oracle.hvp(Part.TOTAL, [w.to(dtype) for w in way])
+    assert same_bits(before, weights(loss_oracle))
 
 
 def test_the_naive_way_would_not_have():
@@ -39,59 +39,59 @@ def test_the_naive_way_would_not_have():
 
 
 def test_weights_come_back_after_an_error_in_mid_question():
-    asked = oracle()
-    before = weights(asked)
-    huge = Displacement.along([torch.full_like(p, torch.inf) for p in asked.parameters])
+    loss_oracle = oracle()
+    before = weights(loss_oracle)
+    huge = Displacement.along([torch.full_like(p, torch.inf) for p in loss_oracle.parameters])
     with pytest.raises(Diverged):
-        asked.values(Part.TOTAL, [huge])
-    assert same_bits(before, weights(asked))
+        loss_oracle.values(Part.TOTAL, [huge])
+    assert same_bits(before, weights(loss_oracle))
 
 
 def test_values_are_the_loss_at_the_displaced_place():
-    asked, way = oracle(), None
-    way = direction(asked)
-    got = asked.values(Part.TOTAL, [None, Displacement.along(way, 0.01)])
+    loss_oracle, way = oracle(), None
+    way = direction(loss_oracle)
+    got = loss_oracle.values(Part.TOTAL, [None, Displacement.along(way, 0.01)])
     with torch.no_grad():
-        by_hand = [float(sum_of_parts(asked))]
-        for p, w in zip(asked.parameters, way, strict=True):
+        by_hand = [float(sum_of_parts(loss_oracle))]
+        for p, w in zip(loss_oracle.parameters, way, strict=True):
             p.add_(w, alpha=0.01)
-        by_hand.append(float(sum_of_parts(asked)))
+        by_hand.append(float(sum_of_parts(loss_oracle)))
     assert got.dtype is torch.float64
     assert got.tolist() == pytest.approx(by_hand, rel=1e-6)
 
 
 @pytest.mark.parametrize("part", list(Part))
 def test_gradient_agrees_with_backward_and_with_differences(part):
-    asked = oracle()
-    loss = {Part.FORGET: lambda: asked.objective.forget(asked.model, asked.batch),
-            Part.RETAIN: lambda: asked.objective.retain(asked.model, asked.batch),
-            Part.RELEARN: lambda: mean_nll(asked.model, asked.batch.forget),
-            Part.TOTAL: lambda: sum_of_parts(asked)}[part]  # fmt: skip
+    loss_oracle = oracle()
+    loss = {Part.FORGET: lambda: loss_oracle.objective.forget(loss_oracle.model, loss_oracle.batch),
+            Part.RETAIN: lambda: loss_oracle.objective.retain(loss_oracle.model, loss_oracle.batch),
+            Part.RELEARN: lambda: mean_nll(loss_oracle.model, loss_oracle.batch.forget),
+            Part.TOTAL: lambda: sum_of_parts(loss_oracle)}[part]  # fmt: skip
     loss().backward()
-    expected = [p.grad.clone() for p in asked.parameters]
-    asked.model.zero_grad()
-    got = asked.gradient(part)
+    expected = [p.grad.clone() for p in loss_oracle.parameters]
+    loss_oracle.model.zero_grad()
+    got = loss_oracle.gradient(part)
     for g, e in zip(got, expected, strict=True):
         torch.testing.assert_close(g, e)
-    way = direction(asked)
+    way = direction(loss_oracle)
     slope = sum(float((g * w).sum()) for g, w in zip(got, way, strict=True))
-    ahead, behind = asked.values(part, [Displacement.along(way, 1e-3), Displacement.along(way, -1e-3)]).tolist()
+    ahead, behind = loss_oracle.values(part, [Displacement.along(way, 1e-3), Displacement.along(way, -1e-3)]).tolist()
     assert (ahead - behind) / 2e-3 == pytest.approx(slope, rel=0.05)  # curvature and fp32
 
 
 def test_forward_mode_derivative_is_the_gradient_along_the_direction():
-    asked = oracle()
-    way = direction(asked)
-    expected = sum(float((g * w).sum()) for g, w in zip(asked.gradient(Part.TOTAL), way, strict=True))
-    assert asked.directional(Part.TOTAL, way) == pytest.approx(expected, rel=1e-4)
+    loss_oracle = oracle()
+    way = direction(loss_oracle)
+    expected = sum(float((g * w).sum()) for g, w in zip(loss_oracle.gradient(Part.TOTAL), way, strict=True))
+    assert loss_oracle.directional(Part.TOTAL, way) == pytest.approx(expected, rel=1e-4)
 
 
 def test_hessian_vector_product_is_the_gradients_slope():
-    asked = oracle()
-    way = direction(asked)
-    got = asked.hvp(Part.TOTAL, way)
-    ahead = asked.gradient(Part.TOTAL, Displacement.along(way, 1e-3))
-    behind = asked.gradient(Part.TOTAL, Displacement.along(way, -1e-3))
+    loss_oracle = oracle()
+    way = direction(loss_oracle)
+    got = loss_oracle.hvp(Part.TOTAL, way)
+    ahead = loss_oracle.gradient(Part.TOTAL, Displacement.along(way, 1e-3))
+    behind = loss_oracle.gradient(Part.TOTAL, Displacement.along(way, -1e-3))
     expected = [(a - b) / 2e-3 for a, b in zip(ahead, behind, strict=True)]
     difference = float(norm([g - e for g, e in zip(got, expected, strict=True)]))
     assert difference < 0.02 * float(norm(expected))
@@ -99,22 +99,22 @@ def test_hessian_vector_product_is_the_gradients_slope():
 
 def test_curvature_samples_have_the_gauss_newton_diagonal_as_their_mean():
     """count * g^2 against the Gauss-Newton diagonal, exact by going through every label of every position."""
-    asked = oracle(name="gradient_ascent")  # forget text alone
-    tokens, model = asked.batch.forget, asked.model
+    loss_oracle = oracle(name="gradient_ascent")  # forget text alone
+    tokens, model = loss_oracle.batch.forget, loss_oracle.model
     logits = model(input_ids=tokens.ids).logits[:, :-1].float()
     logprobs = logits.log_softmax(-1)
     positions = tokens.answer[:, 1:].nonzero().tolist()
-    exact = [torch.zeros_like(p) for p in asked.parameters]
+    exact = [torch.zeros_like(p) for p in loss_oracle.parameters]
     for row, place in positions:
         for label in range(23):
-            gradient = torch.autograd.grad(logprobs[row, place, label], asked.parameters, retain_graph=True)
+            gradient = torch.autograd.grad(logprobs[row, place, label], loss_oracle.parameters, retain_graph=True)
             chance = float(logprobs[row, place, label].detach().exp())
             for e, g in zip(exact, gradient, strict=True):
                 e.add_(g.square(), alpha=chance / len(positions))
-    mean = [torch.zeros_like(p) for p in asked.parameters]
+    mean = [torch.zeros_like(p) for p in loss_oracle.parameters]
     draws = 3000
     for _ in range(draws):
-        sample = asked.curvature_sample()
+        sample = loss_oracle.curvature_sample()
         assert sample.count == len(positions)
         for m, g in zip(mean, sample.gradient, strict=True):
             m.add_(g.square(), alpha=sample.count / draws)
@@ -125,9 +125,9 @@ def test_curvature_samples_have_the_gauss_newton_diagonal_as_their_mean():
 
 
 def test_no_retain_weight_means_that_retain_text_is_never_read():
-    asked = oracle(name="graddiff", retain_weight=0.0)
-    asked.gradient()
-    assert asked.queries.tokens == asked.batch.forget.size
+    loss_oracle = oracle(name="graddiff", retain_weight=0.0)
+    loss_oracle.gradient()
+    assert loss_oracle.queries.tokens == loss_oracle.batch.forget.size
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_smoothing_shows_in_the_cost_and_not_in_the_grade():
 def test_sharpness_aware_gradient_is_that_of_the_worst_point():
     """Against the formula, with weights moved by hand."""
     rho = 0.05
-    asked = oracle()
-    got = SMOOTHINGS["sam"](asked, SMOOTHINGS["sam"].Settings(rho=rho), Run(1)).gradient()
+    loss_oracle = oracle()
+    got = SMOOTHINGS["sam"](loss_oracle, SMOOTHINGS["sam"].Settings(rho=rho), Run(1)).gradient()
     by_hand = oracle()
     ascent = by_hand.gradient(Part.FORGET)
     length = float(torch.cat([a.flatten() for a in ascent]).norm())
@@ -172,24 +172,24 @@ def test_sharpness_aware_gradient_is_that_of_the_worst_point():
 
 
 def test_a_loss_that_is_not_finite_is_told_before_the_weights_move():
-    asked = oracle()
+    loss_oracle = oracle()
     with torch.no_grad():
-        asked.parameters[0].fill_(float("nan"))
+        loss_oracle.parameters[0].fill_(float("nan"))
     with pytest.raises(Diverged):
-        asked.gradient()
+        loss_oracle.gradient()
     with pytest.raises(Diverged):
-        asked.values(Part.TOTAL, [None])
+        loss_oracle.values(Part.TOTAL, [None])
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(-0.1, 0.1), min_size=1, max_size=3))
 def test_terms_of_a_displacement_add_up(scales):
-    asked = oracle()
-    way = direction(asked)
+    loss_oracle = oracle()
+    way = direction(loss_oracle)
     whole = None
     for scale in scales:
         whole = Displacement.along(way, scale) + whole
-    one, other = asked.values(Part.RETAIN, [whole, Displacement.along(way, sum(scales))]).tolist()
+    one, other = loss_oracle.values(Part.RETAIN, [whole, Displacement.along(way, sum(scales))]).tolist()
     assert one == pytest.approx(other, rel=1e-4)
 
 

@@ -47,13 +47,13 @@ def test_published_sophia_code_renews_the_hessian_in_every_step():
 
 def test_published_sophia_code_squares_the_minibatch_gradient_whose_labels_are_not_resampled():
     """One step on a language model: h is (1 - b2) B ghat^2, with ghat by hand from the labels that its seed draws."""
-    asked, twin = language_model(), language_model()
-    optimizer = Sophia(Sophia.Settings(lr=1e-3), asked.parameters, Run(steps=4))
+    loss_oracle, twin = language_model(), language_model()
+    optimizer = Sophia(Sophia.Settings(lr=1e-3), loss_oracle.parameters, Run(steps=4))
     with torch.enable_grad():
         loss, count = twin.objective.resampled(twin.model, twin.batch, torch.Generator().manual_seed(0))
     expected = 0.01 * count * flat(torch.autograd.grad(loss, twin.parameters)) ** 2
     minibatch = 0.01 * count * flat(twin.gradient()) ** 2
-    optimizer.step(asked)
+    optimizer.step(loss_oracle)
     np.testing.assert_allclose(flat(optimizer.curvature), expected, rtol=1e-4, atol=1e-12)
     assert np.abs(minibatch - expected).max() > 0.1 * expected.max()
 
@@ -181,13 +181,13 @@ def test_lbfgs_leaves_out_pairs_along_which_the_retain_loss_curves_down():
 def test_lbfgs_remembers_so_many_pairs_and_none_of_standing_still():
     bowl = Bowl(hilly())
     optimizer = made(LBFGS.Settings(lr=0.01, every=1, pairs=3), bowl)
-    for kept in (1, 1, 1):
+    for stored in (1, 1, 1):
         optimizer.direction(bowl)
-        assert len(optimizer.s) == len(optimizer.y) == kept
-    for kept in (2, 3, 3):
+        assert len(optimizer.s) == len(optimizer.y) == stored
+    for stored in (2, 3, 3):
         go(bowl, np.ones(20))
         optimizer.direction(bowl)
-        assert len(optimizer.s) == len(optimizer.y) == kept
+        assert len(optimizer.s) == len(optimizer.y) == stored
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -1,4 +1,4 @@
-"""What every smoothing keeps to, and the arithmetic that they share."""
+"""Properties of every smoothing, and the arithmetic that they share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from suite.optimizers import OPTIMIZERS, Run
 from suite.oracle.base import Displacement, Grade, Metered, Order, Part
 from suite.smoothing import SMOOTHINGS, Smoothing
-from suite.smoothing.arithmetic import combined, place, project
+from suite.smoothing.arithmetic import combined, displaced_weights, project
 from tests.support.functions import Functions, flat, smooth, vector, walk
 from tests.support.language_model import direction, same_bits, weights
 from tests.support.language_model import oracle as llama_oracle
@@ -34,7 +34,7 @@ every_variant = pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=lambd
 
 
 def test_projection_by_the_paper():
-    """PCGrad in numpy: only what conflicts is taken away, and by an inner product over all tensors."""
+    """PCGrad in numpy: only the conflicting component is removed, with an inner product over all tensors."""
     one, other = [torch.tensor([1.0, 2.0]), torch.tensor([[-4.0]])], [torch.tensor([3.0, 0.0]), torch.tensor([[1.0]])]
     g, r = flat(one).numpy(), flat(other).numpy()
     np.testing.assert_allclose(flat(project(one, other)).numpy(), g - (g @ r) / (r @ r) * r, rtol=1e-6)
@@ -63,7 +63,7 @@ def test_smoothing_shows_in_the_cost_and_not_in_the_grade(name, changes):
         outer = Metered(smooth(name, inner, **changes))
         run(optimizer, outer)
         assert outer.queries.grade() is grade
-        assert inner.told == 3
+        assert inner.steps == 3
         if name not in ("none", "wa", "ema", "extrapolation") and optimizer == "adam":
             assert inner.queries.gradient + inner.queries.curvature > 3
 
@@ -89,15 +89,15 @@ def test_questions_that_are_not_smoothed_are_answered_by_the_oracle_inside(name,
 @every_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_questions_to_a_model_leave_its_weights_bit_for_bit(name, changes, dtype):
-    asked = llama_oracle(dtype=dtype)
-    smoothed = smooth(name, asked, **changes)
-    before, way = weights(asked), direction(asked)
+    loss_oracle = llama_oracle(dtype=dtype)
+    smoothed = smooth(name, loss_oracle, **changes)
+    before, way = weights(loss_oracle), direction(loss_oracle)
     gradient = smoothed.gradient()
-    assert [g.dtype for g in gradient] == [p.dtype for p in asked.parameters]
+    assert [g.dtype for g in gradient] == [p.dtype for p in loss_oracle.parameters]
     assert bool(flat(gradient).any())
     loss = smoothed.values(Part.TOTAL, [None, Displacement.along(way, 1e-3)])
     assert loss.dtype is torch.float64 and loss.shape == (2,)
-    assert same_bits(before, weights(asked))
+    assert same_bits(before, weights(loss_oracle))
 
 
 @every_variant
@@ -131,11 +131,11 @@ def run(optimizer: str, oracle: Smoothing | Metered) -> None:
 @every_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_run_taken_up_again_ends_in_the_same_bits(name, changes, dtype):
-    whole = Functions(dtype=dtype)
-    straight = smooth(name, whole, **changes)
+    uninterrupted = Functions(dtype=dtype)
+    straight = smooth(name, uninterrupted, **changes)
     walk(straight, 3)
     file = io.BytesIO()
-    torch.save({"smoothing": straight.state_dict(), "weights": [p.clone() for p in whole.parameters]}, file)
+    torch.save({"smoothing": straight.state_dict(), "weights": [p.clone() for p in uninterrupted.parameters]}, file)
     walk(straight, 3)
 
     file.seek(0)
@@ -146,8 +146,8 @@ def test_a_run_taken_up_again_ends_in_the_same_bits(name, changes, dtype):
         p.copy_(w)
     resumed.load_state_dict(saved["smoothing"])
     walk(resumed, 3)
-    assert same_bits(whole.parameters, again.parameters)
-    ends = [s.published() for s in (straight, resumed)]
+    assert same_bits(uninterrupted.parameters, again.parameters)
+    ends = [s.final_weights() for s in (straight, resumed)]
     assert [end is None for end in ends] == [name != "wa"] * 2
     assert ends[0] is None or same_bits(*ends)
 
@@ -158,8 +158,8 @@ def test_every_smoothing_names_its_source():
 
 def test_a_retain_weight_of_zero_leaves_the_smoothed_forget_loss():
     for name, changes in VARIANTS:
-        asked = llama_oracle(name="graddiff", retain_weight=0.0)
-        smoothed = smooth(name, asked, **changes)
+        loss_oracle = llama_oracle(name="graddiff", retain_weight=0.0)
+        smoothed = smooth(name, loss_oracle, **changes)
         torch.testing.assert_close(
             flat(smoothed.gradient()), flat(smoothed.gradient(Part.FORGET)), rtol=1e-4, atol=1e-5
         )
@@ -168,5 +168,5 @@ def test_a_retain_weight_of_zero_leaves_the_smoothed_forget_loss():
 def test_places_are_summed_in_fp32():
     weight = [torch.ones(1, dtype=torch.bfloat16)]
     at = Displacement.along(weight, 2.0**-9) + Displacement.along(weight, 2.0**-9)
-    assert float(place(weight, at)[0]) == 1 + 2 * 2.0**-9
+    assert float(displaced_weights(weight, at)[0]) == 1 + 2 * 2.0**-9
     assert math.isclose(float(weight[0]), 1.0)

@@ -22,10 +22,10 @@ def test_weight_averaging_publishes_the_mean_of_its_iterates_and_leaves_the_step
         iterates.append(plain.x.numpy())
         walk(wa, 1)
         if len(iterates) < 3:
-            assert wa.published() is None
+            assert wa.final_weights() is None
     assert torch.equal(plain.x, averaged.x)
     expected = np.mean([iterates[step - 1] for step in (3, 5, 7)], axis=0)
-    got = wa.published()
+    got = wa.final_weights()
     assert all(g.dtype is dtype for g in got)
     reference = torch.from_numpy(expected).float().to(dtype).double()
     torch.testing.assert_close(flat(got), reference, rtol=1e-6 if dtype is torch.float32 else 4e-3, atol=0)
@@ -57,15 +57,15 @@ def test_moving_average_line_by_line_and_training_goes_on_from_the_shadow(dtype)
         np.testing.assert_allclose(flat(smoothed.shadow).numpy(), shadow, rtol=1e-5, atol=1e-6)
         rounded = torch.cat([s.flatten() for s in smoothed.shadow]).to(dtype).double()
         assert torch.equal(oracle.x, rounded)
-    assert homes == [p.data_ptr() for p in oracle.parameters], "in place: whoever holds the weights sees it"
-    assert oracle.told == 7
+    assert homes == [p.data_ptr() for p in oracle.parameters], "in place: everything that shares the weights sees it"
+    assert oracle.steps == 7
 
 
 # --- extrapolation
 
 
 def test_extrapolation_by_the_paper():
-    """Gradients from ahead, steps from where we stand: in numpy for a quadratic."""
+    """Gradients ahead of the weights, steps from the weights: in numpy for a quadratic."""
     oracle, gamma, lr = Functions(quadratic(1), quadratic(2)), 0.1, 0.05
     smoothed = smooth("extrapolation", oracle, gamma=gamma)
     a, b = (matrix(1) + matrix(2)).numpy(), (vector(101) + vector(102)).numpy()
@@ -77,7 +77,7 @@ def test_extrapolation_by_the_paper():
         with torch.no_grad():
             for p, g in zip(oracle.parameters, gradient, strict=True):
                 p.sub_(lr * g)
-                g.fill_(float("nan"))  # an optimizer may use the answer's memory
+                g.fill_(float("nan"))  # an optimizer may overwrite the result
         smoothed.stepped()
         np.testing.assert_allclose(oracle.x.numpy(), x, rtol=1e-5, atol=1e-6)
 
@@ -92,7 +92,7 @@ def test_extrapolation_sums_the_parts_that_were_asked_apart_and_skips_steps_with
     smoothed.values(Part.TOTAL, [None])
     smoothed.stepped()
     smoothed.gradient()
-    torch.testing.assert_close(oracle.asked[-1][1], oracle.x - gamma * total, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(oracle.evaluated[-1][1], oracle.x - gamma * total, rtol=1e-5, atol=1e-5)
 
 
 def test_extrapolation_by_noise_has_the_length_of_the_gradient():
@@ -102,5 +102,5 @@ def test_extrapolation_by_noise_has_the_length_of_the_gradient():
     length = float(grad(oracle.f[Part.TOTAL], oracle.x).norm())
     smoothed.stepped()
     smoothed.gradient()
-    ahead = oracle.asked[-1][1] - oracle.x
+    ahead = oracle.evaluated[-1][1] - oracle.x
     assert float(ahead.norm()) == pytest.approx(gamma * length, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Smoothings that ask a neighbourhood or an attacker: closed forms, differences, and line-by-line numpy."""
+"""Smoothings over a neighbourhood or an attacker's losses: closed forms, differences, and line-by-line numpy."""
 
 from __future__ import annotations
 
@@ -145,9 +145,9 @@ def test_stable_unlearning_asks_at_random_a_length_rho_away():
     inner = oracle.x - 0.05 * grad(oracle.f[Part.TOTAL], oracle.x)
     places = []
     for _ in range(2):
-        oracle.asked.clear()
+        oracle.evaluated.clear()
         smoothed.gradient()
-        (_, total), (_, forget), (_, retain) = oracle.asked
+        (_, total), (_, forget), (_, retain) = oracle.evaluated
         assert torch.equal(total, oracle.x)
         torch.testing.assert_close(retain, inner, rtol=1e-5, atol=1e-5)
         assert float((forget - inner).norm()) == pytest.approx(0.3, rel=1e-5)
@@ -169,9 +169,9 @@ def test_stable_unlearning_looks_back_to_the_mean_of_its_weights_and_not_beyond(
     inner = oracle.x - 0.01 * grad(oracle.f[Part.TOTAL], oracle.x)
     way = torch.stack(history).mean(0) - inner
     expected = inner + way * min(1.0, rho / float(way.norm()))
-    oracle.asked.clear()
+    oracle.evaluated.clear()
     smoothed.gradient(Part.FORGET)
-    torch.testing.assert_close(oracle.asked[-1][1], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(oracle.evaluated[-1][1], expected, rtol=1e-5, atol=1e-5)
 
 
 # --- invariance
@@ -180,34 +180,34 @@ def test_stable_unlearning_looks_back_to_the_mean_of_its_weights_and_not_beyond(
 def invariant(oracle: Functions, weight: float) -> Function:
     """The penalty with its dummy scale w differentiated at 1, as the paper writes it."""
 
-    def whole(x: torch.Tensor) -> torch.Tensor:
+    def penalised_loss(x: torch.Tensor) -> torch.Tensor:
         total = oracle.f[Part.FORGET](x)
         for part in (Part.RELEARN, Part.RETAIN):
             slope = torch.func.grad(lambda w, part=part: oracle.f[part](w * x))(torch.ones((), dtype=torch.float64))
             total = total + weight * slope**2
         return total
 
-    return whole
+    return penalised_loss
 
 
 def test_invariance_is_the_squared_slope_along_the_scale_of_the_weights():
     oracle = Functions()
-    irm, whole = smooth("irm", oracle, weight=0.2), invariant(oracle, 0.2)
+    irm, penalised_loss = smooth("irm", oracle, weight=0.2), invariant(oracle, 0.2)
     way = oracle.split(vector(20))
     places = [None, Displacement.along(way, 0.1)]
-    expected = [float(whole(oracle.x)), float(whole(oracle.x + 0.1 * flat(way)))]
+    expected = [float(penalised_loss(oracle.x)), float(penalised_loss(oracle.x + 0.1 * flat(way)))]
     assert irm.values(Part.FORGET, places).tolist() == pytest.approx(expected, rel=1e-5)
-    close(irm.gradient(Part.FORGET), grad(whole, oracle.x))
+    close(irm.gradient(Part.FORGET), grad(penalised_loss, oracle.x))
     close(
         irm.gradient(at=places[1]),
-        grad(whole, oracle.x + 0.1 * flat(way)) + flat(oracle.gradient(Part.RETAIN, places[1])),
+        grad(penalised_loss, oracle.x + 0.1 * flat(way)) + flat(oracle.gradient(Part.RETAIN, places[1])),
     )
 
 
 def test_invariance_of_a_model_is_the_slope_of_its_values():
-    asked = llama_oracle()
-    irm = smooth("irm", asked, weight=0.5)
-    way = direction(asked)
+    loss_oracle = llama_oracle()
+    irm = smooth("irm", loss_oracle, weight=0.5)
+    way = direction(loss_oracle)
     way = [w / float(norm(way)) for w in way]
     ahead, behind = irm.values(Part.TOTAL, [Displacement.along(way, 0.01), Displacement.along(way, -0.01)]).tolist()
     slope = (ahead - behind) / 0.02

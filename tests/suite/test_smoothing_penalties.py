@@ -148,7 +148,7 @@ def test_a_parameter_without_a_gradient_does_not_shift_the_others(name):
     oracle = Functions(forget, head(quartic(2)))
     got = smooth(name, oracle).gradient(Part.FORGET)
     assert not bool(got[0].any())
-    for _, x in oracle.asked:
+    for _, x in oracle.evaluated:
         assert torch.equal(x[: SIZE // 2], oracle.x[: SIZE // 2])
     if name in ("gp", "cp"):
         close(got, grad(penalised(name, forget, 10.0, 0.01), oracle.x), 1e-4)
@@ -165,35 +165,37 @@ def test_where_the_forget_loss_is_flat_the_retain_gradient_is_left(name):
 
 def test_gradient_penalty_on_a_model_is_double_backward():
     """Loss plus weight times the norm of its gradient, differentiated as one scalar."""
-    asked = llama_oracle()
+    loss_oracle = llama_oracle()
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(SDPBackend.MATH):
-        loss = asked.objective.forget(asked.model, asked.batch)
-        first = torch.autograd.grad(loss, asked.parameters, create_graph=True)
-        whole = loss + 2.0 * torch.cat([g.flatten() for g in first]).norm()
-        expected = flat(torch.autograd.grad(whole, asked.parameters))
-    close(smooth("gp", asked, weight=2.0).gradient(Part.FORGET), expected, 1e-4)
-    close(smooth("gp", asked, weight=2.0, form="difference", radius=3e-4).gradient(Part.FORGET), expected, 0.02)
-    assert float((expected - flat(asked.gradient(Part.FORGET))).norm() / expected.norm()) > 0.1
+        loss = loss_oracle.objective.forget(loss_oracle.model, loss_oracle.batch)
+        first = torch.autograd.grad(loss, loss_oracle.parameters, create_graph=True)
+        penalised_loss = loss + 2.0 * torch.cat([g.flatten() for g in first]).norm()
+        expected = flat(torch.autograd.grad(penalised_loss, loss_oracle.parameters))
+    close(smooth("gp", loss_oracle, weight=2.0).gradient(Part.FORGET), expected, 1e-4)
+    close(smooth("gp", loss_oracle, weight=2.0, form="difference", radius=3e-4).gradient(Part.FORGET), expected, 0.02)
+    assert float((expected - flat(loss_oracle.gradient(Part.FORGET))).norm() / expected.norm()) > 0.1
 
 
 def test_curvature_penalty_on_a_model_is_the_slope_of_its_value():
     """The penalty from gradients of the model at two sides along a direction, against its gradient."""
-    asked, rho = llama_oracle(), 0.05
+    loss_oracle, rho = llama_oracle(), 0.05
 
     def penalty(at: Displacement) -> float:
-        g = asked.gradient(Part.FORGET, at)
-        ahead = asked.gradient(Part.FORGET, Displacement.along(g, rho / float(norm(g))) + at)
+        g = loss_oracle.gradient(Part.FORGET, at)
+        ahead = loss_oracle.gradient(Part.FORGET, Displacement.along(g, rho / float(norm(g))) + at)
         return float((flat(ahead) - flat(g)).norm())
 
     exact, difference = (
-        flat(smooth("cp", asked, weight=1.0, rho=rho, form=form, radius=3e-4).gradient(Part.FORGET))
-        - flat(asked.gradient(Part.FORGET))
+        flat(smooth("cp", loss_oracle, weight=1.0, rho=rho, form=form, radius=3e-4).gradient(Part.FORGET))
+        - flat(loss_oracle.gradient(Part.FORGET))
         for form in ("exact", "difference")
     )
     assert float((exact - difference).norm() / exact.norm()) < 0.02
-    way = [w.to(p.dtype) for w, p in zip(split_like(exact, asked.parameters), asked.parameters, strict=True)]
+    way = [
+        w.to(p.dtype) for w, p in zip(split_like(exact, loss_oracle.parameters), loss_oracle.parameters, strict=True)
+    ]
     h = 3e-4 / float(norm(way))
     slope = (penalty(Displacement.along(way, h)) - penalty(Displacement.along(way, -h))) / (2 * h)
     assert slope == pytest.approx(float(exact @ exact), rel=0.01)

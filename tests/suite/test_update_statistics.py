@@ -9,7 +9,7 @@ import torch
 from suite.attacks.weights.quantization import round_to_nearest
 from suite.oracle import noise
 from suite.oracle.base import Displacement, Diverged, Oracle, Part
-from suite.oracle.directions import Lazily
+from suite.oracle.directions import LazyTensors
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
@@ -170,7 +170,7 @@ def drift(oracle: Oracle, seed: int) -> float:
     def direction(index: int) -> torch.Tensor:
         return noise.gaussian([oracle.parameters[index]], (seed, 0x0D21F7, index))[0]
 
-    oracle.values(Part.TOTAL, [Displacement.along(Lazily(len(before), direction), PROBE_RADIUS)])
+    oracle.values(Part.TOTAL, [Displacement.along(LazyTensors(len(before), direction), PROBE_RADIUS)])
     changed = 0
     for old, now in zip(before, oracle.parameters, strict=True):
         bits = [tensor.detach().cpu().reshape(-1, 1).view(torch.uint8) for tensor in (old, now)]

@@ -122,7 +122,7 @@ def of(settings, quadratic: Quadratic, steps: int = 12) -> Optimizer:
 
 @pytest.mark.parametrize("name", list(BY_THE_LINE))
 def test_every_step_is_its_formula(name):
-    """In each of twelve steps, from where the optimizer stands, with the reference's own averages."""
+    """In each of twelve steps, from the optimizer's own weights, with the reference's own averages."""
     settings, step = BY_THE_LINE[name]
     quadratic = Quadratic()
     optimizer, reference, memory = of(settings, quadratic), Reference(quadratic, settings.zo), {}
@@ -146,7 +146,7 @@ def test_published_code_calls_the_sign_of_one_slope_zo_sign_sgd_ours_is_that_of_
 
 
 def test_zo_adam_corrects_for_the_steps_that_it_took_itself():
-    """In a hybrid every second pair of steps is another optimizer's, which Adam's averages have not seen."""
+    """In a hybrid every second pair of steps belongs to another optimizer and does not enter Adam's averages."""
     zeroth = {"name": "zo_adam", "betas": [0.8, 0.95], "eps": 1e-6}
     settings = parse(
         Hybrid.Settings,
@@ -167,20 +167,20 @@ def test_zo_adam_corrects_for_the_steps_that_it_took_itself():
 @pytest.mark.parametrize("lr", [1e-4, 1e-2, 1.0])
 def test_conservative_steps_never_raise_the_loss_on_their_batch(lr, dtype):
     """On a language model, with step sizes from harmless to absurd: the loss is the best of the three, to the bit."""
-    asked = language_model(dtype=dtype)
+    loss_oracle = language_model(dtype=dtype)
     optimizer = ZOConservative(
-        ZOConservative.Settings(lr=lr, zo=ZerothOrder(radius=0.03)), asked.parameters, Run(6, SEED)
+        ZOConservative.Settings(lr=lr, zo=ZerothOrder(radius=0.03)), loss_oracle.parameters, Run(6, SEED)
     )
     seen: list[list[float]] = []
-    values = asked.values
+    values = loss_oracle.values
 
     def noted(part: Part, places) -> torch.Tensor:
         seen.append(values(part, places).tolist())
         return torch.tensor(seen[-1], dtype=torch.float64)
 
-    asked.values = noted
+    loss_oracle.values = noted
     for _ in range(6):
-        optimizer.step(asked)
+        optimizer.step(loss_oracle)
         here, *others = seen[-1]
         (after,) = values(Part.TOTAL, [None]).tolist()
         assert len(others) == 2
@@ -253,24 +253,24 @@ def test_bf16_weights_take_fp32_directions_with_one_rounding(name):
 
 
 def test_directions_lie_on_the_sphere_of_root_mean_square_one():
-    """The displacements asked have norm r sqrt(d), each with its opposite."""
+    """The displacements that are evaluated have norm r sqrt(d), each with its opposite."""
     quadratic = Quadratic()
-    asked: list[torch.Tensor] = []
+    evaluated: list[torch.Tensor] = []
     values = quadratic.values
 
     def noted(part: Part, displacements: list[Displacement]) -> torch.Tensor:
         for d in displacements:
             ((scale, way),) = d.terms
-            asked.append(scale * torch.cat([w.flatten() for w in way]))
+            evaluated.append(scale * torch.cat([w.flatten() for w in way]))
         return values(part, displacements)
 
     quadratic.values = noted
     Differences(ZerothOrder(samples=3, radius=0.02), quadratic.parameters, seed=0)(quadratic)
-    assert [float(a.norm()) for a in asked] == pytest.approx([0.02 * math.sqrt(20)] * 6, rel=1e-5)
-    assert all(torch.equal(asked[i], -asked[i + 1]) for i in (0, 2, 4))
+    assert [float(d.norm()) for d in evaluated] == pytest.approx([0.02 * math.sqrt(20)] * 6, rel=1e-5)
+    assert all(torch.equal(evaluated[i], -evaluated[i + 1]) for i in (0, 2, 4))
 
 
-DROWNING = [
+LOST_TO_ROUNDING = [
     {"name": "zo_sgd"},
     {"name": "r_adazo"},
     {"name": "hybrid", "zo_ratio": 1.0},
@@ -281,51 +281,51 @@ DROWNING = [
 ]
 
 
-@pytest.mark.parametrize("data", DROWNING, ids=lambda data: "-".join(map(str, data.values())))
+@pytest.mark.parametrize("data", LOST_TO_ROUNDING, ids=lambda data: "-".join(map(str, data.values())))
 def test_a_difference_that_drowns_in_rounding_is_counted_and_told_once(data):
-    """The message says which key to raise, and the count is there to be recorded."""
+    """The message names the setting to raise, and the count is recorded."""
     kind = OPTIMIZERS[data["name"]].Settings
     flat = Quadratic(f=lambda x: 1e6 + 1e-9 * x.sum())
     optimizer = of(parse(kind, {"lr": LR, "zo": {"samples": 3, "radius": 2e-3}} | data), flat)
-    with pytest.warns(UserWarning, match=r"optimizer\.zo\.radius \(now 0\.002\)") as told:
+    with pytest.warns(UserWarning, match=r"optimizer\.zo\.radius \(now 0\.002\)") as warned:
         optimizer.step(flat)
-    assert len(told) == 1
+    assert len(warned) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.step(flat)
-    assert optimizer.drowned == 6
+    assert optimizer.lost_to_rounding == 6
 
 
 def test_differences_that_stand_out_are_not_counted():
-    """Eleven units in the last place of the loss, as fp32 has it, are slope; nine are not."""
-    for ulps, drowned in ((11, 0), (9, 1)):
+    """Eleven units in the last place of the loss (in fp32) count as a slope; nine do not."""
+    for ulps, expected in ((11, 0), (9, 1)):
         ulp = 64 * torch.finfo(torch.float32).eps
-        answers = iter([torch.tensor([64.0, 64.0 - ulps * ulp], dtype=torch.float64)])
+        results = iter([torch.tensor([64.0, 64.0 - ulps * ulp], dtype=torch.float64)])
         quadratic = Quadratic()
-        quadratic.values = lambda part, places, answers=answers: next(answers)
+        quadratic.values = lambda part, places, results=results: next(results)
         estimate = Differences(ZerothOrder(), quadratic.parameters, seed=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             estimate(quadratic)
-        assert estimate.drowned == drowned
+        assert estimate.lost_to_rounding == expected
 
 
 def test_a_run_on_a_language_model_moves_by_its_estimate_alone():
     """ZO-SGD on the LM: the step is -lr slope u with the slope from two losses at copies displaced by hand."""
-    asked = language_model()
+    loss_oracle = language_model()
     settings = ZOSGD.Settings(lr=1e-3, zo=ZerothOrder(radius=0.01))
-    u = Directions(settings.zo.direction, asked.parameters, SEED, memory="seed")(0)
+    u = Directions(settings.zo.direction, loss_oracle.parameters, SEED, memory="seed")(0)
     way = [u.factor * t for t in u.tensors]
-    before = weights(asked)
+    before = weights(loss_oracle)
     losses = []
     with torch.no_grad():
         for scale in (0.01, -0.01):
-            for p, b, w in zip(asked.parameters, before, way, strict=True):
+            for p, b, w in zip(loss_oracle.parameters, before, way, strict=True):
                 p.copy_(b + scale * w)
-            losses.append(float(asked.values(Part.TOTAL, [None])))
-        for p, b in zip(asked.parameters, before, strict=True):
+            losses.append(float(loss_oracle.values(Part.TOTAL, [None])))
+        for p, b in zip(loss_oracle.parameters, before, strict=True):
             p.copy_(b)
     slope = (losses[0] - losses[1]) / 0.02
-    of(settings, asked).step(asked)
-    for p, b, w in zip(asked.parameters, before, way, strict=True):
+    of(settings, loss_oracle).step(loss_oracle)
+    for p, b, w in zip(loss_oracle.parameters, before, way, strict=True):
         torch.testing.assert_close(p.detach() - b, -1e-3 * slope * w, rtol=1e-3, atol=1e-6)

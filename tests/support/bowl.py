@@ -86,7 +86,7 @@ def made(settings: OptimizerSettings, oracle: Bowl, steps: int = 20, seed: int =
 
 
 def settings_of(name: str, **more: object) -> OptimizerSettings:
-    """With everything on that a run has to remember."""
+    """With every option on that adds state to a run."""
     if "sgd" in name:
         more = {"momentum": 0.9} | more
     if name.startswith("compressed"):

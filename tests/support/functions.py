@@ -50,8 +50,8 @@ class Functions:
         start = vector(7)
         self.parameters = [start[: SIZE // 2].view(2, -1).to(dtype), start[SIZE // 2 :].to(dtype)]
         self.queries = Queries()
-        self.asked: list[tuple[Part, torch.Tensor]] = []
-        self.told = 0
+        self.evaluated: list[tuple[Part, torch.Tensor]] = []
+        self.steps = 0
 
     @property
     def x(self) -> torch.Tensor:
@@ -65,7 +65,7 @@ class Functions:
         x = self.x.clone()
         for scale, way in displacement.terms if displacement else ():
             x += scale * flat(way)
-        self.asked.append((part, x))
+        self.evaluated.append((part, x))
         return x
 
     def values(self, part: Part, displacements: Sequence[Displacement | None]) -> torch.Tensor:
@@ -95,7 +95,7 @@ class Functions:
         self.queries.bits.add(bits)
 
     def stepped(self) -> None:
-        self.told += 1
+        self.steps += 1
 
 
 def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -54,5 +54,7 @@ def same_bits(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(one, other, strict=True))
 
 
-def sum_of_parts(asked: LossOracle) -> torch.Tensor:
-    return asked.objective.forget(asked.model, asked.batch) + asked.objective.retain(asked.model, asked.batch)
+def sum_of_parts(loss_oracle: LossOracle) -> torch.Tensor:
+    return loss_oracle.objective.forget(loss_oracle.model, loss_oracle.batch) + loss_oracle.objective.retain(
+        loss_oracle.model, loss_oracle.batch
+    )

@@ -1,4 +1,4 @@
-"""A quadratic loss that answers every question of an oracle."""
+"""A quadratic loss that answers every query of an oracle."""
 
 from __future__ import annotations
 

@@ -36,18 +36,18 @@ class Trained:
 
     oracle: LossOracle
     smoothed: Smoothing
-    asked: Metered
+    metered: Metered
     optimizer: Optimizer
 
     def steps(self, numbers: range) -> Trained:
         for number in numbers:
             self.oracle.batch = batch(number)
-            self.optimizer.step(self.asked)
-            self.asked.stepped()
+            self.optimizer.step(self.metered)
+            self.metered.stepped()
         return self
 
     def weights(self) -> list[torch.Tensor]:
-        ends = self.smoothed.published()
+        ends = self.smoothed.final_weights()
         return [w.detach().clone() for w in (self.oracle.parameters if ends is None else ends)]
 
     def state(self) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class FineTuning(Attack):
             report_at=[point * unit for point in self.points],
         )
         for step in made:
-            with adapter.published(adapter.merged()) if adapter else nullcontext(model) as ordinary:
+            with adapter.exported(adapter.merged()) if adapter else nullcontext(model) as ordinary:
                 weights = TensorCheckpoint.of(ordinary, checkpoint.architecture)
             yield step // unit, weights
 
