@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from suite.trials.given_checkpoint import Measured
+    from suite.trials.given_checkpoint import CheckpointResult
 
 CheckpointName = Annotated[str, typer.Argument(help="Folder, or hub id owner/model[@revision].", show_default=False)]
 TaskName = Annotated[str, typer.Option("--task", help="Whose questions are asked.", show_default=False)]
@@ -50,7 +50,7 @@ def measured(
     model: dict[str, Any],
     runtime: dict[str, Any],
     store: str,
-) -> Measured:
+) -> CheckpointResult:
     """A checkpoint's numbers, from what stands on the command line.
 
     Raises:

@@ -17,7 +17,7 @@ from suite.config.errors import SpecError
 from suite.models.layers import blocks_of
 
 
-def recompute_blocks(model: torch.nn.Module) -> None:
+def checkpoint_blocks(model: torch.nn.Module) -> None:
     """Let each block of the model recompute its activations, from now on, wherever gradients are asked for.
 
     Where they are not (values, forward-mode derivatives) a block runs as before. The backward pass has to find the

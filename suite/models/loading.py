@@ -65,10 +65,10 @@ def base_model(spec: ModelSpec, task: Task, seed: int, store: StageStore) -> Bas
         artifact = store.run("base", inputs, lambda folder: _make_tiny(folder, spec, task, seed))
         folder = artifact.folder
         return _read_model(spec, folder, {"base": artifact.key})
-    return found_model(spec, spec.name)
+    return resolve_model(spec, spec.name)
 
 
-def found_model(spec: ModelSpec, name: str, key: str = "model.name") -> BaseModel:
+def resolve_model(spec: ModelSpec, name: str, key: str = "model.name") -> BaseModel:
     """The model in a folder or on the hub, in the spec's dtype and with its template.
 
     Args:
@@ -101,7 +101,7 @@ def _adapted(spec: ModelSpec, path: Path, key: str) -> BaseModel:
     named = json.loads((path / LoraCheckpoint.CONFIG).read_text()).get("base_model_name_or_path")
     if not named:
         raise SpecError(f"{key}: {path}/{LoraCheckpoint.CONFIG} names no base_model_name_or_path")
-    base = found_model(spec, named, f"{key}: {path.name}: base_model_name_or_path")
+    base = resolve_model(spec, named, f"{key}: {path.name}: base_model_name_or_path")
     if not isinstance(base.checkpoint, SavedCheckpoint):
         raise SpecError(f"{key}: {path} is an adapter of an adapter. Merge the first one")
     return replace(

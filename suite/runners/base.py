@@ -74,7 +74,7 @@ def run_one(job: TrialJob, note: Callable[[str], None] = lambda stage: None) -> 
                 store,
                 measure=job.measure,
                 runtime=job.runtime,
-                report=lambda stage, rows: note(stage),
+                on_stage=lambda stage, rows: note(stage),
             )
     except (SpecError, BoardError):
         raise

@@ -23,7 +23,7 @@ from suite.models.checkpoints import (
     heads_of,
     skeleton,
 )
-from suite.models.loading import found_model
+from suite.models.loading import resolve_model
 from suite.models.settings import ModelSpec
 
 
@@ -141,7 +141,7 @@ def test_an_adapter_is_a_checkpoint(folder, tmp_path):
     assert not checkpoint.plain
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": None}))
     with pytest.raises(SpecError, match="names no base_model_name_or_path"):
-        found_model(ModelSpec(name=str(tmp_path)), str(tmp_path), "checkpoint")
+        resolve_model(ModelSpec(name=str(tmp_path)), str(tmp_path), "checkpoint")
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors here"):
         checkpoint.state()

@@ -155,11 +155,11 @@ def test_weights_that_never_moved_are_said_to_be_the_targets(store):
 
 
 def test_a_model_by_path_is_asked_in_the_dtype_that_the_spec_names(trained):
-    from suite.models.loading import found_model
+    from suite.models.loading import resolve_model
 
     path = str(trained.target.checkpoint.path)
     for dtype in ("float32", "bfloat16"):
-        state = found_model(ModelSpec(name=path, dtype=dtype), path).checkpoint.state()
+        state = resolve_model(ModelSpec(name=path, dtype=dtype), path).checkpoint.state()
         assert {str(tensor.dtype) for tensor in state.values()} == {f"torch.{dtype}"}
 
 

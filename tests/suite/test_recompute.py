@@ -12,7 +12,7 @@ from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.models.encoding import Encoded
 from suite.models.finetuning import finetune
-from suite.models.gradient_checkpointing import recompute_blocks
+from suite.models.gradient_checkpointing import checkpoint_blocks
 from suite.models.layers import blocks_of
 from suite.objectives import OBJECTIVES, Reference
 from suite.oracle.base import Displacement, Part
@@ -46,7 +46,7 @@ def asked(adapter: str, objective: str, dtype: torch.dtype = torch.float32) -> L
 
 def pair(*how) -> tuple[LossOracle, LossOracle]:
     plain, saving = asked(*how), asked(*how)
-    recompute_blocks(saving.model)
+    checkpoint_blocks(saving.model)
     return plain, saving
 
 
@@ -109,7 +109,7 @@ def test_a_step_of_fine_tuning_ends_in_the_same_bits():
     for saving in (False, True):
         model = llama()
         if saving:
-            recompute_blocks(model)
+            checkpoint_blocks(model)
         texts = [Encoded((1, 2, 3, n), 2) for n in range(4, 9)]
         assert list(finetune(model, texts, steps=3, lr=1e-2, batch_size=2, seed=0)) == [3]
         ends.append([p.detach() for p in model.parameters()])
@@ -118,7 +118,7 @@ def test_a_step_of_fine_tuning_ends_in_the_same_bits():
 
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(SpecError, match="gradient_checkpointing"):
-        recompute_blocks(torch.nn.Linear(2, 2))
+        checkpoint_blocks(torch.nn.Linear(2, 2))
 
 
 def test_a_trial_that_saves_memory_is_the_same_trial(tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_trial_that_saves_memory_is_the_same_trial(tmp_path, monkeypatch):
     wrapped: list[int] = []
     for module in ("training.anchors", "training.unlearning", "attacks.finetuning.base"):
         monkeypatch.setattr(
-            f"suite.{module}.recompute_blocks", lambda model: (wrapped.append(1), recompute_blocks(model))
+            f"suite.{module}.checkpoint_blocks", lambda model: (wrapped.append(1), checkpoint_blocks(model))
         )
     runs = {}
     for runtime in (RuntimeSpec(), SAVING):
