@@ -190,7 +190,7 @@ def check(spec: TrialSpec) -> None:
         if not _UNTIL.fullmatch(spec.until):
             raise ValueError(f"until: not understood: {spec.until}. Write knowledge<=0.2")
         if spec.checkpoints.every is None:
-            raise ValueError("until: is judged at kept checkpoints. Set checkpoints.every too")
+            raise ValueError("until: is checked at intermediate checkpoints. Set checkpoints.every too")
     if spec.checkpoints.every is not None and spec.checkpoints.every > spec.steps:
         raise ValueError(f"checkpoints.every: {spec.checkpoints.every} is more than steps={spec.steps}")
 
