@@ -245,23 +245,23 @@ def adam(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
     yield f"{name}_adam_over_bare", clock.ratio(lambda: ours.step(oracle), step)
 
 
-def peak(name: str, way: str, device: torch.device) -> float:
+def peak(name: str, method: str, device: torch.device) -> float:
     """Peak memory of two steps, beyond the model and one forward pass, in copies of the weights."""
     if device.type == "cuda":
-        return _peak_here(name, way, device)
-    command = [sys.executable, __file__, "--peak", f"{name},{way}"]
+        return _peak_here(name, method, device)
+    command = [sys.executable, __file__, "--peak", f"{name},{method}"]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def _peak_here(name: str, way: str, device: torch.device) -> float:
+def _peak_here(name: str, method: str, device: torch.device) -> float:
     oracle = oracle_of(name, device)
     size = sum(p.numel() * p.element_size() for p in oracle.parameters)
     oracle.values(Part.TOTAL, [None])
     step: Callable[[], object]
-    if way == "textbook":
+    if method == "textbook":
         step = Textbook(oracle, 1).step
     else:
-        optimizer = optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(radius=1e-2, memory=way))
+        optimizer = optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(radius=1e-2, memory=method))
         step = lambda: optimizer.step(oracle)  # noqa: E731
     if device.type == "cuda":  # exclude the creation of the model
         torch.cuda.reset_peak_memory_stats()
@@ -310,9 +310,9 @@ def main() -> None:
                     figures[key] = value
                     table.add_row(key, f"{value:.3f}")
                     print(f"{key:44s} {value:8.3f}", file=sys.stderr, flush=True)
-            for way in ("keep", "seed", "textbook"):
-                figures[f"{name}_peak_copies_{way}"] = value = peak(name, way, device)
-                table.add_row(f"{name}_peak_copies_{way}", f"{value:.3f}")
+            for method in ("keep", "seed", "textbook"):
+                figures[f"{name}_peak_copies_{method}"] = value = peak(name, method, device)
+                table.add_row(f"{name}_peak_copies_{method}", f"{value:.3f}")
     Console().print(table)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1))

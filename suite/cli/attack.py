@@ -26,7 +26,8 @@ from suite.cli.common import STORE, EngineName, Json, StoreDir, console, number,
 Attacks = Annotated[
     list[str] | None,
     typer.Option(
-        "--attack", help="An attack as it stands in rows, rtn[bits=4]; several times. By default the official set."
+        "--attack",
+        help="An attack by its name in rows, rtn[bits=4]; give it several times. By default the official set.",
     ),
 ]
 
@@ -53,7 +54,7 @@ def attack(
     store: StoreDir = STORE,
     as_json: Json = False,
 ) -> None:
-    """Attack a checkpoint, and its anchors where they are named, and print what each attack brings back."""
+    """Attack a checkpoint, and its anchors where they are named, and print the recovery under each attack."""
     from suite.storage.location import store_folder
 
     store_folder(store)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from suite.trials.given_checkpoint import CheckpointResult
 
 CheckpointName = Annotated[str, typer.Argument(help="Folder, or hub id owner/model[@revision].", show_default=False)]
-TaskName = Annotated[str, typer.Option("--task", help="Whose questions are asked.", show_default=False)]
+TaskName = Annotated[str, typer.Option("--task", help="The task to evaluate on.", show_default=False)]
 Anchor = Annotated[str | None, typer.Option(help="Checkpoint to compare with, where a metric does.")]
 Limit = Annotated[int | None, typer.Option(help="Questions per probe and split, the first ones.", min=1)]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 Spec = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the file: optimizer.lr=1e-4")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file's: optimizer.lr=1e-4"),
 ]
 StoreDir = Annotated[
     str, typer.Option("--store", envvar="REGRADE_STORE", help="Folder with the stages and the board; may be shared.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 EngineName = Annotated[
-    str | None, typer.Option("--engine", help="What answers: transformers or vllm; measure.engine of the file.")
+    str | None,
+    typer.Option("--engine", help="Inference engine: transformers or vllm; overrides measure.engine of the file."),
 ]
 STORE = "store"
 

@@ -44,7 +44,7 @@ def _findings(store: Path) -> list[tuple[str, str, str]]:
     state = "there" if data and Path(data).is_dir() else "no such folder"
     rows.append(("REGRADE_DATA", data or "unset", state if data else "data sets come from the hub"))
     offline = os.environ.get("HF_HUB_OFFLINE")
-    rows.append(("HF_HUB_OFFLINE", offline or "unset", "the hub is not asked" if offline == "1" else ""))
+    rows.append(("HF_HUB_OFFLINE", offline or "unset", "the hub is not used" if offline == "1" else ""))
     rows.append(("disk", f"{shutil.disk_usage(store if store.is_dir() else Path.cwd()).free / 2**30:.0f} GiB", "free"))
     if store.is_dir():
         rows += _store_findings(store)

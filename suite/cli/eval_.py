@@ -45,7 +45,7 @@ def eval_(
     store: StoreDir = STORE,
     as_json: Json = False,
 ) -> None:
-    """Ask a checkpoint a task's questions and print every number. What was asked before is not asked again."""
+    """Evaluate a checkpoint on a task and print every metric. Results that are in the store are reused."""
     from suite.config.errors import SpecError
     from suite.evaluation.scoring import BOTH_SPLITS
     from suite.storage.location import store_folder

@@ -22,7 +22,7 @@ def report(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Ranked tables, plots, and what each setting was worth."""
+    """Show ranked tables, plots, and how much each setting mattered."""
     from suite.cli.ranked import print_ranking
     from suite.reports import plots as drawing
     from suite.reports import report as reports

@@ -78,9 +78,9 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name") -> BaseMo
     Raises:
         SpecError: no such model, or one that cannot be used, saying why.
     """
-    if (adapter := _adapter(name)) is not None:
-        return _adapted(spec, adapter, key)
-    folder, identity = _find(name, key)
+    if (adapter := _adapter_folder(name)) is not None:
+        return _model_with_adapter(spec, adapter, key)
+    folder, identity = _identify(name, key)
     return _read_model(spec, folder, {**identity, "dtype": spec.dtype})
 
 
@@ -91,13 +91,13 @@ def _read_model(spec: ModelSpec, folder: Path, identity: Mapping[str, Any]) -> B
     return BaseModel(checkpoint, Encoder(tokenizer, template), {**identity, "template": str(template)})
 
 
-def _adapter(name: str) -> Path | None:
+def _adapter_folder(name: str) -> Path | None:
     """The folder, if the name is that of a LoRA adapter."""
     path = Path(name).expanduser()
     return path.resolve() if (path / LoraCheckpoint.CONFIG).is_file() else None
 
 
-def _adapted(spec: ModelSpec, path: Path, key: str) -> BaseModel:
+def _model_with_adapter(spec: ModelSpec, path: Path, key: str) -> BaseModel:
     """A model with an adapter; the adapter's config names the base model."""
     named = json.loads((path / LoraCheckpoint.CONFIG).read_text()).get("base_model_name_or_path")
     if not named:
@@ -124,9 +124,9 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
     if name == "tiny":
         tokenizer = train_tokenizer(task, spec.tiny)
         return Encoder(tokenizer, spec.template or Template.BARE), spec.tiny.context
-    if (adapter := _adapter(name)) is not None:
-        return read_encoder(spec, task, str(_adapted(spec, adapter, key).checkpoint.architecture), key)
-    folder = _place(name, key, weights=False)
+    if (adapter := _adapter_folder(name)) is not None:
+        return read_encoder(spec, task, str(_model_with_adapter(spec, adapter, key).checkpoint.architecture), key)
+    folder = _model_folder(name, key, weights=False)
     tokenizer = load_tokenizer(folder)
     return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)
 
@@ -139,9 +139,11 @@ def read_heads(spec: ModelSpec, name: str, key: str = "model.name") -> Heads:
     """
     if name == "tiny":
         return Heads(spec.tiny.hidden // spec.tiny.heads, spec.tiny.heads)
-    adapter = _adapter(name)
+    adapter = _adapter_folder(name)
     return heads_of(
-        _adapted(spec, adapter, key).checkpoint.architecture if adapter else _place(name, key, weights=False)
+        _model_with_adapter(spec, adapter, key).checkpoint.architecture
+        if adapter
+        else _model_folder(name, key, weights=False)
     )
 
 
@@ -214,14 +216,14 @@ def train_tokenizer(task: Task, tiny: TinyModel) -> PreTrainedTokenizerBase:
     )
 
 
-def _find(name: str, key: str) -> tuple[Path, dict[str, Any]]:
-    folder = _place(name, key)
+def _identify(name: str, key: str) -> tuple[Path, dict[str, Any]]:
+    folder = _model_folder(name, key)
     if Path(name).expanduser().is_dir():
         return folder, {"files": _fingerprint(folder)}
     return folder, {"hub": name.partition("@")[0], "commit": folder.name}
 
 
-def _place(name: str, key: str, *, weights: bool = True) -> Path:
+def _model_folder(name: str, key: str, *, weights: bool = True) -> Path:
     """Folder of a model, fetched from the hub if the name is not a local folder."""
     path = Path(name).expanduser()
     if path.is_dir():

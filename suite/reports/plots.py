@@ -82,13 +82,18 @@ def _bars(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
     for index, attack in enumerate(ranking.attacks):
         values = [e.recovery[attack].value or 0.0 for e in entries]
         errors = [e.recovery[attack].margin for e in entries]
-        places = [row + index * height for row in range(len(entries))]
+        positions = [row + index * height for row in range(len(entries))]
         name = ranking.attack_labels[attack]
-        axes.barh(places, values, height=height, xerr=errors, label=name, error_kw={"linewidth": 0.8})
-        for place, entry in zip(places, entries, strict=True):
+        axes.barh(positions, values, height=height, xerr=errors, label=name, error_kw={"linewidth": 0.8})
+        for position, entry in zip(positions, entries, strict=True):
             if entry.recovery[attack].value is None:
                 axes.text(
-                    0.005, place, _recovery_text(entry, attack), fontsize=6, verticalalignment="center", style="italic"
+                    0.005,
+                    position,
+                    _recovery_text(entry, attack),
+                    fontsize=6,
+                    verticalalignment="center",
+                    style="italic",
                 )
     axes.set_yticks([row + 0.4 - height / 2 for row in range(len(entries))], [e.label for e in entries], fontsize=8)
     axes.invert_yaxis()
