@@ -76,13 +76,13 @@ def run_trial(
     *,
     measure: MeasureSpec | None = None,
     runtime: RuntimeSpec | None = None,
-    engine: MakeEngine | None = None,
+    make_engine: MakeEngine | None = None,
     on_stage: OnStage = lambda stage, rows: None,
 ) -> TrialResult:
     """Run a trial, or the part of it that is not in the store yet, and put its rows on the board.
 
     Args:
-        engine: by default the one that `measure` names.
+        make_engine: by default makes the engine that `measure` names.
         on_stage: called after each stage; may end the trial once the models were evaluated without an attack.
 
     Raises:
@@ -90,25 +90,14 @@ def run_trial(
         StageError, CheckpointError, BoardError: something stored is damaged, or the disk is full.
     """
     measure, runtime = measure or MeasureSpec(), runtime or RuntimeSpec()
-    make_engine = engine or _engine_of(measure, spec)
+    make_engine = make_engine or _engine_of(measure, spec)
     data = TaskData.load(spec.task, measure, spec.anchors.retain_limit)
     environment = Numeric.of(runtime)
     with numeric(runtime) as device:
         anchors = prepare_anchors(spec, data.task, store.stages, runtime)
         on_stage("anchors", [])
 
-        harness = Harness.assembled(
-            data,
-            anchors.base,
-            make_engine(anchors.base.encoder, device),
-            store.stages,
-            runtime,
-            device,
-            trial=spec.id,
-            anchors=anchors,
-            target=anchors.target,
-            board=store.board,
-        )
+        harness = _harness(spec, data, anchors, make_engine(anchors.base.encoder, device), store, runtime, device)
         criterion = KnowledgeOnDev(data.task, anchors, harness.engine) if spec.until else None
         stages = unlearn(spec, data.task, anchors, store.stages, runtime, criterion)
         trial = trial_row(spec, data.task, anchors, stages, environment)
@@ -140,6 +129,30 @@ def run_trial(
 def _engine_of(measure: MeasureSpec, spec: TrialSpec) -> MakeEngine:
     """The engine that the measurement names, with the dtype of the trial's model."""
     return lambda encoder, device: chosen_engine(measure, encoder, dtype=spec.model.dtype, device=device)
+
+
+def _harness(
+    spec: TrialSpec,
+    data: TaskData,
+    anchors: Anchors,
+    engine: Engine,
+    store: Store,
+    runtime: RuntimeSpec,
+    device: torch.device,
+) -> Harness:
+    """The harness that evaluates and attacks the trial's models and its anchors, and publishes to the store's board."""
+    return Harness.assembled(
+        data,
+        anchors.base,
+        engine,
+        store.stages,
+        runtime,
+        device,
+        trial=spec.id,
+        anchors=anchors,
+        target=anchors.target,
+        board=store.board,
+    )
 
 
 def _final_checkpoint(stages: Sequence[Artifact]) -> KeyedCheckpoint:
