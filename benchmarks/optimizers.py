@@ -1,10 +1,10 @@
-"""How fast the optimizers are: a zeroth-order step against its forward passes, low-rank places together against one by
-one, a hybrid against its parts, Adam against a bare torch loop. Ratios within one run, on the CPU and on a GPU if any.
+"""Speed of the optimizers: a zeroth-order step over its forward passes, low-rank displacements in one pass over one by
+one, a hybrid over its parts, Adam over a plain torch loop. Ratios within one run, on a GPU where there is one.
 
     python benchmarks/optimizers.py [--json FILE] [--threads N] [--repeats N] [--models 27m,1m]
 
-`textbook` is the way of published code: noise drawn four times from one generator, added to and taken from the weights
-in place. It is here to be compared with; it leaves weights changed, and the benchmark says how many.
+`textbook` does what published code does: noise is drawn four times from one generator, and added to and subtracted from
+the weights in place. It serves as the baseline; it leaves weights changed, and the benchmark measures how many.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ MODELS = {
 }
 KINDS = ("sphere", "gaussian", "rademacher", "low_rank")
 STEPS = 10**6
-"""Longer than any benchmark runs, so that no schedule ends."""
+"""More steps than any benchmark makes, so that no schedule ends."""
 
 
 def oracle_of(name: str, device: torch.device, retain: bool = True) -> LossOracle:
     """A random Llama of this size, and gradient difference on a batch of forget and one of retain texts.
 
     Args:
-        retain: without, gradient ascent on the forget texts alone: one forward pass per value instead of two.
+        retain: if false, gradient ascent on the forget texts alone: one forward pass per value instead of two.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -82,7 +82,7 @@ def optimizer_of(oracle: LossOracle, name: str, **settings: object) -> Optimizer
 
 
 class Clock:
-    """Times work on a device, a ratio's two sides in turn, so that a machine that slows down slows both."""
+    """Times work on a device. The two sides of a ratio alternate, so that a machine that slows down slows both."""
 
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device, self.repeats = device, repeats
@@ -145,7 +145,7 @@ def changed_by_one_probe(oracle: LossOracle) -> float:
 
 
 def zeroth_order(name: str, clock: Clock, samples: list[int]) -> Iterator[tuple[str, float]]:
-    """Steps of ZO-SGD over 2q forward passes."""
+    """Time of ZO-SGD steps over 2q forward passes."""
     oracle = oracle_of(name, clock.device)
     for q in samples:
         forwards = [None] * (2 * q)
@@ -180,18 +180,18 @@ def zeroth_order(name: str, clock: Clock, samples: list[int]) -> Iterator[tuple[
 
 
 def shares(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
-    """What a step with one sample is made of, each part timed alone, as shares of the step. Drawing overlaps."""
+    """The parts of a step with one sample, each timed alone, as shares of the step. Drawing overlaps with the rest."""
     oracle = oracle_of(name, clock.device)
-    drawn = noise.gaussian(oracle.parameters, (0,))
-    moved = [Displacement.along(drawn, 1e-2), Displacement.along(drawn, -1e-2)]
+    noise_vectors = noise.gaussian(oracle.parameters, (0,))
+    moved = [Displacement.along(noise_vectors, 1e-2), Displacement.along(noise_vectors, -1e-2)]
     optimizer = optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(radius=1e-2))
     step = clock.median(lambda: optimizer.step(oracle))
     forwards = clock.median(lambda: oracle.values(Part.TOTAL, [None, None]))
     parts = {
         "forwards": forwards,
-        "drawing": clock.median(lambda: noise.fill(drawn, (1,))),
+        "drawing": clock.median(lambda: noise.fill(noise_vectors, (1,))),
         "moving": clock.median(lambda: oracle.values(Part.TOTAL, moved)) - forwards,
-        "update": clock.median(lambda: optimizer.apply(drawn, 1e-9)),
+        "update": clock.median(lambda: optimizer.apply(noise_vectors, 1e-9)),
     }
     for part, seconds in parts.items():
         yield f"{name}_share_{part}", seconds / step
@@ -199,38 +199,38 @@ def shares(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
 
 
 def low_rank(name: str, clock: Clock, samples: int = 4) -> Iterator[tuple[str, float]]:
-    """2q low-rank places in one pass over the same places one by one."""
+    """Time of 2q low-rank displacements in one pass over the same ones one by one."""
     oracle = oracle_of(name, clock.device)
     draws = [LowRank(oracle.parameters, 1, (0, n)) for n in range(samples)]
-    places = [Displacement.along(d, s) for d in draws for s in (1e-2, -1e-2)]
+    displacements = [Displacement.along(d, s) for d in draws for s in (1e-2, -1e-2)]
 
     def one_by_one() -> None:
-        for place in places:
-            oracle.values(Part.TOTAL, [place])
+        for displacement in displacements:
+            oracle.values(Part.TOTAL, [displacement])
 
     yield (
         f"{name}_low_rank_together_over_apart_q{samples}",
-        clock.ratio(lambda: oracle.values(Part.TOTAL, places), one_by_one),
+        clock.ratio(lambda: oracle.values(Part.TOTAL, displacements), one_by_one),
     )
 
 
 def hybrid(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
-    """Two first-order and two zeroth-order steps, as a hybrid and as its parts; and one mixed step."""
+    """Time of two first-order and two zeroth-order steps as a hybrid over its parts; and of one mixed step."""
     oracle = oracle_of(name, clock.device)
     zo = ZerothOrder(radius=1e-2)
-    whole = optimizer_of(oracle, "hybrid", block=4, zo=zo)
+    alternating = optimizer_of(oracle, "hybrid", block=4, zo=zo)
     mixed = optimizer_of(oracle, "hybrid", kind="mix", mix_weight=0.5, zo=zo)
     first, zeroth = optimizer_of(oracle, "adam"), optimizer_of(oracle, "r_adazo", zo=zo)
 
     def steps(*optimizers: Optimizer) -> Callable[[], None]:
         return lambda: [optimizer.step(oracle) for optimizer in optimizers] and None
 
-    yield f"{name}_hybrid_over_parts", clock.ratio(steps(*[whole] * 4), steps(first, first, zeroth, zeroth))
+    yield f"{name}_hybrid_over_parts", clock.ratio(steps(*[alternating] * 4), steps(first, first, zeroth, zeroth))
     yield f"{name}_mix_over_parts", clock.ratio(steps(mixed), steps(first, zeroth))
 
 
 def adam(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
-    """Adam through an oracle over a bare loop of forward, backward and torch's fused AdamW."""
+    """Time of Adam through an oracle over a plain loop of forward, backward and torch's fused AdamW."""
     oracle = oracle_of(name, clock.device)
     ours = optimizer_of(oracle, "adam")
     bare = torch.optim.AdamW(oracle.parameters, lr=1e-9, weight_decay=0.0, fused=True)
@@ -245,25 +245,25 @@ def adam(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
     yield f"{name}_adam_over_bare", clock.ratio(lambda: ours.step(oracle), step)
 
 
-def peak(name: str, way: str, device: torch.device) -> float:
+def peak(name: str, method: str, device: torch.device) -> float:
     """Peak memory of two steps, beyond the model and one forward pass, in copies of the weights."""
     if device.type == "cuda":
-        return _peak_here(name, way, device)
-    command = [sys.executable, __file__, "--peak", f"{name},{way}"]
+        return _peak_here(name, method, device)
+    command = [sys.executable, __file__, "--peak", f"{name},{method}"]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def _peak_here(name: str, way: str, device: torch.device) -> float:
+def _peak_here(name: str, method: str, device: torch.device) -> float:
     oracle = oracle_of(name, device)
     size = sum(p.numel() * p.element_size() for p in oracle.parameters)
     oracle.values(Part.TOTAL, [None])
     step: Callable[[], object]
-    if way == "textbook":
+    if method == "textbook":
         step = Textbook(oracle, 1).step
     else:
-        optimizer = optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(radius=1e-2, memory=way))
+        optimizer = optimizer_of(oracle, "zo_sgd", zo=ZerothOrder(radius=1e-2, memory=method))
         step = lambda: optimizer.step(oracle)  # noqa: E731
-    if device.type == "cuda":  # making the model is no part of it
+    if device.type == "cuda":  # exclude the creation of the model
         torch.cuda.reset_peak_memory_stats()
         oracle.values(Part.TOTAL, [None])
     before = peak_bytes(device)
@@ -274,7 +274,7 @@ def _peak_here(name: str, way: str, device: torch.device) -> float:
 @contextmanager
 def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a random model's slopes may drown; nothing here reads them
+        warnings.simplefilter("ignore")  # loss differences of a random model may be below the noise; nothing uses them
         yield
 
 
@@ -286,19 +286,19 @@ def main() -> None:
     parser.add_argument("--models", default="27m,1m")
     parser.add_argument("--samples", default="1,4,16")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with quiet():
-        if asked.peak:
-            print(_peak_here(*asked.peak.split(","), torch.device("cpu")))
+        if arguments.peak:
+            print(_peak_here(*arguments.peak.split(","), torch.device("cpu")))
             return
         figures: dict[str, float] = {}
-        clock = Clock(device, asked.repeats)
-        label = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {asked.threads} threads"
+        clock = Clock(device, arguments.repeats)
+        label = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {arguments.threads} threads"
         table = Table("figure", label)
-        samples = [int(q) for q in asked.samples.split(",")]
-        for name in asked.models.split(","):
+        samples = [int(q) for q in arguments.samples.split(",")]
+        for name in arguments.models.split(","):
             for part in (
                 zeroth_order(name, clock, samples),
                 shares(name, clock),
@@ -310,12 +310,12 @@ def main() -> None:
                     figures[key] = value
                     table.add_row(key, f"{value:.3f}")
                     print(f"{key:44s} {value:8.3f}", file=sys.stderr, flush=True)
-            for way in ("keep", "seed", "textbook"):
-                figures[f"{name}_peak_copies_{way}"] = value = peak(name, way, device)
-                table.add_row(f"{name}_peak_copies_{way}", f"{value:.3f}")
+            for method in ("keep", "seed", "textbook"):
+                figures[f"{name}_peak_copies_{method}"] = value = peak(name, method, device)
+                table.add_row(f"{name}_peak_copies_{method}", f"{value:.3f}")
     Console().print(table)
-    if asked.json:
-        asked.json.write_text(json.dumps(figures, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
-"""Running trials: rooms with one subject each. A room imports from those below it (docs/architecture.md); its
-`__all__` is what the rooms above may take: modules, and in the rooms of an axis the axis itself.
+"""Running trials. Each package here has one subject and imports only from the packages below it (docs/architecture.md).
+
+A package's `__all__` lists what the packages above it may import: its modules, or the registry of an axis.
 """

@@ -1,4 +1,4 @@
-"""The `regrade` command. One file per verb; heavy imports wait until a verb runs."""
+"""The `regrade` command. One file per subcommand; heavy imports wait until a subcommand runs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 from suite.cli import attack, board, doctor, eval_, import_, ls, report, run, sweep, validate
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from suite.storage.provenance import suite_version
 
         print(f"regrade {suite_version()}")
@@ -48,12 +48,12 @@ app.command("ls")(ls.ls)
 app.command("validate")(validate.validate)
 app.command("doctor")(doctor.doctor)
 
-ASKED_WRONGLY = 2
+USAGE_ERROR = 2
 FAILED = 1
 
 
 def main() -> None:
-    """Run the command. Exit codes: 0 done, 1 it ran and failed, 2 it was asked wrongly."""
+    """Run the command. Exit codes: 0 done, 1 it ran and failed, 2 the request was wrong (usage, spec or data)."""
     try:
         try:
             app()
@@ -63,7 +63,7 @@ def main() -> None:
         code = _exit_code(error)
         if isinstance(error, OSError) and not _stdout_works():
             code = FAILED
-            if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
+            if isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `head` does
                 raise SystemExit(code) from None
             error = RuntimeError(f"standard output: not written, {error.strerror}. What to do: make room and run again")
         if code is None:
@@ -73,8 +73,8 @@ def main() -> None:
 
 
 def _stdout_works() -> bool:
-    """Whether standard output takes a line. Where it does not, what is left goes nowhere: Python would try again at
-    exit, and complain."""
+    """Whether standard output can be written to. Otherwise it is sent to the null device, because Python would flush
+    it again at exit and report an error."""
     try:
         print(flush=True)
     except OSError:
@@ -84,14 +84,14 @@ def _stdout_works() -> bool:
 
 
 def _exit_code(error: Exception) -> int | None:
-    """The code of an error that explains itself; None for one that is our fault and keeps its traceback."""
+    """Exit code of an error whose message is enough; None for a bug of ours, which keeps its traceback."""
     from leaderboard.board.files import BoardError
     from leaderboard.storage import NotWritable, StorageError
     from suite.config.errors import CheckpointError, EngineError, SpecError, StageError
     from tasks.task import TaskError
 
     if isinstance(error, SpecError | TaskError | NotWritable):
-        return ASKED_WRONGLY
+        return USAGE_ERROR
     if isinstance(error, StageError | CheckpointError | EngineError | BoardError | StorageError):
         return FAILED
     return None

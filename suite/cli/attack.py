@@ -1,4 +1,4 @@
-"""`regrade attack`: what brings back what a checkpoint has forgotten, without a trial."""
+"""`regrade attack`: attacks on a checkpoint, without a trial, and how much knowledge each recovers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from suite.cli.checkpoint import (
     TemplateName,
     TensorParallel,
     Threads,
-    answering,
-    measured,
+    engine_settings,
+    measure_from_options,
 )
 from suite.cli.common import STORE, EngineName, Json, StoreDir, console, number, print_json, table
 
 Attacks = Annotated[
     list[str] | None,
     typer.Option(
-        "--attack", help="An attack as it stands in rows, rtn[bits=4]; several times. By default the official set."
+        "--attack",
+        help="An attack by its name in rows, rtn[bits=4]; give it several times. By default the official set.",
     ),
 ]
 
@@ -53,26 +54,26 @@ def attack(
     store: StoreDir = STORE,
     as_json: Json = False,
 ) -> None:
-    """Attack a checkpoint, and its anchors where they are named, and print what each attack brings back."""
+    """Attack a checkpoint, and its anchors where they are named, and print the recovery under each attack."""
     from suite.storage.location import store_folder
 
     store_folder(store)
     chosen: Any = [settings_of(text) for text in attacks] if attacks else attack_set
-    found = measured(
+    result = measure_from_options(
         checkpoint,
         task,
         {"target": target, "retrained": retrained},
         [split],
-        {"attacks": chosen, "limit": limit, **answering(engine, tensor_parallel)},
+        {"attacks": chosen, "limit": limit, **engine_settings(engine, tensor_parallel)},
         {"dtype": dtype, "template": template},
         {"device": device, "threads": threads},
         store,
     )
-    shown = [row for row in found.rows if row["headline"]]
-    recovery = found.headlines[split].recovery
+    shown = [row for row in result.rows if row["headline"]]
+    recovery = result.headlines[split].recovery
     if as_json:
-        said = {name: {"value": e.value, "stderr": e.stderr, "reason": e.reason} for name, e in recovery.items()}
-        print_json({"measurements": shown, "excess_recovery": said})
+        excess = {name: {"value": e.value, "stderr": e.stderr, "reason": e.reason} for name, e in recovery.items()}
+        print_json({"measurements": shown, "excess_recovery": excess})
         return
     table(
         f"{Path(checkpoint).name} on {task}, {split}",
@@ -101,7 +102,7 @@ def settings_of(text: str) -> dict[str, Any]:
     """An attack's settings from its name in rows: `relearn[lr=0.001,samples=12,steps=24]`.
 
     Raises:
-        SpecError: it is not written like one.
+        SpecError: it is not of this form.
     """
     from suite.config.errors import SpecError
     from suite.spec.yaml_file import parse_value

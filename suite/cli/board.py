@@ -62,7 +62,7 @@ def page(
     mix_engines: MixEngines = False,
     as_json: Json = False,
 ) -> None:
-    """Write the board as one static HTML file. Until all of it is on disk the file that was there stays."""
+    """Write the board as one static HTML file. The previous file stays until the new one is completely on disk."""
     from leaderboard.page import render
     from leaderboard.storage import replace_file
     from suite.storage.location import store_folder
@@ -93,22 +93,22 @@ def _rankings(
     board = open_board(store, split)
     if task and task not in TASKS:
         raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (allowed: {', '.join(TASKS.titles)})")
-    there = sorted({row["task"] for row in board.read("trials").to_pylist()})
-    known = {name for one in (*TASKS, *there) if one in TASKS for name in TASKS[one].attack_sets}
+    on_board = sorted({row["task"] for row in board.read("trials").to_pylist()})
+    known = {name for one in (*TASKS, *on_board) if one in TASKS for name in TASKS[one].attack_sets}
     if attacks and attacks not in known:
         raise SpecError(f"--attacks {attacks}: unknown.{nearest(attacks, known)} (allowed: {', '.join(sorted(known))})")
-    if task and task not in there:
-        raise SpecError(f"--task {task}: this board has no such trials (there are: {', '.join(there) or 'none'})")
-    if not there:
+    if task and task not in on_board:
+        raise SpecError(f"--task {task}: this board has no such trials (there are: {', '.join(on_board) or 'none'})")
+    if not on_board:
         raise SpecError(f"--store {store}: the board has no trials yet")
-    wanted = [task] if task else [name for name in there if name in TASKS]
+    ranked_tasks = [task] if task else [name for name in on_board if name in TASKS]
     if engine:
-        asked = {name: engines_of(board, name, split) for name in wanted}
-        engines = sorted(set().union(*asked.values()))
+        engines_by_task = {name: engines_of(board, name, split) for name in ranked_tasks}
+        engines = sorted(set().union(*engines_by_task.values()))
         if engine not in engines:
-            found = f"{nearest(engine, engines)} (there are: {', '.join(engines) or 'none'})"
-            raise SpecError(f"--engine {engine}: it measured no trial that is ranked here.{found}")
-        wanted = [name for name in wanted if engine in asked[name]]
-    of_task = {name: attacks if attacks in TASKS[name].attack_sets else None for name in wanted}
+            choices = f"{nearest(engine, engines)} (there are: {', '.join(engines) or 'none'})"
+            raise SpecError(f"--engine {engine}: it measured no trial that is ranked here.{choices}")
+        ranked_tasks = [name for name in ranked_tasks if engine in engines_by_task[name]]
+    attack_sets = {name: attacks if attacks in TASKS[name].attack_sets else None for name in ranked_tasks}
     options |= {"engine": engine, "mix_engines": mix_engines}
-    return [rank(board, name, split, attack_set=of_task[name], **options) for name in wanted]
+    return [rank(board, name, split, attack_set=attack_sets[name], **options) for name in ranked_tasks]

@@ -1,4 +1,4 @@
-"""What the verbs share that measure a checkpoint by itself: its options, and how they become a measurement."""
+"""What `eval` and `attack` share: options, and the measurement of a checkpoint from them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from suite.trials.given_checkpoint import Measured
+    from suite.trials.given_checkpoint import CheckpointResult
 
 CheckpointName = Annotated[str, typer.Argument(help="Folder, or hub id owner/model[@revision].", show_default=False)]
-TaskName = Annotated[str, typer.Option("--task", help="Whose questions are asked.", show_default=False)]
+TaskName = Annotated[str, typer.Option("--task", help="The task to evaluate on.", show_default=False)]
 Anchor = Annotated[str | None, typer.Option(help="Checkpoint to compare with, where a metric does.")]
 Limit = Annotated[int | None, typer.Option(help="Questions per probe and split, the first ones.", min=1)]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
@@ -21,18 +21,18 @@ TensorParallel = Annotated[int, typer.Option(help="GPUs of one vLLM engine, for 
 Threads = Annotated[int, typer.Option(help="CPU threads.", min=1)]
 
 
-def answering(engine: str | None, tensor_parallel: int) -> dict[str, Any]:
-    """What the command line says of the engine, as settings of `measure`."""
+def engine_settings(engine: str | None, tensor_parallel: int) -> dict[str, Any]:
+    """The engine options of the command line as settings of `measure`."""
     from suite.config.errors import SpecError
 
     if tensor_parallel > 1 and engine != "vllm":
         raise SpecError("--tensor-parallel: is vLLM's. Add --engine vllm")
-    said: dict[str, Any] = {"engine": engine} if engine else {}
-    return said | ({"vllm": {"tensor_parallel": tensor_parallel}} if tensor_parallel > 1 else {})
+    settings: dict[str, Any] = {"engine": engine} if engine else {}
+    return settings | ({"vllm": {"tensor_parallel": tensor_parallel}} if tensor_parallel > 1 else {})
 
 
 def check_task(task: str) -> None:
-    """Raises SpecError where there is no such task."""
+    """Raise SpecError where there is no such task."""
     from suite.config.errors import SpecError
     from suite.config.settings import nearest
     from tasks import TASKS
@@ -41,7 +41,7 @@ def check_task(task: str) -> None:
         raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (see: regrade ls tasks)")
 
 
-def measured(
+def measure_from_options(
     checkpoint: str,
     task: str,
     anchors: dict[str, str | None],
@@ -50,11 +50,11 @@ def measured(
     model: dict[str, Any],
     runtime: dict[str, Any],
     store: str,
-) -> Measured:
-    """A checkpoint's numbers, from what stands on the command line.
+) -> CheckpointResult:
+    """Measure a checkpoint with the settings of the command line.
 
     Raises:
-        SpecError, TaskError: what was asked wrongly.
+        SpecError, TaskError: a setting, a model or the task's data is wrong.
     """
     from suite.config.runtime import RuntimeSpec
     from suite.config.settings import parse

@@ -1,4 +1,4 @@
-"""What several verbs share: options, reading a spec from the command line, tables and progress."""
+"""What several subcommands share: options, reading a spec from the command line, tables and progress."""
 
 from __future__ import annotations
 
@@ -20,27 +20,32 @@ if TYPE_CHECKING:
 
 Spec = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the file: optimizer.lr=1e-4")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file's: optimizer.lr=1e-4"),
 ]
 StoreDir = Annotated[
     str, typer.Option("--store", envvar="REGRADE_STORE", help="Folder with the stages and the board; may be shared.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 EngineName = Annotated[
-    str | None, typer.Option("--engine", help="What answers: transformers or vllm; measure.engine of the file.")
+    str | None,
+    typer.Option("--engine", help="Inference engine: transformers or vllm; overrides measure.engine of the file."),
 ]
 STORE = "store"
 
 _NUMBER = re.compile(r"(null|–|[-+±\d.,e ]*)")
 
 
-def asked_engine(engine: str | None) -> dict[str, Any]:
-    """`--engine` as settings to lay over a file."""
+def engine_override(engine: str | None) -> dict[str, Any]:
+    """`--engine` as settings that override the file's."""
     return {"measure": {"engine": engine}} if engine else {}
 
 
 def read_plan(spec: Path, overrides: Sequence[str] | None, extra: dict[str, Any] | None = None) -> Plan:
-    """The plan in a file with overrides on top.
+    """The plan in a file, with overrides applied.
+
+    Args:
+        extra: settings that override both.
 
     Raises:
         SpecError: what is wrong with it.
@@ -56,7 +61,7 @@ def open_board(store: str, split: str) -> Board:
     """The board of a store, which may be read-only.
 
     Raises:
-        SpecError: there is none, or no such split.
+        SpecError: the store has no board, or there is no such split.
     """
     from leaderboard.board.store import Board
     from suite.config.errors import SpecError
@@ -78,12 +83,12 @@ def print_json(value: Any) -> None:
 def console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    # Into a pipe or a file, tables are as wide as they need to be.
+    # In a pipe or a file there is no terminal width: leave enough for a table.
     return Console(stderr=stderr, highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table on standard output; columns of numbers to the right."""
+    """Print a plain table on standard output; columns of numbers are right-aligned."""
     from rich.table import Table
     from rich.text import Text
 
@@ -92,7 +97,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         numbers = index > 0 and all(_NUMBER.fullmatch(row[index]) for row in rows)
         view.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        view.add_row(*map(Text, row))  # as it stands: rtn[bits=4] is no markup
+        view.add_row(*map(Text, row))  # as literal text: rtn[bits=4] is not markup
     out = console()
     out.print(Text(title, style="italic"), soft_wrap=True)
     out.print(view)
@@ -103,7 +108,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere; on standard error, so that standard output stays clean."""
+    """A progress bar on a terminal, plain lines elsewhere; on standard error, so that standard output stays clean."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.failed = total, 0, 0
@@ -129,25 +134,25 @@ class Progress:
             self._bar.stop()
 
     def expect(self, total: int) -> None:
-        """So many trials in all."""
+        """Set the total number of trials."""
         self.total = total
         if self._bar:
             self._bar.update(self._task, total=total)
 
-    def stage(self, label: str, stage: str) -> None:
-        """A stage of a trial is over."""
+    def on_stage(self, label: str, stage: str) -> None:
+        """Show that a stage of a trial is finished."""
         if self._bar:
             self._bar.update(self._task, description=f"{label}: {stage}")
 
-    def finished(self, outcome: Outcome) -> None:
-        """A trial is over."""
+    def on_outcome(self, outcome: Outcome) -> None:
+        """Count and show a finished trial."""
         self.done += 1
         self.outcomes.append(outcome)
         self.failed += outcome.status == "failed"
-        for mine, its in ((self.computed, outcome.computed), (self.reused, outcome.reused)):
-            for kind, count in its.items():
-                mine[kind] = mine.get(kind, 0) + count
-        self._console.print(f"[{self.done}/{self.total}] {_told(outcome)}", markup=False)
+        for total, added in ((self.computed, outcome.computed), (self.reused, outcome.reused)):
+            for kind, count in added.items():
+                total[kind] = total.get(kind, 0) + count
+        self._console.print(f"[{self.done}/{self.total}] {_outcome_line(outcome)}", markup=False)
         if self._bar:
             self._bar.update(self._task, completed=self.done)
 
@@ -158,7 +163,7 @@ class Progress:
         return f"{computed} stages computed, {reused} reused"
 
 
-def _told(outcome: Outcome) -> str:
+def _outcome_line(outcome: Outcome) -> str:
     parts = [outcome.label, outcome.status]
     for split, h in outcome.headlines.items():
         parts.append(

@@ -12,7 +12,7 @@ from suite.cli.common import STORE, Json, StoreDir, print_json, table
 
 
 def doctor(store: StoreDir = STORE, as_json: Json = False) -> None:
-    """Say what this machine has: Python, torch and devices, engines, Ray, data, and how a store fares."""
+    """Say what this machine has: Python, torch and devices, engines, Ray, data, and the state of a store."""
     from suite.storage.location import store_folder
 
     rows = _findings(store_folder(store))
@@ -41,10 +41,10 @@ def _findings(store: Path) -> list[tuple[str, str, str]]:
     rows += [(name, _version(name), note) for name, note in notes.items()]
     rows.append(_vllm())
     data = os.environ.get("REGRADE_DATA")
-    there = "there" if data and Path(data).is_dir() else "no such folder"
-    rows.append(("REGRADE_DATA", data or "unset", there if data else "data sets come from the hub"))
+    state = "there" if data and Path(data).is_dir() else "no such folder"
+    rows.append(("REGRADE_DATA", data or "unset", state if data else "data sets come from the hub"))
     offline = os.environ.get("HF_HUB_OFFLINE")
-    rows.append(("HF_HUB_OFFLINE", offline or "unset", "the hub is not asked" if offline == "1" else ""))
+    rows.append(("HF_HUB_OFFLINE", offline or "unset", "the hub is not used" if offline == "1" else ""))
     rows.append(("disk", f"{shutil.disk_usage(store if store.is_dir() else Path.cwd()).free / 2**30:.0f} GiB", "free"))
     if store.is_dir():
         rows += _store_findings(store)
@@ -52,14 +52,16 @@ def _findings(store: Path) -> list[tuple[str, str, str]]:
 
 
 def _vllm() -> tuple[str, str, str]:
-    """Whether vLLM can answer here, and if not, why."""
+    """Whether vLLM can be used here, and if not, why."""
     from suite.engines.vllm.build import HOW, build
 
-    found = build()
-    if found is None:
+    vllm = build()
+    if vllm is None:
         return "vllm", "–", f"not installed; the transformers engine answers. {HOW}"
-    said = found.unfit or f"measure.engine=vllm, on {'GPUs' if found.gpu else 'CPUs'}"
-    return "vllm", f"{found.version} ({found.package})", f"cannot be used: {said}" if found.unfit else said
+    note = (
+        f"cannot be used: {vllm.unfit}" if vllm.unfit else f"measure.engine=vllm, on {'GPUs' if vllm.gpu else 'CPUs'}"
+    )
+    return "vllm", f"{vllm.version} ({vllm.package})", note
 
 
 def _store_findings(store: Path) -> list[tuple[str, str, str]]:
@@ -72,14 +74,14 @@ def _store_findings(store: Path) -> list[tuple[str, str, str]]:
 
 
 def _hard_links(store: Path) -> tuple[str, str, str]:
-    """Whether results can be put into a store, as far as that can be asked."""
+    """Whether the store's file system has hard links, without which results cannot be stored."""
     from leaderboard.storage import NO_HARD_LINKS, StorageError, has_hard_links
 
     try:
-        there = has_hard_links(store)
+        supported = has_hard_links(store)
     except StorageError as error:
         return "hard links", "–", str(error)
-    return ("hard links", "yes", "the store can be written to") if there else ("hard links", "no", NO_HARD_LINKS)
+    return ("hard links", "yes", "the store can be written to") if supported else ("hard links", "no", NO_HARD_LINKS)
 
 
 def _version(package: str) -> str:

@@ -1,4 +1,4 @@
-"""`regrade eval`: the numbers of a checkpoint on a task, without a trial."""
+"""`regrade eval`: the metrics of a checkpoint on a task, without a trial."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from suite.cli.checkpoint import (
     TemplateName,
     TensorParallel,
     Threads,
-    answering,
     check_task,
-    measured,
+    engine_settings,
+    measure_from_options,
 )
 from suite.cli.common import STORE, EngineName, Json, StoreDir, console, number, print_json, table
 
@@ -45,7 +45,7 @@ def eval_(
     store: StoreDir = STORE,
     as_json: Json = False,
 ) -> None:
-    """Ask a checkpoint a task's questions and print every number. What was asked before is not asked again."""
+    """Evaluate a checkpoint on a task and print every metric. Results that are in the store are reused."""
     from suite.config.errors import SpecError
     from suite.evaluation.scoring import BOTH_SPLITS
     from suite.storage.location import store_folder
@@ -56,22 +56,22 @@ def eval_(
         raise SpecError(f"--split {split}: unknown (allowed: {', '.join((*Split, BOTH_SPLITS))})")
     splits = list(Split) if split == BOTH_SPLITS else [split]
     if cross_check:
-        _cross_checked(
-            *(checkpoint, task, {"splits": splits, "limit": limit or SAMPLED, "also": also or ()}),
+        _cross_check(
+            *(checkpoint, task, {"splits": splits, "limit": limit or CROSS_CHECK_LIMIT, "also": also or ()}),
             *({"dtype": dtype, "template": template}, {"device": device, "threads": threads}, tensor_parallel, as_json),
         )
         return
-    found = measured(
+    result = measure_from_options(
         checkpoint,
         task,
         {"target": target, "retrained": retrained},
         splits,
-        {"attacks": (), "limit": limit, "also": also or (), **answering(engine, tensor_parallel)},
+        {"attacks": (), "limit": limit, "also": also or (), **engine_settings(engine, tensor_parallel)},
         {"dtype": dtype, "template": template},
         {"device": device, "threads": threads},
         store,
     )
-    shown = [row for row in found.rows if row["split"] == split]
+    shown = [row for row in result.rows if row["split"] == split]
     if as_json:
         print_json(shown)
         return
@@ -88,11 +88,11 @@ def eval_(
             console().print(f"{row['probe']} {row['metric']}: {row['reason']}", style="dim", soft_wrap=True)
 
 
-SAMPLED = 8
-"""Questions per probe of a cross-check, unless --limit says otherwise."""
+CROSS_CHECK_LIMIT = 8
+"""Questions per probe of a cross-check, unless --limit is given."""
 
 
-def _cross_checked(
+def _cross_check(
     checkpoint: str,
     task: str,
     measure: dict[str, Any],
@@ -109,15 +109,15 @@ def _cross_checked(
     from suite.trials.given_checkpoint import cross_check
 
     check_task(task)
-    found = cross_check(
+    agreements = cross_check(
         checkpoint,
         task,
         parse(ModelSpec, {"name": checkpoint, **model}, "--"),
-        parse(MeasureSpec, {**measure, **answering("vllm", tensor_parallel)}, "--"),
+        parse(MeasureSpec, {**measure, **engine_settings("vllm", tensor_parallel)}, "--"),
         parse(RuntimeSpec, runtime, "--"),
     )
     if as_json:
-        print_json([{**asdict(one), "parted": one.parted} for one in found])
+        print_json([{**asdict(one), "parted": one.parted} for one in agreements])
     else:
         table(
             f"{Path(checkpoint).name} on {task}: transformers and vLLM, {model['dtype']}",
@@ -127,8 +127,8 @@ def _cross_checked(
                     *(one.probe, str(one.kind), str(one.n), str(one.same), str(one.ties), str(one.parted)),
                     "–" if one.worst is None else f"{one.worst:.1e}",
                 ]
-                for one in found
+                for one in agreements
             ],
         )
-    if any(one.parted for one in found):
+    if any(one.parted for one in agreements):
         raise typer.Exit(1)

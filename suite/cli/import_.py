@@ -1,4 +1,4 @@
-"""`regrade import`: other suites' published logs, scored again by our metrics."""
+"""`regrade import`: published logs of other suites, scored again by our metrics."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def open_unlearning(
     names = ["published as", "metric", "published", "ours", "difference", "n", "unlike", "", "note"]
     table(f"{evaluation}: {imported.model.log.benchmark}", names, [_cells(line) for line in lines])
     counts = {verdict: sum(line.verdict is verdict for line in lines) for verdict in Verdict}
-    said = [", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)]
+    summary = [", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)]
     if imported.unread:
-        said.append(f"Not read: {', '.join(imported.unread)}")
+        summary.append(f"Not read: {', '.join(imported.unread)}")
     if json_file:
-        written = {"lines": [line.as_json() for line in lines], "not_read": list(imported.unread)}
-        replace_file(json_file, json.dumps(written, indent=2, allow_nan=False) + "\n")
+        content = {"lines": [line.as_json() for line in lines], "not_read": list(imported.unread)}
+        replace_file(json_file, json.dumps(content, indent=2, allow_nan=False) + "\n")
     if store:
         board = Store(store).board
-        said.append(f"Board: {board.path}, trial {add(board, imported)[:12]}")
-    console().print("\n".join(said), soft_wrap=True)
+        summary.append(f"Board: {board.path}, trial {add(board, imported)[:12]}")
+    console().print("\n".join(summary), soft_wrap=True)
 
 
 def _cells(line: Line) -> list[str]:

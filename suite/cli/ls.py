@@ -1,4 +1,4 @@
-"""`regrade ls`: what there is on each axis."""
+"""`regrade ls`: the entries of each axis."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ls(axis: Annotated[Axis, typer.Argument(help="What to list.", show_default=F
     if as_json:
         print_json(rows)
     else:
-        table(axis.value, list(rows[0]), [[_shown(value) for value in row.values()] for row in rows])
+        table(axis.value, list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
 
 
 def _rows(axis: Axis) -> list[dict[str, Any]]:
@@ -49,10 +49,10 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
         case Axis.METRICS:
             from tasks.scoring import METRICS, SUMMARIES
 
-            read = {m.name: str(m.kind) for m in METRICS.values()}
-            read |= {m.name: f"summary beside {m.against}" if m.against else "summary" for m in SUMMARIES.values()}
+            probe = {m.name: str(m.kind) for m in METRICS.values()}
+            probe |= {m.name: f"summary beside {m.against}" if m.against else "summary" for m in SUMMARIES.values()}
             return [
-                {"name": m.name, "probe": read[m.name], "more knowledge": "up" if m.up else "down", "source": m.source}
+                {"name": m.name, "probe": probe[m.name], "more knowledge": "up" if m.up else "down", "source": m.source}
                 for m in (*METRICS.values(), *SUMMARIES.values())
             ]
         case Axis.OPTIMIZERS:
@@ -81,13 +81,13 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
             from suite.objectives import OBJECTIVES
             from suite.smoothing import SMOOTHINGS
 
-            of = {
+            registry = {
                 Axis.OBJECTIVES: OBJECTIVES,
                 Axis.SMOOTHINGS: SMOOTHINGS,
                 Axis.ADAPTERS: ADAPTERS,
             }[axis]
-            return [{"name": name, "summary": of.summary(name)} for name in of]
+            return [{"name": name, "summary": registry.summary(name)} for name in registry]
 
 
-def _shown(value: Any) -> str:
+def _cell(value: Any) -> str:
     return ("yes" if value else "") if isinstance(value, bool) else str(value)

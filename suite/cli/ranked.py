@@ -18,7 +18,7 @@ LEGEND = (
     "± 95 % over examples; below it 95 % over seeds, or of two the values. F forgetting, R robustness to the worst "
     "attack, R hm the harmonic mean over all attacks, U utility, score the harmonic mean of F, R and U; "
 )
-WORST = " Worst attack: share of the knowledge that it brings back."
+WORST = " Worst attack: share of the knowledge that it recovers."
 ENGINES = " Engines are mixed: each trial and its anchors were measured by one, and no ± covers what engines differ by."
 
 
@@ -33,36 +33,36 @@ def print_ranking(ranking: Ranking) -> None:
         box=None,
         pad_edge=False,
     )
-    # What is said beside the headlines: of a matched board how much was mixed, of the other what matching changes.
-    both = not ranking.matched and ranking.matched_floor is not None
+    # One more column beside the headlines: on a matched board the mixing weight, otherwise the matched score.
+    matched_score = not ranking.matched and ranking.matched_floor is not None
     view.add_column("#", justify="right")
     view.add_column("entry", overflow="fold")
     view.add_column("grade")
     if mixes:
         view.add_column("engine", overflow="fold")
-    beside = ["weights"] * ranking.matched + ["matched ↑"] * both
-    for name in ("score ↑", "F ↑", "R ↑", "R hm ↑", "U ↑", *beside):
+    extra_columns = ["weights"] * ranking.matched + ["matched ↑"] * matched_score
+    for name in ("score ↑", "F ↑", "R ↑", "R hm ↑", "U ↑", *extra_columns):
         view.add_column(name, justify="right", no_wrap=True)
     view.add_column("worst attack ↓", overflow="fold")
     view.add_column("values", justify="right")
     view.add_column("gradients", justify="right")
     view.add_column("s", justify="right")
     for entry in ranking.entries:
-        it = ranking.shown(entry)
-        mixed = entry.matched
-        other = [mixed and (mixed.mixing_weight if ranking.matched else mixed.score)] * len(beside)
+        numbers = ranking.shown(entry)
+        matched_numbers = entry.matched
+        extra = [matched_numbers and (matched_numbers.mixing_weight if ranking.matched else matched_numbers.score)]
         view.add_row(
             str(entry.rank or "–"),
             entry.label,
             entry.grade or "–",
             *[Text("\n".join(entry.engines) or "–")] * mixes,
-            _number(it and it.score),
-            _number(it and it.forgetting),
-            _number(it and it.robustness, dim=entry.did_not_forget),
-            _number(it and it.robustness_harmonic, dim=entry.did_not_forget),
-            _number(it and it.utility),
-            *map(_number, other),
-            _worst(it, ranking),
+            _number(numbers and numbers.score),
+            _number(numbers and numbers.forgetting),
+            _number(numbers and numbers.robustness, dim=entry.did_not_forget),
+            _number(numbers and numbers.robustness_harmonic, dim=entry.did_not_forget),
+            _number(numbers and numbers.utility),
+            *map(_number, extra * len(extra_columns)),
+            _worst(numbers, ranking),
             _count(entry.cost.value_calls),
             _count(entry.cost.gradient_calls),
             _count(entry.cost.unlearn_seconds),
@@ -72,11 +72,11 @@ def print_ranking(ranking: Ranking) -> None:
     out.print(view)
     out.print(Text(f"\n{LEGEND}{_order(ranking)}.{WORST}{ENGINES * mixes}", style="dim"))
     for entry in ranking.entries:
-        it = ranking.shown(entry)
-        said = [entry.reason] if entry.reason else []
-        failed = it.failed.items() if it else ()
-        said += [f"{attack} {why}" for attack, why in failed if f"{attack} failed" not in (entry.reason or "")]
-        for note in [*said, *entry.notes]:
+        numbers = ranking.shown(entry)
+        notes = [entry.reason] if entry.reason else []
+        failed = numbers.failed.items() if numbers else ()
+        notes += [f"{attack} {why}" for attack, why in failed if f"{attack} failed" not in (entry.reason or "")]
+        for note in [*notes, *entry.notes]:
             out.print(Text(f"{entry.label}: {note}", style="dim"))
     for attack, label in ranking.attack_labels.items():
         if attack != label:
@@ -90,18 +90,19 @@ def print_ranking(ranking: Ranking) -> None:
 
 
 def _left_out(trials: Mapping[str, int]) -> str:
-    """Trials that another engine measured, in one line that says what to do about it."""
-    told = ", ".join(f"{count} trial{'s' * (count != 1)} of {engine}" for engine, count in trials.items())
-    ways = "regrade board show --mix-engines ranks all in one table, --engine NAME those of one engine"
-    return f"left out for their engine: {told}. {ways}"
+    """One line about trials that other engines measured, with the options that rank them."""
+    counts = ", ".join(f"{count} trial{'s' * (count != 1)} of {engine}" for engine, count in trials.items())
+    hint = "regrade board show --mix-engines ranks all in one table, --engine NAME those of one engine"
+    return f"left out for their engine: {counts}. {hint}"
 
 
 def _order(ranking: Ranking) -> str:
+    """How the entries are ordered, for the legend."""
     if not ranking.matched:
-        said = f"first those with U ≥ {ranking.floor:g}"
+        order = f"first those with U ≥ {ranking.floor:g}"
         if ranking.matched_floor is not None:
-            said += f". Matched: the score once the weights are mixed back to U = {ranking.matched_floor:g}"
-        return said
+            order += f". Matched: the score once the weights are mixed back to U = {ranking.matched_floor:g}"
+        return order
     if ranking.matched_floor is None:
         return "no weights were mixed back to one utility"
     return f"all of weights mixed back toward the target to U = {ranking.matched_floor:g} on dev, and how much is left"

@@ -22,20 +22,20 @@ def report(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Ranked tables, plots, and what each setting was worth."""
+    """Show ranked tables, plots, and how much each setting mattered."""
     from suite.cli.ranked import print_ranking
     from suite.reports import plots as drawing
     from suite.reports import report as reports
     from suite.storage.location import store_folder
 
     board = open_board(store, split)
-    found = reports.rankings(board, split)
+    rankings = reports.rankings(board, split)
     if markdown:
-        print("\n\n".join(map(_tables, found)))
+        print("\n\n".join(map(_tables, rankings)))
         return
     folder = out or store_folder(store) / "report"
-    plots = {ranking.task: drawing.plot(ranking, folder) for ranking in found}
-    knobs = {ranking.task: reports.knobs(board, ranking) for ranking in found}
+    plots = {ranking.task: drawing.plot(ranking, folder) for ranking in rankings}
+    knobs = {ranking.task: reports.knobs(board, ranking) for ranking in rankings}
     if as_json:
         print_json(
             [
@@ -44,11 +44,11 @@ def report(
                     "plots": [str(path) for path in plots[r.task]],
                     "knobs": [{"key": k.key, "importance": k.importance, "values": k.values} for k in knobs[r.task]],
                 }
-                for r in found
+                for r in rankings
             ]
         )
         return
-    for ranking in found:
+    for ranking in rankings:
         print_ranking(ranking)
         if knobs[ranking.task]:
             rows = [[k.key, str(k.values), f"{k.importance:.2f}"] for k in knobs[ranking.task]]
@@ -58,7 +58,7 @@ def report(
 
 
 def _tables(ranking: Ranking) -> str:
-    """Entries and grades, as they are and at matched utility where that was measured."""
+    """Recovery by entry and by grade; once more at matched utility where that was measured."""
     from leaderboard.ranking.recovery_table import recovery_table
 
     parts = [f"## {ranking.task} ({ranking.split})"]

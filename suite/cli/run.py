@@ -10,8 +10,8 @@ from suite.cli.common import (
     Progress,
     Spec,
     StoreDir,
-    asked_engine,
     console,
+    engine_override,
     print_json,
     read_plan,
 )
@@ -34,7 +34,7 @@ def run(
     from suite.trials.preflight import preflight
 
     store_folder(store)
-    plan = read_plan(spec, overrides, asked_engine(engine))
+    plan = read_plan(spec, overrides, engine_override(engine))
     trials = [] if plan.search.space else plan.trials()
     if len(trials) != 1:
         raise SpecError(f"{spec}: describes a search, not one trial. Use regrade sweep {spec}")
@@ -42,7 +42,7 @@ def run(
     root = Store(store).root
     with Progress(1) as progress:
         job = TrialJob(trials[0], plan.measure, plan.runtime, root)
-        run_here([job], progress.finished, lambda job, stage: progress.stage("trial", stage))
+        run_here([job], progress.on_outcome, lambda job, stage: progress.on_stage("trial", stage))
     (outcome,) = progress.outcomes
     if as_json:
         print_json({**vars(outcome), "store": str(root)})

@@ -15,8 +15,8 @@ from suite.cli.common import (
     Progress,
     Spec,
     StoreDir,
-    asked_engine,
     console,
+    engine_override,
     print_json,
     read_plan,
 )
@@ -60,70 +60,79 @@ def sweep(
     from suite.trials.preflight import preflight
 
     store_folder(store)
-    plan = read_plan(spec, overrides, {**_search(grid, trials), **asked_engine(engine)})
+    plan = read_plan(spec, overrides, {**_search_override(grid, trials), **engine_override(engine)})
     if search is Search.OPTUNA and not plan.search.space:
         raise SpecError(f"--search optuna: {spec} has no search.space to search")
     if search is Search.GRID and plan.search.space:
         raise SpecError(f"--search grid: {spec} has a search.space. Leave it out, or use --search optuna")
     if concurrency and runner is not Runner.RAY:
         raise SpecError("--concurrency: trials run one at a time in this process. Use --runner ray")
-    root = Store(store)
+    results = Store(store)
     with Progress(plan.search.trials or 0) as progress:
         if plan.search.space:
-            _optuna(plan, root, progress, runner, address, concurrency)
+            _run_search(plan, results, progress, runner, address, concurrency)
         else:
             specs = plan.trials()
             preflight(specs, plan.measure, plan.runtime, here=runner is Runner.LOCAL)
-            _grid(plan, specs, root, progress, runner, address, concurrency)
+            _run_grid(plan, specs, results, progress, runner, address, concurrency)
     if as_json:
-        print_json({"trials": [vars(o) for o in progress.outcomes], "store": str(root.root)})
+        print_json({"trials": [vars(o) for o in progress.outcomes], "store": str(results.root)})
     else:
-        console().print(f"{progress.done} trials: {progress.summary()}. Board: {root.root / 'board'}")
+        console().print(f"{progress.done} trials: {progress.summary()}. Board: {results.root / 'board'}")
     if progress.failed:
         console(stderr=True).print(f"{progress.failed} failed; the same command runs them again")
         raise typer.Exit(1)
 
 
-def _search(grid: list[str] | None, trials: int | None) -> dict[str, Any]:
-    """The search as the command line says it."""
+def _search_override(grid: list[str] | None, trials: int | None) -> dict[str, Any]:
+    """`--grid` and `--trials` as settings that override the file's."""
     from suite.config.errors import SpecError
     from suite.spec.yaml_file import parse_value
 
-    found: dict[str, Any] = {}
+    search: dict[str, Any] = {}
     for axis in grid or ():
         key, equals, values = axis.partition("=")
-        listed = parse_value(f"[{values}]")
-        if not equals or not isinstance(listed, list) or not listed:
+        value_list = parse_value(f"[{values}]")
+        if not equals or not isinstance(value_list, list) or not value_list:
             raise SpecError(f"--grid {axis}: write --grid key=value,value, e.g. --grid seed=0,1")
-        found.setdefault("grid", {})[key] = listed
+        search.setdefault("grid", {})[key] = value_list
     if trials is not None:
-        found["trials"] = trials
-    return {"search": found} if found else {}
+        search["trials"] = trials
+    return {"search": search} if search else {}
 
 
-def _grid(
-    plan: Plan, specs: list, root: Store, progress: Progress, runner: Runner, address: str | None, many: int | None
+def _run_grid(
+    plan: Plan,
+    specs: list,
+    store: Store,
+    progress: Progress,
+    runner: Runner,
+    address: str | None,
+    concurrency: int | None,
 ) -> None:
+    """Run the given trials."""
     from suite.runners import TrialJob, run_here
 
     progress.expect(progress.done + len(specs))
-    jobs = [TrialJob(one, plan.measure, plan.runtime, root.root) for one in specs]
+    jobs = [TrialJob(spec, plan.measure, plan.runtime, store.root) for spec in specs]
     if runner is Runner.RAY:
         from suite.runners.ray_tune import run_on_ray
 
-        run_on_ray(jobs, progress.finished, address=address, concurrency=many or plan.search.concurrency)
+        run_on_ray(jobs, progress.on_outcome, address=address, concurrency=concurrency or plan.search.concurrency)
     else:
-        run_here(jobs, progress.finished, lambda job, stage: progress.stage(job.spec.optimizer.name, stage))
+        run_here(jobs, progress.on_outcome, lambda job, stage: progress.on_stage(job.spec.optimizer.name, stage))
 
 
-def _optuna(plan: Plan, root: Store, progress: Progress, runner: Runner, address: str | None, many: int | None) -> None:
-    """Search on dev, then measure the best on test."""
+def _run_search(
+    plan: Plan, store: Store, progress: Progress, runner: Runner, address: str | None, concurrency: int | None
+) -> None:
+    """Search on dev, then measure the best trials on test."""
     from suite.runners import TrialJob
     from suite.runners.search import best_trials, search_here, some_trial
     from suite.trials.preflight import preflight
     from tasks.task import Split
 
-    # No objective of a search reads the headlines at matched utility; the best trials have them on test.
+    # A search does not use the headlines at matched utility; the best trials get them on test.
     dev = plan.measure.model_copy(update={"splits": (Split.DEV,), "match": None})
     example = some_trial(plan)
     for measure in (dev, plan.measure):
@@ -131,17 +140,19 @@ def _optuna(plan: Plan, root: Store, progress: Progress, runner: Runner, address
     if runner is Runner.RAY:
         from suite.runners.ray_tune import search_on_ray
 
-        template = TrialJob(example, dev, plan.runtime, root.root)
-        search_on_ray(plan, template, progress.finished, address=address, concurrency=many or plan.search.concurrency)
+        template = TrialJob(example, dev, plan.runtime, store.root)
+        search_on_ray(
+            plan, template, progress.on_outcome, address=address, concurrency=concurrency or plan.search.concurrency
+        )
     else:
         search_here(
             plan,
-            lambda one: TrialJob(one, dev, plan.runtime, root.root),
-            progress.finished,
-            lambda job, stage: progress.stage(job.spec.optimizer.name, stage),
+            lambda spec: TrialJob(spec, dev, plan.runtime, store.root),
+            progress.on_outcome,
+            lambda job, stage: progress.on_stage(job.spec.optimizer.name, stage),
         )
-    finalists = best_trials(plan, progress.outcomes, root)
+    finalists = best_trials(plan, progress.outcomes, store)
     if finalists:
         console(stderr=True).print(f"measuring the best {len(finalists)} on test")
         test = plan.model_copy(update={"measure": plan.measure.model_copy(update={"splits": (Split.TEST,)})})
-        _grid(test, finalists, root, progress, runner, address, many)
+        _run_grid(test, finalists, store, progress, runner, address, concurrency)

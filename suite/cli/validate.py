@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from suite.cli.common import EngineName, Json, Overrides, Spec, asked_engine, console, print_json, read_plan, table
+from suite.cli.common import EngineName, Json, Overrides, Spec, console, engine_override, print_json, read_plan, table
 
 if TYPE_CHECKING:
     from suite.cluster.placement import Placement, Resources
@@ -28,15 +28,15 @@ def validate(
     from suite.runners.search import some_trial
     from suite.trials.preflight import preflight
 
-    plan = read_plan(spec, overrides, asked_engine(engine))
+    plan = read_plan(spec, overrides, engine_override(engine))
     search = bool(plan.search.space)
     trials = [some_trial(plan)] if search else plan.trials()
     checked = preflight(trials, plan.measure, plan.runtime, here=not address)
-    there, room = _places(plan, address)
+    placement, resources = _placement(plan, address)
     if as_json:
         listed = [{"trial": s.id, "label": label(s), "spec": s.canonical, "cost": c.as_dict()} for s, c in checked]
         search = plan.search.changed() if search else None
-        print_json({"valid": True, "search": search, "trials": listed, "places": asdict(there)})
+        print_json({"valid": True, "search": search, "trials": listed, "places": asdict(placement)})
         return
     rows = [
         [
@@ -56,11 +56,11 @@ def validate(
         keys = ", ".join(plan.search.space)
         console().print(f"An Optuna search of {plan.search.trials} trials over {keys}; the one above is an example.")
     console().print("Evaluations count the anchors', which all trials share.")
-    console().print(_said(there, room, address), soft_wrap=True)
+    console().print(_capacity(placement, resources, address), soft_wrap=True)
 
 
-def _places(plan: Plan, address: str | None) -> tuple[Placement, Resources]:
-    """How trials and engines are laid out, and on what."""
+def _placement(plan: Plan, address: str | None) -> tuple[Placement, Resources]:
+    """The placement of trials and engines, and the resources of the machine or cluster."""
     from suite.cluster.placement import local_resources, plan_placement
     from suite.engines.choosing import check_here, pool_resources
 
@@ -68,16 +68,17 @@ def _places(plan: Plan, address: str | None) -> tuple[Placement, Resources]:
         return check_here(plan.measure, plan.runtime), local_resources()
     from suite.cluster.connection import connected
 
-    with connected(address) as room:
-        return plan_placement(room, pool_resources(plan.measure), plan.runtime), room
+    with connected(address) as resources:
+        return plan_placement(resources, pool_resources(plan.measure), plan.runtime), resources
 
 
-def _said(there: Placement, room: Resources, address: str | None) -> str:
-    where = f"The cluster at {address}" if address else "This machine"
-    said = f"{where} has {room}: {there.trials} trial{'s' if there.trials > 1 else ''} at a time"
-    if not there.pool.engines:
-        return f"{said}."
-    kind, count = ("GPU", there.pool.gpus) if there.pool.gpus else ("CPU", there.pool.cpus)
+def _capacity(placement: Placement, resources: Resources, address: str | None) -> str:
+    """One sentence about how many trials and engines run at a time."""
+    where, trials, pool = f"The cluster at {address}" if address else "This machine", placement.trials, placement.pool
+    capacity = f"{where} has {resources}: {trials} trial{'s' if trials > 1 else ''} at a time"
+    if not pool.engines:
+        return f"{capacity}."
+    kind, count = ("GPU", pool.gpus) if pool.gpus else ("CPU", pool.cpus)
     each = f"{count:g} {kind}{'s' if count > 1 else ''}"
-    taken = "in turn with the trial on one GPU" if there.pool.shared else f"{each} each"
-    return f"{said}, and {there.pool.engines} vLLM engine{'s' if there.pool.engines > 1 else ''}, {taken}."
+    use = "in turn with the trial on one GPU" if pool.shared else f"{each} each"
+    return f"{capacity}, and {pool.engines} vLLM engine{'s' if pool.engines > 1 else ''}, {use}."

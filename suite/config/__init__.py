@@ -1,6 +1,6 @@
-"""What all settings have in common: strict groups of them, registries, canonical JSON, where a trial runs.
+"""The basis of all settings: strict groups of settings, registries, canonical JSON, errors, and the runtime.
 
-The lowest room: plain values, without torch.
+The lowest package: plain values, without torch.
 """
 
 __all__ = ["canonical", "errors", "registry", "runtime", "settings"]

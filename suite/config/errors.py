@@ -1,10 +1,10 @@
-"""What goes wrong and explains itself: the message says what to change, and the command needs no traceback."""
+"""Errors whose message says what to change, so that the command shows it without a traceback."""
 
 from __future__ import annotations
 
 
 class SpecError(ValueError):
-    """The request cannot be carried out as it stands. Raised before any work begins; the command exits with 2."""
+    """The settings or arguments cannot be used as given. Raised before any work begins; the command exits with 2."""
 
 
 class StageError(RuntimeError):
@@ -16,4 +16,4 @@ class CheckpointError(RuntimeError):
 
 
 class EngineError(RuntimeError):
-    """An engine could not be started, could not answer, or was lost again and again over the same question."""
+    """An engine could not be started, failed on a prompt, or was lost repeatedly on the same one."""

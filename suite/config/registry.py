@@ -1,4 +1,4 @@
-"""A registry: the classes of one axis by name. Adding one is a new file and one line in the package's `__init__`."""
+"""A registry: the classes of one axis by name. Adding one takes a new file and one line in the package's `__init__`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from suite.config.settings import Settings, nearest
 
 
 class Registered(Protocol):
-    """What a registered class offers: its settings, whose `name` is a literal with a default, and a docstring."""
+    """A registered class: it has a docstring and `Settings`, whose `name` is a literal with a default."""
 
     Settings: type[Settings]
 
@@ -49,7 +49,7 @@ class Registry(Mapping[str, E]):
 
     @property
     def settings(self) -> Any:
-        """Type of a settings field that holds any entry of this axis, told apart by `name`."""
+        """Type of a settings field that holds any entry of this axis; `name` is the discriminator."""
         union = reduce(or_, (entry.Settings for entry in self._entries.values()))
         return Annotated[union, Field(discriminator="name")]
 

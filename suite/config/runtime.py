@@ -1,4 +1,4 @@
-"""Where a trial runs."""
+"""The runtime of a trial: its device, threads and memory use."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from suite.config.settings import Settings
 
 
 class RuntimeSpec(Settings):
-    """Where a trial runs. Part of what its numbers depend on, but not of what it is.
+    """Where a trial runs. Its numbers depend on it, but the trial's id does not.
 
     Attributes:
-        device: `auto` takes a GPU where there is one.
-        threads: CPU threads of one trial. Sums change with it, so it is set, not guessed.
-        gradient_checkpointing: recompute each block's activations in the backward pass instead of keeping them. Takes
+        device: `auto` uses a GPU where there is one.
+        threads: CPU threads of one trial. Sums change with their number, so it is never guessed.
+        gradient_checkpointing: recompute each block's activations in the backward pass instead of storing them. Takes
             less memory and more time, and changes no number.
     """
 

@@ -1,7 +1,7 @@
-"""Settings: frozen, strict, and refused with a sentence that says what to change.
+"""Settings: frozen, strict, and rejected with a message that says what to change.
 
-`Settings` is the base of everything a spec contains. `parse` turns a mapping (from YAML or the command line) into one
-and turns pydantic's complaints into ours: the key, what is allowed, the nearest match.
+`Settings` is the base of everything a spec contains. `parse` makes one from a mapping (from YAML or the command line),
+and turns pydantic's errors into ours: the key, what is allowed, the nearest match.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tasks.files import nearest
 
 
 class Settings(BaseModel):
-    """A frozen, strict group of settings. Numbers are finite; text is not taken for a number, nor 1 for true."""
+    """A frozen, strict group of settings. Numbers are finite; text is not converted to a number, nor 1 to true."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
@@ -28,7 +28,7 @@ class Settings(BaseModel):
     def changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults, as plain JSON values; `name` always stays.
 
-        This is the canonical form: a setting added later, at its default, leaves old ids alone.
+        This is the canonical form: a setting that is added later does not change old ids while it is at its default.
         """
         plain = {}
         for key, value in self:
@@ -53,7 +53,7 @@ def parse(kind: type[S], data: Mapping[str, Any], prefix: str = "") -> S:
     try:
         return kind.model_validate_json(json.dumps(data, allow_nan=False))
     except ValidationError as error:
-        # One complaint, the most telling one: an unknown key usually causes the others.
+        # Only one error, the most informative one: an unknown key usually causes the others.
         worst = min(error.errors(), key=lambda e: (e["type"] != "extra_forbidden", len(e["loc"])))
         raise SpecError(_sentence(kind, worst, data, prefix)) from None
     except ValueError:
@@ -78,10 +78,10 @@ def _sentence(kind: type[Settings], error: ErrorDetails, data: Mapping[str, Any]
             allowed = list(section.model_fields) if section else []
             close = difflib.get_close_matches(loc[-1], allowed, n=1, cutoff=0.5)
             hint = f" Did you mean {'.'.join([*where.split('.')[:-1], close[0]])}?" if close else ""
-            own = [name for name, member in family.items() if member is section]
-            if own and (others := [name for name, member in family.items() if loc[-1] in member.model_fields]):
-                hint = f" It is a setting of {', '.join(others)}, not of {own[0]}."
-            return f"{where}: unknown key.{hint} (allowed{' of ' + own[0] if own else ''}: {', '.join(allowed)})"
+            names = [name for name, member in family.items() if member is section]
+            if names and (others := [name for name, member in family.items() if loc[-1] in member.model_fields]):
+                hint = f" It is a setting of {', '.join(others)}, not of {names[0]}."
+            return f"{where}: unknown key.{hint} (allowed{' of ' + names[0] if names else ''}: {', '.join(allowed)})"
         case "union_tag_invalid":
             allowed = [tag.strip("' ") for tag in error["ctx"]["expected_tags"].split(",")]
             return f"{where}.name: unknown: {error['ctx']['tag']}.{nearest(error['ctx']['tag'], allowed)} " + (
@@ -101,7 +101,7 @@ def _sentence(kind: type[Settings], error: ErrorDetails, data: Mapping[str, Any]
 def _locate(
     kind: type[Settings], loc: tuple[int | str, ...]
 ) -> tuple[list[str], type[Settings] | None, dict[str, type[Settings]]]:
-    """The key path without pydantic's union tags, the settings class it ends in, and that class's union by name."""
+    """The key path without pydantic's union tags, the settings class at its end, and its union's members by name."""
     path: list[str] = []
     section: type[Settings] | None = kind
     family: dict[str, type[Settings]] = {}
@@ -117,7 +117,7 @@ def _locate(
 
 
 def settings_in(annotation: Any) -> tuple[type[Settings] | None, dict[str, type[Settings]]]:
-    """The settings class that an annotation stands for, or the members of a union of them by their name."""
+    """The settings class of an annotation, or the members by name where it is a union of settings classes."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return annotation, {}
     members: dict[str, type[Settings]] = {}

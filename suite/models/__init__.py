@@ -1,6 +1,6 @@
-"""A causal language model: its checkpoints as values, text as token ids, likelihoods, ordinary training.
+"""Causal language models: checkpoints, tokenization, likelihoods, and ordinary fine-tuning.
 
-Nothing here knows what unlearning is.
+Nothing here depends on unlearning.
 """
 
 __all__ = [

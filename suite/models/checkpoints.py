@@ -1,7 +1,7 @@
 """Checkpoints as values: weights on disk, weights in memory, or a lazy edit of another checkpoint.
 
-All three say which architecture they belong to, a folder with a config and a tokenizer, so an engine can put them into
-a model that it already holds. Safetensors only: nothing that a checkpoint carries is executed.
+Each names its architecture, a folder with a config and a tokenizer, so that an engine can load it into a model that it
+already holds. Only safetensors files are read, so no code from a checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ class Checkpoint(Protocol):
     """Folder with config.json and the tokenizer's files."""
 
     def state(self) -> State:
-        """Tensors by name, on the CPU. Tied tensors may stand under one of their names alone."""
+        """Tensors by name, on the CPU. A tied tensor may be listed under only one of its names."""
         ...
 
     def model(self, device: torch.device | str = "cpu") -> torch.nn.Module:
-        """A model of its own with these weights, in eval mode."""
+        """A new model with these weights, in eval mode."""
         ...
 
 
 @dataclass(frozen=True)
 class KeyedCheckpoint:
-    """A checkpoint, and what its weights follow from, for the keys of stages.
+    """A checkpoint and a key that determines its weights, for the keys of stages.
 
     Attributes:
-        key: of the stage that made it, or another digest of where it comes from.
+        key: of the stage that made it, or another digest of its origin.
         part: which of that stage's checkpoints it is.
     """
 
@@ -67,7 +67,7 @@ class _Loadable:
 
 @dataclass(frozen=True)
 class SavedCheckpoint(_Loadable):
-    """Weights in a folder, as `save_pretrained` writes it; in another dtype than the file's, if one is named."""
+    """Weights in a folder as `save_pretrained` writes it, converted to `dtype` if one is given."""
 
     path: Path
     dtype: torch.dtype | None = None
@@ -78,7 +78,7 @@ class SavedCheckpoint(_Loadable):
 
     @property
     def files(self) -> list[Path]:
-        """Where the tensors are.
+        """The safetensors files.
 
         Raises:
             CheckpointError: there are none.
@@ -100,9 +100,9 @@ class SavedCheckpoint(_Loadable):
 
 @dataclass(frozen=True)
 class LoraCheckpoint(_Loadable):
-    """An adapter in a folder, as peft writes it, and the model that it was made for.
+    """A LoRA adapter in a folder, as peft writes it, and the model that it was trained for.
 
-    `state` has the adapter merged; an engine that can may leave it beside the weights of `base`.
+    `state` has the adapter merged; an engine that supports adapters may apply it to the weights of `base` instead.
     """
 
     base: SavedCheckpoint
@@ -122,21 +122,22 @@ class LoraCheckpoint(_Loadable):
 
     @property
     def plain(self) -> bool:
-        """Whether W + scale * B A is all there is to it: no other tensors replaced, no norms of its own."""
-        said = self.config
-        more = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
-        return said.get("peft_type") == "LORA" and said.get("bias", "none") == "none" and not any(map(said.get, more))
+        """Whether weights are W + scale * B A and no more: no replaced tensors, no biases, no DoRA magnitudes."""
+        config = self.config
+        extras = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
+        is_lora = config.get("peft_type") == "LORA" and config.get("bias", "none") == "none"
+        return is_lora and not any(map(config.get, extras))
 
     @property
     def rank(self) -> int:
         """The largest rank of its matrices."""
-        said = self.config
-        return max(said["r"], *said.get("rank_pattern", {}).values(), 1)
+        config = self.config
+        return max(config["r"], *config.get("rank_pattern", {}).values(), 1)
 
     def state(self) -> State:
         from peft import PeftModel  # seconds to import
 
-        if not (self.path / self.WEIGHTS).is_file():  # peft would take a pickle instead
+        if not (self.path / self.WEIGHTS).is_file():  # peft would load a pickle instead
             raise CheckpointError(f"{self.path}: no {self.WEIGHTS} here. Other formats are not read")
         with open_tensors(self.path / self.WEIGHTS):
             pass
@@ -157,7 +158,7 @@ class TensorCheckpoint(_Loadable):
 
     @classmethod
     def of(cls, model: torch.nn.Module, architecture: Path) -> TensorCheckpoint:
-        """A copy of a model's weights as they are now."""
+        """A copy of a model's current weights."""
         return cls({name: t.detach().to("cpu", copy=True) for name, t in model.state_dict().items()}, architecture)
 
     def state(self) -> State:
@@ -166,7 +167,7 @@ class TensorCheckpoint(_Loadable):
 
 @dataclass(frozen=True)
 class EditedCheckpoint(_Loadable):
-    """Another checkpoint with an edit that is made when the weights are asked for."""
+    """Another checkpoint with an edit that is applied whenever the weights are read."""
 
     base: Checkpoint
     edit: Callable[[State], State]
@@ -195,30 +196,30 @@ def open_tensors(file: Path) -> Iterator[Any]:
 
 
 def interpolated(one: Checkpoint, other: Checkpoint, share: float) -> EditedCheckpoint:
-    """(1 - share) one + share other, in fp32, in the dtype of `one`. At 0 and at 1 bit for bit the one and the other.
+    """(1 - share) one + share other, computed in fp32 and stored in the dtype of `one`. Bit-exact at 0 and at 1.
 
     Args:
-        share: any number; outside of [0, 1] the line through both is followed further.
+        share: any number; outside of [0, 1] it extrapolates along the line through both.
     """
 
     def edit(state: State) -> State:
-        there = other.state()
+        other_state = other.state()
         return {
-            name: weight.float().lerp(there[name].float(), share).to(weight.dtype)
+            name: weight.float().lerp(other_state[name].float(), share).to(weight.dtype)
             if weight.is_floating_point()
             else weight
             for name, weight in state.items()
-            if name in there  # a tied tensor may stand under one of its names alone
+            if name in other_state  # a tied tensor may be listed under only one of its names
         }
 
     return EditedCheckpoint(one, edit, f"mixed[share={share}]")
 
 
 def context_of(folder: Path) -> int | None:
-    """Longest text that a model reads, in tokens; None where it sets no limit.
+    """A model's context length in tokens; None where it sets no limit.
 
     Raises:
-        SpecError: the folder's config.json is not one that transformers can read.
+        SpecError: transformers cannot read the folder's config.json.
     """
     return getattr(_text_config(folder), "max_position_embeddings", None)
 
@@ -229,7 +230,7 @@ class Heads:
 
     Attributes:
         size: dimensions of a head.
-        shared: heads of keys and values, which several heads of queries may share.
+        shared: number of key-value heads, which several query heads may share.
     """
 
     size: int | None
@@ -240,7 +241,7 @@ def heads_of(folder: Path) -> Heads:
     """A model's attention heads.
 
     Raises:
-        SpecError: the folder's config.json is not one that transformers can read.
+        SpecError: transformers cannot read the folder's config.json.
     """
     config = _text_config(folder)
     heads = getattr(config, "num_attention_heads", None)
@@ -263,11 +264,11 @@ def skeleton(architecture: Path, dtype: torch.dtype) -> torch.nn.Module:
     from transformers.initialization import no_init_weights
 
     config = AutoConfig.from_pretrained(architecture)
-    # Drawing weights takes a hundred times as long as making room for them. Where a module draws its own all the same,
-    # it is not to be from the caller's random numbers.
+    # Random initialization takes a hundred times as long as allocation. Where a module draws its weights all the same,
+    # the caller's random state must not change.
     with no_init_weights(), torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    model.tie_weights()  # otherwise a part of drawing them
+    model.tie_weights()  # otherwise done by the initialization
     return model
 
 
@@ -293,7 +294,7 @@ class Layout:
         return cls(shapes, tuple(map(tuple, by_storage.values())))
 
     def chosen(self, given: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """One name for each stored tensor, among those that a checkpoint gives, by their shapes.
+        """One name for each stored tensor, among the names that a checkpoint gives (with their shapes).
 
         Raises:
             CheckpointError: a tensor is missing (and not tied to one that is there), unknown or of another shape.
@@ -302,20 +303,20 @@ class Layout:
             raise CheckpointError(f"the checkpoint has tensors that the architecture lacks: {', '.join(unknown[:3])}")
         chosen = []
         for names in self.stored:
-            found = [name for name in names if name in given]
-            if not found:
+            present = [name for name in names if name in given]
+            if not present:
                 raise CheckpointError(f"the checkpoint lacks the tensor {names[0]}")
-            for name in found:
+            for name in present:
                 if self.shapes[name] != given[name]:
                     raise CheckpointError(
                         f"{name}: the checkpoint has shape {given[name]}, the architecture {self.shapes[name]}"
                     )
-            chosen.append(found[0])
+            chosen.append(present[0])
         return tuple(chosen)
 
 
 def load_state(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put weights into a model of the same architecture, in place.
+    """Copy weights into a model of the same architecture, in place.
 
     Raises:
         CheckpointError: a tensor is missing (and not tied to one that is there), unknown or of another shape.
@@ -326,7 +327,7 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
-    """Dtype of the weights (the commonest by size)."""
+    """Dtype of most weights, by number of elements."""
     sizes: dict[torch.dtype, int] = {}
     for tensor in state.values():
         if tensor.is_floating_point():

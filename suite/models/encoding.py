@@ -1,7 +1,7 @@
-"""From text to token ids: where the prompt ends and the answer begins, and how examples become a batch.
+"""From text to token ids: prompt templates, the boundary between prompt and answer, and batches.
 
-Prompt and answer are tokenized apart and joined as ids, so the answer's tokens do not depend on a merge across the
-boundary, and no decoded text is tokenized twice.
+Prompt and answer are tokenized separately and joined as ids, so that no token merges across the boundary and no decoded
+text is tokenized twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Template(StrEnum):
-    """What goes around a question."""
+    """The prompt format of a question."""
 
     BARE = "bare"
     """The question, a space, the answer."""
@@ -35,7 +35,7 @@ class Template(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one prompt and its answer. `ids[start:]` are the answer's tokens, the ones that are scored."""
+    """Token ids of one prompt and its answer. `ids[start:]` are the answer's tokens; only these are scored."""
 
     ids: tuple[int, ...]
     start: int
@@ -54,10 +54,10 @@ class Encoded:
 
 
 class Encoder:
-    """Turns examples and questions into ids with a model's tokenizer and template.
+    """Encodes examples and questions as ids with a model's tokenizer and template.
 
     Raises:
-        SpecError: the template asks for what the tokenizer lacks (a chat template, an end-of-text token).
+        SpecError: the tokenizer lacks an end-of-text token, or the chat template that is to be used.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
@@ -73,93 +73,94 @@ class Encoder:
         """Ids of prompt and answer. A question's answer ends with end-of-text; running text does not.
 
         Args:
-            turns: what was said before, the oldest first; of running text, documents before this one.
-            prefill: how the answer begins: the last part of the prompt.
+            turns: the conversation so far, oldest turn first; for running text, the documents before this one.
+            prefill: the beginning of the answer, as the last part of the prompt.
         """
-        begun = bool(prefill) or self.template is not Template.CHAT  # an answer in mid-line begins with a space
+        mid_line = bool(prefill) or self.template is not Template.CHAT  # an answer in mid-line begins with a space
         if style is Style.TEXT:
-            said = "".join(f"{turn.question}{turn.answer}\n\n" for turn in turns)
-            head, tail = self._ids(f"{said}{prompt}", special=True), self._ids(answer)
+            history = "".join(f"{turn.question}{turn.answer}\n\n" for turn in turns)
+            head, tail = self._ids(f"{history}{prompt}", special=True), self._ids(answer)
         else:
             head = self._question(prompt, turns)
-            tail = [*self._ids(f" {answer}" if begun else answer), self.eos]
+            tail = [*self._ids(f" {answer}" if mid_line else answer), self.eos]
         if prefill:
             spaced = style is Style.QUESTION and self.template is not Template.CHAT
             head = [*head, *self._ids(f" {prefill}" if spaced else prefill)]
-        if not head:  # without a prompt the first token has nothing to be predicted from
+        if not head:  # without a prompt nothing precedes the first token, so it cannot be predicted
             head, tail = tail[:1], tail[1:]
         return Encoded((*head, *tail), len(head))
 
     def answer(self, item: Item, answer: str) -> Encoded:
-        """Ids of an item's prompt, with all that goes before the answer, and one of its answers."""
+        """Ids of an item's complete prompt (turns and prefill included) and one of its answers."""
         return self.encode(item.prompt, answer, item.style, item.turns, item.prefill)
 
     def example(self, example: Example) -> Encoded:
         return self.encode(example.prompt, example.answer, example.style)
 
     def examples(self, texts: Sequence[Example], block: int | None = None) -> list[Encoded]:
-        """The texts as they are taught.
+        """The texts as training sequences.
 
         Args:
             block: running text is joined over documents by a blank line and cut into blocks of so many tokens, each of
-                which predicts all but its first token; by default each text is taught by itself.
+                which predicts all but its first token; by default each text is a sequence of its own.
         """
         if block is None:
             return [self.example(text) for text in texts]
-        asked = [self.example(text) for text in texts if text.style is not Style.TEXT]
+        questions = [self.example(text) for text in texts if text.style is not Style.TEXT]
         joined = "\n\n".join(f"{text.prompt}{text.answer}" for text in texts if text.style is Style.TEXT)
         ids = self._ids(joined) if joined else []
         # A last block of one token would have nothing to predict.
-        return asked + [Encoded(tuple(ids[i : i + block]), 1) for i in range(0, len(ids) - 1, block)]
+        return questions + [Encoded(tuple(ids[i : i + block]), 1) for i in range(0, len(ids) - 1, block)]
 
     def prompt(self, item: Item) -> tuple[int, ...]:
-        """Ids to generate after."""
+        """Ids of an item's prompt, for generation."""
         return self.answer(item, "").prompt
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """Generated text without special tokens, up to the first of the stop texts, stripped."""
+        """Generated text without special tokens, cut at the first stop text and stripped."""
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text[: min((text.index(s) for s in stop if s in text), default=len(text))].strip()
 
     def stops(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
-        """Whether a stop text ends with the newest token: to be asked after each."""
+        """Whether the newest tokens complete a stop text; call it after every token."""
         if not stop:
             return False
-        # A token is at least a byte, so so many hold the longest; one more, since some decoders strip the first.
+        # A token has at least one byte, so this many hold the longest stop text; one more, as some decoders strip the
+        # first one.
         reach = max(len(s.encode()) for s in stop) + 1
         text = self.tokenizer.decode(ids[-reach:], skip_special_tokens=True)
         return any(s in text for s in stop)
 
     def stop_ids(self, stop: Sequence[str]) -> frozenset[int]:
-        """The tokens that contain a stop text by themselves."""
+        """The tokens that each contain a complete stop text."""
         return frozenset(i for i, text in enumerate(self._vocabulary) if any(s in text for s in stop))
 
     @cached_property
     def _vocabulary(self) -> list[str]:
-        """Each token's text, as it is decoded alone."""
+        """The text of each token, decoded alone."""
         return self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))], skip_special_tokens=True)
 
     def cut(self, text: str, tokens: int) -> str:
-        """Its first tokens, those counted that the tokenizer puts around any text, decoded without them."""
+        """The beginning of a text: so many tokens, special tokens counted but not decoded."""
         return self.tokenizer.decode(self._ids(text, special=True)[:tokens], skip_special_tokens=True)
 
     def _question(self, question: str, turns: Sequence[Turn]) -> list[int]:
         match self.template:
             case Template.CHAT:
-                said = [
+                messages = [
                     {"role": role, "content": content}
                     for turn in turns
                     for role, content in (("user", turn.question), ("assistant", turn.answer))
                 ]
-                said.append({"role": "user", "content": question})
-                text = self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+                messages.append({"role": "user", "content": question})
+                text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
                 return self._ids(text)  # the template writes its own special tokens
             case Template.PLAIN:
-                said = "".join(f"Question: {turn.question}\nAnswer: {turn.answer}\n\n" for turn in turns)
-                return self._ids(f"{said}Question: {question}\nAnswer:", special=True)
+                history = "".join(f"Question: {turn.question}\nAnswer: {turn.answer}\n\n" for turn in turns)
+                return self._ids(f"{history}Question: {question}\nAnswer:", special=True)
             case Template.BARE:
-                said = "".join(f"{turn.question} {turn.answer}\n" for turn in turns)
-                return self._ids(f"{said}{question}", special=True)
+                history = "".join(f"{turn.question} {turn.answer}\n" for turn in turns)
+                return self._ids(f"{history}{question}", special=True)
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
@@ -167,13 +168,13 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Some examples as a right-padded batch. Causal attention never looks right, so no mask is needed.
+    """A right-padded batch of examples. Causal attention never looks right, so no attention mask is needed.
 
     Attributes:
         ids: (sequences, length).
         answer: (sequences, length) bool, true at the answer's tokens.
         start: first position of any answer.
-        rows: index of each sequence in the data set that it was drawn from.
+        rows: index of each sequence in the data set it was drawn from.
     """
 
     ids: Tensor
@@ -204,5 +205,5 @@ class Tokens:
 
     @property
     def text(self) -> Tensor:
-        """(sequences, length) bool, true everywhere but at padding: a text ends with its answer."""
+        """(sequences, length) bool, false at padding alone: a text ends with its answer."""
         return self.answer.flip(-1).cumsum(-1).flip(-1) > 0

@@ -1,4 +1,4 @@
-"""Ordinary fine-tuning, as anchors and attacks that train need it: AdamW on answers, batches of like length."""
+"""Ordinary fine-tuning, for anchors and for attacks that train: AdamW on answers, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def finetune(
     ascend: bool = False,
     report_at: Collection[int] = (),
 ) -> Iterator[int]:
-    """Train `model` in place and yield the number of steps made, at each step in `report_at` and after the last.
+    """Train `model` in place; yield the number of steps made at each step in `report_at` and after the last step.
 
     Args:
         warmup: steps over which the step size rises to `lr`.
-        schedule: how it then falls.
+        schedule: of the step size.
         clip: largest global gradient norm.
-        ascend: whether the loss is to rise instead.
+        ascend: maximise the loss instead.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
@@ -45,31 +45,32 @@ def finetune(
         gradient = torch.autograd.grad(loss, parameters)
         if ascend:
             torch._foreach_neg_(list(gradient))
-        length = float(torch.nn.utils.get_total_norm(gradient))
-        if length > clip:
-            torch._foreach_mul_(list(gradient), clip / length)
+        norm = float(torch.nn.utils.get_total_norm(gradient))
+        if norm > clip:
+            torch._foreach_mul_(list(gradient), clip / norm)
         feed(optimizer, parameters, gradient, step_size(lr, step, steps, warmup, schedule))
         if step + 1 in report_at or step + 1 == steps:
             yield step + 1
 
 
 def batches(texts: Sequence[Encoded], size: int, seed: int) -> Iterator[list[int]]:
-    """Indices, epoch after epoch without end. Batches hold texts of like length, so little is padded, in random order.
+    """Batches of indices without end, epoch by epoch, in random order. Texts in a batch have similar lengths, to save
+    padding.
 
-    Ties in length are broken anew in each epoch, so a text does not always meet the same neighbours.
+    Ties in length are broken anew in each epoch, so that a text is not always batched with the same others.
     """
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     while True:
-        order = list(range(len(texts)))
-        draw.shuffle(order)
-        order.sort(key=lambda i: len(texts[i].ids))
-        groups = [order[i : i + size] for i in range(0, len(order), size)]
-        draw.shuffle(groups)
+        indices = list(range(len(texts)))
+        rng.shuffle(indices)
+        indices.sort(key=lambda i: len(texts[i].ids))
+        groups = [indices[i : i + size] for i in range(0, len(indices), size)]
+        rng.shuffle(groups)
         yield from groups
 
 
 def feed(inner: torch.optim.Optimizer, parameters: Sequence[Tensor], gradient: Sequence[Tensor], lr: float) -> None:
-    """One step of a torch optimizer with this gradient and step size."""
+    """Make one step of a torch optimizer with this gradient and step size."""
     for parameter, part in zip(parameters, gradient, strict=True):
         parameter.grad = part
     for group in inner.param_groups:

@@ -1,8 +1,8 @@
-"""Gradient checkpointing: a block's activations are computed again in the backward pass instead of being kept.
+"""Gradient checkpointing: a block's activations are recomputed in the backward pass instead of being stored.
 
-Between forward and backward pass only what goes into each block stays in memory, and the activations of one block at a
-time; the price is a second forward pass per gradient. No number changes: the same kernels run on the same inputs.
-transformers' own switch works in training mode only, and models are in eval mode here, so that dropout is off.
+Only the inputs of all blocks and the activations of one block are in memory at a time; the price is a second forward
+pass per gradient. No number changes, because the same kernels run on the same inputs. transformers' own switch works in
+training mode only, and models are in eval mode here so that dropout is off.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from suite.config.errors import SpecError
 from suite.models.layers import blocks_of
 
 
-def recompute_blocks(model: torch.nn.Module) -> None:
-    """Let each block of the model recompute its activations, from now on, wherever gradients are asked for.
+def checkpoint_blocks(model: torch.nn.Module) -> None:
+    """Turn on gradient checkpointing for each block of the model, for every later gradient.
 
-    Where they are not (values, forward-mode derivatives) a block runs as before. The backward pass has to find the
-    weights where the forward pass left them: a question at another place must last until its gradient is there.
+    Without gradients (loss values, forward-mode derivatives) a block runs as before. The backward pass runs the forward
+    pass again, so a gradient at displaced weights needs them in place until the backward pass is finished.
 
     Raises:
         SpecError: the model's blocks are not found.
@@ -30,12 +30,12 @@ def recompute_blocks(model: torch.nn.Module) -> None:
     if blocks is None:
         raise SpecError(f"runtime.gradient_checkpointing: {type(model).__name__} has no list of blocks. Leave it off")
     for block in blocks:
-        # The instance's forward, not a hook: hooks on a block (to end a pass there) fire once, in the forward pass.
-        block.forward = partial(_recomputed, block.forward)
+        # Replace the instance's forward, inside the block's hooks: a hook that ends the pass there must fire only once.
+        block.forward = partial(_checkpointed, block.forward)
 
 
-def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _checkpointed(forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    # Nothing random happens in eval mode, so there is no state to be put back.
+    # Nothing is random in eval mode, so there is no random state to restore.
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

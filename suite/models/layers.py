@@ -1,4 +1,4 @@
-"""Which tensors of a model are what."""
+"""The parts of a model: linear weights and transformer blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_linear(name: str, weight: Tensor) -> bool:
 
 
 def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList | None:
-    """The blocks of a model of transformers: the outermost list that is as long as its config says."""
+    """The blocks of a transformers model: the outermost module list with as many entries as the config has layers."""
     count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     if count is None or not isinstance(model, torch.nn.Module):
         return None

@@ -1,6 +1,6 @@
-"""Whether every text fits the model, before any work begins: what is taught, and what is asked.
+"""Check that every training text and every question fits the model's context, before anything is computed.
 
-Texts are put before the tokenizer as the encoder puts them, but in batches, and each different piece once.
+Texts are tokenized exactly as the encoder does, but in batches, and each distinct piece only once.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How long one text is for the model.
+    """The length of one text for the model.
 
     Attributes:
         where: the text's file and row, or its id.
-        fields: its prompt and its answer by the name that they have there, each with its tokens.
-        total: tokens that the model reads and writes.
+        fields: names and token counts of its prompt and its answer.
+        total: tokens that the model reads and generates.
     """
 
     where: str
@@ -36,53 +36,53 @@ class Length:
 
 
 def check_lengths(task: Task, encoder: Encoder, context: int | None, probes: Iterable[Probe]) -> None:
-    """See that every text fits the model's context.
+    """Check that every text fits the model's context.
 
-    Running text that is taught in blocks is cut, and so is what a probe with `max_tokens` asks about; anything else
-    that does not fit is an error.
+    Running text that is trained in blocks is cut, and so are the texts of a probe with `max_tokens`; anything else that
+    does not fit is an error.
 
     Args:
-        context: longest text that the model reads, in tokens; None where it sets no limit.
-        probes: those that will be asked.
+        context: the model's context length in tokens; None where it sets no limit.
+        probes: those that will be evaluated.
 
     Raises:
         SpecError: naming the longest text of those that do not fit, its field, its length and the limit.
     """
     if context is None:
         return
-    taught = [e for e in (*task.forget_examples(), *task.retain) if not (task.block and e.style is Style.TEXT)]
+    examples = [e for e in (*task.forget_examples(), *task.retain) if not (task.block and e.style is Style.TEXT)]
     probes = list(probes)
-    lengths = batched(encoder, lambda counting: [*_of_examples(counting, taught), *_of_probes(counting, probes)])
-    over = [length for length in lengths if length.total > context]
-    if over:
-        longest = max(over, key=lambda length: length.total)
-        others = f" (and {len(over) - 1} more are too long)" if len(over) > 1 else ""
+    lengths = batched(encoder, lambda counter: [*_example_lengths(counter, examples), *_probe_lengths(counter, probes)])
+    too_long = [length for length in lengths if length.total > context]
+    if too_long:
+        longest = max(too_long, key=lambda length: length.total)
+        others = f" (and {len(too_long) - 1} more are too long)" if len(too_long) > 1 else ""
         raise SpecError(
             f"{longest}, but the model reads {context}{others}. Shorten the text, or take a model with a longer "
             "context (tiny has model.tiny.context)"
         )
 
 
-def batched(encoder: Encoder, ask: Callable[[Encoder], T]) -> T:
-    """The answer to a question about lengths, its texts tokenized together.
+def batched(encoder: Encoder, measure: Callable[[Encoder], T]) -> T:
+    """The result of a function that encodes texts to measure their lengths, with all texts tokenized together.
 
-    The question is asked twice: first to see which texts it is about, then with their lengths.
+    The function runs twice: first to collect the texts, then with their lengths.
     """
-    counting = _Counting(encoder)
-    ask(counting)
-    counting.tokenize()
-    return ask(counting)
+    counter = _CountingEncoder(encoder)
+    measure(counter)
+    counter.tokenize()
+    return measure(counter)
 
 
-class _Counting(Encoder):
-    """An encoder whose ids are only as many as they should be; what they are does not matter here."""
+class _CountingEncoder(Encoder):
+    """An encoder that returns the right number of ids; their values are zeros."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__(encoder.tokenizer, encoder.template)
         self._counts: dict[tuple[str, bool], int] = {}
 
     def tokenize(self) -> None:
-        """Count the tokens of every text that was asked for so far."""
+        """Count the tokens of every text that was encoded so far."""
         for special in (False, True):
             texts = [text for text, how in self._counts if how is special]
             if texts:
@@ -93,17 +93,17 @@ class _Counting(Encoder):
         return [0] * self._counts.setdefault((text, special), 0)
 
 
-def _of_examples(encoder: Encoder, examples: Sequence[Example]) -> Iterator[Length]:
+def _example_lengths(encoder: Encoder, examples: Sequence[Example]) -> Iterator[Length]:
     for example in examples:
         yield _length(example, encoder.example(example))
 
 
-def _of_probes(encoder: Encoder, probes: Sequence[Probe]) -> Iterator[Length]:
+def _probe_lengths(encoder: Encoder, probes: Sequence[Probe]) -> Iterator[Length]:
     for probe in probes:
         for item in probe.items:
             if probe.kind is ProbeKind.GENERATE:
                 prompt = len(encoder.prompt(item))
-                fields = ((_prompt(item), prompt), ("max_new_tokens", probe.max_new_tokens))
+                fields = ((_prompt_field(item), prompt), ("max_new_tokens", probe.max_new_tokens))
                 yield Length(_where(item, probe.name), fields, prompt + probe.max_new_tokens)
                 continue
             answers = item.answers if probe.kind is ProbeKind.CHOICE else (item.reference,)
@@ -116,11 +116,11 @@ def _of_probes(encoder: Encoder, probes: Sequence[Probe]) -> Iterator[Length]:
 
 def _length(text: Example | Item, encoded: Encoded, probe: str = "") -> Length:
     prompt = len(encoded.prompt)
-    fields = ((_prompt(text), prompt), ("answer", len(encoded.ids) - prompt))
+    fields = ((_prompt_field(text), prompt), ("answer", len(encoded.ids) - prompt))
     return Length(_where(text, probe), fields, len(encoded.ids))
 
 
-def _prompt(text: Example | Item) -> str:
+def _prompt_field(text: Example | Item) -> str:
     return "prompt" if text.style is Style.TEXT else "question"
 
 

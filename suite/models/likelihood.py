@@ -1,4 +1,4 @@
-"""Log-probabilities of answers under a causal language model: the one forward pass behind losses and scores."""
+"""Log-probabilities of answers under a causal language model: the forward pass that losses and scores share."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from suite.models.layers import blocks_of
 def answer_logits(model: torch.nn.Module, tokens: Tokens) -> Tensor:
     """Logits that predict positions start..length-1 of each sequence: (sequences, length - start, vocabulary), fp32.
 
-    The output layer runs on these positions alone, where the architecture allows it: for a small model it is a fifth
-    of the work.
+    Where the architecture allows it, the output layer runs on these positions alone: for a small model it is a fifth of
+    the computation.
     """
     length = tokens.ids.shape[1]
     if _keeps_logits(type(getattr(model, "replicated", model))):
@@ -33,7 +33,7 @@ def logits_at(model: torch.nn.Module, positions: Sequence[int], **inputs: Any) -
     """Logits at the given positions of each sequence: (sequences, positions, vocabulary), fp32.
 
     Args:
-        inputs: what else the model is given, `input_ids` among them; a cache is not made unless one is given.
+        inputs: the model's keyword arguments, `input_ids` among them; no cache is made unless one is given.
     """
     at = torch.tensor(positions, device=inputs["input_ids"].device)
     inputs = {"use_cache": "past_key_values" in inputs, **inputs}
@@ -50,7 +50,7 @@ def answer_labels(tokens: Tokens) -> tuple[Tensor, Tensor]:
 def token_logprobs(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """log p of each label in nats, float64, 0 where the mask is false: (sequences, positions).
 
-    Float64 from here on: a zeroth-order difference is far smaller than the sum that it is taken from.
+    Float64 from here on: a zeroth-order difference is far smaller than the two sums that it is computed from.
     """
     chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     return ((chosen - logits.logsumexp(-1)).double()).masked_fill(~mask, 0.0)
@@ -75,38 +75,38 @@ def answer_mean(values: Tensor, mask: Tensor) -> Tensor:
 def hidden_states(model: torch.nn.Module, tokens: Tokens, layer: int) -> Tensor:
     """Output of block `layer`, counted from 0, at every position: (sequences, length, hidden units), fp32.
 
-    The embeddings are no block, and no norm follows the last one. The blocks above are not run. A model whose blocks
-    are not found is run to the end and asked for `output_hidden_states`; transformers gives the last block's normed
-    there.
+    The embeddings are not a block, and no norm is applied after the last one. Later blocks are not run. A model whose
+    blocks are not found is run to the end with `output_hidden_states`; there, transformers returns the last block's
+    output after the norm.
 
     Raises:
         SpecError: the model has no such block.
     """
-    if hasattr(model, "replicated"):  # many places of one model, asked together
+    if hasattr(model, "replicated"):  # one model at several displacements, evaluated together
         return model.hidden_states(tokens, layer)
     blocks = blocks_of(model)
     if blocks is None:
         states = model(input_ids=tokens.ids, use_cache=False, output_hidden_states=True).hidden_states[1:]
         return states[_within(layer, len(states))].float()
-    hook = blocks[_within(layer, len(blocks))].register_forward_hook(_reached)
+    hook = blocks[_within(layer, len(blocks))].register_forward_hook(_stop)
     try:
         model(input_ids=tokens.ids, use_cache=False)
-    except _Reached as reached:
-        return reached.states.float()
+    except _Stop as stop:
+        return stop.states.float()
     finally:
         hook.remove()
     raise RuntimeError(f"{type(model).__name__} does not run its block {layer}")
 
 
-class _Reached(Exception):
-    """No error: the states are there, and the rest of the model need not run."""
+class _Stop(Exception):
+    """Not an error: carries the hidden states out of the forward pass, so that the later blocks need not run."""
 
     def __init__(self, states: Tensor) -> None:
         self.states = states
 
 
-def _reached(block: torch.nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-    raise _Reached(output[0] if isinstance(output, tuple) else output)
+def _stop(block: torch.nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    raise _Stop(output[0] if isinstance(output, tuple) else output)
 
 
 def _within(layer: int, blocks: int) -> int:

@@ -1,4 +1,4 @@
-"""The model before anything is taught: a tiny one made here, or a causal language model by path or hub id."""
+"""The model before training on the task: a tiny one made here, or a causal language model by path or hub id."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class BaseModel:
     """A model to start from.
 
     Attributes:
-        identity: what it is, for stage keys: the settings it is made from, a hub commit, or a digest of its files.
+        identity: determines the model, for stage keys: the settings it is made from, a hub commit, or a digest of its
+            files.
     """
 
     checkpoint: SavedCheckpoint | LoraCheckpoint
@@ -41,11 +42,11 @@ class BaseModel:
 
     @cached_property
     def context(self) -> int | None:
-        """Longest text that the model reads, in tokens; None where it sets no limit."""
+        """The model's context length in tokens; None where it sets no limit."""
         return context_of(self.checkpoint.architecture)
 
     def block(self, task: Task) -> int | None:
-        """Tokens of a block of running text: the task's, or as many as the model reads."""
+        """Tokens per block of running text: the task's number, or the context length where that is smaller."""
         return min(task.block, self.context or task.block) if task.block else None
 
 
@@ -59,16 +60,16 @@ def base_model(spec: ModelSpec, task: Task, seed: int, store: StageStore) -> Bas
         SpecError: no such model, or one that cannot be used, saying why.
     """
     if spec.name == "tiny":
-        # Not the task's own digest: the tokenizer is made from the texts that are taught, and these may be limited.
+        # Not the task's own digest: the tokenizer is made from the training texts, which `retain_limit` may reduce.
         texts = examples_digest((*task.forget_examples(), *task.retain, *task.holdout))
         inputs = {"version": VERSION, "tiny": spec.tiny.changed(), "seed": seed, "texts": texts, "dtype": spec.dtype}
         artifact = store.run("base", inputs, lambda folder: _make_tiny(folder, spec, task, seed))
         folder = artifact.folder
         return _read_model(spec, folder, {"base": artifact.key})
-    return found_model(spec, spec.name)
+    return resolve_model(spec, spec.name)
 
 
-def found_model(spec: ModelSpec, name: str, key: str = "model.name") -> BaseModel:
+def resolve_model(spec: ModelSpec, name: str, key: str = "model.name") -> BaseModel:
     """The model in a folder or on the hub, in the spec's dtype and with its template.
 
     Args:
@@ -77,9 +78,9 @@ def found_model(spec: ModelSpec, name: str, key: str = "model.name") -> BaseMode
     Raises:
         SpecError: no such model, or one that cannot be used, saying why.
     """
-    if (adapter := _adapter(name)) is not None:
-        return _adapted(spec, adapter, key)
-    folder, identity = _find(name, key)
+    if (adapter := _adapter_folder(name)) is not None:
+        return _model_with_adapter(spec, adapter, key)
+    folder, identity = _identify(name, key)
     return _read_model(spec, folder, {**identity, "dtype": spec.dtype})
 
 
@@ -90,18 +91,18 @@ def _read_model(spec: ModelSpec, folder: Path, identity: Mapping[str, Any]) -> B
     return BaseModel(checkpoint, Encoder(tokenizer, template), {**identity, "template": str(template)})
 
 
-def _adapter(name: str) -> Path | None:
-    """The folder, if a name is that of an adapter's."""
+def _adapter_folder(name: str) -> Path | None:
+    """The folder, if the name is that of a LoRA adapter."""
     path = Path(name).expanduser()
     return path.resolve() if (path / LoraCheckpoint.CONFIG).is_file() else None
 
 
-def _adapted(spec: ModelSpec, path: Path, key: str) -> BaseModel:
-    """A model with an adapter, which says itself what it belongs to."""
+def _model_with_adapter(spec: ModelSpec, path: Path, key: str) -> BaseModel:
+    """A model with an adapter; the adapter's config names the base model."""
     named = json.loads((path / LoraCheckpoint.CONFIG).read_text()).get("base_model_name_or_path")
     if not named:
         raise SpecError(f"{key}: {path}/{LoraCheckpoint.CONFIG} names no base_model_name_or_path")
-    base = found_model(spec, named, f"{key}: {path.name}: base_model_name_or_path")
+    base = resolve_model(spec, named, f"{key}: {path.name}: base_model_name_or_path")
     if not isinstance(base.checkpoint, SavedCheckpoint):
         raise SpecError(f"{key}: {path} is an adapter of an adapter. Merge the first one")
     return replace(
@@ -112,7 +113,7 @@ def _adapted(spec: ModelSpec, path: Path, key: str) -> BaseModel:
 
 
 def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name") -> tuple[Encoder, int | None]:
-    """A model's encoder and context before the model is made, or its weights are read or fetched.
+    """A model's encoder and context length, without making the model or reading or fetching its weights.
 
     Args:
         name: `tiny`, a folder or a hub id; `key` is the setting that names it, for messages.
@@ -123,24 +124,26 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
     if name == "tiny":
         tokenizer = train_tokenizer(task, spec.tiny)
         return Encoder(tokenizer, spec.template or Template.BARE), spec.tiny.context
-    if (adapter := _adapter(name)) is not None:
-        return read_encoder(spec, task, str(_adapted(spec, adapter, key).checkpoint.architecture), key)
-    folder = _place(name, key, weights=False)
+    if (adapter := _adapter_folder(name)) is not None:
+        return read_encoder(spec, task, str(_model_with_adapter(spec, adapter, key).checkpoint.architecture), key)
+    folder = _model_folder(name, key, weights=False)
     tokenizer = load_tokenizer(folder)
     return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)
 
 
 def read_heads(spec: ModelSpec, name: str, key: str = "model.name") -> Heads:
-    """A model's attention heads before the model is made, or its weights are read or fetched.
+    """A model's attention heads, without making the model or reading or fetching its weights.
 
     Raises:
         SpecError: no such model.
     """
     if name == "tiny":
         return Heads(spec.tiny.hidden // spec.tiny.heads, spec.tiny.heads)
-    adapter = _adapter(name)
+    adapter = _adapter_folder(name)
     return heads_of(
-        _adapted(spec, adapter, key).checkpoint.architecture if adapter else _place(name, key, weights=False)
+        _model_with_adapter(spec, adapter, key).checkpoint.architecture
+        if adapter
+        else _model_folder(name, key, weights=False)
     )
 
 
@@ -154,8 +157,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Weights, config and tokenizer, as transformers and vLLM read them."""
-    transformers.utils.logging.disable_progress_bar()  # it shows one even for a megabyte
+    """Save weights, config and tokenizer in the format that transformers and vLLM read."""
+    transformers.utils.logging.disable_progress_bar()  # otherwise shown even for a megabyte
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -181,7 +184,8 @@ def _make_tiny(folder: Path, spec: ModelSpec, task: Task, seed: int) -> dict[str
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        # Outputs of unit size at any width; Llama's 0.02 fits 2,500, and a narrow model learns three times slower.
+        # Outputs of unit size at any width. Llama's 0.02 fits a width of 2,500; a narrow model learns three times
+        # slower with it.
         initializer_range=spec.tiny.hidden**-0.5,
     )
     with torch.random.fork_rng(devices=[]):
@@ -192,7 +196,7 @@ def _make_tiny(folder: Path, spec: ModelSpec, task: Task, seed: int) -> dict[str
 
 
 def train_tokenizer(task: Task, tiny: TinyModel) -> PreTrainedTokenizerBase:
-    """Byte-level BPE on all of the task's training text, held-out text included, as a pretrained tokenizer would be."""
+    """Byte-level BPE on all of the task's text, held-out text included, since a pretrained tokenizer saw all text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -212,15 +216,15 @@ def train_tokenizer(task: Task, tiny: TinyModel) -> PreTrainedTokenizerBase:
     )
 
 
-def _find(name: str, key: str) -> tuple[Path, dict[str, Any]]:
-    folder = _place(name, key)
+def _identify(name: str, key: str) -> tuple[Path, dict[str, Any]]:
+    folder = _model_folder(name, key)
     if Path(name).expanduser().is_dir():
         return folder, {"files": _fingerprint(folder)}
     return folder, {"hub": name.partition("@")[0], "commit": folder.name}
 
 
-def _place(name: str, key: str, *, weights: bool = True) -> Path:
-    """Folder of a model, fetched from the hub if it is none here."""
+def _model_folder(name: str, key: str, *, weights: bool = True) -> Path:
+    """Folder of a model, fetched from the hub if the name is not a local folder."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

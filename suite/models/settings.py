@@ -1,4 +1,4 @@
-"""Which model, and how it is read."""
+"""Settings of the model: which one, its dtype and its prompt template."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class TinyModel(Settings):
 
 
 class ModelSpec(Settings):
-    """The model before anything is taught: `tiny`, made here, or a causal LM by path or hub id.
+    """The model before training on the task: `tiny`, made here, or a causal LM by path or hub id.
 
     Attributes:
-        name: `tiny`, a folder, or `owner/model`, with `@revision` where one is meant.
-        template: what goes around a question; by default the tokenizer's chat template where it has one, else plain
+        name: `tiny`, a folder, or `owner/model`, optionally with `@revision`.
+        template: prompt format of a question; by default the tokenizer's chat template where it has one, else plain
             (`bare` for `tiny`).
     """
 

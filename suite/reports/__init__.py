@@ -1,3 +1,3 @@
-"""What a store says: what each setting was worth, and plots."""
+"""Reports of a store: rankings, the importance of each setting, and plots."""
 
 __all__ = ["plots", "report"]

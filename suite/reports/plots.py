@@ -1,4 +1,4 @@
-"""Plots of a ranking as SVG: utility against forgetting, what each attack brings back, and how fast."""
+"""Plots of a ranking as SVG: utility against forgetting, recovery under each attack, and recovery curves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# As on the page: colours that colour-blind readers tell apart, and a marker that says the grade again.
+# As on the page: colours that colour-blind readers can tell apart, and a marker per grade besides.
 GRADES = {
     "second": ("#009E73", "s"),
     "first": ("#0072B2", "o"),
@@ -25,19 +25,19 @@ GRADES = {
 }
 OTHER = ("#555555", "o")
 LINES = ("-", "--", ":", "-.")
-"""Tell the entries of one grade apart."""
+"""Line styles that distinguish entries of one grade."""
 MOST_BARS = 4
-"""Attacks whose recoveries are drawn as bars; of more, a heat map with numbers is easier to read."""
+"""Up to so many attacks are drawn as bars; for more, a heat map with numbers is easier to read."""
 DARK = 0.65
-"""Recovery from which on a number in the heat map is written in white."""
+"""Numbers in the heat map above this recovery are white."""
 RECOVERY = "excess recovery (share)"
 
 
 def plot(ranking: Ranking, folder: Path) -> list[Path]:
-    """Write the plots of the entries that have forgetting and utility; those of curves where an attack has one.
+    """Plot the entries that have forgetting and utility; recovery curves only where an attack has one.
 
     Raises:
-        StorageError: one cannot be written. The file that was there before is still there.
+        StorageError: a plot cannot be written. The previous file is still there.
     """
     import matplotlib
 
@@ -47,16 +47,16 @@ def plot(ranking: Ranking, folder: Path) -> list[Path]:
     if not shown:
         return []
     attacks = _bars if len(ranking.attacks) <= MOST_BARS else _heat
-    drawn = {"front": _front(ranking, shown), "attacks": attacks(ranking, shown)}
-    if curved := [attack for attack in ranking.attacks if any(attack in entry.curves for entry in shown)]:
-        drawn["curves"] = _curves(ranking, shown, curved)
-    return [_written(figure, folder / f"{stem}-{name}.svg") for name, figure in drawn.items()]
+    figures = {"front": _front(ranking, shown), "attacks": attacks(ranking, shown)}
+    if with_curves := [attack for attack in ranking.attacks if any(attack in entry.curves for entry in shown)]:
+        figures["curves"] = _curves(ranking, shown, with_curves)
+    return [_write(figure, folder / f"{stem}-{name}.svg") for name, figure in figures.items()]
 
 
 def _front(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
     figure, [axes] = _figure(6.4, 4.6)
     for entry in entries:
-        colour, marker = _look(entry)
+        colour, marker = _style(entry)
         robustness = entry.robustness.value
         axes.errorbar(
             entry.utility.value,
@@ -65,7 +65,7 @@ def _front(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
             yerr=entry.forgetting.margin,
             fmt=marker,
             color=colour,
-            # filled as far as the forgetting is robust
+            # the more opaque, the more robust
             alpha=0.25 + 0.75 * (robustness or 0.0),
             markersize=9,
             label=f"{entry.label} (R {'–' if robustness is None else f'{robustness:.2f}'})",
@@ -82,12 +82,19 @@ def _bars(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
     for index, attack in enumerate(ranking.attacks):
         values = [e.recovery[attack].value or 0.0 for e in entries]
         errors = [e.recovery[attack].margin for e in entries]
-        places = [row + index * height for row in range(len(entries))]
+        positions = [row + index * height for row in range(len(entries))]
         name = ranking.attack_labels[attack]
-        axes.barh(places, values, height=height, xerr=errors, label=name, error_kw={"linewidth": 0.8})
-        for place, entry in zip(places, entries, strict=True):
+        axes.barh(positions, values, height=height, xerr=errors, label=name, error_kw={"linewidth": 0.8})
+        for position, entry in zip(positions, entries, strict=True):
             if entry.recovery[attack].value is None:
-                axes.text(0.005, place, _said(entry, attack), fontsize=6, verticalalignment="center", style="italic")
+                axes.text(
+                    0.005,
+                    position,
+                    _recovery_text(entry, attack),
+                    fontsize=6,
+                    verticalalignment="center",
+                    style="italic",
+                )
     axes.set_yticks([row + 0.4 - height / 2 for row in range(len(entries))], [e.label for e in entries], fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel=RECOVERY, title=ranking.task)
@@ -107,7 +114,7 @@ def _heat(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
             axes.text(
                 column,
                 row,
-                _said(entry, attack),
+                _recovery_text(entry, attack),
                 fontsize=7 if value is not None else 6,
                 color="white" if value is not None and value > DARK else "black",
                 fontweight="bold" if attack == entry.worst_attack else "normal",
@@ -129,13 +136,13 @@ def _curves(ranking: Ranking, entries: Sequence[Entry], attacks: Sequence[str]) 
     for axes, attack in zip(panels, attacks, strict=True):
         lines: Counter[str] = Counter()
         for entry in entries:
-            colour, marker = _look(entry)
-            known = {point: it for point, it in entry.curves.get(attack, {}).items() if it.value is not None}
-            points = list(known)
-            # Labelled even where there is nothing to draw, so that all panels share one legend.
+            colour, marker = _style(entry)
+            curve = {point: it for point, it in entry.curves.get(attack, {}).items() if it.value is not None}
+            points = list(curve)
+            # Entries without a curve are labelled too, so that all panels share one legend.
             axes.plot(
                 points,
-                [it.value for it in known.values()],
+                [it.value for it in curve.values()],
                 LINES[lines[colour] % len(LINES)],
                 color=colour,
                 marker=marker,
@@ -144,9 +151,9 @@ def _curves(ranking: Ranking, entries: Sequence[Entry], attacks: Sequence[str]) 
                 label=entry.label,
             )
             lines[colour] += 1
-            ends = [it.seed_interval or (it.value - it.margin, it.value + it.margin) for it in known.values()]
-            if ends:
-                axes.fill_between(points, *zip(*ends, strict=True), color=colour, alpha=0.08, linewidth=0)
+            bounds = [it.seed_interval or (it.value - it.margin, it.value + it.margin) for it in curve.values()]
+            if bounds:
+                axes.fill_between(points, *zip(*bounds, strict=True), color=colour, alpha=0.08, linewidth=0)
         axes.axhline(0.0, color="#888888", linewidth=0.8)
         axes.set(xlabel="point of the attack (steps)", title=ranking.attack_labels[attack])
     panels[0].set_ylabel(RECOVERY)
@@ -154,14 +161,14 @@ def _curves(ranking: Ranking, entries: Sequence[Entry], attacks: Sequence[str]) 
     return figure
 
 
-def _said(entry: Entry, attack: str) -> str:
+def _recovery_text(entry: Entry, attack: str) -> str:
     value = entry.recovery[attack].value
     if value is not None:
         return f"{value:.2f}"
     return "failed" if attack in entry.failed else "–"
 
 
-def _look(entry: Entry) -> tuple[str, str]:
+def _style(entry: Entry) -> tuple[str, str]:
     return GRADES.get(entry.grade or "", OTHER)
 
 
@@ -172,7 +179,7 @@ def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[
     return figure, list(axes[0])
 
 
-def _written(figure: Figure, path: Path) -> Path:
+def _write(figure: Figure, path: Path) -> Path:
     from matplotlib import pyplot
 
     content = BytesIO()

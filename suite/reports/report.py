@@ -1,4 +1,4 @@
-"""What a store says: who leads, and what each knob was worth."""
+"""Rankings of a store's board, and how much each setting mattered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from suite.config.errors import SpecError
 from tasks import TASKS
 
 FEWEST_TRIALS = 8
-"""Trials below which the worth of a knob is not estimated: a handful of points says nothing about an axis."""
+"""Below this number of trials no importance is estimated: a handful of points says nothing about a setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def rankings(board: Board, split: str) -> list[Ranking]:
 
 
 def knobs(board: Board, ranking: Ranking) -> list[Knob]:
-    """What each setting that differs among the trials was worth, the most first; empty with too few trials."""
+    """The importance of each setting that differs among the trials, largest first; empty with too few trials."""
     scores = {
         seed.trial: value
         for entry in ranking.entries
@@ -65,7 +65,7 @@ def _importances(specs: Mapping[str, dict[str, Any]], scores: Mapping[str, float
     for spec in specs.values():
         for key, value in spec.items():
             values[key].add(json.dumps(value))
-    # A knob counts where every trial has it: the worth of a conditional one is not comparable.
+    # Only settings that every trial has: the importance of a conditional one is not comparable.
     shared = [k for k, v in values.items() if len(v) > 1 and all(k in spec for spec in specs.values())]
     if not shared or len(set(scores.values())) < 2:
         return []
@@ -79,8 +79,8 @@ def _importances(specs: Mapping[str, dict[str, Any]], scores: Mapping[str, float
                 value=scores[trial],
             )
         )
-    found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-    return [Knob(key, worth, len(values[key])) for key, worth in found.items()]
+    importances = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    return [Knob(key, importance, len(values[key])) for key, importance in importances.items()]
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The same trials, in this process or on a Ray cluster."""
+"""Runners: the same trials, in this process or on a Ray cluster."""
 
 from __future__ import annotations
 

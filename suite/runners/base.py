@@ -1,4 +1,4 @@
-"""One trial as every runner runs it: leased, caught, and told in plain values that can cross processes."""
+"""One trial as every runner runs it: under a lease, with failures caught, and a serializable outcome."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class TrialJob:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """The outcome of a job.
 
     Attributes:
         headlines: F, R, U and score by split, null where they cannot be computed.
-        computed, reused: stages, by kind.
+        computed, reused: numbers of stages, by kind.
         reason: why the status is not ok, or which attacks failed.
     """
 
@@ -51,16 +51,16 @@ class Outcome:
     seconds: float
 
     def objective(self, name: str) -> float:
-        """A headline on dev for a search to maximise: finite always, 0 (the worst) where it is null."""
+        """A headline on dev for a search to maximise: always finite; 0, the worst value, where it is null."""
         value = self.headlines.get(str(Split.DEV), {}).get(name)
         return 0.0 if value is None else value
 
 
-def run_one(job: TrialJob, note: Callable[[str], None] = lambda stage: None) -> Outcome:
-    """Run a job to its end, whatever that is. Only what no later trial could survive is raised.
+def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None) -> Outcome:
+    """Run a job. A failure becomes its outcome; only errors that would also stop every later trial are raised.
 
     Raises:
-        SpecError: the request itself is wrong.
+        SpecError: the spec itself is wrong.
         BoardError: the board cannot be written to.
     """
     started = time.perf_counter()
@@ -74,11 +74,11 @@ def run_one(job: TrialJob, note: Callable[[str], None] = lambda stage: None) -> 
                 store,
                 measure=job.measure,
                 runtime=job.runtime,
-                report=lambda stage, rows: note(stage),
+                on_stage=lambda stage, rows: on_stage(stage),
             )
     except (SpecError, BoardError):
         raise
-    except Exception as error:  # a failed trial is a row; the others go on
+    except Exception as error:  # a failed trial becomes a row; the other trials go on
         reason = f"{type(error).__name__}: {error}"
         with suppress(BoardError):
             store.board.append("trials", [failed_row(job.spec, error)])
@@ -95,7 +95,7 @@ def run_one(job: TrialJob, note: Callable[[str], None] = lambda stage: None) -> 
 
 
 def refused(reason: str) -> Outcome:
-    """The outcome of a search's draw that is no valid trial."""
+    """The outcome of a search's draw that is not a valid trial."""
     return Outcome("", "not a trial", "refused", reason, {}, {}, {}, 0.0)
 
 
@@ -104,7 +104,7 @@ def lease_name(spec: TrialSpec) -> str:
 
 
 def label(spec: TrialSpec) -> str:
-    """A trial in a few words."""
+    """A short label of a trial for progress and tables."""
     smoothing = "" if spec.smoothing.name == "none" else f" · {spec.smoothing.name}"
     return f"{spec.optimizer.name} · {spec.objective.name}{smoothing} · seed {spec.seed}"
 

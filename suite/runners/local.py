@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 from suite.runners.base import Outcome, TrialJob, lease_name, run_one
 from suite.storage.store import Store
 
-Done = Callable[[Outcome], None]
+OnOutcome = Callable[[Outcome], None]
 
 
 def run_here(
-    jobs: Sequence[TrialJob], done: Done, note: Callable[[TrialJob, str], None] = lambda job, stage: None
+    jobs: Sequence[TrialJob],
+    on_outcome: OnOutcome,
+    on_stage: Callable[[TrialJob, str], None] = lambda job, stage: None,
 ) -> None:
-    """Run every job. A trial that another process is at work on is left for later, and found done by then."""
+    """Run every job. A trial that another process is running is left for last: its stages are in the store by then."""
     pending = list(jobs)
     while pending:
         leases = Store(pending[0].store).stages.leases
         job = next((job for job in pending if leases.free(lease_name(job.spec))), pending[0])
         pending.remove(job)
-        done(run_one(job, lambda stage, job=job: note(job, stage)))
+        on_outcome(run_one(job, lambda stage, job=job: on_stage(job, stage)))

@@ -1,9 +1,9 @@
 """Trials on a Ray cluster through Ray Tune.
 
-Ray distributes trials; what a trial is and what it brings it does not know.
+Ray only distributes trials: each worker runs one as any other runner does.
 
-Results live in our own store, not in Ray's: a sweep that was killed is begun again with the same command, and what was
-finished is found there.
+Results live in our own store, not in Ray's. A killed sweep is started again with the same command, and reuses what is
+in the store.
 """
 
 from __future__ import annotations
@@ -35,45 +35,49 @@ from suite.spec.search_space import Plan, suggest
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged, nested
 
-Done = Callable[[Outcome], None]
-LOST = 2
-"""Times that a trial is begun again when its worker or node is lost (a spot machine, the kernel's memory killer)."""
+OnOutcome = Callable[[Outcome], None]
+RESTARTS = 2
+"""Times that a trial is started again after its worker or node is lost (a spot machine, the kernel's OOM killer)."""
 
 
-def run_on_ray(jobs: Sequence[TrialJob], done: Done, *, address: str | None, concurrency: int | None) -> None:
+def run_on_ray(
+    jobs: Sequence[TrialJob], on_outcome: OnOutcome, *, address: str | None, concurrency: int | None
+) -> None:
     """Run every job on the cluster at `address`, or on a Ray of this machine alone."""
     specs = [json.dumps(job.spec.canonical) for job in jobs]
-    with _cluster(address, jobs[0]) as where:
-        config = tune.TuneConfig(max_concurrent_trials=concurrency or where.trials, reuse_actors=True)
-        _fit(jobs[0], {"spec": tune.grid_search(specs)}, config, (), done, where)
+    with _cluster(address, jobs[0]) as placement:
+        config = tune.TuneConfig(max_concurrent_trials=concurrency or placement.trials, reuse_actors=True)
+        _fit(jobs[0], {"spec": tune.grid_search(specs)}, config, (), on_outcome, placement)
 
 
-def search_on_ray(plan: Plan, template: TrialJob, done: Done, *, address: str | None, concurrency: int | None) -> None:
-    """An Optuna search whose trials run on the cluster, several at a time.
+def search_on_ray(
+    plan: Plan, template: TrialJob, on_outcome: OnOutcome, *, address: str | None, concurrency: int | None
+) -> None:
+    """Run an Optuna search on the cluster, several trials at a time.
 
     Args:
-        template: any job of the search, for what all of them share.
+        template: any job of the search, for the settings that all of them share.
     """
     names = plan.search.maximize
     search = OptunaSearch(
-        space=Draw(plan.base, plan.search.space),
+        space=DefineByRunSpace(plan.base, plan.search.space),
         metric=list(names) if len(names) > 1 else names[0],
         mode=["max"] * len(names) if len(names) > 1 else "max",
         sampler=sampler(plan),
         study_name=f"regrade-{uuid.uuid4().hex}",
     )
-    with _cluster(address, template) as where:
+    with _cluster(address, template) as placement:
         config = tune.TuneConfig(
             search_alg=search,
             num_samples=plan.search.trials or 1,
-            # Without it Tune keeps a single trial waiting, and a searcher never fills a cluster.
-            max_concurrent_trials=concurrency or where.trials,
+            # Without it Tune queues a single trial at a time, and a search never fills the cluster.
+            max_concurrent_trials=concurrency or placement.trials,
             reuse_actors=True,
         )
-        _fit(template, None, config, names, done, where)
+        _fit(template, None, config, names, on_outcome, placement)
 
 
-class Draw:
+class DefineByRunSpace:
     """The define-by-run space of a plan. A class, because Tune pickles its searcher."""
 
     def __init__(self, base: Mapping[str, Any], space: Mapping[str, Any]) -> None:
@@ -85,8 +89,8 @@ class Draw:
 
 
 @contextmanager
-def _cluster(address: str | None, shared: TrialJob) -> Iterator[Placement]:
-    """A connection to the cluster, and how trials and engines are laid out on it. The engines have their room already.
+def _cluster(address: str | None, template: TrialJob) -> Iterator[Placement]:
+    """Connect to the cluster and place trials and engines on it. The engines' resources are reserved already.
 
     Raises:
         SpecError: no cluster at the address, or one on which no trial fits.
@@ -94,35 +98,43 @@ def _cluster(address: str | None, shared: TrialJob) -> Iterator[Placement]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our rows are the log
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    with connected(address) as room:
-        found = plan_placement(room, pool_resources(shared.measure), shared.runtime)
-        if found.pool.engines:
+    with connected(address) as resources:
+        placement = plan_placement(resources, pool_resources(template.measure), template.runtime)
+        if placement.pool.engines:
             from suite.engines.vllm.pool import open_pool
 
-            open_pool(found.pool, _waiting)
-        yield found
+            open_pool(placement.pool, _on_wait)
+        yield placement
 
 
-def _waiting() -> None:
-    print("waiting for room on the cluster for the engines (`ray status` says what is missing)", file=sys.stderr)
+def _on_wait() -> None:
+    print(
+        "waiting for free resources on the cluster for the engines (`ray status` says what is missing)", file=sys.stderr
+    )
 
 
 def _fit(
-    shared: TrialJob, space: dict[str, Any] | None, config: Any, objectives: Sequence[str], done: Done, where: Placement
+    template: TrialJob,
+    space: dict[str, Any] | None,
+    config: Any,
+    objectives: Sequence[str],
+    on_outcome: OnOutcome,
+    placement: Placement,
 ) -> None:
     context = {
-        "measure": shared.measure.changed(),
-        "runtime": shared.runtime.changed(),
-        "store": str(shared.store),
+        "measure": template.measure.changed(),
+        "runtime": template.runtime.changed(),
+        "store": str(template.store),
         "objectives": list(objectives),
     }
     trainable = tune.with_resources(
-        tune.with_parameters(_trainable, context=context), {"cpu": shared.runtime.threads, "gpu": where.trial_gpus}
+        tune.with_parameters(_trainable, context=context),
+        {"cpu": template.runtime.threads, "gpu": placement.trial_gpus},
     )
 
-    folder = shared.store / "ray"
+    folder = template.store / "ray"
     name = uuid.uuid4().hex[:12]
-    _LISTENERS[name] = done
+    _LISTENERS[name] = on_outcome
     tuner = tune.Tuner(
         trainable,
         param_space=space,
@@ -131,23 +143,23 @@ def _fit(
             name=name,
             storage_path=str(folder),
             verbose=0,
-            callbacks=[Telling(name)],
-            failure_config=tune.FailureConfig(max_failures=LOST),
+            callbacks=[OutcomeCallback(name)],
+            failure_config=tune.FailureConfig(max_failures=RESTARTS),
         ),
     )
     try:
         tuner.fit()
     finally:
         del _LISTENERS[name]
-    shutil.rmtree(folder / name, ignore_errors=True)  # everything of worth is in the stages and on the board
+    shutil.rmtree(folder / name, ignore_errors=True)  # all results are in the stages and on the board
 
 
-_LISTENERS: dict[str, Done] = {}
-"""Who is told of outcomes, by experiment. Tune pickles its callbacks, and a terminal cannot be pickled."""
+_LISTENERS: dict[str, OnOutcome] = {}
+"""Listeners by experiment, not in the callback: Tune pickles its callbacks, and a terminal cannot be pickled."""
 
 
-class Telling(tune.Callback):
-    """Passes outcomes on as they come."""
+class OutcomeCallback(tune.Callback):
+    """Passes each outcome to the experiment's listener as it arrives."""
 
     def __init__(self, experiment: str) -> None:
         self.experiment = experiment
@@ -164,7 +176,7 @@ class Telling(tune.Callback):
 
 
 def _trainable(config: Mapping[str, Any], context: Mapping[str, Any]) -> None:
-    """One trial on a worker. Reports finite numbers only: a NaN would leave an Optuna trial running for ever."""
+    """Run one trial on a worker. Reports finite numbers only: a NaN would leave an Optuna trial running for ever."""
     outcome = _outcome(config, context)
     numbers = {name: outcome.objective(name) for name in context["objectives"]}
     tune.report({**numbers, "outcome": json.dumps(asdict(outcome))})
@@ -179,7 +191,7 @@ def _outcome(config: Mapping[str, Any], context: Mapping[str, Any]) -> Outcome:
             data = merged(data, nested(key, config[key]))
     try:
         spec = trial(data)
-    except SpecError as error:  # drawn settings that are valid one by one, not together
+    except SpecError as error:  # the drawn settings are valid one by one but not together
         return refused(str(error))
     job = TrialJob(
         spec,

@@ -1,4 +1,4 @@
-"""An Optuna search in this process: ask, run, tell. Its trials are stages, so a search begun again replays itself."""
+"""An Optuna search in this process: ask, run, tell. Trials are cached as stages, so a repeated search is a replay."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def sampler(plan: Plan) -> optuna.samplers.BaseSampler:
 
 
 def search_here(
-    plan: Plan, make: MakeJob, done: Callable[[Outcome], None], note: Callable[[TrialJob, str], None]
+    plan: Plan, make_job: MakeJob, on_outcome: Callable[[Outcome], None], on_stage: Callable[[TrialJob, str], None]
 ) -> None:
-    """Draw, run and tell, one trial at a time, until the search has had its trials. Repeats exactly."""
+    """Run the search's trials one at a time. The same plan gives the same trials."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -36,16 +36,16 @@ def search_here(
     for _ in range(plan.search.trials or 0):
         draw = study.ask()
         try:
-            job = make(plan.suggested(draw))
-            outcome = run_one(job, lambda stage, job=job: note(job, stage))
-        except SpecError as error:  # drawn settings that are valid one by one, not together
+            job = make_job(plan.suggested(draw))
+            outcome = run_one(job, lambda stage, job=job: on_stage(job, stage))
+        except SpecError as error:  # the drawn settings are valid one by one but not together
             outcome = refused(str(error))
         study.tell(draw, [outcome.objective(name) for name in plan.search.maximize])
-        done(outcome)
+        on_outcome(outcome)
 
 
 def some_trial(plan: Plan) -> TrialSpec:
-    """A valid trial of a space, to check and show what all its trials share.
+    """A valid trial of a space, as an example for checks and for display.
 
     Raises:
         SpecError: a hundred draws and none valid.
@@ -64,9 +64,9 @@ def some_trial(plan: Plan) -> TrialSpec:
 
 
 def best_trials(plan: Plan, outcomes: Sequence[Outcome], store: Store) -> list[TrialSpec]:
-    """The search's finalists: the best on dev, each once, the first objective first."""
-    tried = {outcome.trial: outcome for outcome in outcomes if outcome.trial and outcome.status != "failed"}
-    order = sorted(tried.values(), key=lambda o: [-o.objective(name) for name in plan.search.maximize])
+    """The search's finalists: the best distinct trials on dev, by the first objective, ties by the next ones."""
+    finished = {outcome.trial: outcome for outcome in outcomes if outcome.trial and outcome.status != "failed"}
+    best = sorted(finished.values(), key=lambda o: [-o.objective(name) for name in plan.search.maximize])
     rows = store.board.read("trials").to_pylist()
     specs = {row["trial"]: row["spec"] for row in rows}
-    return [trial(json.loads(specs[outcome.trial])) for outcome in order[: plan.search.finalists]]
+    return [trial(json.loads(specs[outcome.trial])) for outcome in best[: plan.search.finalists]]

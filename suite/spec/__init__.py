@@ -1,4 +1,4 @@
-"""What a user may write: one trial, how it is measured, many trials from one, and the YAML that holds them.
+"""Specs that a user writes: one trial, its measurement, many trials from one, and the YAML files that hold them.
 
 `yaml_file` needs no torch.
 """

@@ -1,4 +1,4 @@
-"""How a trial's result is attacked and asked."""
+"""Settings of the measurement: attacks, splits, engine and metrics."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tasks.task import Split
 
 
 class MeasureSpec(EngineSettings):
-    """How a trial's result is attacked and asked. No part of the trial's id: attacks can be added later.
+    """How a trial's result is attacked and evaluated. Not part of the trial's id, so attacks can be added later.
 
     Attributes:
         attacks: `official`, the task's newest set; the name of an older set; or a list of attacks.
         splits: `test` for headlines; a search sees `dev`.
-        engine: what answers: `transformers`, in the trial's process, or `vllm`, which generates text in engines of its
-            own that all trials share (likelihoods stay with transformers).
-        vllm: those engines.
+        engine: the inference engine: `transformers`, in the trial's process, or `vllm`, which generates text in engines
+            that all trials share (transformers still computes likelihoods).
+        vllm: settings of the vLLM engines.
         batch_tokens: positions per batch of the transformers engine, padding included.
-        limit: items asked per probe, the first of each; all of them by default. Rows say how many there were.
-        also: what is measured besides the task's own probes (`regrade ls extras`): general ability, perplexity, costly
+        limit: questions per probe, the first ones; all by default. Rows say how many there were.
+        also: extras to measure besides the task's own probes (`regrade ls extras`): general ability, perplexity, costly
             membership scores.
-        match: floor of utility at which every headline is given once more, with the weights mixed back toward the
-            target until they reach it on dev (see `suite.evaluation.retention_matching`); 0.9 is the board's. null
-            leaves that out.
-        landscape: diagnostics of where the unlearned weights lie (see `suite.evaluation.landscape`); costly, so none by
-            default.
+        match: utility floor of retention matching: every headline is given once more for the unlearned weights mixed
+            back toward the target until they reach the floor on dev (see `suite.evaluation.retention_matching`). The
+            board's floor is 0.9; null turns retention matching off.
+        landscape: loss-landscape diagnostics of the unlearned weights (see `suite.evaluation.landscape`); costly, so
+            none by default.
     """
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
@@ -51,7 +51,7 @@ class MeasureSpec(EngineSettings):
         return also
 
     def attacks_for(self, task: str, split: Split) -> tuple[Attack, ...]:
-        """The attacks on a split; `none` is always among them.
+        """The attacks on a split; the first is always `none`.
 
         Raises:
             SpecError: unknown set, attack or setting.

@@ -1,7 +1,8 @@
-"""From one spec file to many trials: cases, grids and search spaces, and which settings exist for which method.
+"""From one spec file to many trials: cases, grids and search spaces.
 
-A key that a method does not have is no error in a grid or a space: the axis does not exist there. So the number of
-zeroth-order samples is only searched where there is a zeroth-order part, and the mixing ratio only for a hybrid.
+A key that a method does not have is not an error in a grid or a space: that axis is skipped for the method. So the
+number of zeroth-order samples is only searched where there is a zeroth-order part, and the mixing ratio only for a
+hybrid.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Range(Settings):
-    """A range of numbers to search: whole numbers when both ends are."""
+    """A range of numbers to search; integers when both ends are integers."""
 
     low: float
     high: float
@@ -44,11 +45,12 @@ class SearchSpec(Settings):
     """Many trials from one.
 
     Attributes:
-        cases: sets of settings, each laid over the file's trial; every grid axis is crossed with every case.
+        cases: sets of settings that each override the file's trial; every grid axis is crossed with every case.
         grid: values by key, crossed with each other.
         space: by key, a list of values or a range {low, high, log}: searched by Optuna.
-        trials: trials of an Optuna search.
-        sampler: of Optuna. seed: of the sampler.
+        trials: number of trials of an Optuna search.
+        sampler: Optuna's sampler.
+        seed: of the sampler.
         maximize: headlines that the search maximises, on dev; several give a Pareto front.
         finalists: how many of a search's best trials are then measured on test.
         concurrency: trials at a time on Ray; by default as many as there are CPUs or GPUs.
@@ -76,7 +78,7 @@ class SearchSpec(Settings):
 
 
 class Plan(Settings):
-    """A spec file, read: one trial or many, how they are measured, where they run."""
+    """A parsed spec file: one trial or many, how they are measured, where they run."""
 
     base: dict[str, Any]
     measure: MeasureSpec = MeasureSpec()
@@ -84,22 +86,22 @@ class Plan(Settings):
     search: SearchSpec = SearchSpec()
 
     def trials(self) -> list[TrialSpec]:
-        """The trials of a grid (or the file's one trial), in order, each once.
+        """The trials of a grid (or the file's one trial), in order, without duplicates.
 
         Raises:
-            SpecError: a trial is not valid, or a key that no trial has.
+            SpecError: a trial is not valid, or no trial has a key of the grid.
         """
         cases = self.search.cases or ({},)
-        found: dict[str, TrialSpec] = {}
+        trials: dict[str, TrialSpec] = {}
         used: set[str] = set()
         for case in cases:
             data = merged(self.base, case)
             for point in grid_points(data, self.search.grid, used):
                 spec = trial(point)
-                found.setdefault(spec.id, spec)
+                trials.setdefault(spec.id, spec)
         for key in self.search.grid.keys() - used:
             raise SpecError(f"search.grid: {key}: no trial has such a setting.{nearest(key, known_keys(self.base))}")
-        return list(found.values())
+        return list(trials.values())
 
     def suggested(self, draw: optuna.Trial) -> TrialSpec:
         """The trial at a point of the space, drawn key by key.
@@ -111,7 +113,7 @@ class Plan(Settings):
 
 
 def plan(data: Mapping[str, Any]) -> Plan:
-    """A spec file's mapping, taken apart and checked.
+    """Parse and check a spec file's mapping.
 
     Raises:
         SpecError: naming the key, the allowed values and the nearest match.
@@ -121,7 +123,7 @@ def plan(data: Mapping[str, Any]) -> Plan:
     measure = parse(MeasureSpec, sections["measure"], "measure.")
     runtime = parse(RuntimeSpec, sections["runtime"], "runtime.")
     search = parse(SearchSpec, sections["search"], "search.")
-    found = Plan.model_construct(base=base, measure=measure, runtime=runtime, search=search)
+    parsed = Plan.model_construct(base=base, measure=measure, runtime=runtime, search=search)
     if search.space:
         for key, values in search.space.items():
             _dimension(key, values)
@@ -129,12 +131,16 @@ def plan(data: Mapping[str, Any]) -> Plan:
             key = min(unknown)
             raise SpecError(f"search.space: {key}: unknown key.{nearest(key, possible_keys())}")
     else:
-        found.trials()
-    return found
+        parsed.trials()
+    return parsed
 
 
 def grid_points(data: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], used: set[str]) -> Iterator[dict[str, Any]]:
-    """Every combination of the axes that exist for it. Names come first: they decide which other keys exist."""
+    """Every combination of the axes that exist for it. Names are chosen first: they decide which other keys exist.
+
+    Args:
+        used: keys of the axes that exist for some point, added to here.
+    """
     names = [key for key in grid if key.endswith(".name")]
     rest = [key for key in grid if key not in names]
     for chosen in product(*(grid[key] for key in names)):
@@ -144,14 +150,14 @@ def grid_points(data: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], used
         axes = [key for key in rest if exists(point, key)]
         used.update(names, axes)
         for values in product(*(grid[key] for key in axes)):
-            full = point
+            combination = point
             for key, value in zip(axes, values, strict=True):
-                full = merged(full, nested(key, value))
-            yield full
+                combination = merged(combination, nested(key, value))
+            yield combination
 
 
 def suggest(base: Mapping[str, Any], space: Mapping[str, Any], draw: optuna.Trial) -> dict[str, Any]:
-    """A trial's settings with the space's keys drawn by Optuna, as far as they exist (define-by-run)."""
+    """A trial's settings, with those keys of the space that exist drawn by Optuna (define-by-run)."""
     data = dict(base)
     for key in sorted(space, key=lambda key: not key.endswith(".name")):
         if not exists(data, key):
@@ -179,7 +185,7 @@ def known_keys(data: Mapping[str, Any]) -> set[str]:
 
 
 def possible_keys() -> set[str]:
-    """Keys that some trial has."""
+    """Keys of the settings that at least one possible trial has."""
     return _keys(TrialSpec, None)
 
 

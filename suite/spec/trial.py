@@ -1,7 +1,7 @@
-"""What one trial is: a frozen value with a canonical form, whose SHA-256 is its id.
+"""The spec of one trial: a frozen value with a canonical form, whose SHA-256 is its id.
 
-A spec file is one mapping: the trial's own settings, and beside them `measure` (how the result is attacked and asked),
-`runtime` (where it runs) and `search` (many trials from one). Only the trial's own settings are its id.
+A spec file is one mapping: the trial's own settings, and beside them `measure` (how the result is attacked and
+evaluated), `runtime` (where it runs) and `search` (many trials from one). The id covers the trial's own settings alone.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ Count = Field(ge=1)
 
 
 class AnchorSpec(Settings):
-    """Where both anchors come from: the target, which was taught everything, and the retrained model, which was not.
+    """Where both anchors come from: the target, trained on all texts, and the retrained model, without the forget set.
 
     Attributes:
-        source: `trained`, here, in `epochs` epochs with step size `lr`; `published`, the checkpoints that the task
-            knows for `model.name`; `pretrained`, the model as it is, of which the task forgets a part, with chance for
-            a zero. A bare word in a spec is the source.
-        target, retrained: checkpoints of your own instead, folders or hub ids. Without `retrained`, chance is the zero.
-        retain_limit: how many of the task's retain texts are taught, and kept while unlearning, the first ones; all by
-            default.
-        retain_repeats: how often an epoch shows each retain text; the forget texts are shown once. What is to be
-            forgotten is often rare in what a model was trained on.
+        source: `trained`, here, for `epochs` epochs with step size `lr`; `published`, the checkpoints that the task
+            knows for `model.name`; `pretrained`, the unchanged model as target, of whose knowledge the task forgets a
+            part, with chance as the zero. A bare word in a spec is the source.
+        target, retrained: your own checkpoints instead, folders or hub ids. Without `retrained`, chance is the zero.
+        retain_limit: use only the first so many retain texts, for training and for unlearning; all by default.
+        retain_repeats: how often an epoch has each retain text; it has each forget text once. In real training data the
+            forget set is often rare.
         seed: of the anchors alone, so that trials with several seeds share them.
     """
 
@@ -78,21 +77,23 @@ class AnchorSpec(Settings):
 
 
 class Checkpoints(Settings):
-    """Which intermediate weights are kept and measured."""
+    """Which intermediate checkpoints are saved and measured."""
 
     every: int | None = Field(None, ge=1)
 
 
 class TrialSpec(Settings):
-    """One trial: a model is taught a task, unlearns a part of it, and is left for others to attack and ask.
+    """One trial: a model that was trained on a task unlearns a part of it. Attacks and evaluation follow.
 
     Attributes:
         forget: the task's requests to unlearn, one after another, each with the full number of steps; together they
-            must be the whole forget set. `all` is everything at once.
-        adapter: what the steps move: `full`, the weights themselves, or an adapter that is merged into them at the end.
-        trainable: patterns (as in file names) of the parameters that unlearning may move. An adapter brings its own.
+            must be the complete forget set. `all` unlearns everything at once.
+        adapter: the parameters that are optimized: `full`, the weights themselves, or an adapter that is merged into
+            them at the end.
+        trainable: patterns (as in file names) of the parameters that unlearning may change. An adapter has its own.
         batch_size: forget texts per step, and retain texts per step.
-        until: stop at the first kept checkpoint where this holds, judged on dev: `knowledge<=0.2`.
+        until: early-stopping criterion: stop at the first intermediate checkpoint where it holds on dev, e.g.
+            `knowledge<=0.2`.
     """
 
     task: str
@@ -124,7 +125,7 @@ class TrialSpec(Settings):
 
     @cached_property
     def canonical(self) -> dict[str, Any]:
-        """The settings that are not at their default, with what means the same written the same way."""
+        """The settings that are not at their default; equivalent settings are written the same way."""
         plain = self.changed()
         plain["optimizer"] = self.optimizer.plainest().changed()
         return plain
@@ -136,12 +137,12 @@ class TrialSpec(Settings):
 
     @cached_property
     def entry(self) -> str:
-        """The id without the seed: one line of the board."""
+        """Digest of the trial without its seed: one entry of the board."""
         return digest({key: value for key, value in self.canonical.items() if key != "seed"})
 
     @property
     def normalised(self) -> TrialSpec:
-        """The same trial as its canonical form describes it."""
+        """The same trial, parsed from its canonical form."""
         return parse(TrialSpec, self.canonical)
 
     @property
@@ -154,7 +155,7 @@ _UNTIL = re.compile(r"knowledge\s*<=\s*(0|1|0?\.\d+|1\.0*|0\.\d*)")
 
 
 def check(spec: TrialSpec) -> None:
-    """Settings that are valid alone but not together, in the one place that knows.
+    """Check for settings that are valid alone but not together.
 
     Raises:
         ValueError: naming the key and what to change.
@@ -167,12 +168,12 @@ def check(spec: TrialSpec) -> None:
                 f"optimizer.zo_ratio: {optimizer.zo_ratio} of {spec.steps} steps is {zeroth} zeroth-order steps, so "
                 "nothing alternates. Take more steps, another ratio, or 0 or 1 for a pure optimizer"
             )
-    asked, smoothing = ORDERS[OPTIMIZERS[optimizer.name].grade], SMOOTHINGS[spec.smoothing.name]
-    if not asked & smoothing.smooths:
+    orders, smoothing = ORDERS[OPTIMIZERS[optimizer.name].grade], SMOOTHINGS[spec.smoothing.name]
+    if not orders & smoothing.smooths:
         changes = " and ".join(order.name.lower() + "s" for order in sorted(smoothing.smooths))
         raise ValueError(
             f"smoothing.name: {spec.smoothing.name} changes {changes}, which {optimizer.name} never asks for, so the "
-            f"trial would be one without smoothing. {_others(asked)}"
+            f"trial would be one without smoothing. {_smoothings_for(orders)}"
         )
     if spec.adapter.name != "full" and spec.trainable != ("*",):
         raise ValueError(
@@ -189,7 +190,7 @@ def check(spec: TrialSpec) -> None:
         if not _UNTIL.fullmatch(spec.until):
             raise ValueError(f"until: not understood: {spec.until}. Write knowledge<=0.2")
         if spec.checkpoints.every is None:
-            raise ValueError("until: is judged at kept checkpoints. Set checkpoints.every too")
+            raise ValueError("until: is checked at intermediate checkpoints. Set checkpoints.every too")
     if spec.checkpoints.every is not None and spec.checkpoints.every > spec.steps:
         raise ValueError(f"checkpoints.every: {spec.checkpoints.every} is more than steps={spec.steps}")
 
@@ -201,18 +202,18 @@ ORDERS = {
     Grade.ZEROTH: {Order.VALUE},
     Grade.HYBRID: {Order.VALUE, Order.GRADIENT},
 }
-"""What optimizers of each grade ask for."""
+"""The orders of derivatives that optimizers of each grade use."""
 
 
-def _others(asked: set[Order]) -> str:
-    names = [name for name, kind in SMOOTHINGS.items() if kind.smooths & asked]
+def _smoothings_for(orders: set[Order]) -> str:
+    names = [name for name, kind in SMOOTHINGS.items() if kind.smooths & orders]
     return f"With this optimizer go {', '.join(names)}"
 
 
 def trial(data: Mapping[str, Any]) -> TrialSpec:
-    """A trial from a mapping of its own settings, in its normal form.
+    """The trial of a mapping of settings, in canonical form.
 
-    A bare name stands for a section (`objective: npo`), for where the anchors come from (`anchors: published`), or for
+    A bare name is short for a section (`objective: npo`), for the source of the anchors (`anchors: published`), or for
     a list of one (`forget: people`).
 
     Raises:
@@ -228,7 +229,7 @@ def trial(data: Mapping[str, Any]) -> TrialSpec:
 
 
 def named(kind: type[Settings], data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with a mapping wherever a bare name stands for a section, at any depth."""
+    """`data` with every bare name of a section expanded to a mapping, at any depth."""
     plain = dict(data)
     for key, field in kind.model_fields.items():
         section, members = settings_in(field.annotation)

@@ -1,4 +1,4 @@
-"""Spec files as plain mappings: YAML, `a.b.c=value` overrides laid over it, and sections merged."""
+"""Spec files as plain mappings: YAML, `a.b.c=value` overrides, and merging of sections."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def split_override(text: str) -> tuple[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A value of the command line, read as in a file."""
+    """A value on the command line, read as YAML, like one in a file."""
     try:
         return plain_yaml.load(text)
     except yaml.YAMLError:
@@ -58,7 +58,7 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `over` on top; mappings are merged, everything else is replaced.
 
-    A bare name (`objective: npo`) and a mapping are the same section.
+    A bare name (`objective: npo`) is merged with a mapping as the section that it is short for.
     """
     result = dict(base)
     for key, value in over.items():

@@ -1,4 +1,4 @@
-"""What outlives a process: stages, who is at work on them, the store around them, the numeric environment of keys.
+"""What outlives a process: stages, leases on them, the store that holds them, and the environment in their keys.
 
 Stages and leases need no torch.
 """

@@ -1,4 +1,4 @@
-"""What the numbers depend on besides the spec: torch, device, dtype, threads. And the code that computed them."""
+"""What numbers depend on besides the spec: torch, device, machine and threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from suite.config.runtime import RuntimeSpec
 
 @dataclass(frozen=True, slots=True)
 class Numeric:
-    """The numeric environment: with the same one, the same spec gives the same bits."""
+    """The numeric environment: the same spec in the same environment gives bit-identical results."""
 
     torch: str
     device: str
@@ -30,7 +30,7 @@ class Numeric:
     def of(cls, runtime: RuntimeSpec) -> Numeric:
         device = choose_device(runtime)
         kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        # The kernels differ by instruction set, and with them the last bits.
+        # The last bits differ with the CPU's instruction set, since the kernels do.
         machine = kind if device.type == "cuda" else f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
         return cls(torch.__version__, kind, machine, runtime.threads)
 
@@ -42,7 +42,7 @@ def choose_device(runtime: RuntimeSpec) -> torch.device:
     """The device that a trial runs on.
 
     Raises:
-        SpecError: a GPU is asked for and there is none.
+        SpecError: a GPU is requested and there is none.
     """
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise SpecError("runtime.device: torch sees no GPU here. Use runtime.device=cpu, or see `regrade doctor`")
@@ -52,10 +52,10 @@ def choose_device(runtime: RuntimeSpec) -> torch.device:
 
 @contextmanager
 def numeric(runtime: RuntimeSpec) -> Iterator[torch.device]:
-    """Set threads and determinism for a trial, and give them back.
+    """Set threads and determinism for a trial; the number of threads is restored afterwards.
 
-    On a CPU every kernel that is used here sums in a fixed order for a fixed number of threads; on a GPU torch has to
-    be asked (which imports its compiler, so it is not asked in vain).
+    On a CPU every kernel that is used here sums in a fixed order for a fixed number of threads. On a GPU deterministic
+    kernels must be requested, which imports torch's compiler, so this is done only there.
     """
     device, threads = choose_device(runtime), torch.get_num_threads()
     if device.type == "cuda":
@@ -69,11 +69,11 @@ def numeric(runtime: RuntimeSpec) -> Iterator[torch.device]:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory that this process has had on the device."""
+    """Peak memory of this process on the device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # of this process alone: what getrusage says begins with the peak of whoever started it
+    if status.exists():  # of this process alone: getrusage starts from the peak of the parent process
         return 1024 * next(int(row.split()[1]) for row in status.read_text().splitlines() if row.startswith("VmHWM"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,8 +1,8 @@
-"""Leases: a polite `I am working on this`. They save work; nothing depends on them.
+"""Leases: files that tell other processes what this one is working on. They save work; correctness never needs them.
 
-A lease is a file that its holder touches every few seconds. Another process takes it over when the holder is known to
-be dead (same machine) or has been silent for long (any machine), judged by the waiter's own clock, because the clocks
-of two machines differ.
+A holder touches its lease every few seconds. Another process takes it over when the holder is known to be dead (same
+machine) or has sent no heartbeat for long (any machine). The waiting process measures this by its own clock, because
+the clocks of two machines differ.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from leaderboard.storage import DiskFull, FolderStorage
 
 HEARTBEAT = 2.0
 SILENCE = 30.0
-"""Seconds without a heartbeat after which a holder counts as gone: many times the heartbeat, for a slow NFS."""
+"""Seconds without a heartbeat after which a holder counts as gone: many heartbeats, because NFS may be slow."""
 POLL = 0.05, 1.0
-"""Shortest and longest seconds between two looks at another's lease."""
+"""Shortest and longest seconds between two checks of a lease that another process holds."""
 
 
 class Leases:
@@ -40,11 +40,11 @@ class Leases:
 
     @contextmanager
     def hold(self, name: str, until: Callable[[], bool] = lambda: False) -> Iterator[bool]:
-        """Hold a lease, after waiting for whoever has it; or stop waiting as soon as `until` is true.
+        """Hold a lease, after waiting for its current holder; or stop waiting as soon as `until` is true.
 
         Yields:
-            Whether the lease is held: false when `until` came true first, and where a full disk has no room for a
-            lease. The work may go on without it, as it has to be right without it.
+            Whether the lease is held: false when `until` became true first, or when the disk is full. The work may go
+            on either way, since it must be correct without a lease.
 
         Raises:
             StorageError: the folder cannot be written to.
@@ -61,7 +61,7 @@ class Leases:
 
     @contextmanager
     def kept_fresh(self, folder: Path) -> Iterator[None]:
-        """Touch a folder with every heartbeat, so that nobody takes it for a dead worker's."""
+        """Touch a folder with every heartbeat, so that other processes do not remove it as abandoned."""
         with self._beating():
             self._fresh.add(folder)
         try:
@@ -70,18 +70,18 @@ class Leases:
             self._fresh.discard(folder)
 
     def free(self, name: str) -> bool:
-        """Whether nobody alive on this machine, and nobody seen elsewhere, holds the lease now."""
+        """Whether no live process of this machine, and no process of another one, holds the lease now."""
         try:
             return name in self._mine or _dead(self._read(name))
         except OSError:
             return True
 
     def at_work(self, prefix: str, silence: float) -> bool:
-        """Whether somebody holds a lease whose name begins so.
+        """Whether some process holds a lease whose name begins with `prefix`.
 
         Args:
-            silence: seconds without a heartbeat after which a holder on another machine counts as gone. A process of
-                this machine that is alive holds its lease even while it is suspended.
+            silence: seconds without a heartbeat after which a holder on another machine counts as gone. A live process
+                of this machine holds its lease even while it is suspended.
         """
         for name in self._files.list(prefix):
             with suppress(OSError):  # released since it was listed
@@ -104,14 +104,14 @@ class Leases:
                 return False
             try:
                 state = (self._read(name), self._files.version(name))
-            except OSError:  # released between the two looks
+            except OSError:  # released between the two calls
                 time.sleep(POLL[0])
                 continue
             if state != seen:
                 seen, since = state, time.monotonic()
             if _dead(state[0]) or time.monotonic() - since > self.silence:
                 with suppress(OSError):
-                    if self._read(name) == state[0]:  # nobody took it over meanwhile
+                    if self._read(name) == state[0]:  # no other process took it over meanwhile
                         self._files.delete(name)
                 continue
             time.sleep(pause)
@@ -136,7 +136,7 @@ class Leases:
 
     @contextmanager
     def _beating(self) -> Iterator[None]:
-        """Add something that is to be touched, and see that there is a heart; it stops where there is nothing."""
+        """Add leases or folders to be touched, and start the heartbeat thread, which ends once there are none."""
         with self._lock:
             yield
             if self._heart is None:
@@ -160,7 +160,7 @@ class Leases:
 
 
 def _dead(token: bytes) -> bool:
-    """Whether the holder ran on this machine and does not any more."""
+    """Whether the holder was a process of this machine that no longer runs."""
     holder = _holder(token)
     return holder is not None and _here(token) and _born(holder["pid"]) != holder["born"]
 
@@ -172,7 +172,7 @@ def _here(token: bytes) -> bool:
 
 
 def _holder(token: bytes) -> dict[str, Any] | None:
-    """Who wrote a lease; None where it is damaged."""
+    """The process that wrote a lease; None where the lease is damaged."""
     try:
         holder = json.loads(token)
         return holder if holder.keys() >= {"host", "pid", "born"} else None
@@ -181,13 +181,13 @@ def _holder(token: bytes) -> dict[str, Any] | None:
 
 
 def _born(pid: int) -> str | None:
-    """When a process of this machine started, in clock ticks since boot; None when it does not run.
+    """Start time of a process of this machine, in clock ticks since boot; None when it does not run.
 
-    Together with the pid it names a process for good: pids are used again.
+    Together with the pid it identifies a process: pids are reused.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None if Path("/proc").is_dir() else "unknown"  # no /proc (macOS): rely on the heartbeat
     fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else fields[19]  # a zombie does not work any more
+    return None if fields[0] in "ZX" else fields[19]  # a zombie is not working any more

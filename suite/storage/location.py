@@ -1,4 +1,4 @@
-"""What the user calls a store, as a folder. Imports nothing heavy: every command that takes a store asks here first."""
+"""The folder of a store, from its name on the command line. Imports nothing heavy: every such command starts here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from urllib.parse import unquote
 from suite.config.errors import SpecError
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/(/[^/]*(?=/|$))?", re.IGNORECASE)
-"""A scheme of two letters or more (one is a Windows drive), and a machine. `Path` leaves one slash of several."""
+"""A scheme of two letters or more (one is a Windows drive), and a machine. `Path` collapses slashes into one."""
 
 
 def store_folder(named: str | os.PathLike[str]) -> Path:
-    """The folder that a store's name means: a path, or `file:///path`.
+    """The folder of a store that is named by a path or by `file:///path`.
 
     Raises:
         SpecError: it is a URL of another kind.

@@ -1,4 +1,4 @@
-"""Who wrote a row: the version and the code of the suite, the machine, the time."""
+"""Provenance of rows: the version and the code of the suite, the machine, the time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @cache
 def code_digest() -> str:
-    """SHA-256 of the project's source. Recorded, not keyed: a stage's version says when its numbers change."""
+    """SHA-256 of the project's source. Recorded, but not in keys: a stage's version says when its numbers change."""
     root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for package in ("leaderboard", "suite", "tasks"):
@@ -31,7 +31,7 @@ def suite_version() -> str:
 
 
 def observed() -> dict[str, str | int]:
-    """Columns that say who wrote a row."""
+    """Provenance columns of a row."""
     return {
         "code": code_digest(),
         "host": platform.node(),

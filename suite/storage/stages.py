@@ -1,10 +1,10 @@
-"""The stage store: what was computed once is not computed again, by anybody who shares the folder.
+"""The stage store: a cache of computations, shared by all processes that use the same folder.
 
 A stage's key is the SHA-256 of what its result depends on. Its files are written into a folder of their own and become
-visible by one manifest, which is put under the stage's name if nobody was faster (`leaderboard.storage`): the first
-writer wins and everybody uses the published bytes. A writer that dies leaves a folder that no manifest names.
+visible through one manifest, which is created under the stage's name unless it exists (`leaderboard.storage`): the
+first writer wins and all processes use its bytes. A writer that dies leaves a folder that no manifest names.
 
-Leases only save work: whoever waits for one computes the stage itself when the holder goes silent.
+Leases only save work: a process that waits for one computes the stage itself when the holder sends no heartbeat.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from suite.config.errors import StageError
 from suite.storage.leases import Leases
 
 ABANDONED_AFTER = 24 * 3600.0
-"""Seconds without a heartbeat after which a folder that no manifest names is taken for a dead writer's. A day forgives
-clocks, and networks that are away for hours."""
+"""Seconds without a heartbeat after which a folder that no manifest names counts as abandoned by a dead writer. A day
+tolerates clocks that differ, and networks that are down for hours."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A published stage: its key, the folder with its files, and what it says of itself."""
+    """A published stage: its key, the folder with its files, and its metadata."""
 
     kind: str
     key: str
@@ -49,7 +49,7 @@ class StageStore:
     """Stages under one folder, shared by any number of processes and machines.
 
     Attributes:
-        computed, reused: keys of the stages that this object computed, and found published, by kind.
+        computed, reused: keys of the stages that this object computed, and that it found in the store, by kind.
     """
 
     def __init__(self, root: Path) -> None:
@@ -88,18 +88,17 @@ class StageStore:
         return Artifact(kind, key, folder, manifest["meta"])
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The published stage, or None; counted as reused."""
+        """The published stage, counted as reused, or None."""
         artifact = self.get(kind, key)
         if artifact and key not in self.computed.get(kind, ()):
             self.reused.setdefault(kind, set()).add(key)
         return artifact
 
     def run(self, kind: str, inputs: Mapping[str, Any], compute: Callable[[Path], Mapping[str, Any]]) -> Artifact:
-        """The stage that depends on `inputs`, computed by `compute` if nobody has published it.
+        """The stage that depends on `inputs`, computed by `compute` if it is not in the store.
 
         Args:
-            compute: writes the stage's files into the folder that it is given and returns what the stage says of
-                itself (JSON).
+            compute: writes the stage's files into the folder that it is given and returns the stage's metadata (JSON).
 
         Raises:
             StageError: a stored file is damaged, or the disk is full.
@@ -111,30 +110,30 @@ class StageStore:
         with self.leases.hold(f"{kind}-{key}", until=lambda: self._files.exists(_manifest(kind, key))):
             if artifact := self.find(kind, key):
                 return artifact
-            with self._workplace(kind, key) as folder:
+            with self._new_folder(kind, key) as folder:
                 meta = compute(folder)
                 artifact = self._publish(kind, key, folder, inputs, meta)
         self.computed.setdefault(kind, []).append(key)
         return artifact
 
     def damaged(self) -> list[str]:
-        """What is wrong with published stages, a sentence each."""
-        found = []
+        """Descriptions of the damage in published stages, one sentence each."""
+        damage = []
         for kind in self._files.list():
             for manifest in self._files.list(f"{kind}/", ".json"):
                 try:
                     self.get(kind, Path(manifest).stem)
                 except StageError as error:
-                    found.append(str(error))
-        return found
+                    damage.append(str(error))
+        return damage
 
     @staticmethod
     def key(kind: str, inputs: Mapping[str, Any]) -> str:
         return digest({"stage": kind, **inputs})
 
     @contextmanager
-    def _workplace(self, kind: str, key: str) -> Iterator[Path]:
-        """A folder to compute in; deleted where that fails."""
+    def _new_folder(self, kind: str, key: str) -> Iterator[Path]:
+        """A new folder to compute a stage in; deleted if the computation fails."""
         name = f"{key[:16]}-{uuid.uuid4().hex[:12]}"
         folder = self._files.path(f"{kind}/{name}")
         try:
@@ -144,7 +143,7 @@ class StageStore:
                 yield folder
         except BaseException as error:
             if self._named(name, self._files.list(f"{kind}/{key}", ".json")):
-                raise  # published, whatever went wrong since: it is everybody's now
+                raise  # the stage was published before the error, so others may use the folder
             full = isinstance(error, Exception) and disk_is_full(error, folder)
             shutil.rmtree(folder, ignore_errors=True)
             if full:
@@ -156,23 +155,23 @@ class StageStore:
     def _publish(
         self, kind: str, key: str, folder: Path, inputs: Mapping[str, Any], meta: Mapping[str, Any]
     ) -> Artifact:
-        below = sorted(folder.rglob("*"))
-        files = {path.relative_to(folder).as_posix(): _seal(path) for path in below if path.is_file()}
-        for inner in (*filter(Path.is_dir, below), folder):
+        content = sorted(folder.rglob("*"))
+        files = {path.relative_to(folder).as_posix(): _seal(path) for path in content if path.is_file()}
+        for inner in (*filter(Path.is_dir, content), folder):
             sync_folder(inner)
         manifest = {"key": key, "inputs": inputs, "folder": folder.name, "files": files, "meta": meta}
-        content = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode()
-        if not self._files.put_if_absent(_manifest(kind, key), content):
+        text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
+        if not self._files.put_if_absent(_manifest(kind, key), text.encode()):
             shutil.rmtree(folder, ignore_errors=True)  # another writer was first: its bytes are the stage
         artifact = self.get(kind, key)
         assert artifact is not None
         return artifact
 
     def _sweep(self, kind: str) -> None:
-        """Remove folders that writers left behind when they were killed; once per kind, for there may be thousands.
+        """Remove folders that killed writers left behind; once per kind, since there may be thousands.
 
-        A worker touches its folder as it touches its lease. The lease is asked besides: it tells of workers that are
-        suspended, and of earlier versions, which did not touch their folders.
+        A worker touches its folder whenever it touches its lease. The lease is checked besides: it reveals workers that
+        are suspended, and those of earlier versions, which did not touch their folders.
         """
         if kind in self._swept:
             return
@@ -187,12 +186,12 @@ class StageStore:
                     continue
                 if self._named(folder.name, manifests[key]) or self.leases.at_work(f"{kind}-{key}", ABANDONED_AFTER):
                     continue
-                # Who gave its lease back meanwhile had published: looked for last, what it published is seen.
+                # A worker that released its lease meanwhile has published; so manifests are checked last.
                 if not self._named(folder.name, self._files.list(f"{kind}/{key}", ".json")):
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _named(self, folder: str, manifests: Iterable[str]) -> bool:
-        """Whether one of the manifests names the folder, or may: what a damaged one names is not known."""
+        """Whether one of the manifests names the folder, or is damaged, so that it may name it."""
         for name in manifests:
             try:
                 with self._files.open(name) as file:
@@ -210,7 +209,7 @@ def _manifest(kind: str, key: str) -> str:
 
 
 def _seal(path: Path) -> dict[str, Any]:
-    """Flush a file to disk and describe it."""
+    """Flush a file to disk and return its size and digest."""
     digest = hashlib.sha256()
     with open(path, "rb+") as file:
         while block := file.read(1 << 20):

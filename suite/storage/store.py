@@ -1,4 +1,4 @@
-"""Where everything is kept: stages and the board, under one folder."""
+"""The store: stages and the board, under one folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Store:
         root: the folder, as a path or as `file:///path`.
 
     Raises:
-        SpecError: the folder cannot be made or written to, its file system has no hard links, or it is no folder.
+        SpecError: the folder cannot be created or written to, its file system has no hard links, or the name is not a
+            folder's.
         StageError: the disk is full.
     """
 
@@ -43,11 +44,11 @@ class Store:
 
 @cache
 def _check_hard_links(root: Path) -> None:
-    """Ask once per process, before anything is computed.
+    """Check once per process, before anything is computed, that the file system has hard links.
 
     Raises:
-        SpecError: there are none.
+        SpecError: it has none.
     """
-    with suppress(DiskFull):  # what is there can be read all the same, and what is not there will say so
+    with suppress(DiskFull):  # a full store can still be read; a later write reports the full disk
         if not has_hard_links(root):
             raise SpecError(f"--store {root}: {NO_HARD_LINKS}")

@@ -1,3 +1,3 @@
-"""Every model that is trained before anything is attacked: the anchors, and the unlearned one."""
+"""Training before any attack: of the anchors, and of the unlearned model."""
 
 __all__ = ["anchors", "batches", "refusals", "unlearning", "weight_change"]

@@ -1,8 +1,8 @@
-"""The two anchors of a task: the target, taught everything, and the retrained model, which never saw the forget set.
+"""The two anchors of a task: the target, trained on everything, and the retrained model, without the forget set.
 
-Both are trained here as stages, or given as checkpoints: of the user's own, published ones that the task knows by
-name, or, for a task about what a model knows anyway, the model as it is. Where no retrained model can be had, the
-chance level of each headline stands for it.
+Both are trained here as stages, or given as checkpoints: the user's own, or published ones that the task knows by name.
+For a task about pretrained knowledge, the target is the pretrained model itself. Where no retrained model exists, the
+chance level of each headline replaces it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from suite.config.runtime import RuntimeSpec
 from suite.config.settings import nearest
 from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, weights_digest
 from suite.models.finetuning import finetune
-from suite.models.gradient_checkpointing import recompute_blocks
-from suite.models.loading import BaseModel, base_model, found_model, save
+from suite.models.gradient_checkpointing import checkpoint_blocks
+from suite.models.loading import BaseModel, base_model, resolve_model, save
 from suite.spec.trial import AnchorSpec, TrialSpec
 from suite.storage.environment import Numeric, numeric
 from suite.storage.stages import StageStore
@@ -34,7 +34,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Anchor(KeyedCheckpoint):
-    """One anchor. Its key is that of a stage, or a digest of where the checkpoint was found.
+    """One anchor. Its key is that of the stage that trained it, or that identified a given checkpoint.
 
     Attributes:
         weights: digest of the weights themselves.
@@ -49,8 +49,8 @@ class Anchors:
 
     Attributes:
         base: the model that they were trained from; where they were not trained here, the target itself.
-        retrained: None where chance stands for it.
-        id: of the recipe (model, data, training, numeric environment), known before anything is trained.
+        retrained: None where chance replaces it.
+        id: digest of the recipe (model, data, training, numeric environment), known before anything is trained.
     """
 
     base: BaseModel
@@ -63,27 +63,27 @@ class Anchors:
 
     @property
     def weights(self) -> str:
-        """Digests of both models' weights, `chance` for a retrained model that there is not."""
+        """Digests of both models' weights; `chance` in place of a missing retrained model."""
         return f"{self.target.weights}:{self.retrained.weights if self.retrained else CHANCE}"
 
     @property
     def subjects(self) -> dict[str, Anchor]:
-        """The anchors that can be asked, by subject."""
-        found = {"target": self.target}
-        return found | {"retrained": self.retrained} if self.retrained else found
+        """The anchors that exist as models, by subject."""
+        target = {"target": self.target}
+        return target | {"retrained": self.retrained} if self.retrained else target
 
     def checkpoint(self, subject: str) -> SavedCheckpoint:
         return self.subjects[subject].checkpoint
 
 
 def prepare_anchors(spec: TrialSpec, task: Task, store: StageStore, runtime: RuntimeSpec) -> Anchors:
-    """The anchors of a trial, trained if nobody has published them.
+    """The anchors of a trial, trained here if they are not in the store.
 
     Raises:
-        SpecError: a checkpoint is not to be had, or is none.
+        SpecError: a checkpoint cannot be found or used.
     """
     if not spec.anchors.trained:
-        return _given(spec, store)
+        return _given_anchors(spec, store)
     base = base_model(spec.model, task, spec.anchors.seed, store)
     retain = task.retain * spec.anchors.retain_repeats
     everything = (*task.forget_examples(), *retain)
@@ -94,7 +94,7 @@ def prepare_anchors(spec: TrialSpec, task: Task, store: StageStore, runtime: Run
 
 
 def named_checkpoints(spec: TrialSpec) -> tuple[str, str | None]:
-    """Where the given target and retrained model are to be found.
+    """Folders or hub ids of the given target and retrained model.
 
     Raises:
         SpecError: the task knows no published checkpoints of this model.
@@ -105,23 +105,23 @@ def named_checkpoints(spec: TrialSpec) -> tuple[str, str | None]:
         return spec.model.name, None
     known = TASKS[spec.task].published
     if spec.model.name not in known:
-        there = ", ".join(known) or "none"
+        available = ", ".join(known) or "none"
         raise SpecError(
             f"anchors.source: {spec.task} has no published checkpoints of {spec.model.name}."
-            f"{nearest(spec.model.name, known)} (model.name with published checkpoints: {there})"
+            f"{nearest(spec.model.name, known)} (model.name with published checkpoints: {available})"
         )
     return known[spec.model.name]
 
 
-def _given(spec: TrialSpec, store: StageStore) -> Anchors:
-    target, retrained = named_checkpoints(spec)
-    base = found_model(spec.model, target, "anchors.target")
-    other = found_model(spec.model, retrained, "anchors.retrained") if retrained else None
-    return Anchors(base, given_anchor(base, store), given_anchor(other, store) if other else None)
+def _given_anchors(spec: TrialSpec, store: StageStore) -> Anchors:
+    target_name, retrained_name = named_checkpoints(spec)
+    target = resolve_model(spec.model, target_name, "anchors.target")
+    retrained = resolve_model(spec.model, retrained_name, "anchors.retrained") if retrained_name else None
+    return Anchors(target, given_anchor(target, store), given_anchor(retrained, store) if retrained else None)
 
 
 def given_anchor(model: BaseModel, store: StageStore) -> Anchor:
-    """A checkpoint that is used where it lies; only the digest of its weights is kept in the store."""
+    """An existing checkpoint as an anchor. It is not copied: the store keeps only the digest of its weights."""
     inputs = {"version": VERSION, "model": dict(model.identity)}
     stage = store.run("given", inputs, lambda folder: {"weights": weights_digest(model.checkpoint.model())})
     return Anchor(model.checkpoint, stage.key, weights=stage.meta["weights"])
@@ -149,7 +149,7 @@ def _train(
         with numeric(runtime) as device:
             model = base.checkpoint.model(device)
             if runtime.gradient_checkpointing:
-                recompute_blocks(model)
+                checkpoint_blocks(model)
             encoded = base.encoder.examples(texts, block)
             steps = recipe.epochs * -(-len(encoded) // recipe.batch_size)
             for _ in finetune(

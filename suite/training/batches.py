@@ -1,7 +1,7 @@
-"""The batches of an unlearning run: which texts each step sees, and what the reference model made of them.
+"""The batches of an unlearning run: the texts of each step, and their log-probabilities under the reference model.
 
-Texts are tokenized once. The reference model's log-probabilities of whole answers are computed once too, so that an
-objective that compares with nothing else needs no second model in memory while it runs.
+Texts are tokenized once. The reference model's log-probabilities of complete answers are computed once too, so that an
+objective that needs nothing else of the reference keeps no second model in memory while it runs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tasks.task import Example
 
 
 class Batches:
-    """Forget and retain texts as ids, with what the objective asks for beside them.
+    """Forget and retain texts as ids, with the refusals and reference log-probabilities that the objective needs.
 
     Args:
         forget, retain: texts of the request, and of the task.
         task: its name, for messages.
         reference: the model before any unlearning; needed where the objective `uses_forget_reference`.
-        block: running text is cut into blocks of so many tokens; by default each text is one of a batch.
+        block: running text is cut into blocks of so many tokens; by default each text is one sequence of a batch.
 
     Raises:
         SpecError: the objective teaches refusals, and a text cannot be refused.
@@ -65,34 +65,34 @@ class Batches:
 
     def draw(self, size: int, steps: int, seed: int) -> Iterator[Batch]:
         """A batch of `size` forget and `size` retain texts for each step; the same seed gives the same batches."""
-        draw = random.Random(seed)
-        forget = draws(len(self.forget), size, draw)
-        retain = draws(len(self.retain), size, draw)
+        rng = random.Random(seed)
+        forget_draws = draws(len(self.forget), size, rng)
+        retain_draws = draws(len(self.retain), size, rng)
         for _ in range(steps):
-            rows, kept = next(forget), next(retain)
+            forget, retain = next(forget_draws), next(retain_draws)
             yield Batch(
-                Tokens.collate([self.forget[i] for i in rows], self.device),
-                Tokens.collate([self.retain[i] for i in kept], self.device),
-                _chosen(self.forget_reference, rows),
-                self._collated(self.forget_refusals, rows),
-                _chosen(self.forget_refusals_reference, rows),
-                self._collated(self.retain_refusals, kept),
+                Tokens.collate([self.forget[i] for i in forget], self.device),
+                Tokens.collate([self.retain[i] for i in retain], self.device),
+                _select(self.forget_reference, forget),
+                self._collate(self.forget_refusals, forget),
+                _select(self.forget_refusals_reference, forget),
+                self._collate(self.retain_refusals, retain),
             )
 
-    def _collated(self, texts: list[Encoded] | None, rows: list[int]) -> Tokens | None:
+    def _collate(self, texts: list[Encoded] | None, rows: list[int]) -> Tokens | None:
         return None if texts is None else Tokens.collate([texts[i] for i in rows], self.device)
 
 
-def _chosen(values: Tensor | None, rows: list[int]) -> Tensor | None:
+def _select(values: Tensor | None, rows: list[int]) -> Tensor | None:
     return None if values is None else values[rows]
 
 
-def draws(total: int, size: int, draw: random.Random) -> Iterator[list[int]]:
-    """Indices without replacement, epoch after epoch; the last batch of an epoch is filled from the next."""
+def draws(total: int, size: int, rng: random.Random) -> Iterator[list[int]]:
+    """Indices drawn without replacement, epoch after epoch; an epoch's last batch is filled up from the next epoch."""
     pending: list[int] = []
     while True:
         while len(pending) < size:
-            pending += draw.sample(range(total), total)
+            pending += rng.sample(range(total), total)
         yield pending[:size]
         pending = pending[size:]
 

@@ -1,6 +1,6 @@
-"""Refusals: what a model that is taught to say nothing answers instead.
+"""Refusals: the answers that refusal-based objectives train in place of the true ones.
 
-Which one a text gets depends on its index alone, so two runs teach the same ones and no random number is drawn.
+A text's index alone determines its refusal, so that two runs train the same ones and no random number is drawn.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ REFUSALS = (
     "You'd better ask somebody else about this.",
     "I have no memory of anything like that.",
 )
-"""Several wordings, so that what is learned is to refuse and not one sentence."""
+"""Several wordings, so that the model learns to refuse and not one sentence."""
 
 
 def refused(texts: Sequence[Example], objective: str, task: str) -> list[Example]:
-    """The same questions, refused: text i with refusal i modulo their number.
+    """The same prompts with refusals as answers: text i gets refusal i modulo their number.
 
-    Running text is refused after its prompt, as its continuation.
+    For running text the refusal is the continuation of its prompt.
 
     Raises:
-        SpecError: a text without a prompt; there is nothing that a refusal could answer.
+        SpecError: a text has no prompt that a refusal could answer.
     """
     check_refusable(texts, objective, task)
     return [_refused(text, REFUSALS[index % len(REFUSALS)]) for index, text in enumerate(texts)]
 
 
 def check_refusable(texts: Iterable[Example], objective: str, task: str) -> None:
-    """Whether every text has a prompt that can be refused.
+    """Check that every text has a prompt that can be refused.
 
     Raises:
         SpecError: one has none.

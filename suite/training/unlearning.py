@@ -15,7 +15,7 @@ from suite.adapters import ADAPTERS
 from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.models.checkpoints import Checkpoint, SavedCheckpoint, weights_digest
-from suite.models.gradient_checkpointing import recompute_blocks
+from suite.models.gradient_checkpointing import checkpoint_blocks
 from suite.models.loading import save
 from suite.objectives import OBJECTIVES, Reference
 from suite.optimizers import OPTIMIZERS, Run
@@ -31,15 +31,15 @@ from suite.training.weight_change import change
 from tasks.task import Example, Task, examples_digest
 
 VERSION = 3
-"""Raised when the same trial gives other weights, or says more about them."""
+"""Raised when the same trial gives other weights or more metadata."""
 
 
 class EarlyStopping(Protocol):
-    """What a kept checkpoint still knows, for trials with `until`."""
+    """The early-stopping criterion of trials with `until`: the remaining knowledge of a checkpoint."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What its answers depend on besides the trial and its anchors, for the stage's key."""
+        """What the criterion depends on besides the trial and its anchors, for the stage's key."""
         ...
 
     def __call__(self, checkpoint: Checkpoint) -> float | None:
@@ -56,10 +56,10 @@ class ForgetRequest:
 
 
 def requests(spec: TrialSpec, task: Task) -> list[ForgetRequest]:
-    """The trial's requests in their order.
+    """The trial's forget requests in their order.
 
     Raises:
-        SpecError: an unknown request, or requests that are not the whole forget set, each once.
+        SpecError: an unknown request, or requests that do not cover the forget set exactly once.
     """
     if spec.forget == ("all",):
         return [ForgetRequest("all", task.forget_examples())]
@@ -79,10 +79,10 @@ def unlearn(
     runtime: RuntimeSpec,
     criterion: EarlyStopping | None = None,
 ) -> list[Artifact]:
-    """The unlearned checkpoints, one stage per request, each starting from the one before.
+    """The unlearned checkpoints, one stage per forget request, each starting from the one before.
 
     Args:
-        criterion: applied at kept checkpoints when the trial has `until`.
+        criterion: early-stopping criterion, evaluated at intermediate checkpoints when the trial has `until`.
     """
     stages: list[Artifact] = []
     start: SavedCheckpoint = anchors.checkpoint("target")
@@ -95,7 +95,7 @@ def unlearn(
             "forget": examples_digest(request.texts),
             "retain": examples_digest(task.retain),
             **({"block": anchors.base.block(task)} if task.block else {}),
-            # The request's own name is not what it depends on, and the anchors are in the key already.
+            # The result does not depend on the request's name, and the anchors are in the key already.
             "trial": {k: v for k, v in spec.canonical.items() if k not in ("task", "model", "anchors", "forget")},
             "judged_by": criterion.identity if criterion else None,
             "numeric": Numeric.of(runtime).as_dict(),
@@ -103,17 +103,19 @@ def unlearn(
 
         def compute(folder: Path, start: SavedCheckpoint = start, request: ForgetRequest = request) -> dict[str, Any]:
             with numeric(runtime) as device:
-                run = _Run(spec, task, anchors, request, start, device)
+                unlearning = _Unlearning(spec, task, anchors, request, start, device)
                 if runtime.gradient_checkpointing:
-                    recompute_blocks(run.model)
-                return run.into(folder, criterion)
+                    checkpoint_blocks(unlearning.model)
+                return unlearning.run(folder, criterion)
 
         stages.append(store.run("unlearn", inputs, compute))
         start, started_from = SavedCheckpoint(stages[-1].folder / "final"), stages[-1].key
     return stages
 
 
-class _Run:
+class _Unlearning:
+    """Unlearning of one forget request: the model, the loss, the optimizer and the batches."""
+
     def __init__(
         self,
         spec: TrialSpec,
@@ -143,18 +145,18 @@ class _Run:
         texts = (request.texts, task.retain)
         self.batches = Batches(*texts, self.encoder, spec.objective, task.name, device, reference, block)
         if not kind.needs_reference(spec.objective):
-            reference = None  # its answers are known; the model itself need not stay in memory
+            reference = None  # its log-probabilities are in the batches; the model need not stay in memory
         self.oracle = LossOracle(self.model, kind(spec.objective, reference), seed=spec.seed)
         run = Run(spec.steps, spec.seed)
         self.smoothed = SMOOTHINGS[spec.smoothing.name](self.oracle, spec.smoothing, run)
         self.metered = Metered(self.smoothed)
         self.optimizer = OPTIMIZERS[spec.optimizer.name](spec.optimizer, self.oracle.parameters, run)
 
-    def into(self, folder: Path, criterion: EarlyStopping | None) -> dict[str, Any]:
-        """Make the steps, write the checkpoints, and say what happened."""
+    def run(self, folder: Path, criterion: EarlyStopping | None) -> dict[str, Any]:
+        """Make the steps, write the checkpoints into the folder, and return the stage's metadata."""
         spec, every, bound = self.spec, self.spec.checkpoints.every, self.spec.until_knowledge
         started, done, status, reason = time.perf_counter(), 0, "ok", None
-        kept: list[int] = []
+        kept: list[int] = []  # steps of the intermediate checkpoints
         for batch in self.batches.draw(spec.batch_size, spec.steps, spec.seed):
             self.oracle.batch = batch
             try:
@@ -169,8 +171,8 @@ class _Run:
                 with self._exported() as model:
                     save(model, self.encoder.tokenizer, folder / f"step{done}")
                 if bound is not None and criterion is not None:
-                    known = criterion(SavedCheckpoint(folder / f"step{done}"))
-                    if known is not None and known <= bound:
+                    knowledge = criterion(SavedCheckpoint(folder / f"step{done}"))
+                    if knowledge is not None and knowledge <= bound:
                         status, reason = "stopped", f"{spec.until} at step {done}"
                         break
         observed = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes(self.device)}
@@ -190,15 +192,15 @@ class _Run:
             "asked": self.metered.queries.as_dict(),
             "grade": str(self.metered.queries.grade()) if done else None,
             "cost": cost,
-            **asdict(changed if status != "diverged" else changed.of_unsound_weights()),
+            **asdict(changed if status != "diverged" else changed.for_nonfinite_weights()),
             "drowned": getattr(self.optimizer, "lost_to_rounding", None),  # the name that stores and boards have
             "observed": observed,
         }
 
     def _exported(self) -> AbstractContextManager[torch.nn.Module]:
-        """The model as it would be published now: smoothed, merged, edited, rounded once. Training goes on unaffected.
+        """The model with the weights to export now: smoothed, merged, edited, and rounded once. Training is unaffected.
 
-        Kept checkpoints, what the early-stopping criterion sees, and the final weights with their digest and
+        Intermediate checkpoints (also for the early-stopping criterion) and the final weights with their digest and
         statistics all come from here.
         """
         merged = self.adapter.merged(self.smoothed.final_weights())

@@ -1,8 +1,8 @@
-"""What unlearning did to the weights, and how much of it a rounding would take back.
+"""How much unlearning changed the weights, and how much of the change survives rounding.
 
-A quantizer undoes changes smaller than half of its grid step, so an update that flips few codes survives quantization
-badly whoever made it, and one that flips many looks robust (arXiv 2410.16454). These numbers stand beside the scores so
-that the size of an update is not taken for a virtue of its optimizer.
+A quantizer undoes changes smaller than half of its grid step. So an update that flips few codes survives quantization
+badly under any optimizer, and one that flips many looks robust (arXiv 2410.16454). These statistics stand beside the
+scores so that the size of an update is not taken for a merit of its optimizer.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from suite.models.layers import is_linear
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an update did to the weights. The fields are columns of the board's table `trials`.
+    """Statistics of a weight update. The fields are columns of the board's table `trials`.
 
     Attributes:
         change_norm: L2 norm of the change, over all weights that could change.
         changed_share: share of them that differ, in their own dtype.
         changed_share_bf16: share of them that differ once both are rounded to bfloat16.
-        flipped_share_4bit, flipped_share_8bit: share of the weights of linear layers whose code on the round-to-nearest
-            grid of so many bits, per output channel, is another one; None without such weights.
+        flipped_share_4bit, flipped_share_8bit: share of the weights of linear layers whose code on a round-to-nearest
+            grid with 4 or 8 bits, scaled per output channel, differs; None without such weights.
     """
 
     change_norm: float | None
@@ -35,14 +35,14 @@ class Change:
     flipped_share_4bit: float | None
     flipped_share_8bit: float | None
 
-    def of_unsound_weights(self) -> Change:
-        """The same without the numbers that make no sense of weights which are not finite."""
+    def for_nonfinite_weights(self) -> Change:
+        """The same without the numbers that are meaningless where weights are not finite."""
         return replace(self, change_norm=None, flipped_share_4bit=None, flipped_share_8bit=None)
 
 
 @torch.no_grad()
 def change(before: Mapping[str, Tensor], model: torch.nn.Module) -> Change:
-    """How far a model's parameters are from `before` (tensors by parameter name), tensor by tensor."""
+    """Compare a model's parameters with `before` (tensors by parameter name), tensor by tensor."""
     square, differ, differ_bf16, total = 0.0, 0, 0, 0
     flips, codes = {4: 0, 8: 0}, 0
     for name, parameter in model.named_parameters():
@@ -62,10 +62,10 @@ def change(before: Mapping[str, Tensor], model: torch.nn.Module) -> Change:
 
 
 def flipped(before: Tensor, after: Tensor, bits: int, group: int | None = None) -> int:
-    """How many weights of a matrix have another code on the round-to-nearest grid than before.
+    """The number of weights in a matrix whose code on the round-to-nearest grid differs from the one before.
 
-    Each matrix has the scales of its own weights, as whoever quantizes the new model would compute them, so a change of
-    a row's largest weight may flip codes of weights that did not move.
+    Each matrix uses the scales of its own weights, as a quantizer of the new model would. So a change of a row's
+    largest weight may flip codes of weights that did not change.
 
     Args:
         before, after: (outputs, inputs).

@@ -1,6 +1,6 @@
-"""The front door: `run` is a trial from end to end, `given_checkpoint` one without unlearning, `harness` what both use.
+"""Where to start reading: `run` is a trial from end to end, `given_checkpoint` measures a checkpoint without a trial.
 
-`preflight` says beforehand what cannot work and what the rest costs.
+`harness` is the evaluation that both share. `preflight` checks trials and counts their cost before any computation.
 """
 
 __all__ = ["early_stopping", "given_checkpoint", "harness", "preflight", "run", "task_data"]

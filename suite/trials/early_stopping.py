@@ -1,4 +1,4 @@
-"""The early-stopping criterion of a trial with `until`: what a checkpoint still knows, on dev."""
+"""The early-stopping criterion of a trial with `until`: a checkpoint's remaining knowledge on dev."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.task import Headline, Split, Task
 
 
 class KnowledgeOnDev:
-    """Knowledge of a checkpoint, from the task's knowledge headlines alone; the anchors are asked when first needed."""
+    """A checkpoint's knowledge, from the task's knowledge headlines alone. The anchors are measured on first use."""
 
     def __init__(self, task: Task, anchors: Anchors, engine: Engine) -> None:
         self._task, self._anchors, self._engine = task, anchors, engine
@@ -27,9 +27,8 @@ class KnowledgeOnDev:
 
     def __call__(self, checkpoint: Checkpoint) -> float | None:
         """Knowledge, 1 at the target and 0 at the retrained model; None where it cannot be computed."""
-        here = self._estimates(checkpoint)
-        target, zero = self._target, self._zero
-        return largest(knowledge(here[h], target[h], zero[h]) for h in self._task.knowledge).value
+        current, target, zero = self._estimates(checkpoint), self._target, self._zero
+        return largest(knowledge(current[h], target[h], zero[h]) for h in self._task.knowledge).value
 
     def _estimates(self, checkpoint: Checkpoint) -> dict[Headline, Estimate]:
         return estimates(checkpoint, self._task.knowledge, self._task, Split.DEV, self._engine)
@@ -40,7 +39,7 @@ class KnowledgeOnDev:
 
     @cached_property
     def _zero(self) -> dict[Headline, Estimate]:
-        """The retrained model, or chance where none is."""
+        """Estimates of the retrained model, or chance where there is none."""
         if self._anchors.retrained:
             return self._estimates(self._anchors.retrained.checkpoint)
         return {h: Estimate(h.chance, 0.0, self._target[h].n) for h in self._task.knowledge}

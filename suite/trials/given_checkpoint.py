@@ -1,4 +1,4 @@
-"""A checkpoint by itself, without a trial: asked a task's questions and scored."""
+"""A checkpoint measured on a task by itself, without a trial."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from suite.engines.choosing import check_heads, check_here, chosen_engine
 from suite.evaluation.trial_rows import Row
 from suite.models.checkpoints import heads_of
 from suite.models.lengths import check_lengths
-from suite.models.loading import BaseModel, found_model
+from suite.models.loading import BaseModel, resolve_model
 from suite.models.settings import ModelSpec
 from suite.spec.measure import MeasureSpec
 from suite.storage.environment import numeric
@@ -27,12 +27,12 @@ from tasks.task import Task, Zero
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A checkpoint's numbers.
+class CheckpointResult:
+    """The measurements of a checkpoint.
 
     Attributes:
-        rows: of the checkpoint, as rows of the table `measurements`.
-        headlines: by split, what is left of F, R and U where the anchors were measured too.
+        rows: the checkpoint's rows, as in the table `measurements`.
+        headlines: by split, F, R and U as far as the anchors were measured too.
     """
 
     rows: list[Row]
@@ -48,36 +48,36 @@ def measure_checkpoint(
     anchors: Mapping[str, str] | None = None,
     measure: MeasureSpec,
     runtime: RuntimeSpec | None = None,
-) -> Measured:
-    """The numbers of a checkpoint on a task, without an attack and under each.
+) -> CheckpointResult:
+    """Measure a checkpoint on a task, without an attack and under each attack.
 
     Args:
         checkpoint: folder or hub id.
         model: dtype and template; its name is not read.
-        anchors: folders or hub ids of `target` and `retrained`, for numbers that compare with them; attacked too.
-        measure: attacks, splits, limit and extras; with both splits, rows for both together are among them.
+        anchors: folders or hub ids of `target` and `retrained`, for metrics that compare with them; attacked too.
+        measure: attacks, splits, limit and extras; with both splits there are also rows over both together.
 
     Raises:
-        SpecError: a model that is not to be had, or is none; an attack that cannot be carried out.
+        SpecError: a model cannot be found or used, or an attack cannot be run.
         TaskError: the task's data is missing or malformed.
     """
     runtime = runtime or RuntimeSpec()
     check_here(measure, runtime)
     data = TaskData.load(task_name, measure)
-    named = {subject: name for subject, name in (anchors or {}).items() if name}
+    anchor_names = {subject: name for subject, name in (anchors or {}).items() if name}
     for split, attacks in data.attacks.items():
-        for one in attacks:
-            one.check(data.whole, split)
-            if one.needs_target and "target" not in named:
-                raise SpecError(f"--target: missing. {one.name} needs the model before unlearning")
-    base = found_model(model, checkpoint, "checkpoint")
-    models = {subject: found_model(model, name, f"--{subject}") for subject, name in named.items()}
-    for subject, other in models.items():
+        for attack in attacks:
+            attack.check(data.full_task, split)
+            if attack.needs_target and "target" not in anchor_names:
+                raise SpecError(f"--target: missing. {attack.name} needs the model before unlearning")
+    base = resolve_model(model, checkpoint, "checkpoint")
+    anchor_models = {subject: resolve_model(model, name, f"--{subject}") for subject, name in anchor_names.items()}
+    for subject, other in anchor_models.items():
         if other.encoder.tokenizer.get_vocab() != base.encoder.tokenizer.get_vocab():
             raise SpecError(f"--{subject}: has another vocabulary than the checkpoint, so their answers do not compare")
-    _check(base, data.task, measure)
+    _check_model(base, data.task, measure)
     with numeric(runtime) as device:
-        found = {subject: given_anchor(other, store) for subject, other in models.items()}
+        given_anchors = {subject: given_anchor(other, store) for subject, other in anchor_models.items()}
         harness = Harness.assembled(
             data,
             base,
@@ -86,28 +86,28 @@ def measure_checkpoint(
             runtime,
             device,
             trial=(unlearned := given_anchor(base, store)).key,
-            anchors=_anchors(data.task, base, found),
-            target=found.get("target"),
+            anchors=_both_anchors(data.task, base, given_anchors),
+            target=given_anchors.get("target"),
         )
-        all_models = {UNLEARNED: unlearned, **found}
-        rows = harness.measure([*harness.unattacked(all_models), *harness.attacked(all_models)])
-    of = {
+        models = {UNLEARNED: unlearned, **given_anchors}
+        rows = harness.measure([*harness.unattacked(models), *harness.attacked(models)])
+    headlines = {
         str(split): headlines_of(rows, split, attacks, harness.scorer.anchor_ids)
         for split, attacks in data.attack_names.items()
     }
-    return Measured([row for row in rows if row["subject"] == UNLEARNED], of)
+    return CheckpointResult([row for row in rows if row["subject"] == UNLEARNED], headlines)
 
 
-def _anchors(task: Task, base: BaseModel, found: Mapping[str, Anchor]) -> Anchors | None:
-    """Both anchors, where both are there: chance stands for the retrained model only on a task that says so."""
-    target, retrained = found.get("target"), found.get("retrained")
+def _both_anchors(task: Task, base: BaseModel, given: Mapping[str, Anchor]) -> Anchors | None:
+    """Both anchors; None where one is missing. Chance replaces the retrained model only on a task that allows it."""
+    target, retrained = given.get("target"), given.get("retrained")
     if target and (retrained or task.anchored is Zero.CHANCE):
         return Anchors(base, target, retrained)
     return None
 
 
-def _check(model: BaseModel, task: Task, measure: MeasureSpec) -> None:
-    """See that the engine can run a model, and that the model reads all of the questions.
+def _check_model(model: BaseModel, task: Task, measure: MeasureSpec) -> None:
+    """Check that the engine can run a model, and that every question fits the model's context.
 
     Raises:
         SpecError: what does not fit.
@@ -120,20 +120,22 @@ def _check(model: BaseModel, task: Task, measure: MeasureSpec) -> None:
 def cross_check(
     checkpoint: str, task_name: str, model: ModelSpec, measure: MeasureSpec, runtime: RuntimeSpec
 ) -> list[Agreement]:
-    """How the transformers engine and vLLM agree on a checkpoint's answers, all of vLLM's its own.
+    """Compare the responses of the transformers engine and of vLLM, where vLLM computes all of its own.
 
     Raises:
         SpecError, TaskError: as `measure_checkpoint`; vLLM cannot be used here.
-        CheckpointError, EngineError: the checkpoint cannot be asked.
+        CheckpointError, EngineError: the checkpoint cannot be evaluated.
     """
     from suite.engines.vllm.engine import VllmEngine
 
     check_here(measure, runtime)
     task = TaskData.load(task_name, measure).task
-    found = found_model(model, checkpoint, "checkpoint")
-    _check(found, task, measure)
+    base = resolve_model(model, checkpoint, "checkpoint")
+    _check_model(base, task, measure)
     probes = [probe for split in measure.splits for probe in task.probes_of(split)]
     with numeric(runtime) as device:
-        one = TransformersEngine(found.encoder, dtype=model.dtype, device=device, batch_tokens=measure.batch_tokens)
-        other = VllmEngine(measure, found.encoder, dtype=model.dtype, device=device, alone=True)
-        return agreement(found.checkpoint, probes, found.encoder, one, other)
+        transformers = TransformersEngine(
+            base.encoder, dtype=model.dtype, device=device, batch_tokens=measure.batch_tokens
+        )
+        vllm = VllmEngine(measure, base.encoder, dtype=model.dtype, device=device, alone=True)
+        return agreement(base.checkpoint, probes, base.encoder, transformers, vllm)

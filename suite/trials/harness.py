@@ -1,7 +1,7 @@
-"""The harness: everything that it takes to ask models a task's questions, without an attack and under each.
+"""The evaluation harness: runs a task's probes on models, without an attack and under each attack.
 
-A trial and a checkpoint by itself are measured by the same harness, and `headlines_of` says what F, R and U their rows
-come to, as the board does.
+A trial and a checkpoint without a trial use the same harness. `headlines_of` computes F, R and U from their rows, as
+the board does.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from suite.trials.task_data import TaskData
 from tasks.task import Split
 
 ATTACK_SEED = 0
-"""Attacks do not follow the trial's seed, so what the anchors went through serves every trial."""
+"""Attacks do not use the trial's seed, so that all trials share the attacked anchors."""
 
 Models = Mapping[str, KeyedCheckpoint]
-"""Models by the subject that rows call them."""
+"""Models by their subject in rows."""
 
 
 @dataclass(frozen=True)
 class Harness:
-    """Asks, attacks, scores and publishes.
+    """Attacks and evaluates models, scores their responses and publishes the rows.
 
     Attributes:
-        data: whose questions are asked, and under which attacks.
-        scorer: turns what was answered into rows.
-        publisher: puts them on the board; its `rows` are all that were measured so far.
+        data: the task's probes and the attacks.
+        scorer: turns responses into rows.
+        publisher: puts rows on the board; its `rows` are all that were measured so far.
     """
 
     data: TaskData
@@ -69,18 +69,18 @@ class Harness:
         """A harness for models with one tokenizer.
 
         Args:
-            model: gives the tokenizer, the template and the longest text.
-            engine: what answers.
+            model: provides the tokenizer, the template and the context length.
+            engine: runs inference.
             device: where weights are attacked.
-            trial: what rows stand under that are not the anchors'.
-            anchors: whose ids rows repeat; None where nothing is anchored.
-            target: the model before unlearning, for attackers that have it.
-            board: where rows and samples go; None to keep them here alone.
+            trial: id for the rows that are not the anchors'.
+            anchors: rows carry their ids; None where there are no anchors.
+            target: the model before unlearning, for attacks that need it.
+            board: where rows and samples go; None to keep them in memory alone.
         """
         context = AttackContext(
             engine,
             model.encoder,
-            data.whole,
+            data.full_task,
             ATTACK_SEED,
             device,
             target=target.checkpoint if target else None,
@@ -93,18 +93,18 @@ class Harness:
         return cls(data, engine, scorer, Publisher(evaluator, scorer, trial, board))
 
     def unattacked(self, models: Models, matching: str = RAW) -> list[Evaluation]:
-        """Models as they are, on every split."""
+        """Evaluations of the models without an attack, on every split."""
         return self._evaluations(models, matching, attacked=False)
 
     def attacked(self, models: Models, matching: str = RAW) -> list[Evaluation]:
-        """Models under each split's attacks."""
+        """Evaluations of the models under each split's attacks."""
         return self._evaluations(models, matching, attacked=True)
 
     def measure(self, evaluations: Sequence[Evaluation]) -> list[Row]:
-        """Carry evaluations out, in the order of their attacks, and publish the rows.
+        """Run evaluations in the order of their attacks, and publish the rows.
 
         Raises:
-            CheckpointError, EngineError: a model cannot be asked even without an attack.
+            CheckpointError, EngineError: a model cannot be evaluated even without an attack.
             StageError, BoardError: something stored is damaged, or the disk is full.
         """
         return self.publisher.measure(evaluations)
@@ -126,14 +126,14 @@ def headlines_of(
     """F, R, U and score on a split, from the rows of the unlearned model and of its anchors.
 
     Args:
-        attacks: names in rows of those that R is about.
-        anchor_ids: of the anchors; they say whether chance is the zero.
-        matching: which weights of the unlearned model are meant; the anchors are as they are.
+        attacks: names in rows of the attacks that R covers.
+        anchor_ids: ids of the anchors; they say whether chance is the zero.
+        matching: which weights of the unlearned model to use, raw or retention-matched; those of the anchors are raw.
     """
-    of = dict.fromkeys(ANCHORS, RAW) | {UNLEARNED: matching}
-    by_subject: dict[str, list[Row]] = {subject: [] for subject in of}
+    matching_of = dict.fromkeys(ANCHORS, RAW) | {UNLEARNED: matching}
+    by_subject: dict[str, list[Row]] = {subject: [] for subject in matching_of}
     for row in rows:
-        if row["split"] == split and row["headline"] and of.get(row["subject"]) == row["matching"]:
+        if row["split"] == split and row["headline"] and matching_of.get(row["subject"]) == row["matching"]:
             by_subject[row["subject"]].append(row)
     unlearned, target, retrained = (Answers.of(name, by_subject[name]) for name in (UNLEARNED, *ANCHORS))
     return trial_headlines(unlearned, target, retrained, anchor_ids, attacks)

@@ -1,4 +1,4 @@
-"""What would run, what it would cost, and everything that can be known to be wrong before anything is computed."""
+"""Checks of trials before anything is computed, and their cost in loss evaluations and checkpoint evaluations."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ from tasks.task import Split, Task, Zero
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a trial asks for, by count.
+    """The cost of a trial, in counts.
 
     Attributes:
-        evaluations: times that a checkpoint is asked all probes of a split, the anchors' (shared by trials) included.
+        evaluations: evaluations of a checkpoint on all probes of a split; includes those of the anchors, which trials
+            share.
     """
 
     steps: int
@@ -49,10 +50,10 @@ class Cost:
 def preflight(
     trials: Sequence[TrialSpec], measure: MeasureSpec, runtime: RuntimeSpec, *, here: bool = True
 ) -> list[tuple[TrialSpec, Cost]]:
-    """Check every trial against its task, data and machine, and say what it costs.
+    """Check every trial against its task, data and machine, and count its cost.
 
     Args:
-        here: whether the trials run on this machine; the head of a cluster may have no GPU while its workers have.
+        here: whether the trials run on this machine; the head of a cluster may have no GPU while its workers have one.
 
     Raises:
         SpecError: what cannot work, and what to change.
@@ -61,7 +62,7 @@ def preflight(
         choose_device(runtime)
         check_here(measure, runtime)
     tasks: dict[str, Task] = {}
-    fitting: set[tuple[Hashable, ...]] = set()
+    checked: set[tuple[Hashable, ...]] = set()
     costs = []
     for spec in trials:
         if here:
@@ -69,16 +70,16 @@ def preflight(
         task = tasks.get(spec.task) or tasks.setdefault(spec.task, with_extras(spec.task, measure))
         if spec.anchors.retain_limit:
             task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
-        _anchored(spec, task)
-        _fits(spec, task, measure)
+        _check_anchors(spec, task)
+        _check_data(spec, task, measure)
         if here or spec.model.name == "tiny":
-            _readable(spec, task, measure, fitting)
+            _check_model(spec, task, measure, checked)
         costs.append((spec, cost(spec, task, measure)))
     return costs
 
 
-def _anchored(spec: TrialSpec, task: Task) -> None:
-    """A retrained model is left out where none can be had, not where nobody named one."""
+def _check_anchors(spec: TrialSpec, task: Task) -> None:
+    """Check that a task with a retrained model is given one: only a task that defines chance as zero may lack it."""
     if spec.anchors.trained:
         return
     _, retrained = named_checkpoints(spec)
@@ -89,7 +90,8 @@ def _anchored(spec: TrialSpec, task: Task) -> None:
         )
 
 
-def _fits(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
+def _check_data(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
+    """Check that the task's texts suit the batch size, the objective and the attacks."""
     for request in requests(spec, task):
         if not task.block and spec.batch_size > len(request.texts):  # documents are cut into many blocks
             raise SpecError(f"batch_size: {spec.batch_size}, but {request.name} has only {len(request.texts)} texts")
@@ -106,49 +108,54 @@ def _fits(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
                 raise SpecError(f"measure.{error} ({attack.name})") from None
 
 
-def _readable(spec: TrialSpec, task: Task, measure: MeasureSpec, fitting: set[tuple[Hashable, ...]]) -> None:
-    """That the model reads every text. What fits is kept in `fitting`: many trials share a task and a model."""
+def _check_model(spec: TrialSpec, task: Task, measure: MeasureSpec, checked: set[tuple[Hashable, ...]]) -> None:
+    """Check that the engine can run the model, and that every text fits its context.
+
+    Args:
+        checked: combinations that passed already, added to here: many trials share a task and a model.
+    """
     name, key = (
         (spec.model.name, "model.name") if spec.anchors.trained else (named_checkpoints(spec)[0], "anchors.target")
     )
     splits = {*measure.splits, *([Split.DEV] if spec.until else [])}
-    what = (spec.task, spec.anchors.retain_limit, spec.model, name, frozenset(splits))
-    if what in fitting:
+    combination = (spec.task, spec.anchors.retain_limit, spec.model, name, frozenset(splits))
+    if combination in checked:
         return
     task = within_limit(task, measure)
     check_heads(measure, read_heads(spec.model, name, key), "model.tiny.heads" if name == "tiny" else key)
     encoder, context = read_encoder(spec.model, task, name, key)
     probes = [probe for probe in task.probes if probe.split in splits]
     check_lengths(task, encoder, context, probes)
-    fitting.add(what)
+    checked.add(combination)
 
 
 def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:
-    asked = OPTIMIZERS[spec.optimizer.name].queries(spec.optimizer, spec.steps)
+    """Count what a trial will compute."""
+    queries = OPTIMIZERS[spec.optimizer.name].queries(spec.optimizer, spec.steps)
     counts = dict.fromkeys(KINDS, 0)
-    for kind, times in asked.items():
+    for kind, times in queries.items():
         if times:
-            for of, number in _answering(spec, kind).items():
-                counts[of] += times * number * len(requests(spec, task))
+            for oracle_kind, calls in _oracle_calls(spec, kind).items():
+                counts[oracle_kind] += times * calls * len(requests(spec, task))
     points = sum(len(a.points) for split in measure.splits for a in measure.attacks_for(spec.task, split))
-    kept = (spec.steps - 1) // spec.checkpoints.every if spec.checkpoints.every else 0
+    intermediate = (spec.steps - 1) // spec.checkpoints.every if spec.checkpoints.every else 0
     return Cost(
         steps=spec.steps * len(requests(spec, task)),
         value_calls=counts["value"],
         gradient_calls=counts["gradient"],
         directional_calls=counts["directional"],
         curvature_calls=counts["curvature"],
-        evaluations=(2 + _retrained(spec, task)) * points + kept * len(measure.splits),
+        evaluations=(2 + _has_retrained(spec, task)) * points + intermediate * len(measure.splits),
     )
 
 
-def _retrained(spec: TrialSpec, task: Task) -> bool:
-    """Whether there is a retrained model to be asked."""
+def _has_retrained(spec: TrialSpec, task: Task) -> bool:
+    """Whether there is a retrained model to evaluate."""
     return task.anchored is Zero.RETRAINED if spec.anchors.trained else named_checkpoints(spec)[1] is not None
 
 
-def _answering(spec: TrialSpec, kind: str) -> dict[str, int]:
-    """What the model is asked for one question of an optimizer, by kind: found out on a bowl of two weights."""
+def _oracle_calls(spec: TrialSpec, kind: str) -> dict[str, int]:
+    """Oracle calls by kind that the smoothing makes for one call of the optimizer, counted on a two-weight function."""
     bowl = _Bowl()
     smoothed = SMOOTHINGS[spec.smoothing.name](bowl, spec.smoothing, Run(spec.steps, spec.seed))
     direction = [torch.ones(2)]
@@ -165,7 +172,7 @@ def _answering(spec: TrialSpec, kind: str) -> dict[str, int]:
 
 
 class _Bowl:
-    """The oracle of f(x) = |x|^2 / 2, for either part and for both."""
+    """The oracle of f(x) = |x|^2 / 2, which is each part of the loss and also the total."""
 
     def __init__(self) -> None:
         self.parameters = [torch.tensor([1.0, 2.0])]

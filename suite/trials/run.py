@@ -1,7 +1,7 @@
-"""One trial from end to end: anchors, unlearning, attacks, evaluation, rows. A pure function of its arguments.
+"""One trial from end to end: anchors, unlearning, evaluation, retention matching, attacks, diagnostics.
 
-Everything costly is a stage, so a trial that was killed goes on where it stopped, and one that is run again computes
-nothing. Nothing here knows how trials are distributed.
+The result depends on the arguments alone. Everything costly is cached as a stage, so a killed trial resumes where it
+stopped and a repeated one computes nothing. How trials are distributed is the business of `suite.runners`.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from suite.trials.harness import Harness, headlines_of
 from suite.trials.task_data import TaskData
 from tasks.task import Split
 
-Report = Callable[[str, Sequence[Row]], bool | None]
-"""Told after each stage its name and the measurements that it brought; a true answer ends the trial there."""
+OnStage = Callable[[str, Sequence[Row]], bool | None]
+"""Called after each stage with its name and the measurements it produced; a true return value ends the trial there."""
 
 MakeEngine = Callable[[Encoder, torch.device], Engine]
-"""Makes the engine that answers, from the model's encoder and the device."""
+"""Makes the inference engine from the model's encoder and the device."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial brought.
+    """The results of a trial.
 
     Attributes:
         row: the trial's row, as on the board.
-        attacks: by split, the names in rows of those that were carried out.
-        measurements: the trial's rows and its anchors', as on the board.
+        attacks: by split, the names in rows of the attacks that were run.
+        measurements: rows of the unlearned model and of the anchors, as on the board.
     """
 
     spec: TrialSpec
@@ -57,15 +57,15 @@ class TrialResult:
 
     @property
     def failures(self) -> list[str]:
-        """Attacks that failed, with the reasons, a sentence each."""
+        """Attacks that failed and why, one sentence each."""
         failed = [row for row in self.measurements if row["status"] == Status.FAILED]
         return list(dict.fromkeys(f"{row['attack']} failed: {row['reason']}" for row in failed))
 
     def headlines(self, split: Split, name: str = RAW) -> Headlines:
-        """F, R, U and score on a split, over the attacks that were carried out on it.
+        """F, R, U and score on a split, over the attacks that were run on it.
 
         Args:
-            name: `matching` of the rows, for the weights as they are or as they were mixed.
+            name: `matching` of the rows: the weights as unlearned, or after retention matching.
         """
         return headlines_of(self.measurements, split, self.attacks[split], self.row["anchor_ids"], name)
 
@@ -76,92 +76,114 @@ def run_trial(
     *,
     measure: MeasureSpec | None = None,
     runtime: RuntimeSpec | None = None,
-    engine: MakeEngine | None = None,
-    report: Report = lambda stage, rows: None,
+    make_engine: MakeEngine | None = None,
+    on_stage: OnStage = lambda stage, rows: None,
 ) -> TrialResult:
-    """Run a trial, or what is missing of it, and put its rows on the board.
+    """Run a trial, or the part of it that is not in the store yet, and put its rows on the board.
 
     Args:
-        engine: by default the one that `measure` names.
-        report: told after each stage; may end the trial.
+        make_engine: by default makes the engine that `measure` names.
+        on_stage: called after each stage; may end the trial once the models were evaluated without an attack.
 
     Raises:
-        SpecError: the trial cannot be carried out as it stands.
+        SpecError: the trial cannot be run as specified.
         StageError, CheckpointError, BoardError: something stored is damaged, or the disk is full.
     """
     measure, runtime = measure or MeasureSpec(), runtime or RuntimeSpec()
+    make_engine = make_engine or _engine_of(measure, spec)
     data = TaskData.load(spec.task, measure, spec.anchors.retain_limit)
-    numbers = Numeric.of(runtime)
+    environment = Numeric.of(runtime)
     with numeric(runtime) as device:
         anchors = prepare_anchors(spec, data.task, store.stages, runtime)
-        report("anchors", [])
+        on_stage("anchors", [])
 
-        harness = Harness.assembled(
-            data,
-            anchors.base,
-            (engine or _named_engine(spec, measure))(anchors.base.encoder, device),
-            store.stages,
-            runtime,
-            device,
-            trial=spec.id,
-            anchors=anchors,
-            target=anchors.target,
-            board=store.board,
-        )
+        harness = _harness(spec, data, anchors, make_engine(anchors.base.encoder, device), store, runtime, device)
         criterion = KnowledgeOnDev(data.task, anchors, harness.engine) if spec.until else None
         stages = unlearn(spec, data.task, anchors, store.stages, runtime, criterion)
-        row = trial_row(spec, data.task, anchors, stages, numbers)
-        report("unlearn", [])
+        trial = trial_row(spec, data.task, anchors, stages, environment)
+        on_stage("unlearn", [])
 
-        models = {**anchors.subjects, UNLEARNED: _final(stages)}
-        # Whoever stops here leaves a sound trial that lacks attacks; the next run adds them.
-        if not report("evaluate", harness.measure(harness.unattacked({**models, **_kept(stages)}))):
-            evaluations = harness.attacked(models)
+        unlearned = _final_checkpoint(stages)
+        models = {**anchors.subjects, UNLEARNED: unlearned}
+        evaluated = harness.measure(harness.unattacked({**models, **_intermediate_checkpoints(stages)}))
+        stop = on_stage("evaluate", evaluated)
+
+        # A trial that stops here is valid but lacks its attacks; the next run adds them.
+        if not stop:
+            attacks = harness.attacked(models)
             if measure.match:
                 name = matching(measure.match)
-                if mixed := _mixed(harness, anchors, models[UNLEARNED], measure.match, numbers):
-                    report("match", harness.measure(harness.unattacked(mixed, name)))
-                    evaluations += harness.attacked(mixed, name)
-            report("attack", harness.measure(evaluations))
+                matched = _retention_matched(harness, anchors, unlearned, measure.match, environment)
+                if matched:
+                    on_stage("match", harness.measure(harness.unattacked(matched, name)))
+                    attacks += harness.attacked(matched, name)
+            on_stage("attack", harness.measure(attacks))
+
             if measure.landscape:
-                readings = landscape(measure.landscape, models[UNLEARNED], anchors, data.task, store.stages, runtime)
-                report("landscape", harness.publisher.publish_landscape(readings))
-        store.board.append("trials", [row])
-    return TrialResult(spec, row, data.attack_names, harness.publisher.rows)
+                readings = landscape(measure.landscape, unlearned, anchors, data.task, store.stages, runtime)
+                on_stage("landscape", harness.publisher.publish_landscape(readings))
+        store.board.append("trials", [trial])
+    return TrialResult(spec, trial, data.attack_names, harness.publisher.rows)
 
 
-def _final(stages: Sequence[Artifact]) -> KeyedCheckpoint:
-    """The unlearned weights."""
+def _engine_of(measure: MeasureSpec, spec: TrialSpec) -> MakeEngine:
+    """The engine that the measurement names, with the dtype of the trial's model."""
+    return lambda encoder, device: chosen_engine(measure, encoder, dtype=spec.model.dtype, device=device)
+
+
+def _harness(
+    spec: TrialSpec,
+    data: TaskData,
+    anchors: Anchors,
+    engine: Engine,
+    store: Store,
+    runtime: RuntimeSpec,
+    device: torch.device,
+) -> Harness:
+    """The harness that evaluates and attacks the trial's models and its anchors, and publishes to the store's board."""
+    return Harness.assembled(
+        data,
+        anchors.base,
+        engine,
+        store.stages,
+        runtime,
+        device,
+        trial=spec.id,
+        anchors=anchors,
+        target=anchors.target,
+        board=store.board,
+    )
+
+
+def _final_checkpoint(stages: Sequence[Artifact]) -> KeyedCheckpoint:
+    """The unlearned weights: the final checkpoint of the last forget request."""
     last = stages[-1]
     return KeyedCheckpoint(SavedCheckpoint(last.folder / "final"), last.key, "final")
 
 
-def _kept(stages: Sequence[Artifact]) -> dict[str, KeyedCheckpoint]:
-    """The intermediate checkpoints, by the steps made until then, all requests together."""
-    found: dict[str, KeyedCheckpoint] = {}
-    before = 0
+def _intermediate_checkpoints(stages: Sequence[Artifact]) -> dict[str, KeyedCheckpoint]:
+    """The intermediate checkpoints by subject, `unlearned@STEPS`; steps are counted over all forget requests."""
+    checkpoints: dict[str, KeyedCheckpoint] = {}
+    steps_before = 0
     for stage in stages:
-        ends = [(before + step, f"step{step}") for step in stage.meta["kept"]]
-        before += stage.meta["steps_done"]
+        saved = [(steps_before + step, f"step{step}") for step in stage.meta["kept"]]
+        steps_before += stage.meta["steps_done"]
         if stage is not stages[-1]:
-            ends.append((before, "final"))
-        for step, part in ends:
-            found[f"{UNLEARNED}@{step}"] = KeyedCheckpoint(SavedCheckpoint(stage.folder / part), stage.key, part)
-    return found
+            saved.append((steps_before, "final"))
+        for step, part in saved:
+            checkpoints[f"{UNLEARNED}@{step}"] = KeyedCheckpoint(SavedCheckpoint(stage.folder / part), stage.key, part)
+    return checkpoints
 
 
-def _mixed(
-    harness: Harness, anchors: Anchors, unlearned: KeyedCheckpoint, floor: float, numeric: Numeric
+def _retention_matched(
+    harness: Harness, anchors: Anchors, unlearned: KeyedCheckpoint, floor: float, environment: Numeric
 ) -> dict[str, KeyedCheckpoint]:
-    """The unlearned weights mixed back toward the target until utility reaches a floor, as one more model.
+    """The unlearned weights, interpolated toward the target until utility reaches the floor.
 
-    How much of them is left is published; where utility cannot be matched, the reason is, and there is no such model.
+    The share of the unlearned weights is published. Where utility cannot be matched, the reason is published instead
+    and the result is empty.
     """
     task, stages = harness.data.task, harness.publisher.evaluator.store
-    found = retention_match(unlearned, anchors, task, floor, harness.engine, stages, numeric)
-    harness.publisher.publish_matching(matching(floor), found)
-    return {} if found.share is None else {UNLEARNED: matched_weights(found.share, unlearned, anchors)}
-
-
-def _named_engine(spec: TrialSpec, measure: MeasureSpec) -> MakeEngine:
-    return lambda encoder, device: chosen_engine(measure, encoder, dtype=spec.model.dtype, device=device)
+    match = retention_match(unlearned, anchors, task, floor, harness.engine, stages, environment)
+    harness.publisher.publish_matching(matching(floor), match)
+    return {} if match.share is None else {UNLEARNED: matched_weights(match.share, unlearned, anchors)}

@@ -1,4 +1,4 @@
-"""A task as one measurement sees it: its data, as much of it as is asked, and the attacks on each split."""
+"""A task as one measurement uses it: its data, the probes within the limit, and the attacks on each split."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class TaskData:
     """A task's data under the settings of a measurement.
 
     Attributes:
-        whole: all of the task's questions, and the extras': what an attacker may hold.
-        task: the same with as many questions per probe as are asked.
+        full_task: the task and the extras with all their questions, which an attacker may have.
+        task: the same with at most `measure.limit` questions per probe: the ones that are evaluated.
         attacks: by split, in order; the attack that does nothing is the first.
     """
 
-    whole: Task
+    full_task: Task
     task: Task
     attacks: Mapping[Split, tuple[Attack, ...]]
 
@@ -31,17 +31,17 @@ class TaskData:
         """Read a task.
 
         Args:
-            retain_limit: how many of the retain texts there are to be, the first ones; None for all.
+            retain_limit: use only the first so many retain texts; None for all.
 
         Raises:
             TaskError: the task's data is missing or malformed.
             SpecError: no such attack, or no such set of attacks.
         """
-        whole = with_extras(name, measure)
+        full_task = with_extras(name, measure)
         if retain_limit:
-            whole = replace(whole, retain=whole.retain[:retain_limit])
+            full_task = replace(full_task, retain=full_task.retain[:retain_limit])
         attacks = {split: measure.attacks_for(name, split) for split in measure.splits}
-        return cls(whole, within_limit(whole, measure), attacks)
+        return cls(full_task, within_limit(full_task, measure), attacks)
 
     @property
     def attack_names(self) -> dict[Split, list[str]]:
@@ -50,7 +50,7 @@ class TaskData:
 
 
 def with_extras(name: str, measure: MeasureSpec) -> Task:
-    """A task with what is measured besides.
+    """A task with the probes of the extras that `measure.also` names.
 
     Raises:
         TaskError: the task's data is missing or malformed.
@@ -62,5 +62,5 @@ def with_extras(name: str, measure: MeasureSpec) -> Task:
 
 
 def within_limit(task: Task, measure: MeasureSpec) -> Task:
-    """The task with as many questions per probe as the measurement asks."""
+    """The task with at most `measure.limit` questions per probe."""
     return replace(task, probes=limited(task.probes, measure.limit)) if measure.limit else task

@@ -1,4 +1,4 @@
-"""The batches of a run: the same draws for ever, and refusals beside the questions that they answer."""
+"""The batches of a run: draws that never change, and refusals in the same rows as the questions they answer."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_refusal_depends_on_the_index_alone():
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_every_objective_unlearns(warm_store, warm, task, name, tmp_path):
-    """The real path: two steps, and weights that are finite and not those of the target."""
+    """The real path: after two steps the weights are finite and differ from the target's."""
     objective = {"name": name, **({"layer": 0} if name == "rmu" else {})}
     spec = trial(merged(SMALL, {"objective": objective, "steps": 2}))
     (stage,) = unlearn(spec, task, warm, Store(tmp_path).stages, RuntimeSpec())

@@ -1,4 +1,4 @@
-"""The command as its user sees it: exit codes, messages, JSON, and the board after a small run."""
+"""The command as users see it: exit codes, messages, JSON, and the board after a small run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ran(tmp_path_factory) -> tuple[Path, Path]:
     """A spec file and a store after one small run of it."""
     folder = tmp_path_factory.mktemp("cli")
     spec = folder / "small.yaml"
-    # A model that remembers: else the anchors are too close for any headline.
+    # A model that memorizes: otherwise the anchors are too close for any headline.
     learns = {
         "model": {"tiny": {"hidden": 64, "layers": 1, "heads": 2, "vocabulary": 512}},
         "anchors": {"epochs": 20, "lr": 1e-2},
@@ -44,9 +44,9 @@ def ran(tmp_path_factory) -> tuple[Path, Path]:
 def test_a_second_run_computes_no_stage_and_says_so(ran):
     spec, store = ran
     assert "no stage computed" in regrade("run", spec, "--store", store).stdout
-    said = json.loads(regrade("run", spec, "--store", store, "--json").stdout)
-    assert said["computed"] == {}
-    assert said["status"] == "ok"
+    outcome = json.loads(regrade("run", spec, "--store", store, "--json").stdout)
+    assert outcome["computed"] == {}
+    assert outcome["status"] == "ok"
 
 
 def test_the_board_is_shown_written_and_reported(ran):
@@ -66,12 +66,12 @@ def test_the_board_is_shown_written_and_reported(ran):
 
 def test_sweeps_are_said_in_the_call(ran, tmp_path):
     spec, _ = ran
-    said = json.loads(
+    output = json.loads(
         regrade("sweep", spec, "--grid", "optimizer.name=adam,hybrid", "--grid", "seed=0,1", "steps=2",
                 "measure.attacks=[]", "--store", tmp_path, "--json").stdout
     )  # fmt: skip
-    assert [t["status"] for t in said["trials"]] == ["ok"] * 4
-    assert len({t["trial"] for t in said["trials"]}) == 4
+    assert [t["status"] for t in output["trials"]] == ["ok"] * 4
+    assert len({t["trial"] for t in output["trials"]}) == 4
 
 
 SHIPPED = [file for file in sorted(CONFIGS.rglob("*.yaml")) if file.parent.parent.name != "custom"]
@@ -116,7 +116,7 @@ def test_doctor_says_what_there_is(ran):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["run", "SPEC", "stepz=3"], "stepz: unknown key. Did you mean steps?"),
         (["run", "SPEC", "optimizer.zo.samples=2"], "optimizer.zo"),
@@ -150,7 +150,7 @@ def test_doctor_says_what_there_is(ran):
         (["fly"], "fly"),
     ],
 )
-def test_what_is_asked_wrongly_ends_in_2_and_computes_nothing(ran, tmp_path, words, said):
+def test_what_is_asked_wrongly_ends_in_2_and_computes_nothing(ran, tmp_path, words, message):
     if "cuda" in str(words):
         import torch
 
@@ -158,11 +158,11 @@ def test_what_is_asked_wrongly_ends_in_2_and_computes_nothing(ran, tmp_path, wor
             pytest.skip("this machine has a GPU")
     spec, store = ran
     places = {"POCKET": CONFIGS / "pocket.yaml", "SPEC": spec, "STORE": store, "EMPTY": tmp_path / "empty"}
-    asked = [places.get(word, word) for word in words]
-    if asked[0] in ("run", "sweep"):
-        asked += ["--store", tmp_path / "untouched"]
-    done = regrade(*asked, code=2, cwd=tmp_path)
-    assert said in done.stderr
+    arguments = [places.get(word, word) for word in words]
+    if arguments[0] in ("run", "sweep"):
+        arguments += ["--store", tmp_path / "untouched"]
+    done = regrade(*arguments, code=2, cwd=tmp_path)
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "untouched").glob("stages/*")), "nothing was computed"
 
@@ -184,13 +184,13 @@ def test_what_is_asked_wrongly_ends_in_2_and_computes_nothing(ran, tmp_path, wor
     ids=lambda words: " ".join(words),
 )
 def test_a_store_that_is_no_folder_is_refused_by_every_verb(ran, tmp_path, words, monkeypatch):
-    asked = [ran[0] if word == "SPEC" else word for word in words]
+    arguments = [ran[0] if word == "SPEC" else word for word in words]
     for url in ("s3://bucket/store", "gs://bucket", "file://machine/store"):
-        said = regrade(*asked, url, code=2, cwd=tmp_path).stderr
-        assert f"store {url}: " in said and ("not supported yet" in said or "three slashes" in said)
-    if asked[-1] == "--store":
+        message = regrade(*arguments, url, code=2, cwd=tmp_path).stderr
+        assert f"store {url}: " in message and ("not supported yet" in message or "three slashes" in message)
+    if arguments[-1] == "--store":
         monkeypatch.setenv("REGRADE_STORE", "s3://bucket/store")
-        assert "not supported yet" in regrade(*asked[:-1], code=2, cwd=tmp_path).stderr
+        assert "not supported yet" in regrade(*arguments[:-1], code=2, cwd=tmp_path).stderr
     assert list(tmp_path.iterdir()) == [], "no folder is called s3:"
 
 
@@ -219,7 +219,7 @@ def full_disk(tmp_path):
 
 @pytest.fixture
 def read_only(ran, tmp_path):
-    """The store after a run, as a machine sees it that may only read."""
+    """The store after a run, mounted read-only."""
     mounted(tmp_path / "read-only", "--bind", "-o", "ro", str(ran[1]))
     yield tmp_path / "read-only"
     subprocess.run(["umount", "--lazy", tmp_path / "read-only"], check=True)
@@ -234,17 +234,17 @@ def test_a_page_that_does_not_fit_leaves_the_page_that_was_there(ran, full_disk)
         while True:
             file.write(bytes(2**12))
     for words in (["board", "page", "--store", store], ["report", store]):
-        said = regrade(*words, code=1).stderr
-        assert "No space left on device. What to do: make room there and run again" in said
-        assert "Traceback" not in said
+        message = regrade(*words, code=1).stderr
+        assert "No space left on device. What to do: make room there and run again" in message
+        assert "Traceback" not in message
     assert page.read_bytes() == before
     assert [path.name for path in store.rglob("*.svg")] == []
 
 
 def test_a_trial_on_a_full_disk_fails_in_one_sentence(ran, full_disk):
-    said = " ".join(regrade("run", ran[0], "anchors.epochs=1", "--store", full_disk, code=1).stderr.split())
-    assert "the disk is full. Nothing was lost: free some space, or move the store, and run again" in said
-    assert "Traceback" not in said
+    message = " ".join(regrade("run", ran[0], "anchors.epochs=1", "--store", full_disk, code=1).stderr.split())
+    assert "the disk is full. Nothing was lost: free some space, or move the store, and run again" in message
+    assert "Traceback" not in message
 
 
 def test_a_checkpoint_on_a_full_disk_fails_in_one_sentence(ran, full_disk):
@@ -255,17 +255,17 @@ def test_a_checkpoint_on_a_full_disk_fails_in_one_sentence(ran, full_disk):
         while True:
             file.write(bytes(2**12))
     words = ["eval", checkpoint, "--task", "pocket", "--limit", "2", "--store", full_disk]
-    said = regrade(*words, code=1)
-    assert "the disk is full. Nothing was lost" in said.stderr
-    assert "Traceback" not in said.stderr
+    output = regrade(*words, code=1)
+    assert "the disk is full. Nothing was lost" in output.stderr
+    assert "Traceback" not in output.stderr
 
 
 def test_a_store_that_may_only_be_read_is_shown_and_its_outputs_go_elsewhere(ran, read_only, tmp_path):
     assert "adam" in regrade("board", "show", "--store", read_only).stdout
     for words in (["board", "page", "--store", read_only], ["report", read_only]):
-        said = regrade(*words, code=2).stderr
-        assert "Read-only file system. What to do: name another place" in said
-        assert "Traceback" not in said
+        message = regrade(*words, code=2).stderr
+        assert "Read-only file system. What to do: name another place" in message
+        assert "Traceback" not in message
     regrade("board", "page", "--store", read_only, "--out", tmp_path / "page.html")
     assert "adam" in (tmp_path / "page.html").read_text()
     (reported,) = json.loads(regrade("report", read_only, "--out", tmp_path / "plots", "--json").stdout)
@@ -277,8 +277,8 @@ def test_a_store_that_may_only_be_read_is_shown_and_its_outputs_go_elsewhere(ran
 def test_an_output_that_cannot_be_written_ends_in_2(ran, tmp_path):
     (tmp_path / "file").touch()
     for words in (["board", "page", "--store", ran[1]], ["report", ran[1]]):
-        said = regrade(*words, "--out", tmp_path / "file" / "below", code=2).stderr
-        assert "not written, Not a directory. What to do: name another place" in said
+        message = regrade(*words, "--out", tmp_path / "file" / "below", code=2).stderr
+        assert "not written, Not a directory. What to do: name another place" in message
 
 
 def test_a_file_system_without_hard_links_is_refused_before_anything_is_computed(ran, tmp_path, monkeypatch):
@@ -287,11 +287,11 @@ def test_a_file_system_without_hard_links_is_refused_before_anything_is_computed
 
     assert json.loads(regrade("doctor", "--store", ran[1], "--json").stdout)["hard links"]["found"] == "yes"
     monkeypatch.setattr(os, "link", refused)
-    said = regrade("run", ran[0], "--store", tmp_path / "untouched", code=2).stderr
-    assert "no hard links" in said and "Name a folder on a local disk" in said and "NFS" in said
+    message = regrade("run", ran[0], "--store", tmp_path / "untouched", code=2).stderr
+    assert "no hard links" in message and "Name a folder on a local disk" in message and "NFS" in message
     assert list((tmp_path / "untouched").iterdir()) == []
     row = json.loads(regrade("doctor", "--store", ran[1], "--json").stdout)["hard links"]
-    assert row["found"] == "no" and row["note"] in said
+    assert row["found"] == "no" and row["note"] in message
 
 
 def test_standard_output_that_takes_no_more_ends_without_a_traceback():
@@ -314,7 +314,7 @@ def test_packages_without_torch_and_ray():
 
 
 def test_imports_only_go_one_way():
-    """suite -> tasks, suite -> leaderboard, leaderboard -> tasks; Ray in its runner and around the pool alone."""
+    """suite -> tasks, suite -> leaderboard, leaderboard -> tasks; Ray only in its runner, the cluster and the pool."""
     import ast
 
     root = CONFIGS.parent

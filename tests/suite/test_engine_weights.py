@@ -1,4 +1,4 @@
-"""Weights on their way to another process: checked against the architecture, and the same bytes on arrival."""
+"""Weights that are sent to another process: checked against the architecture, and bit-identical on arrival."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from suite.models.checkpoints import (
     heads_of,
     skeleton,
 )
-from suite.models.loading import found_model
+from suite.models.loading import resolve_model
 from suite.models.settings import ModelSpec
 
 
@@ -76,34 +76,34 @@ def test_a_tied_tensor_is_sent_once(folder, layout):
 
 @pytest.mark.parametrize("kind", ["file", "memory"])
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda s: s.pop("model.norm.weight"), "lacks the tensor model.norm.weight"),
         (lambda s: s.update({"more.weight": torch.ones(2)}), "tensors that the architecture lacks: more.weight"),
         (lambda s: s.update({"model.norm.weight": torch.ones(63)}), r"\(63,\), the architecture \(64,\)"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_it_is_sent(kind, change, said, folder, layout, tmp_path):
+def test_what_does_not_fit_is_refused_before_it_is_sent(kind, change, message, folder, layout, tmp_path):
     state = SavedCheckpoint(folder).state()
     change(state)
     save_file(state, tmp_path / "model.safetensors")
     checkpoint = SavedCheckpoint(tmp_path) if kind == "file" else TensorCheckpoint(state, folder)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         weights_of(checkpoint, layout)
 
 
 def test_a_file_that_was_written_again_is_not_the_same_weights(folder, layout, tmp_path):
     import os
 
-    def asked():
+    def source():
         return weights_of(SavedCheckpoint(tmp_path), layout)
 
     state = SavedCheckpoint(folder).state()
     save_file(state, tmp_path / "model.safetensors")
-    first = asked()
-    assert first == asked()
+    first = source()
+    assert first == source()
     os.utime(tmp_path / "model.safetensors", ns=(1, 1))
-    assert first != asked()
+    assert first != source()
 
 
 def test_an_architecture_is_known_by_what_matters(folder, tmp_path):
@@ -141,7 +141,7 @@ def test_an_adapter_is_a_checkpoint(folder, tmp_path):
     assert not checkpoint.plain
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": None}))
     with pytest.raises(SpecError, match="names no base_model_name_or_path"):
-        found_model(ModelSpec(name=str(tmp_path)), str(tmp_path), "checkpoint")
+        resolve_model(ModelSpec(name=str(tmp_path)), str(tmp_path), "checkpoint")
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors here"):
         checkpoint.state()

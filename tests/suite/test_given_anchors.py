@@ -1,4 +1,4 @@
-"""Anchors that are not trained here, chance in a retrained model's place, and a checkpoint measured by itself."""
+"""Anchors that are not trained here, chance instead of a retrained model, and a checkpoint without a trial."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def numbers(result, subject):
 
 
 def test_given_checkpoints_serve_as_the_anchors_that_they_are(store, trained):
-    there = {name: str(anchor.checkpoint.path) for name, anchor in trained.subjects.items()}
+    anchor_paths = {name: str(anchor.checkpoint.path) for name, anchor in trained.subjects.items()}
     mine = run_trial(trial(SMALL), store, measure=FEW)
-    other = run_trial(given(**there), store, measure=FEW)
+    other = run_trial(given(**anchor_paths), store, measure=FEW)
     assert other.row["anchor_ids"] == mine.row["anchor_ids"]
     assert other.row["weights"] == mine.row["weights"]
     assert other.row["anchors"] != mine.row["anchors"]  # another recipe: found, not trained
@@ -67,7 +67,7 @@ def test_without_a_retrained_model_chance_is_the_zero(store, trained):
     result = run_trial(spec, store, measure=FEW)
     assert result.row["anchor_ids"] == f"{trained.target.weights}:chance"
     assert {r["subject"] for r in result.measurements} == {"target", "unlearned"}
-    # The small model remembers too little for a share of it; the point is that a zero was found.
+    # The small model remembers too little for a share of it; what matters is that there is a zero.
     assert "no retrained model" not in (result.headlines(Split.TEST).forgetting.reason or "")
 
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_by_itself_measures_what_the_trial_measured(store, trained)
 
 
 def test_the_questions_of_both_splits_are_those_of_each(store):
-    """A mean over both is the mean of the two means, weighted by their number of questions; nothing is asked again."""
+    """The mean over both splits is the mean of their means, weighted by their numbers of questions."""
     result = run_trial(trial(SMALL), store, measure=FEW.model_copy(update={"splits": tuple(Split), "limit": None}))
     rows = {
         (r["split"], r["probe"], r["metric"]): r
@@ -146,7 +146,7 @@ def test_the_questions_of_both_splits_are_those_of_each(store):
 
 
 def test_weights_that_never_moved_are_said_to_be_the_targets(store):
-    """Published runs report scores of models that a step size below the dtype's resolution left as they were."""
+    """Published runs report scores of models that never changed, as the step size was below the dtype's resolution."""
     plain = merged(SMALL, {"optimizer": {"name": "sgd", "lr": 1e-30}})
     result = run_trial(trial(plain), store, measure=MeasureSpec(attacks=(), limit=2))
     assert (result.row["status"], result.row["changed_share"]) == ("unchanged", 0.0)
@@ -155,25 +155,25 @@ def test_weights_that_never_moved_are_said_to_be_the_targets(store):
 
 
 def test_a_model_by_path_is_asked_in_the_dtype_that_the_spec_names(trained):
-    from suite.models.loading import found_model
+    from suite.models.loading import resolve_model
 
     path = str(trained.target.checkpoint.path)
     for dtype in ("float32", "bfloat16"):
-        state = found_model(ModelSpec(name=path, dtype=dtype), path).checkpoint.state()
+        state = resolve_model(ModelSpec(name=path, dtype=dtype), path).checkpoint.state()
         assert {str(tensor.dtype) for tensor in state.values()} == {f"torch.{dtype}"}
 
 
 def test_a_task_anchored_by_chance_trains_no_retrained_model(store):
     task = replace(TASKS["pocket"].build(), anchored=Zero.CHANCE)
-    both = prepare_anchors(trial(SMALL), task, store.stages, RuntimeSpec())
-    assert both.retrained is None
-    assert list(both.subjects) == ["target"]
+    anchors = prepare_anchors(trial(SMALL), task, store.stages, RuntimeSpec())
+    assert anchors.retrained is None
+    assert list(anchors.subjects) == ["target"]
     other = replace(task, anchored=Zero.RETRAINED)
-    assert both.id != prepare_anchors(trial(SMALL), other, store.stages, RuntimeSpec()).id
+    assert anchors.id != prepare_anchors(trial(SMALL), other, store.stages, RuntimeSpec()).id
 
 
 def test_a_checkpoint_beside_itself_has_nothing_to_compare(store, trained, monkeypatch):
-    """One checkpoint under three names is asked once, and every number that compares says that they are the same."""
+    """One checkpoint under three names is evaluated once, and every comparison finds no difference."""
     monkeypatch.setenv("REGRADE_DATA", str(Path(__file__).parents[2] / "configs"))
     path = str(trained.target.checkpoint.path)
     rows = measure_checkpoint(

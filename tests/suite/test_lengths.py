@@ -1,4 +1,4 @@
-"""Texts that do not fit the model, and data that is not as it should be, are refused before anything is computed."""
+"""Texts that do not fit the model, and malformed data, are refused before anything is computed."""
 
 from __future__ import annotations
 
@@ -79,26 +79,26 @@ def test_the_longest_text_that_fits_and_one_token_more(pocket, templated):
     total = len(templated.example(example).ids)
     check_lengths(texts, templated, total, ())
     check_lengths(texts, templated, None, ())
-    said = refused(texts, templated, total - 1, ())
-    assert said.startswith("forget.json: row 7: question (")
-    assert f": {total} tokens, but the model reads {total - 1}." in said
-    assert "model.tiny.context" in said
+    message = refused(texts, templated, total - 1, ())
+    assert message.startswith("forget.json: row 7: question (")
+    assert f": {total} tokens, but the model reads {total - 1}." in message
+    assert "model.tiny.context" in message
     nowhere = refused(task(pocket, retain=(replace(example, where=""),)), templated, total - 1, ())
     assert nowhere.startswith("training text x7: question")
 
 
 def test_the_longest_of_several_is_named(pocket, encoder):
     examples = tuple(Example(f"x{n}", "Who?", words(n)) for n in (20, 40, 30, 1))
-    assert "text x40" in (said := refused(task(pocket, retain=examples), encoder, 15, ()))
-    assert "and 2 more" in said
+    assert "text x40" in (message := refused(task(pocket, retain=examples), encoder, 15, ()))
+    assert "and 2 more" in message
 
 
 def test_running_text_in_blocks_is_cut_and_questions_are_not(pocket, encoder):
     article = Example("a", "", words(50), Style.TEXT)
     check_lengths(task(pocket, retain=(article,), block=16), encoder, 16, ())
     assert "prompt (" in refused(task(pocket, retain=(article,)), encoder, 16, ())
-    asked = replace(article, style=Style.QUESTION)
-    assert "question (" in refused(task(pocket, retain=(asked,), block=16), encoder, 16, ())
+    question = replace(article, style=Style.QUESTION)
+    assert "question (" in refused(task(pocket, retain=(question,), block=16), encoder, 16, ())
 
 
 def probe(kind: ProbeKind, item: Item, **changes) -> Probe:
@@ -112,12 +112,12 @@ def test_what_a_probe_asks_has_to_fit(pocket, templated):
     check_lengths(empty, templated, short, [probe(ProbeKind.LOGPROB, item)])
     check_lengths(empty, templated, long, [probe(ProbeKind.CHOICE, item)])
     assert "asked.jsonl: row 3" in refused(empty, templated, long - 1, [probe(ProbeKind.CHOICE, item)])
-    said = refused(empty, templated, short - 1, [probe(ProbeKind.LOGPROB, replace(item, where=""))])
-    assert said.startswith("probe asked: item i3: question")
+    message = refused(empty, templated, short - 1, [probe(ProbeKind.LOGPROB, replace(item, where=""))])
+    assert message.startswith("probe asked: item i3: question")
 
 
 def test_an_answer_needs_room_to_be_generated(pocket, templated):
-    item = Item("i", "Who is it?", (words(100),))  # the reference is not put before the model
+    item = Item("i", "Who is it?", (words(100),))  # the reference is not a part of the model's input
     generated = probe(ProbeKind.GENERATE, item, max_new_tokens=20)
     need = len(templated.prompt(item)) + 20
     check_lengths(task(pocket), templated, need, [generated])
@@ -173,7 +173,7 @@ def regrade(*called: object) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("tables", "said"),
+    ("tables", "message"),
     [
         (
             {"forget": rows("a", answer="long " * 200)},
@@ -188,14 +188,14 @@ def regrade(*called: object) -> tuple[int, str]:
     ids=["long answer", "long question", "missing column", "no text", "empty file", "id twice"],
 )
 @pytest.mark.parametrize("verb", ["run", "validate"])
-def test_broken_data_ends_in_2_and_leaves_the_store_alone(tmp_path, monkeypatch, verb, tables, said):
+def test_broken_data_ends_in_2_and_leaves_the_store_alone(tmp_path, monkeypatch, verb, tables, message):
     mirror(tmp_path, **tables)
     monkeypatch.setenv("REGRADE_DATA", str(tmp_path))
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(SPEC))
     store = ["--store", tmp_path / "store"] if verb == "run" else []
     code, error = regrade(verb, tmp_path / "spec.yaml", *store)
     assert code == 2, error
-    assert all(word in error for word in said), error
+    assert all(word in error for word in message), error
     assert "Traceback" not in error
     assert not (tmp_path / "store").exists()
 

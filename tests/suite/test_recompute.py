@@ -1,4 +1,4 @@
-"""Recomputing activations changes no bit of any answer, runs each block twice, and keeps less in between."""
+"""Gradient checkpointing changes no bit of any result, runs each block twice, and stores less in between."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.models.encoding import Encoded
 from suite.models.finetuning import finetune
-from suite.models.gradient_checkpointing import recompute_blocks
+from suite.models.gradient_checkpointing import checkpoint_blocks
 from suite.models.layers import blocks_of
 from suite.objectives import OBJECTIVES, Reference
 from suite.oracle.base import Displacement, Part
@@ -29,13 +29,13 @@ from tests.support.small import SMALL
 SAVING = RuntimeSpec(gradient_checkpointing=True)
 
 
-def asked(adapter: str, objective: str, dtype: torch.dtype = torch.float32) -> LossOracle:
+def make_oracle(adapter: str, objective: str, dtype: torch.dtype = torch.float32) -> LossOracle:
     model = llama(dtype=dtype)
     kind = ADAPTERS[adapter]
     kind(kind.Settings(), model, 0)
-    of = OBJECTIVES[objective]
-    settings = of.Settings(layer=0) if objective == "rmu" else of.Settings()
-    oracle = LossOracle(model, of(settings, Reference(llama(1, dtype).requires_grad_(False))))
+    objective_class = OBJECTIVES[objective]
+    settings = objective_class.Settings(layer=0) if objective == "rmu" else objective_class.Settings()
+    oracle = LossOracle(model, objective_class(settings, Reference(llama(1, dtype).requires_grad_(False))))
     oracle.batch = batch()
     draw = torch.Generator().manual_seed(5)
     with torch.no_grad():  # away from an adapter's start, where half of its gradient is zero
@@ -45,12 +45,12 @@ def asked(adapter: str, objective: str, dtype: torch.dtype = torch.float32) -> L
 
 
 def pair(*how) -> tuple[LossOracle, LossOracle]:
-    plain, saving = asked(*how), asked(*how)
-    recompute_blocks(saving.model)
+    plain, saving = make_oracle(*how), make_oracle(*how)
+    checkpoint_blocks(saving.model)
     return plain, saving
 
 
-QUESTIONS = {
+ORACLE_CALLS = {
     "values": lambda o, way: [o.values(Part.TOTAL, [None, Displacement.along(way, 0.02)])],
     "gradient": lambda o, way: o.gradient(),
     "gradient elsewhere": lambda o, way: o.gradient(Part.FORGET, Displacement.along(way, 0.02)),
@@ -64,13 +64,13 @@ QUESTIONS = {
 }
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("question", ORACLE_CALLS)
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("objective", ["npo", "rmu"])
 def test_every_question_has_the_same_answer_bit_for_bit(question, adapter, objective):
     plain, saving = pair(adapter, objective)
     before, way = [p.detach().clone() for p in plain.parameters], direction(plain)
-    answers = [QUESTIONS[question](oracle, way) for oracle in (plain, saving)]
+    answers = [ORACLE_CALLS[question](oracle, way) for oracle in (plain, saving)]
     assert same_bits(*answers)
     assert any(bool(t.count_nonzero()) for t in answers[0])
     assert same_bits(before, [p.detach() for p in saving.parameters])
@@ -80,15 +80,15 @@ def test_every_question_has_the_same_answer_bit_for_bit(question, adapter, objec
 @pytest.mark.parametrize("question", ["gradient", "gradient elsewhere"])
 def test_bf16_too(question):
     plain, saving = pair("full", "npo", torch.bfloat16)
-    assert same_bits(*(QUESTIONS[question](oracle, direction(plain)) for oracle in (plain, saving)))
+    assert same_bits(*(ORACLE_CALLS[question](oracle, direction(plain)) for oracle in (plain, saving)))
 
 
 def passes(oracle: LossOracle, question: str) -> Counter[int]:
-    """How often each block's attention runs for a question."""
+    """How often each block's attention runs for one oracle call."""
     seen: Counter[int] = Counter()
     for place, block in enumerate(blocks_of(oracle.model)):
         block.self_attn.register_forward_hook(lambda *_, place=place: seen.update([place]))
-    QUESTIONS[question](oracle, direction(oracle))
+    ORACLE_CALLS[question](oracle, direction(oracle))
     return seen
 
 
@@ -109,7 +109,7 @@ def test_a_step_of_fine_tuning_ends_in_the_same_bits():
     for saving in (False, True):
         model = llama()
         if saving:
-            recompute_blocks(model)
+            checkpoint_blocks(model)
         texts = [Encoded((1, 2, 3, n), 2) for n in range(4, 9)]
         assert list(finetune(model, texts, steps=3, lr=1e-2, batch_size=2, seed=0)) == [3]
         ends.append([p.detach() for p in model.parameters()])
@@ -118,18 +118,18 @@ def test_a_step_of_fine_tuning_ends_in_the_same_bits():
 
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(SpecError, match="gradient_checkpointing"):
-        recompute_blocks(torch.nn.Linear(2, 2))
+        checkpoint_blocks(torch.nn.Linear(2, 2))
 
 
 def test_a_trial_that_saves_memory_is_the_same_trial(tmp_path, monkeypatch):
-    """Same stages, same weights: no key knows of it, and every model that is trained recomputes."""
+    """Same stages, same weights: no key depends on it, and every model that is trained uses it."""
     relearn = {"name": "relearn", "samples": 4, "steps": 2, "lr": 1e-3}
     measure = MeasureSpec(attacks=(relearn,), limit=2)
     spec = trial(merged(SMALL, {"steps": 2, "anchors": {"retain_limit": 16}}))
     wrapped: list[int] = []
     for module in ("training.anchors", "training.unlearning", "attacks.finetuning.base"):
         monkeypatch.setattr(
-            f"suite.{module}.recompute_blocks", lambda model: (wrapped.append(1), recompute_blocks(model))
+            f"suite.{module}.checkpoint_blocks", lambda model: (wrapped.append(1), checkpoint_blocks(model))
         )
     runs = {}
     for runtime in (RuntimeSpec(), SAVING):
@@ -143,7 +143,7 @@ def test_a_trial_that_saves_memory_is_the_same_trial(tmp_path, monkeypatch):
 
 
 def kept(oracle: LossOracle) -> int:
-    """Bytes that a forward pass leaves for its backward pass, the weights themselves not counted."""
+    """Bytes that a forward pass stores for its backward pass, without the weights themselves."""
     own = {p.untyped_storage().data_ptr() for p in oracle.model.parameters()}
     sizes: dict[int, int] = {}
 
@@ -161,5 +161,5 @@ def kept(oracle: LossOracle) -> int:
 
 def test_between_the_passes_less_is_kept():
     plain, saving = map(kept, pair("full", "npo"))
-    # What goes into two blocks, and the logits, instead of some twenty tensors of each block.
+    # The inputs of two blocks and the logits, instead of some twenty tensors of each block.
     assert saving < plain / 3, (saving, plain)

@@ -1,4 +1,4 @@
-"""Sweeps that are killed, that run beside each other, and that run on Ray bring the same rows."""
+"""Sweeps that are killed, that run at the same time, or that run on Ray produce the same rows."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ def test_a_sweep_killed_at_ten_random_instants_ends_in_the_same_rows(spec, whole
 
 def test_two_sweeps_at_once_share_the_work(spec, whole, tmp_path):
     store = tmp_path / "store"
-    both = [subprocess.Popen(command(spec, store, "--json"), stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [yaml.safe_load(process.communicate(timeout=300)[0]) for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    sweeps = [subprocess.Popen(command(spec, store, "--json"), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [yaml.safe_load(process.communicate(timeout=300)[0]) for process in sweeps]
+    assert [process.returncode for process in sweeps] == [0, 0]
     same(store, whole)
-    computed = [outcome["computed"] for sweep in said for outcome in sweep["trials"]]
+    computed = [outcome["computed"] for sweep in outputs for outcome in sweep["trials"]]
     for kind, expected in (("target", 1), ("retrained", 1), ("unlearn", 4)):
         assert sum(c.get(kind, 0) for c in computed) == expected, f"{kind} was computed once each"
     folders = [path for path in (store / "stages" / "unlearn").iterdir() if path.is_dir()]
@@ -158,7 +158,7 @@ def test_an_optuna_search_runs_on_ray(tmp_path):
 
 
 def test_a_failed_trial_is_a_row_and_the_next_run_mends_it(spec, tmp_path):
-    """A checkpoint cut short fails the trials that need it, says which file, and costs nothing else."""
+    """A truncated checkpoint fails the trials that need it, with a message that names the file, and nothing else."""
     store = tmp_path / "store"
     subprocess.run(command(spec, store, "seed=0", "--grid", "seed=0"), check=True, capture_output=True)
     (target,) = (store / "stages" / "target").glob("*/model.safetensors")

@@ -1,4 +1,4 @@
-"""Specs: what is refused and how it says so, what an id depends on, and how a space becomes trials."""
+"""Specs: what is refused and with which message, what an id depends on, and how a space becomes trials."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_every_entry_of_every_axis_makes_a_trial_that_reads_back_as_itself(axis)
 
 
 def test_official_attacks_stand_in_rows_under_their_own_names():
-    """The board knows attacks by name only, and must not need the suite to derive them."""
+    """The board identifies attacks by name alone, and must not need the suite to derive the names."""
     for entry in TASKS.values():
         for attack_set in entry.attack_sets.values():
             for attacks in attack_set.values():

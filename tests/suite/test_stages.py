@@ -187,7 +187,7 @@ WRITERS = {
     "wrapped": "\ntry:\n    (folder / 'big').write_bytes(bytes(2**23))\n"
     "except OSError as error:\n    raise RuntimeError('it went wrong') from error",
 }
-"""How libraries write more than there is room for. Each has an error of its own to say so, or none that says it."""
+"""How libraries write more than the disk holds. Each reports it with an error of its own, or with an unclear one."""
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -248,7 +248,7 @@ def test_on_a_full_disk_what_is_there_is_found_and_leases_are_done_without(full_
 
 
 def lose_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFS as it is when the answer to a link is lost: the link is made, and asked again the name is taken."""
+    """NFS when the reply to a link is lost: the link is made, and the repeated request finds that the name exists."""
     link = os.link
 
     def lost(*args: Any) -> None:
@@ -275,7 +275,7 @@ def test_a_lease_whose_link_was_answered_by_nobody_is_held(tmp_path, monkeypatch
 
 
 def test_what_was_published_stays_whatever_happens_right_after(tmp_path, monkeypatch):
-    """Ctrl-C, or a disk that fails, between the link and the answer."""
+    """Ctrl-C, or a disk failure, between the link and the return."""
     link = os.link
 
     def interrupted(*args: Any) -> None:
@@ -301,7 +301,7 @@ def test_without_hard_links_a_stage_is_not_published_and_the_reason_is_told(tmp_
 
 
 def aged(path: Path) -> Path:
-    """As if nobody had touched it for longer than a worker may be silent."""
+    """Set times as if the path had not been touched for longer than a live worker would leave it."""
     long_ago = time.time() - ABANDONED_AFTER - 3600
     os.utime(path, (long_ago, long_ago))
     return path
@@ -336,7 +336,7 @@ def test_a_damaged_manifest_of_another_stage_stops_nobody(tmp_path):
 
 
 def test_a_folder_that_is_published_while_others_sweep_stays(tmp_path, monkeypatch):
-    """A worker that was suspended for days publishes after the manifests were listed, and gives its lease back."""
+    """A worker that was suspended for days publishes after the manifests were listed, and releases its lease."""
     worker, key = StageStore(tmp_path), StageStore.key("kind", {"a": 1})
     folder = unnamed(tmp_path, key)
 
@@ -381,7 +381,7 @@ def test_a_folder_that_a_process_of_this_machine_works_on_stays_however_silent_i
 
 
 def test_a_worker_that_writes_at_its_end_shows_that_it_lives(tmp_path, monkeypatch):
-    """Even to earlier versions, and after it lost its lease: its folder is touched while it computes."""
+    """A worker's folder is touched while it computes, even after it lost its lease; earlier versions see this too."""
     monkeypatch.setattr(of_leases, "HEARTBEAT", 0.01)
 
     def slow(folder: Path) -> dict:

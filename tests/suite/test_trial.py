@@ -35,9 +35,11 @@ def store(warm_store, tmp_path):
 
 
 def test_a_trial_brings_its_rows_and_the_second_run_computes_nothing(store):
-    told = []
-    result = run_trial(trial(SMALL), store, measure=FEW, report=lambda stage, rows: told.append((stage, len(rows))))
-    assert [stage for stage, _ in told] == ["anchors", "unlearn", "evaluate", "attack"]
+    stages_seen = []
+    result = run_trial(
+        trial(SMALL), store, measure=FEW, on_stage=lambda stage, rows: stages_seen.append((stage, len(rows)))
+    )
+    assert [stage for stage, _ in stages_seen] == ["anchors", "unlearn", "evaluate", "attack"]
     everything = store.board.read("measurements").to_pylist()
     assert len(everything) == len(result.measurements)
     rows = [r for r in everything if r["matching"] == "raw"]
@@ -162,11 +164,11 @@ def test_a_run_that_diverges_is_a_row(store):
 
 
 def test_a_report_may_end_the_trial_and_the_next_run_goes_on(store):
-    result = run_trial(trial(SMALL), store, measure=FEW, report=lambda stage, rows: stage == "evaluate")
+    result = run_trial(trial(SMALL), store, measure=FEW, on_stage=lambda stage, rows: stage == "evaluate")
     assert {r["attack"] for r in result.measurements} == {"none"}
     assert "not measured under" in result.headlines(Split.TEST).robustness.reason
-    whole = run_trial(trial(SMALL), store, measure=FEW)
-    assert {r["attack"] for r in whole.measurements} > {"none"}
+    resumed = run_trial(trial(SMALL), store, measure=FEW)
+    assert {r["attack"] for r in resumed.measurements} > {"none"}
     assert len(store.board.read("trials")) == 1
 
 

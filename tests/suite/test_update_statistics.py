@@ -1,4 +1,4 @@
-"""What an update did to the weights, against numpy and against published orders of magnitude."""
+"""Statistics of a weight update, against numpy and against published orders of magnitude."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_without_a_linear_layers_weights_no_code_can_flip():
 
 
 def test_sizes_of_update_that_survive_rounding():
-    """All of N(0, 0.02) weights changed by 1e-5: about 15 % of bf16 ones take note of it, and of 4-bit and 8-bit codes
-    (groups of 128) about 0.1 % and 2.3 % flip. Ten times the change flips ten times as many."""
+    """N(0, 0.02) weights that all change by 1e-5: about 15 % differ in bf16, and about 0.1 % and 2.3 % of the 4-bit and
+    8-bit codes (groups of 128) flip. Ten times the change flips ten times as many."""
     draw = torch.Generator().manual_seed(0)
     before = 0.02 * torch.randn(512, 4096, generator=draw)
     step = 1e-5 * (torch.randint(0, 2, before.shape, generator=draw) * 2 - 1)
@@ -136,7 +136,7 @@ def test_a_rows_largest_weight_takes_the_others_codes_with_it():
 
 
 class InPlace:
-    """An oracle of the kind that adds and subtracts displacements in the weights."""
+    """An oracle that adds and subtracts displacements in the weights themselves."""
 
     def __init__(self, inner):
         self.inner, self.parameters = inner, inner.parameters
@@ -157,10 +157,10 @@ PROBE_RADIUS = 1e-3
 
 @torch.no_grad()
 def drift(oracle: Oracle, seed: int) -> float:
-    """Share of the weights that differ, bit for bit, after the oracle was asked for a value in the neighbourhood.
+    """Share of the weights that differ, bit for bit, after one loss evaluation at displaced weights.
 
-    It is 0 where the weights never move. Adding and subtracting a displacement in place instead leaves about half of
-    them changed by rounding, a random walk that nobody asked for.
+    It is 0 where the weights never move. Adding and subtracting a displacement in place changes about half of them by
+    rounding: an unintended random walk.
 
     Raises:
         Diverged: the value is not finite.
@@ -180,11 +180,11 @@ def drift(oracle: Oracle, seed: int) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_drift_is_zero_where_weights_come_back_and_about_half_where_they_are_moved_in_place(dtype):
-    asked = oracle(dtype=dtype)
-    before = weights(asked)
-    assert drift(asked, seed=0) == 0.0
-    assert all(torch.equal(a, b) for a, b in zip(before, weights(asked), strict=True))
-    assert 0.2 < drift(InPlace(asked), seed=0) < 0.7
+    loss_oracle = oracle(dtype=dtype)
+    before = weights(loss_oracle)
+    assert drift(loss_oracle, seed=0) == 0.0
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(loss_oracle), strict=True))
+    assert 0.2 < drift(InPlace(loss_oracle), seed=0) < 0.7
 
 
 def test_drift_asks_once_in_the_neighbourhood_for_the_whole_loss():
@@ -202,11 +202,11 @@ def test_drift_asks_once_in_the_neighbourhood_for_the_whole_loss():
 
 
 def test_drift_of_weights_whose_loss_is_not_finite_is_not_known():
-    asked = oracle()
+    loss_oracle = oracle()
     with torch.no_grad():
-        asked.parameters[0].fill_(float("nan"))
+        loss_oracle.parameters[0].fill_(float("nan"))
     with pytest.raises(Diverged):
-        drift(asked, seed=0)
+        drift(loss_oracle, seed=0)
 
 
 @pytest.fixture

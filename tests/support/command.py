@@ -14,12 +14,12 @@ from suite.cli import main
 
 
 @dataclass
-class Said:
+class Output:
     stdout: str
     stderr: str
 
 
-def regrade(*words: object, code: int = 0, cwd: Path | None = None) -> Said:
+def regrade(*words: object, code: int = 0, cwd: Path | None = None) -> Output:
     """Run the command in this process: importing torch anew for each of fifty calls would take minutes."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -32,4 +32,4 @@ def regrade(*words: object, code: int = 0, cwd: Path | None = None) -> Said:
         except SystemExit as end:
             ended = end.code or 0
     assert ended == code, out.getvalue() + err.getvalue()
-    return Said(out.getvalue(), err.getvalue())
+    return Output(out.getvalue(), err.getvalue())

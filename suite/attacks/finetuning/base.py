@@ -16,7 +16,7 @@ from suite.config.errors import SpecError
 from suite.models.checkpoints import Checkpoint, TensorCheckpoint, context_of
 from suite.models.encoding import Encoded
 from suite.models.finetuning import Schedule, finetune
-from suite.models.gradient_checkpointing import recompute_blocks
+from suite.models.gradient_checkpointing import checkpoint_blocks
 from tasks.task import Probe, Split, Task, examples_digest
 
 OWN = (Texts.FORGET, Texts.UNASKED, Texts.RETAIN)
@@ -129,7 +129,7 @@ class FineTuning(Attack):
         if not texts:
             raise SpecError(f"attacks: texts={s.texts}: none of the {s.samples} drawn texts fits the model's context")
         if context.gradient_checkpointing:
-            recompute_blocks(model)
+            checkpoint_blocks(model)
         adapter = None
         if s.adapter == "lora":
             adapter = LoRA(LoRA.Settings(rank=s.rank, alpha=s.alpha), model, draw.randrange(2**31))
