@@ -82,7 +82,7 @@ def environment(config: EngineConfig, threads: int) -> dict[str, str]:
     """Environment variables that must be set in the process before vLLM is imported."""
     exact = {"TRITON_F32_DEFAULT": "ieee"} if config.dtype == "float32" else {}  # otherwise attention uses TF32
     return exact | {
-        "VLLM_USE_V2_MODEL_RUNNER": "0",  # CPUs support only this one, and `draws` is written for it
+        "VLLM_USE_V2_MODEL_RUNNER": "0",  # CPUs support only the first one, and `draws` is written for it
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # run the engine in this process, not in a child
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",

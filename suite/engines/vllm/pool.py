@@ -69,7 +69,7 @@ class Scheduler:
     """Takes requests and assigns them to engines.
 
     Args:
-        resources: of the engines.
+        resources: number of engines, and the resources of each.
         group: the reservation of these resources. Not made here: a restarted scheduler would make another.
     """
 

@@ -40,7 +40,7 @@ class PoolReply:
     Attributes:
         continuations: new tokens, in the order of `prompts`. scores: in the order of `texts`.
         error: what went wrong instead. broken: whether the engine cannot be used any more.
-        loading, answering: seconds that the engine took to load the weights, and for all else.
+        loading, answering: seconds that the engine took to load the weights, and to run the request.
     """
 
     continuations: list[list[int]] = field(default_factory=list)
