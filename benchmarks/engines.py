@@ -1,5 +1,6 @@
-"""What vLLM's warm engines bring, as ratios within one run: swaps over cold starts and over reading the file, what is
-not the engine's token time, and generation beside our transformers engine, one by one, and a process per checkpoint.
+"""Measures vLLM's warm engines, as ratios within one run: weight swaps over cold starts and over reading the file, the
+overhead beyond token time, and generation compared with our transformers engine, with decoding prompts one by one, and
+with a new process per checkpoint.
 
     python benchmarks/engines.py [--device cuda --dtype bfloat16] [--hidden 512 --layers 8] [--json FILE]
 
@@ -43,7 +44,7 @@ VOCABULARY = 2000
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def made(folder: Path, seed: int, args: argparse.Namespace) -> Path:
+def save_random_model(folder: Path, seed: int, args: argparse.Namespace) -> Path:
     """A Llama with random weights and a tokenizer with a token for every byte."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -70,10 +71,10 @@ def made(folder: Path, seed: int, args: argparse.Namespace) -> Path:
 
 
 def items(n: int, answers: Sequence[str] = ("x",)) -> tuple[Item, ...]:
-    """Prompts of 8 to 64 letters, a token each, that do not begin alike."""
-    draw = torch.Generator().manual_seed(0)
-    lengths = torch.randint(8, 65, (n,), generator=draw).tolist()
-    letters = torch.randint(97, 123, (n, 64), generator=draw).tolist()
+    """Prompts of 8 to 64 letters, a token each, that share no prefixes."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(8, 65, (n,), generator=generator).tolist()
+    letters = torch.randint(97, 123, (n, 64), generator=generator).tolist()
     return tuple(
         Item(str(i), "".join(map(chr, row[:length])), tuple(answers))
         for i, (length, row) in enumerate(zip(lengths, letters, strict=True))
@@ -85,7 +86,7 @@ def generating(n: int) -> Probe:
 
 
 def scoring(n: int, kind: ProbeKind) -> Probe:
-    """Answers of 24 tokens; a choice has four of them after one prompt."""
+    """Answers of 24 tokens; a choice item has four of them after one prompt."""
     answers = [letter * 24 for letter in ("abcd" if kind is ProbeKind.CHOICE else "a")]
     return Probe(str(kind), Subset.FORGET, Split.TEST, kind, items(n, answers), ())
 
@@ -94,7 +95,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace, root: Path) -> None:
         self.args = args
         self.device = torch.device(args.device)
-        self.folders = [made(root / str(seed), seed, args) for seed in range(args.models)]
+        self.folders = [save_random_model(root / str(seed), seed, args) for seed in range(args.models)]
         self.encoder = Encoder(load_tokenizer(self.folders[0]), Template.BARE)
         self.checkpoints = [SavedCheckpoint(folder) for folder in self.folders]
         self.measure = MeasureSpec.model_validate(
@@ -102,9 +103,9 @@ class Bench:
         )
         self.probe = generating(args.prompts)
         connect()
-        # On a single GPU an engine would sleep whenever it is idle; here it stays awake beside us unless that is asked.
+        # On a single GPU an engine would sleep whenever it is idle; here it stays awake unless --sleep is given.
         device = args.device if args.sleep else "cpu"
-        self.shape = check_here(self.measure, RuntimeSpec(device=device)).pool
+        self.resources = check_here(self.measure, RuntimeSpec(device=device)).pool
 
     def engine(self, alone: bool = False) -> VllmEngine:
         return VllmEngine(self.measure, self.encoder, dtype=self.args.dtype, device=self.device, alone=alone)
@@ -120,27 +121,27 @@ class Bench:
             yield Job(str(i), checkpoint, (probe,))
 
     def cold(self) -> float:
-        """Seconds from nothing to a process with vLLM and this architecture."""
+        """Seconds to start a process with vLLM and this architecture."""
         engine, questions = self.engine(), Questions(self.encoder, [generating(1)])
-        open_pool(self.shape)
+        open_pool(self.resources)
         ray.get(find_pool().close.remote())
         started = time.perf_counter()
         engine.continuations(self.checkpoints[0], questions)
         return time.perf_counter() - started
 
     def swaps(self) -> dict[str, float]:
-        """Seconds of a swap in a warm engine, and of what it is compared with."""
+        """Seconds of a swap in a warm engine, and of the operations that it is compared with."""
         engine, questions = self.engine(), Questions(self.encoder, [generating(1)])
-        desk, shape = engine._opened()
-        start = engine._start(self.checkpoints[0], questions.longest, shape)
+        scheduler, resources = engine._pool_and_resources()
+        config = engine._engine_config(self.checkpoints[0], questions.longest, resources)
         found: dict[str, list[float]] = {name: [] for name in ("file", "read", "memory", "put", "copy")}
         for i in range(1, 2 * self.args.repeats + 1):
             checkpoint = self.checkpoints[i % len(self.checkpoints)]
             layout = engine._architectures.of(checkpoint.path).layout
             (file,) = checkpoint.files
             found["read"].append(seconds(lambda file=file: file.read_bytes()))
-            order = PoolRequest(weights_of(checkpoint, layout), engine._asks(questions))
-            found["file"].append(ray.get(desk.answer.remote(start, order)).loading)
+            request = PoolRequest(weights_of(checkpoint, layout), engine._prompts(questions))
+            found["file"].append(ray.get(scheduler.answer.remote(config, request)).loading)
             state = {name: tensor.clone() for name, tensor in checkpoint.state().items()}
             copies = [tensor.to(self.device, copy=True) for tensor in state.values()]
             found["copy"].append(
@@ -150,20 +151,20 @@ class Bench:
             begun = time.perf_counter()
             held = [ray.put(weights)]
             found["put"].append(time.perf_counter() - begun)
-            reply = ray.get(desk.answer.remote(start, PoolRequest(held, engine._asks(questions))))
+            reply = ray.get(scheduler.answer.remote(config, PoolRequest(held, engine._prompts(questions))))
             found["memory"].append(reply.loading)
         return {name: statistics.median(times[2:]) for name, times in found.items()}
 
     def many(self, n: int, memory: bool = False) -> dict[str, float]:
-        """Checkpoints in a queue: seconds of it all, of the engine, and of its tokens."""
+        """Checkpoints in a queue: seconds in total, and of the engine for loading and for answering."""
         engine = self.engine()
         begun = time.perf_counter()
-        for evaluation in engine.submit(self.jobs(n, self.probe, memory)):
-            if evaluation.error:
-                raise evaluation.error
-        whole = time.perf_counter() - begun
+        for result in engine.submit(self.jobs(n, self.probe, memory)):
+            if result.error:
+                raise result.error
+        total = time.perf_counter() - begun
         loading, answering = (sum(part) for part in zip(*engine.seconds, strict=True))
-        return {"whole": whole, "loading": loading, "answering": answering}
+        return {"whole": total, "loading": loading, "answering": answering}
 
     def generation(self) -> dict[str, float]:
         """Seconds for the prompts of one checkpoint: vLLM, our engine, and one prompt after another."""
@@ -176,15 +177,15 @@ class Bench:
             found["vllm"].append(seconds(lambda c=checkpoint: fast.continuations(c, questions)))
             found["transformers"].append(seconds(lambda c=checkpoint: plain.continuations(c, questions)))
         model = checkpoint.model(self.device)
-        some = questions.requests[:: len(questions.requests) // 10 or 1][:10]
+        sample = questions.generation_requests[:: len(questions.generation_requests) // 10 or 1][:10]
 
         def one_by_one() -> None:
-            for request in some:
+            for request in sample:
                 prompt = torch.tensor([request.prompt], device=self.device)
                 model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False)
 
         one_by_one()
-        alone = seconds(one_by_one) / len(some) * len(questions.requests)
+        alone = seconds(one_by_one) / len(sample) * len(questions.generation_requests)
         return {**{name: statistics.median(times) for name, times in found.items()}, "one by one": alone}
 
     def likelihoods(self) -> dict[str, float]:
@@ -193,10 +194,10 @@ class Bench:
         for kind in (ProbeKind.LOGPROB, ProbeKind.CHOICE):
             questions = Questions(self.encoder, [scoring(self.args.prompts, kind)])
             for engine in (fast, plain):
-                engine.likelihoods(self.checkpoints[0], questions.asked)
+                engine.likelihoods(self.checkpoints[0], questions.score_requests)
             found[str(kind)] = statistics.median(
-                seconds(lambda q=questions, c=c: fast.likelihoods(c, q.asked))
-                / seconds(lambda q=questions, c=c: plain.likelihoods(c, q.asked))
+                seconds(lambda q=questions, c=c: fast.likelihoods(c, q.score_requests))
+                / seconds(lambda q=questions, c=c: plain.likelihoods(c, q.score_requests))
                 for c in (self.checkpoints * self.args.repeats)[: self.args.repeats]
             )
         return found
@@ -214,7 +215,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4096, help="batch_tokens of the transformers engine")
     parser.add_argument("--gpu-memory", type=float, default=None)
-    parser.add_argument("--sleep", action="store_true", help="one GPU in turn with us")
+    parser.add_argument("--sleep", action="store_true", help="share one GPU in turn with this process")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

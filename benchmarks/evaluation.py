@@ -1,15 +1,15 @@
-"""How fast a model is evaluated: the probes of tofu/forget10 through the engine, over one example at a time.
+"""Measures how fast a model is evaluated: the probes of tofu/forget10 in the engine, over one example at a time.
 
     python benchmarks/evaluation.py [--model FOLDER] [--items N] [--device cuda] [--rows-json FILE]
 
 One at a time means `model.generate` for each prompt and a plain forward pass for each answer. It is timed on a part of
-the examples, before and after the engine, and taken to cost as much for every other token. The numbers must agree:
+the examples, before and after the engine, and extrapolated by the number of tokens. The numbers must agree:
 log-probabilities to 1e-4, generations up to the first step whose two best logits are closer than that.
 
-Beside each ratio stands its bound in floating-point operations: what one at a time computes, over what has to be
-computed when every shared beginning is computed once, nothing is padded, and logits are made only where they predict.
-A bound is on the work and not on its speed: one row at a time reads all weights for each token, so a batch may be
-faster than its bound.
+Each ratio is shown with its bound in floating-point operations: the operations of one at a time, over those that are
+necessary when every shared prefix is computed once, there is no padding, and logits are computed only where they
+predict. A bound is on the work and not on its speed: one row at a time reads all weights for each token, so a batch may
+be faster than its bound.
 
 Without a model it takes SmolLM2-135M's shape with random weights; without REGRADE_DATA, invented questions.
 """
@@ -47,8 +47,8 @@ NEW_TOKENS = 200
 SEED = 0
 
 
-class Watched(Encoder):
-    """An encoder that remembers which ids were decoded: the generated tokens, in the order of the samples."""
+class RecordingEncoder(Encoder):
+    """An encoder that records which ids were decoded: the generated tokens, in the order of the samples."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__(encoder.tokenizer, encoder.template)
@@ -61,7 +61,7 @@ class Watched(Encoder):
 
 @dataclass(frozen=True)
 class Part:
-    """A line of the table: seconds for all examples, and operations as asked one at a time and as needed."""
+    """A line of the table: seconds for all examples, and operations one at a time and as needed."""
 
     part: str
     examples: int
@@ -83,7 +83,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of a forward pass, a multiplication and an addition counting as two."""
+    """Operations of a forward pass; a multiplication with its addition counts as two."""
 
     linear: int
     attention: int
@@ -99,12 +99,12 @@ class Work:
         return cls(2 * linear, 2 * attention, 2 * vocabulary.numel())
 
     def tokens(self, first: int, last: int, predicting: int) -> float:
-        """Of the tokens in places `first` to `last` - 1 of a text, each attending to those before it and itself."""
+        """Operations of the tokens `first` to `last` - 1 of a text, each attending to itself and all before it."""
         n = last - first
         return n * self.linear + self.attention * (first + 1 + last) * n / 2 + predicting * self.logits
 
     def tree(self, texts: Iterable[Sequence[int]]) -> float:
-        """Of all tokens of some texts, what they share at their beginning once, without logits."""
+        """Operations of all tokens of some texts, shared prefixes counted once, without logits."""
         total, before = 0.0, ()
         for text in sorted(map(tuple, texts)):
             total += self.tokens(common(before, text), len(text), 0)
@@ -113,7 +113,7 @@ class Work:
 
 
 def log_probability(model: PreTrainedModel, folder: Path, encoder: Encoder, probes: list[Probe], part: int) -> Part:
-    texts = [asked.text for asked in Questions(encoder, probes).asked]
+    texts = [request.text for request in Questions(encoder, probes).score_requests]
     chosen = texts[::part]
     found: dict[Encoded, list[float]] = {}
 
@@ -134,7 +134,7 @@ def log_probability(model: PreTrainedModel, folder: Path, encoder: Encoder, prob
     check(f"log-probabilities per token: largest difference {max(differences):.1e}", max(differences) < CLOSE)
 
     work, every = Work.of(model), sum(len(t.ids) for t in texts)
-    # A position that predicts for several texts predicts once.
+    # A position that predicts for several texts is computed once.
     predicting = len({t.ids[:n] for t in texts for n in range(t.start, len(t.ids))})
     return Part(
         "log-probability",
@@ -148,9 +148,9 @@ def log_probability(model: PreTrainedModel, folder: Path, encoder: Encoder, prob
 
 
 def generation(model: PreTrainedModel, folder: Path, encoder: Encoder, probes: list[Probe], part: int) -> Part:
-    watched = Watched(encoder)
-    asked = [watched.prompt(item) for probe in probes for item in probe.items]
-    chosen = list(dict.fromkeys(asked))[::part]
+    recording = RecordingEncoder(encoder)
+    prompts = [recording.prompt(item) for probe in probes for item in probe.items]
+    chosen = list(dict.fromkeys(prompts))[::part]
     found: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def alone(prompt: tuple[int, ...]) -> None:
@@ -160,28 +160,29 @@ def generation(model: PreTrainedModel, folder: Path, encoder: Encoder, probes: l
             attention_mask=torch.ones_like(ids),
             max_new_tokens=probes[0].max_new_tokens,
             do_sample=False,
-            eos_token_id=watched.eos,
-            pad_token_id=watched.eos,
+            eos_token_id=recording.eos,
+            pad_token_id=recording.eos,
         )
         found[prompt] = tuple(new[0, len(prompt) :].tolist())
 
-    engine = TransformersEngine(watched, dtype="float32", device=model.device)
+    engine = TransformersEngine(recording, dtype="float32", device=model.device)
     _, of_engine, of_one = between(chosen, alone, engine, folder, probes)
-    ours = dict(zip(asked, watched.decoded, strict=True))
+    ours = dict(zip(prompts, recording.decoded, strict=True))
     steps = {p: len(new) + (len(new) < probes[0].max_new_tokens) for p, new in ours.items()}
     for prompt, theirs in found.items():
-        ended = theirs[:-1] if theirs[-1] == watched.eos else theirs
+        ended = theirs[:-1] if theirs[-1] == recording.eos else theirs
         shared = common(ours[prompt], ended)
         if shared < max(len(ended), len(ours[prompt])):
             ids = torch.tensor([[*prompt, *ended[:shared]]], device=model.device)
             best, second = model(input_ids=ids).logits[0, -1].topk(2).values.tolist()
             check(
-                f"generations: part at step {shared}, where logits differ by {best - second:.1e}", best - second < CLOSE
+                f"generations: diverge at step {shared}, where logits differ by {best - second:.1e}",
+                best - second < CLOSE,
             )
     check(f"generations: {len(found)} compared, {sum(map(len, found.values()))} tokens", True)
 
     work, total = Work.of(model), sum(steps.values())
-    # The first token comes from the prompt's last position, and the last one is not read.
+    # The first token comes from the last position of the prompt, and the last token is not an input.
     later = sum(work.tokens(len(p), len(p) + n - 1, n) for p, n in steps.items())
     return Part(
         "generation",
@@ -197,9 +198,9 @@ def generation(model: PreTrainedModel, folder: Path, encoder: Encoder, probes: l
 def between(
     chosen: Sequence[T], alone: Callable[[T], None], engine: TransformersEngine, folder: Path, probes: Sequence[Probe]
 ) -> tuple[dict[str, tuple[Sample, ...]], float, float]:
-    """The engine's answers and seconds, and those of one at a time, half of it before and half after the engine."""
+    """The engine's samples and seconds, and the seconds of one at a time, half before and half after the engine."""
     alone(chosen[0])
-    ask(engine, folder, ())  # builds the model; the weights are read again
+    ask(engine, folder, ())  # builds the model; its weights are loaded again later
     half = len(chosen) // 2
     before = seconds(lambda: [alone(one) for one in chosen[:half]])
     answers: list[dict[str, tuple[Sample, ...]]] = []
@@ -221,8 +222,8 @@ def token_sums(sample: Sample) -> tuple[float, ...]:
     return sample.choice_logprobs if sample.choice_logprobs else (sum(sample.token_logprobs or ()),)
 
 
-def check(said: str, holds: bool) -> None:
-    print(f"  {said}")
+def check(message: str, holds: bool) -> None:
+    print(f"  {message}")
     if not holds:
         sys.exit("the numbers do not agree")
 
@@ -234,7 +235,7 @@ def questions(items: int) -> tuple[str, list[Probe]]:
     draw = random.Random(SEED)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(3, 9))) for _ in range(2000)]
 
-    def said(mean: int) -> str:
+    def sentence(mean: int) -> str:
         return " ".join(draw.choices(words, k=draw.randint(mean // 2, mean * 3 // 2)))
 
     def probe(name: str, subset: Subset, kind: ProbeKind, of: Sequence[Item]) -> Probe:
@@ -242,11 +243,11 @@ def questions(items: int) -> tuple[str, list[Probe]]:
 
     probes = []
     for subset in Subset:
-        # Words of a question, of its answer; a paraphrase and five wrong answers begin like the answer.
-        asked = [(f"{said(16)}?", said(12), [said(16) for _ in range(7)]) for _ in range(items)]
-        right = [Item(f"{n}", q, (f"{begin} {ends[0]}",)) for n, (q, begin, ends) in enumerate(asked)]
+        # A question, and how its answer begins; a paraphrase and five wrong answers begin like the answer.
+        examples = [(f"{sentence(16)}?", sentence(12), [sentence(16) for _ in range(7)]) for _ in range(items)]
+        right = [Item(f"{n}", q, (f"{begin} {ends[0]}",)) for n, (q, begin, ends) in enumerate(examples)]
         choices = [
-            Item(f"{n}", q, tuple(f"{begin} {end}" for end in ends[1:])) for n, (q, begin, ends) in enumerate(asked)
+            Item(f"{n}", q, tuple(f"{begin} {end}" for end in ends[1:])) for n, (q, begin, ends) in enumerate(examples)
         ]
         probes.append(probe(f"{subset}_qa", subset, ProbeKind.LOGPROB, right))
         probes.append(probe(f"{subset}_generated", subset, ProbeKind.GENERATE, right))
@@ -289,29 +290,29 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, default=2, help="on a CPU (default: %(default)s)")
     parser.add_argument("--rows-json", type=Path, help="file for the table, a list of rows")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    source, probes = questions(asked.items)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    source, probes = questions(args.items)
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
-        folder = asked.model or Path(scratch)
-        if not asked.model:
+        folder = args.model or Path(scratch)
+        if not args.model:
             random_model(folder, (f"{i.prompt} {' '.join(i.answers)}" for p in probes for i in p.items))
         tokenizer = load_tokenizer(folder)
         encoder = Encoder(tokenizer, Template.CHAT if tokenizer.chat_template else Template.PLAIN)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(asked.device).eval()
-        print(f"{source}, {asked.items} items a probe, {asked.model or 'random weights'}, {asked.device}, fp32")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(args.device).eval()
+        print(f"{source}, {args.items} items a probe, {args.model or 'random weights'}, {args.device}, fp32")
         scored = [probe for probe in probes if probe.kind is not ProbeKind.GENERATE]
         generated = [probe for probe in probes if probe.kind is ProbeKind.GENERATE]
         parts = [
-            generation(model, folder, encoder, generated, max(1, len(generated) * asked.items // 8)),
+            generation(model, folder, encoder, generated, max(1, len(generated) * args.items // 8)),
             log_probability(model, folder, encoder, scored, 4),
         ]
     columns = zip(*([v for v in asdict(p).values() if not isinstance(v, str)] for p in parts), strict=True)
     parts.append(Part("whole", *(sum(column) for column in columns)))
     rows = [asdict(part) | part.figures for part in parts]
     table(rows)
-    if asked.rows_json:
-        asked.rows_json.write_text(json.dumps(rows, indent=1))
+    if args.rows_json:
+        args.rows_json.write_text(json.dumps(rows, indent=1))
 
 
 def table(rows: Sequence[dict]) -> None:

@@ -1,3 +1,3 @@
-"""Ray, as far as trials and engines need it: a connection, and what fits on the machines that there are."""
+"""The parts of Ray that trials and engines need: a connection, and placement on the available machines."""
 
 __all__ = ["connection", "placement"]

@@ -1,4 +1,4 @@
-"""What fits where: trials, and the engines that they share, on the CPUs and GPUs that there are."""
+"""Placement of trials, and of the engines that they share, on the available CPUs and GPUs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
 
 HALF = 0.5
-"""Of a GPU that a trial and an engine have in turn."""
+"""The GPUs that a trial and an engine each request when they use one GPU in turn."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a machine or a cluster has. `growing`: one that starts machines when somebody waits for them."""
+    """The resources of a machine or a cluster. `growing`: whether it starts more machines when they are requested."""
 
     cpus: float
     gpus: float
@@ -26,11 +26,11 @@ class Resources:
 
 @dataclass(frozen=True)
 class PoolResources:
-    """How many engines, and what each takes of its machine.
+    """The number of engines, and the resources of each.
 
     Attributes:
-        gpus: of one engine; half of one where it shares it with a trial, 0 on a CPU.
-        threads: of each of its processes. cpus: of all of them.
+        gpus: GPUs per engine; half a GPU if it is shared with a trial, 0 on a CPU.
+        threads: threads of each process of an engine. cpus: CPUs of all its processes together.
     """
 
     engines: int = 1
@@ -40,17 +40,17 @@ class PoolResources:
 
     @property
     def shared(self) -> bool:
-        """Whether one GPU is a trial's and an engine's in turn."""
+        """Whether a trial and an engine use one GPU in turn."""
         return self.gpus == HALF
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How trials and engines are laid out.
+    """How trials and engines share the resources.
 
     Attributes:
-        trials: at a time.
-        trial_gpus: of one trial: 0 on a CPU, half a GPU where an engine shares it.
+        trials: number of trials at a time.
+        trial_gpus: GPUs per trial: 0 on a CPU, half a GPU if an engine shares it.
         pool: the engines.
     """
 
@@ -59,41 +59,40 @@ class Placement:
     pool: PoolResources
 
 
-def plan_placement(room: Resources, pool: PoolResources, runtime: RuntimeSpec) -> Placement:
-    """Where trials and engines go. Trials take GPUs where there are any, unless they are told to stay on CPUs.
+def plan_placement(available: Resources, pool: PoolResources, runtime: RuntimeSpec) -> Placement:
+    """Place trials and engines. Trials use GPUs if there are any, unless `runtime.device` is `cpu`.
 
     Args:
-        pool: what the engines say that they need.
+        pool: the resources that the engines need.
 
     Raises:
-        SpecError: no trial fits, or none beside the engines, so that something would wait for ever.
+        SpecError: no trial fits, or none beside the engines, so that one of them would wait for ever.
     """
-    on_gpu = runtime.device == "cuda" or (runtime.device == "auto" and room.gpus > 0)
+    on_gpu = runtime.device == "cuda" or (runtime.device == "auto" and available.gpus > 0)
     trial_gpus = 1.0 if on_gpu else 0.0
-    shape = pool
-    if shape.engines == shape.gpus == room.gpus == trial_gpus == 1:
-        trial_gpus, shape = HALF, replace(shape, gpus=HALF)
-    found = Placement(0, trial_gpus, shape)
-    if room.growing and (on_gpu or shape.gpus):
-        return replace(found, trials=1)  # nobody knows how many machines will come
-    fitting = [(room.cpus - shape.engines * shape.cpus) // runtime.threads]
+    if pool.engines == pool.gpus == available.gpus == trial_gpus == 1:
+        trial_gpus, pool = HALF, replace(pool, gpus=HALF)
+    placement = Placement(0, trial_gpus, pool)
+    if available.growing and (on_gpu or pool.gpus):
+        return replace(placement, trials=1)  # the number of machines to come is unknown
+    limits = [(available.cpus - pool.engines * pool.cpus) // runtime.threads]
     if trial_gpus:
-        fitting.append((room.gpus - shape.engines * shape.gpus) // trial_gpus)
-    if min(fitting) >= 1 and room.gpus >= shape.engines * shape.gpus:
-        return replace(found, trials=int(min(fitting)))
+        limits.append((available.gpus - pool.engines * pool.gpus) // trial_gpus)
+    if min(limits) >= 1 and available.gpus >= pool.engines * pool.gpus:
+        return replace(placement, trials=int(min(limits)))
     trial = f"a trial needs {_needs(trial_gpus, runtime.threads)}"
-    if not shape.engines:
-        raise SpecError(f"runtime: no trial fits: {trial}, and there are {room}")
-    engines = "an engine" if shape.engines == 1 else f"{shape.engines} engines"
+    if not pool.engines:
+        raise SpecError(f"runtime: no trial fits: {trial}, and there are {available}")
+    engines = "an engine" if pool.engines == 1 else f"{pool.engines} engines"
     raise SpecError(
         f"measure.vllm: trials and engines do not fit together: {trial}, {engines} "
-        f"{_needs(shape.engines * shape.gpus, shape.engines * shape.cpus)}, and there are {room}. Take fewer "
+        f"{_needs(pool.engines * pool.gpus, pool.engines * pool.cpus)}, and there are {available}. Take fewer "
         "measure.vllm.engines, runtime.device=cpu, or measure.engine=transformers"
     )
 
 
 def local_resources() -> Resources:
-    """What this machine has."""
+    """The resources of this machine."""
     import torch
 
     return Resources(os.cpu_count() or 1, torch.cuda.device_count())

@@ -1,4 +1,4 @@
-"""From checkpoints and probes to samples."""
+"""Engines: they run probes on checkpoints and return samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine is: jobs go in, samples come out as they finish."""
+"""The engine protocol: jobs go in, and their results come out as they finish."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.task import Probe, Sample
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A checkpoint and what it is asked. `key` names the job in its evaluation."""
+    """A checkpoint and the probes to run on it. `key` names the job in its result."""
 
     key: str
     checkpoint: Checkpoint
@@ -21,11 +21,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """The samples of a job, by probe, each in the order of the probe's items.
+    """The samples of a job, by probe, in the order of the probe's items.
 
     Attributes:
-        error: what went wrong with this job, in place of samples: a checkpoint that cannot be read or does not fit its
-            architecture, memory that does not suffice, ...
+        error: why the job failed, in place of samples: a checkpoint that cannot be read or does not fit its
+            architecture, too little memory, ...
     """
 
     key: str
@@ -34,37 +34,37 @@ class JobResult:
 
 
 class Engine(Protocol):
-    """Answers probes. Answers do not depend on which checkpoint came before."""
+    """Runs probes on checkpoints. Results do not depend on which checkpoint came before."""
 
     name: str
-    """Engine and dtype, as in every row. Numbers of engines with different names are not ranked together."""
+    """Engine and dtype, as stored in every row. Numbers of engines with different names are not ranked together."""
 
     version: str
 
     dtype: str
 
     batch_invariant: bool
-    """Whether an answer is the same to the last bit whatever else is in the batch."""
+    """Whether a result is the same to the last bit whatever else is in the batch."""
 
     def identity(self) -> dict[str, Any]:
         """Everything about the engine that its numbers depend on, for stage keys."""
         ...
 
     def submit(self, jobs: Iterable[Job]) -> Iterator[JobResult]:
-        """Evaluations as they finish, in any order. Jobs are drawn as the engine has room for them.
+        """Yield results as they finish, in any order. A job is taken from `jobs` when the engine has capacity for it.
 
-        What goes wrong with one job is said in its evaluation, and the others go on.
+        If one job fails, its result carries the error, and the others go on.
         """
         ...
 
 
 def ask(engine: Engine, checkpoint: Checkpoint, probes: tuple[Probe, ...]) -> Mapping[str, tuple[Sample, ...]]:
-    """What one checkpoint answers, by probe.
+    """Run probes on one checkpoint and return its samples, by probe.
 
     Raises:
-        CheckpointError, ...: whatever keeps the engine from asking it.
+        CheckpointError, ...: the error of the job, if it failed.
     """
-    (answer,) = engine.submit([Job("asked", checkpoint, probes)])
-    if answer.error is not None:
-        raise answer.error
-    return answer.samples
+    (result,) = engine.submit([Job("only", checkpoint, probes)])
+    if result.error is not None:
+        raise result.error
+    return result.samples

@@ -1,4 +1,4 @@
-"""The engine that is asked for: what makes it, and what it needs. Nothing else knows engines by name."""
+"""Builds the engine that the settings name, and says what it needs. No other module knows engines by name."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from suite.models.encoding import Encoder
 
 
 def chosen_engine(settings: EngineSettings, encoder: Encoder, *, dtype: str, device: torch.device) -> Engine:
-    """The engine that the settings name, for models of this dtype.
+    """Build the engine that the settings name, for models of this dtype.
 
     Args:
-        device: where this process computes.
+        device: the device on which this process computes.
 
     Raises:
         SpecError: it cannot be used here.
@@ -33,7 +33,7 @@ def chosen_engine(settings: EngineSettings, encoder: Encoder, *, dtype: str, dev
 
 
 def pool_resources(settings: EngineSettings) -> PoolResources:
-    """The processes that the engine needs beside the trials.
+    """The resources that the engine needs beside the trials.
 
     Raises:
         SpecError: vLLM is not installed.
@@ -42,10 +42,10 @@ def pool_resources(settings: EngineSettings) -> PoolResources:
 
 
 def check_here(settings: EngineSettings, runtime: RuntimeSpec) -> Placement:
-    """See that this machine has room for a trial and for the engine.
+    """Check that this machine has enough resources for a trial and for the engine.
 
     Raises:
-        SpecError: what cannot work, and what to change.
+        SpecError: it has not. The message says what to change.
     """
     here, pool = local_resources(), pool_resources(settings)
     if pool.engines:
@@ -56,10 +56,10 @@ def check_here(settings: EngineSettings, runtime: RuntimeSpec) -> Placement:
 
 
 def check_heads(settings: EngineSettings, heads: Heads, where: str) -> None:
-    """See that the engine can run a model's attention, before it is started in vain.
+    """Check that the engine can run a model's attention, before it is started in vain.
 
     Args:
-        where: the setting that says which model, for the message.
+        where: the setting that names the model, for the message.
 
     Raises:
         SpecError: it cannot.

@@ -1,7 +1,7 @@
-"""What probes ask of a model, each thing once, and what becomes of the answers.
+"""Translates probes into requests to an engine, each made once, and the engine's results into samples.
 
-An engine computes scores of texts, gradient norms and continuations of prompts; here stands which, and how they are
-put together into samples.
+An engine computes scores of texts, gradient norms and continuations of prompts. This module says which ones some
+probes need, and assembles the samples from them.
 """
 
 from __future__ import annotations
@@ -14,77 +14,87 @@ from suite.engines.transformers.decoding import GenerationRequest
 from suite.models.encoding import Encoded, Encoder
 from tasks.task import Item, Need, Probe, ProbeKind, Sample, Style
 
-REMEMBERED = 4
-"""Sets of probes that stay tokenized: both splits, and those of an attack on each."""
+CACHED_PROBE_SETS = 4
+"""Number of probe sets whose token ids are cached: both splits, and those of an attack on each."""
 
-_Asking = tuple[tuple[int, ...], Draw | None]
-"""A prompt, and how what follows is drawn."""
+_PromptDraw = tuple[tuple[int, ...], Draw | None]
+"""A prompt, and how the tokens of its continuation are drawn."""
 
 
 class Questions:
-    """The questions of some probes.
+    """All requests that a set of probes makes to an engine, without duplicates.
 
     Attributes:
-        asked: texts to score.
-        differentiated: texts whose gradient norm is wanted.
-        requests: prompts to continue, one that is to have several answers as often as that.
+        score_requests: texts to score.
+        gradient_texts: texts whose gradient norm is needed.
+        generation_requests: prompts to continue; a prompt with several draws appears once per draw.
     """
 
     def __init__(self, encoder: Encoder, probes: Sequence[Probe]) -> None:
         self.encoder, self.probes = encoder, probes
         self._texts: dict[str, list[tuple[Encoded, ...]]] = {}
-        self._askings: dict[str, list[list[_Asking]]] = {}
+        self._prompt_draws: dict[str, list[list[_PromptDraw]]] = {}
         needs: dict[Encoded, set[Need]] = {}
         choices: set[Encoded] = set()
-        askers: dict[_Asking, list[Probe]] = {}
+        probes_of: dict[_PromptDraw, list[Probe]] = {}
         for probe in probes:
             if probe.kind is ProbeKind.GENERATE:
-                askings = self._askings[probe.name] = [_askings(probe, encoder.prompt(item)) for item in probe.items]
-                for asking in (asking for of_item in askings for asking in of_item):
-                    askers.setdefault(asking, []).append(probe)
+                prompt_draws = self._prompt_draws[probe.name] = [
+                    _prompt_draws(probe, encoder.prompt(item)) for item in probe.items
+                ]
+                for prompt_draw in (each for item_draws in prompt_draws for each in item_draws):
+                    probes_of.setdefault(prompt_draw, []).append(probe)
             else:
                 texts = self._texts[probe.name] = [self._encoded(probe, item) for item in probe.items]
-                for text in (text for of_item in texts for text in of_item):
+                for text in (each for item_texts in texts for each in item_texts):
                     needs.setdefault(text, set()).update(probe.needs)
                     if probe.kind is ProbeKind.CHOICE:
                         choices.add(text)
-        self.asked = [ScoreRequest(text, Need.VOCABULARY in needed, text in choices) for text, needed in needs.items()]
-        self.differentiated = [text for text, n in needs.items() if Need.GRADIENT_NORM in n and text.answer]
-        stop = {probe.stop: encoder.stop_ids(probe.stop) for of in askers.values() for probe in of}
-        self.requests = [
+        self.score_requests = [
+            ScoreRequest(text, Need.VOCABULARY in needed, text in choices) for text, needed in needs.items()
+        ]
+        self.gradient_texts = [text for text, n in needs.items() if Need.GRADIENT_NORM in n and text.answer]
+        stop = {probe.stop: encoder.stop_ids(probe.stop) for requesters in probes_of.values() for probe in requesters}
+        self.generation_requests = [
             GenerationRequest(
                 prompt,
-                max(probe.max_new_tokens for probe in of),
-                _ended(encoder, of),
+                max(probe.max_new_tokens for probe in requesters),
+                _completion_test(encoder, requesters),
                 draw,
-                tuple(sorted(frozenset.intersection(*(stop[probe.stop] for probe in of)))),
+                tuple(sorted(frozenset.intersection(*(stop[probe.stop] for probe in requesters)))),
             )
-            for (prompt, draw), of in askers.items()
+            for (prompt, draw), requesters in probes_of.items()
         ]
 
     def samples(
         self, scores: Sequence[Score], norms: Sequence[float], continuations: Sequence[Sequence[int]]
     ) -> dict[str, tuple[Sample, ...]]:
-        """Samples by probe, from the answers to `asked`, `differentiated` and `requests`, each in its order."""
-        of_text = dict(zip((a.text for a in self.asked), scores, strict=True))
-        of_gradient = dict(zip(self.differentiated, norms, strict=True))
-        of_asking = dict(zip(((r.prompt, r.draw) for r in self.requests), continuations, strict=True))
+        """Samples by probe.
+
+        Args:
+            scores: results of `score_requests`, in their order.
+            norms: gradient norms of `gradient_texts`.
+            continuations: new tokens of `generation_requests`.
+        """
+        score_of = dict(zip((request.text for request in self.score_requests), scores, strict=True))
+        norm_of = dict(zip(self.gradient_texts, norms, strict=True))
+        new_of = dict(zip(((r.prompt, r.draw) for r in self.generation_requests), continuations, strict=True))
 
         def sample(probe: Probe, place: int, item: Item) -> Sample:
             if probe.kind is ProbeKind.GENERATE:
-                return self._generated(probe, item, [of_asking[a] for a in self._askings[probe.name][place]])
+                return self._generated(probe, item, [new_of[each] for each in self._prompt_draws[probe.name][place]])
             texts = self._texts[probe.name][place]
             if probe.kind is ProbeKind.CHOICE:
-                return _choice(item, [of_text[text] for text in texts])
-            return _logprob(probe, item, of_text[texts[0]], of_gradient.get(texts[0]))
+                return _choice(item, [score_of[text] for text in texts])
+            return _logprob(probe, item, score_of[texts[0]], norm_of.get(texts[0]))
 
         return {p.name: tuple(sample(p, place, item) for place, item in enumerate(p.items)) for p in self.probes}
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text that the model comes to see, those included that it is to generate."""
-        texts = (len(asked.text.ids) for asked in self.asked)
-        return max((*texts, *(request.longest for request in self.requests)), default=0)
+        """Length of the longest text that the model processes, in tokens, generated ones included."""
+        texts = (len(request.text.ids) for request in self.score_requests)
+        return max((*texts, *(request.longest for request in self.generation_requests)), default=0)
 
     def _encoded(self, probe: Probe, item: Item) -> tuple[Encoded, ...]:
         answers = item.answers if probe.kind is ProbeKind.CHOICE else (item.reference,)
@@ -100,24 +110,24 @@ class Questions:
         return Sample(item.id, reference, generated=texts[0], sampled=texts if probe.sampling else None)
 
 
-class QuestionBook:
-    """Questions as ids, kept: many checkpoints are asked the same ones, which are tokenized once."""
+class QuestionCache:
+    """Caches the tokenized questions of probe sets: many checkpoints get the same ones."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self._asked: dict[tuple[tuple[str, str], ...], Questions] = {}
+        self._questions: dict[tuple[tuple[str, str], ...], Questions] = {}
 
     def of(self, probes: Sequence[Probe]) -> Questions:
-        asked = tuple((probe.name, probe.digest) for probe in probes)
-        if asked not in self._asked:
-            if len(self._asked) == REMEMBERED:
-                self._asked.pop(next(iter(self._asked)))
-            self._asked[asked] = Questions(self.encoder, probes)
-        return self._asked[asked]
+        key = tuple((probe.name, probe.digest) for probe in probes)
+        if key not in self._questions:
+            if len(self._questions) == CACHED_PROBE_SETS:
+                self._questions.pop(next(iter(self._questions)))
+            self._questions[key] = Questions(self.encoder, probes)
+        return self._questions[key]
 
 
-def _askings(probe: Probe, prompt: tuple[int, ...]) -> list[_Asking]:
-    """All that is asked of a model for one item to generate from."""
+def _prompt_draws(probe: Probe, prompt: tuple[int, ...]) -> list[_PromptDraw]:
+    """The prompt of one item with each of its draws, or with None for a greedy continuation."""
     sampling = probe.sampling
     return [(prompt, Draw.of(sampling, prompt, n)) for n in range(sampling.draws)] if sampling else [(prompt, None)]
 
@@ -146,8 +156,8 @@ def _choice(item: Item, scores: Sequence[Score]) -> Sample:
     )
 
 
-def _ended(encoder: Encoder, probes: Sequence[Probe]) -> Callable[[Sequence[int]], bool]:
-    """Whether a continuation says all that these probes want of it."""
+def _completion_test(encoder: Encoder, probes: Sequence[Probe]) -> Callable[[Sequence[int]], bool]:
+    """A test of whether a continuation is complete for all of these probes."""
 
     def ended(new: Sequence[int]) -> bool:
         return all(len(new) >= probe.max_new_tokens or encoder.stops(new, probe.stop) for probe in probes)

@@ -1,7 +1,7 @@
-"""Tokens drawn at a temperature, each with a random number of its own.
+"""Sampling of tokens at a temperature, each with its own random number.
 
-The number follows from the prompt, the draw and the step alone. So an answer does not depend on what else is in the
-batch, in which order prompts are read, or whether the same prompt is asked by another probe for longer.
+The number depends only on the prompt, the draw and the step. So a continuation does not depend on what else is in the
+batch, on the order of the prompts, or on whether another probe needs a longer continuation of the same prompt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from tasks.task import Sampling
 
 BITS = 53
-"""Of a random number: all that a double between 1/2 and 1 has."""
+"""Random bits of a number: the full precision of a double between 1/2 and 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Draw:
 
     Attributes:
         temperature: what the logits are divided by, above 0.
-        key: of its random numbers.
+        key: determines its random numbers.
     """
 
     temperature: float
@@ -34,7 +34,7 @@ class Draw:
 
     @classmethod
     def of(cls, sampling: Sampling, prompt: Sequence[int], number: int) -> Self:
-        """One of the draws after a prompt. Prompts of the same ids have the same draws."""
+        """The draw with this number for a prompt. Prompts with the same token ids have the same draws."""
         text = f"{sampling.seed}:{number}:{','.join(map(str, prompt))}"
         return cls(sampling.temperature, hashlib.blake2b(text.encode(), digest_size=16).digest())
 
@@ -45,9 +45,9 @@ class Draw:
 
 
 def drawn(logits: Tensor, temperatures: Sequence[float], uniforms: Sequence[float]) -> Tensor:
-    """The tokens at which the cumulated probabilities softmax(logits / temperature) first exceed the numbers.
+    """The tokens at which the cumulative probabilities of softmax(logits / temperature) first exceed the numbers.
 
-    Computed in float64: in fp32 the sum of a large vocabulary is off by more than many of its tokens are likely.
+    Computed in float64: in fp32 the error of a sum over a large vocabulary exceeds the probability of many tokens.
 
     Args:
         logits: (rows, vocabulary).
@@ -57,9 +57,9 @@ def drawn(logits: Tensor, temperatures: Sequence[float], uniforms: Sequence[floa
         (rows,) token ids.
     """
     settings = torch.tensor([temperatures, uniforms], dtype=torch.float64, device=logits.device)[..., None]
-    weights = logits.to(torch.float64, copy=True)  # in place from here on: it is large
+    weights = logits.to(torch.float64, copy=True)  # everything below is in place, because this is large
     weights.sub_(weights.amax(-1, keepdim=True)).div_(settings[0]).exp_()
-    cumulated = torch.cumsum(weights, -1, out=weights)
-    # A share of what the sum came out as. It could still be rounded up to all of it, and then no token lies beyond.
-    tokens = torch.searchsorted(cumulated, settings[1] * cumulated[:, -1:], right=True)
+    cumulative = torch.cumsum(weights, -1, out=weights)
+    # The number is scaled by the computed sum. It may be rounded up to the full sum, beyond which there is no token.
+    tokens = torch.searchsorted(cumulative, settings[1] * cumulative[:, -1:], right=True)
     return tokens[:, 0].clamp_(max=logits.shape[-1] - 1)

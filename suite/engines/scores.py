@@ -1,7 +1,8 @@
-"""What a model makes of answers that it is shown: log-probabilities and more, at each of an answer's tokens.
+"""Teacher-forced scores: log-probabilities, and more, of given answers, at each of an answer's tokens.
 
-Two ways to the same numbers: plainly, as right-padded batches, which every architecture takes; and packed, where what
-texts share is computed once (see `packing`), which needs an architecture that goes by positions and mask alone.
+There are two ways to the same numbers. The plain one computes right-padded batches and works for every architecture.
+The packed one computes a prefix that texts share only once (see `packing`); it needs an architecture whose results
+depend on position ids and attention mask alone.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from suite.engines.transformers.shortcut import Shortcut
 from suite.models.encoding import Encoded, Tokens
 from suite.models.likelihood import answer_labels, answer_logits, logits_at
 
-CHUNK = 2**22
-"""Logits that are read at a time: 16 MB in fp32, so that what is made of them stays small beside them."""
+LOGITS_AT_A_TIME = 2**22
+"""Logits that are processed at a time: 16 MB in fp32, so that intermediate results stay small beside all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ class ScoreRequest:
     """A text to score.
 
     Attributes:
-        vocabulary: with mean and variance of log p over the vocabulary.
-        choice: it is one of several answers to a question, so that others begin alike.
+        vocabulary: whether mean and variance of log p over the vocabulary are needed too.
+        choice: whether it is one of several answers to a question, so that other texts share its beginning.
     """
 
     text: Encoded
@@ -38,12 +39,12 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One text's numbers, one per token of its answer.
+    """The scores of one text, one per token of its answer.
 
     Attributes:
         logprobs: log p of the token given those before it, in nats.
         right: whether the token is the argmax.
-        means, variances: of log p over the vocabulary, in nats and nats^2, where they were asked for.
+        means, variances: of log p over the vocabulary, in nats and nats^2, where they were requested.
     """
 
     logprobs: tuple[float, ...]
@@ -53,49 +54,49 @@ class Score:
 
 
 def scored(
-    model: PreTrainedModel, asked: Sequence[ScoreRequest], *, row_tokens: int, batch_tokens: int, packing: Shortcut
+    model: PreTrainedModel, requests: Sequence[ScoreRequest], *, row_tokens: int, batch_tokens: int, packing: Shortcut
 ) -> list[Score]:
-    """Scores in the order of the texts, packed where the architecture takes it.
+    """Scores in the order of the requests, packed where the architecture supports it.
 
     Args:
         row_tokens: positions of a packed row.
         batch_tokens: positions of a padded batch.
-        packing: what is known of the architecture.
+        packing: whether the architecture is known to support packed rows.
     """
-    scores = {i: Score((), ()) if not a.vocabulary else Score((), (), (), ()) for i, a in enumerate(asked)}
-    answered = [i for i, a in enumerate(asked) if a.text.answer]
+    scores = {i: Score((), ()) if not a.vocabulary else Score((), (), (), ()) for i, a in enumerate(requests)}
+    with_answer = [i for i, a in enumerate(requests) if a.text.answer]
     if packing.sound:
-        found = _packed(model, [asked[i] for i in answered], row_tokens, batch_tokens, packing)
+        computed = _packed(model, [requests[i] for i in with_answer], row_tokens, batch_tokens, packing)
     if not packing.sound:
-        found = score_plainly(model, [asked[i] for i in answered], batch_tokens)
-    return list((scores | dict(zip(answered, found, strict=True))).values())
+        computed = score_plainly(model, [requests[i] for i in with_answer], batch_tokens)
+    return list((scores | dict(zip(with_answer, computed, strict=True))).values())
 
 
-def score_plainly(model: PreTrainedModel, asked: Sequence[ScoreRequest], batch_tokens: int) -> list[Score]:
-    """Scores of texts with an answer, computed in right-padded batches of like length."""
+def score_plainly(model: PreTrainedModel, requests: Sequence[ScoreRequest], batch_tokens: int) -> list[Score]:
+    """Scores of texts with an answer, computed in right-padded batches of similar length."""
     scores: dict[int, Score] = {}
-    for batch in batches([len(a.text.ids) for a in asked], batch_tokens):
-        tokens = Tokens.collate([asked[i].text for i in batch], model.device)
+    for batch in batches([len(a.text.ids) for a in requests], batch_tokens):
+        tokens = Tokens.collate([requests[i].text for i in batch], model.device)
         _, mask = answer_labels(tokens)
         logits = answer_logits(model, tokens)[mask]
         ends = mask.sum(1).cumsum(0).tolist()
-        places = [range(end - len(asked[i].text.answer), end) for i, end in zip(batch, ends, strict=True)]
-        scores.update(zip(batch, _read(logits, [asked[i] for i in batch], places), strict=True))
-    return [scores[i] for i in range(len(asked))]
+        places = [range(end - len(requests[i].text.answer), end) for i, end in zip(batch, ends, strict=True)]
+        scores.update(zip(batch, _read(logits, [requests[i] for i in batch], places), strict=True))
+    return [scores[i] for i in range(len(requests))]
 
 
-def score_row(model: PreTrainedModel, asked: Sequence[ScoreRequest], row: Row) -> dict[int, Score]:
+def score_row(model: PreTrainedModel, requests: Sequence[ScoreRequest], row: Row) -> dict[int, Score]:
     """Scores of the texts of a packed row, by index."""
-    predicting = {index: path[asked[index].text.start - 1 :] for index, path in row.paths}
+    predicting = {index: path[requests[index].text.start - 1 :] for index, path in row.paths}
     kept = sorted({position for path in predicting.values() for position in path})
     logits = logits_at(model, kept, **row.inputs(model.device, model.dtype))[0]
     place = {position: i for i, position in enumerate(kept)}
     places = [[place[position] for position in path] for path in predicting.values()]
-    return dict(zip(predicting, _read(logits, [asked[i] for i in predicting], places), strict=True))
+    return dict(zip(predicting, _read(logits, [requests[i] for i in predicting], places), strict=True))
 
 
 def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Indices in batches of like length, the longest first, each within `limit` padded tokens (or a single text)."""
+    """Indices in batches of similar length, longest first, each within `limit` padded tokens (or a single text)."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if batch and (len(batch) + 1) * lengths[batch[0]] > limit:
@@ -107,48 +108,50 @@ def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
 
 
 def _packed(
-    model: PreTrainedModel, asked: Sequence[ScoreRequest], row_tokens: int, batch_tokens: int, packing: Shortcut
+    model: PreTrainedModel, requests: Sequence[ScoreRequest], row_tokens: int, batch_tokens: int, packing: Shortcut
 ) -> list[Score]:
-    """Scores row by row; the row of branches with the longest text first, to be compared.
+    """Scores row by row. The branching row with the longest text comes first: it is compared with the plain way.
 
-    An answer's last token is not fed: nothing is predicted from it.
+    An answer's last token is not an input: nothing is predicted from it.
     """
-    rows = pack([a.text.ids[:-1] for a in asked], row_tokens)
+    rows = pack([a.text.ids[:-1] for a in requests], row_tokens)
     rows.sort(key=lambda row: (row.branches, max(row.depths)), reverse=True)
     scores: dict[int, Score] = {}
     for row in rows:
         try:
-            found = score_row(model, asked, row)
+            row_scores = score_row(model, requests, row)
         except Exception as error:
             packing.refused(error)
             return []
         longest = max(row.depths) + 1
         if row.branches and longest > packing.checked:
-            plain = score_plainly(model, [asked[i] for i in found], batch_tokens)
-            ways = ([x for score in way for x in score.logprobs] for way in (found.values(), plain))
+            plain = score_plainly(model, [requests[i] for i in row_scores], batch_tokens)
+            ways = ([x for score in way for x in score.logprobs] for way in (row_scores.values(), plain))
             if not packing.compare(*ways, longest, model.dtype):
                 return []
-        scores |= found
-    return [scores[i] for i in range(len(asked))]
+        scores |= row_scores
+    return [scores[i] for i in range(len(requests))]
 
 
-def _read(logits: Tensor, asked: Sequence[ScoreRequest], places: Sequence[Sequence[int]]) -> list[Score]:
-    """Scores from (positions, vocabulary) fp32 logits; `places[i]` are the positions that predict text i's labels."""
-    rows = max(1, CHUNK // logits.shape[-1])
+def _read(logits: Tensor, requests: Sequence[ScoreRequest], places: Sequence[Sequence[int]]) -> list[Score]:
+    """Scores from (positions, vocabulary) fp32 logits; `places[i]` are the positions that predict text i's answer."""
+    rows = max(1, LOGITS_AT_A_TIME // logits.shape[-1])
     total, best = _over_vocabulary(logits.split(rows), lambda part: (part.logsumexp(-1), part.argmax(-1)))
-    at = torch.tensor([place for of_text in places for place in of_text], device=logits.device)
-    labels = torch.tensor([label for a in asked for label in a.text.answer], device=logits.device)
+    at = torch.tensor([place for text_places in places for place in text_places], device=logits.device)
+    labels = torch.tensor([label for a in requests for label in a.text.answer], device=logits.device)
     logprobs = (logits[at, labels] - total[at]).tolist()
     right = (best[at] == labels).tolist()
     moments: dict[int, list[float]] = {}
-    if wanted := sorted({place for a, of_text in zip(asked, places, strict=True) if a.vocabulary for place in of_text}):
-        parts = torch.tensor(wanted, device=logits.device).split(rows)
-        found = torch.stack(_over_vocabulary((logits[part] for part in parts), _moments), 1)
-        moments = dict(zip(wanted, found.tolist(), strict=True))
+    if needed := sorted(
+        {p for a, text_places in zip(requests, places, strict=True) if a.vocabulary for p in text_places}
+    ):
+        parts = torch.tensor(needed, device=logits.device).split(rows)
+        computed = torch.stack(_over_vocabulary((logits[part] for part in parts), _moments), 1)
+        moments = dict(zip(needed, computed.tolist(), strict=True))
     scores, start = [], 0
-    for a, of_text in zip(asked, places, strict=True):
-        end = start + len(of_text)
-        mean, variance = (tuple(moments[p][i] for p in of_text) if a.vocabulary else None for i in (0, 1))
+    for a, text_places in zip(requests, places, strict=True):
+        end = start + len(text_places)
+        mean, variance = (tuple(moments[p][i] for p in text_places) if a.vocabulary else None for i in (0, 1))
         scores.append(Score(tuple(logprobs[start:end]), tuple(right[start:end]), mean, variance))
         start = end
     return scores

@@ -1,4 +1,4 @@
-"""Which engine answers, and its settings."""
+"""The settings of the engine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from suite.engines.vllm.settings import VllmSettings
 
 
 class EngineSettings(Settings):
-    """Which engine answers. In a spec they stand in the section `measure`.
+    """Which engine runs the probes, and how. In a spec these settings stand in the section `measure`.
 
     Attributes:
-        engine: `transformers`, in the trial's process, or `vllm`, which generates text in engines of its own that all
-            trials share (likelihoods stay with transformers).
-        vllm: those engines.
+        engine: `transformers`, which runs in the trial's process, or `vllm`, which generates text in separate processes
+            that all trials share (likelihoods are mostly computed by transformers).
+        vllm: settings of vLLM's processes.
         batch_tokens: positions per batch of the transformers engine, padding included.
     """
 

@@ -1,4 +1,4 @@
-"""How engines are compared: on the same weights they agree, on others they are caught, and a tie is told apart."""
+"""The comparison of engines: same weights agree, other weights are detected, and a tie is no disagreement."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def probes():
 
 
 class Elsewhere(TransformersEngine):
-    """An engine that answers from other weights than it was given."""
+    """An engine that computes with other weights than it was given."""
 
     def __init__(self, *args, edit, **kwargs):
         super().__init__(*args, **kwargs)
         self.edit = edit
 
-    def likelihoods(self, checkpoint, *asked):
-        return super().likelihoods(EditedCheckpoint(checkpoint, self.edit, "other"), *asked)
+    def likelihoods(self, checkpoint, *requests):
+        return super().likelihoods(EditedCheckpoint(checkpoint, self.edit, "other"), *requests)
 
     def continuations(self, checkpoint, questions):
         return super().continuations(EditedCheckpoint(checkpoint, self.edit, "other"), questions)
@@ -91,7 +91,7 @@ def test_what_counts_as_a_tie_grows_with_rounding():
 
 
 def test_tokens_that_complete_an_answer_by_themselves(both):
-    """Those of a stop text that every probe has which asks for the prompt."""
+    """They come from stop texts that all probes with this prompt share."""
     encoder = both.base.encoder
     texts = [encoder.tokenizer.decode([i], skip_special_tokens=True) for i in range(len(encoder.tokenizer))]
     assert encoder.stop_ids(("e", "\n")) == {i for i, text in enumerate(texts) if "e" in text or "\n" in text} != set()
@@ -102,10 +102,10 @@ def test_tokens_that_complete_an_answer_by_themselves(both):
     other = Probe("other", **plain, items=items, stop=("e", "a"), max_new_tokens=50)
     never = Probe("never", **plain, items=items)
     alone = tuple(sorted(encoder.stop_ids(("e",))))
-    assert Questions(encoder, [stops, other]).requests[0].stop == alone
-    assert Questions(encoder, [stops, never]).requests[0].stop == ()
+    assert Questions(encoder, [stops, other]).generation_requests[0].stop == alone
+    assert Questions(encoder, [stops, never]).generation_requests[0].stop == ()
     drawn = Probe("drawn", **plain, items=items, sampling=Sampling(2, 1.0))
-    assert [r.stop for r in Questions(encoder, [drawn, stops]).requests] == [
+    assert [r.stop for r in Questions(encoder, [drawn, stops]).generation_requests] == [
         (),
         (),
         tuple(sorted(encoder.stop_ids(("e",)))),

@@ -1,4 +1,4 @@
-"""Greedy continuations in a full batch, against `model.generate` for each prompt."""
+"""Greedy decoding in a full batch, against `model.generate` for each prompt."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_continuations_are_those_of_one_prompt_at_a_time_in_every_architecture(n
     st.lists(st.tuples(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(1, 9)), min_size=1, max_size=9),
     st.integers(1, 80),
 )
-def test_continuations_do_not_depend_on_who_else_is_in_the_batch(model, asked, batch_tokens):
-    requests = [GenerationRequest(tuple(prompt), limit) for prompt, limit in asked]
+def test_continuations_do_not_depend_on_who_else_is_in_the_batch(model, prompts, batch_tokens):
+    requests = [GenerationRequest(tuple(prompt), limit) for prompt, limit in prompts]
     for request, new in zip(requests, run(model, requests, batch_tokens), strict=True):
         (alone,) = run(model, [request])
         assert same(model, request, new, alone)
@@ -69,12 +69,12 @@ def test_no_token_is_computed_after_a_row_has_ended_and_none_for_padding(model):
     finally:
         hook.remove()
     tree = {r.prompt[:n] for r in requests for n in range(1, len(r.prompt) + 1)}
-    # One position to see what a cache holds; a row's last token is not read.
+    # One position to measure the size of a cache entry; the last token of a row is not an input.
     assert sum(passed) == 1 + len(tree) + sum(len(c.best) - 1 for c in found)
 
 
 def test_waiting_prompts_take_the_rows_that_are_free(model):
-    """More prompts than rows: the batch stays full, so its steps are those of the work and not of the stragglers."""
+    """More prompts than rows: the batch stays full, so long continuations do not add steps of nearly empty batches."""
     requests = [GenerationRequest((1 + i, 2), 2 if i % 4 else 17) for i in range(24)]
     rows: list[int] = []
 
@@ -101,14 +101,14 @@ def test_the_first_of_equal_logits_wins_as_torch_argmax_has_it(model):
 
 def test_a_request_says_when_it_has_enough(model):
     free = one_by_one(model, GenerationRequest((1, 2, 3), 9))
-    asked: list[list[int]] = []
+    seen: list[list[int]] = []
 
     def ended(new) -> bool:
-        asked.append(list(new))
+        seen.append(list(new))
         return len(new) == 4
 
     (found, other) = run(model, [GenerationRequest((1, 2, 3), 9, ended), GenerationRequest((1, 2), 6)])
-    assert found == free[:4] and asked == [free[:n] for n in range(1, 5)]
+    assert found == free[:4] and seen == [free[:n] for n in range(1, 5)]
     assert len(other) == 6 or EOS in other
 
 
@@ -122,7 +122,7 @@ def test_what_is_compared_is_every_step_of_the_longest_text(model):
 
 
 def test_a_window_is_found_when_a_continuation_grows_beyond_it():
-    """The first token after a prompt says nothing of a window that the prompt fits in."""
+    """The first token after a prompt shows nothing of a window that is longer than the prompt."""
     config = transformers.MistralConfig(**SMALL, **HEADS, sliding_window=8)
     model, decoding = made(config), Shortcut()
     short, long = [GenerationRequest((1, 2, 3), 4)], [GenerationRequest((1, 2, 3), 20)]
@@ -133,7 +133,7 @@ def test_a_window_is_found_when_a_continuation_grows_beyond_it():
 
 
 def test_a_window_is_found_although_the_longest_text_repeats_one_token():
-    """Through any window such a text looks the same; here the other one is the witness."""
+    """Through any window such a text looks the same; here the other one shows the difference."""
     model, decoding = made(ARCHITECTURES["a window in some layers"]), Shortcut()
     requests = [GenerationRequest((9, 9, 9, 9), 15), GenerationRequest((1, 2, 4, 5, 6, 1, 1), 7)]
     found = run(model, requests, decoding=decoding)

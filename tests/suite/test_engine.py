@@ -36,7 +36,7 @@ def probes():
 
 
 @pytest.fixture(scope="module")
-def evaluated(both, probes):
+def target_samples(both, probes):
     (answer,) = engine(both).submit([Job("x", both.checkpoint("target"), probes)])
     return answer.samples
 
@@ -55,13 +55,13 @@ def ids_of(both, item, answer):
 
 
 @torch.no_grad()
-def test_log_probabilities_are_those_of_one_text_at_a_time(both, probes, evaluated):
+def test_log_probabilities_are_those_of_one_text_at_a_time(both, probes, target_samples):
     model = plain_model(both.checkpoint("target").path)
     checked = 0
     for probe in probes:
         if probe.kind is ProbeKind.GENERATE:
             continue
-        for item, sample in zip(probe.items, evaluated[probe.name], strict=True):
+        for item, sample in zip(probe.items, target_samples[probe.name], strict=True):
             answers = item.answers if probe.kind is ProbeKind.CHOICE else (item.reference,)
             sums, lengths = [], []
             for answer in answers:
@@ -84,13 +84,13 @@ def test_log_probabilities_are_those_of_one_text_at_a_time(both, probes, evaluat
 
 
 @torch.no_grad()
-def test_generations_are_those_of_one_prompt_at_a_time(both, probes, evaluated):
+def test_generations_are_those_of_one_prompt_at_a_time(both, probes, target_samples):
     model, encoder = plain_model(both.checkpoint("target").path), both.base.encoder
     texts = set()
     for probe in probes:
         if probe.kind is not ProbeKind.GENERATE:
             continue
-        for item, sample in zip(probe.items, evaluated[probe.name], strict=True):
+        for item, sample in zip(probe.items, target_samples[probe.name], strict=True):
             ids, new = ids_of(both, item, "")[0], []
             for _ in range(probe.max_new_tokens):
                 best = model(torch.tensor([ids + new])).logits[0, -1].topk(2)
@@ -102,23 +102,23 @@ def test_generations_are_those_of_one_prompt_at_a_time(both, probes, evaluated):
     assert len(texts) > 1
 
 
-def test_answers_depend_on_neither_batch_size_nor_what_came_before(both, probes, evaluated):
+def test_answers_depend_on_neither_batch_size_nor_what_came_before(both, probes, target_samples):
     one = engine(both, batch_tokens=40)
     jobs = [Job("other", both.checkpoint("retrained"), probes), Job("x", both.checkpoint("target"), probes)]
     answers = {answer.key: answer.samples for answer in one.submit(jobs)}
     assert answers["other"] != answers["x"]
     for name, samples in answers["x"].items():
-        for mine, reference in zip(samples, evaluated[name], strict=True):
+        for mine, reference in zip(samples, target_samples[name], strict=True):
             assert mine.token_logprobs == pytest.approx(reference.token_logprobs, abs=CLOSE) or mine.generated
             assert mine.item == reference.item
 
 
-def test_memory_and_edits_are_checkpoints_too(both, probes, evaluated):
+def test_memory_and_edits_are_checkpoints_too(both, probes, target_samples):
     saved = both.checkpoint("target")
     memory = TensorCheckpoint.of(saved.model(), saved.architecture)
     edited = EditedCheckpoint(saved, lambda state: dict(state), "as it is")
     for answer in engine(both).submit([Job("a", memory, probes), Job("b", edited, probes)]):
-        assert answer.samples == evaluated
+        assert answer.samples == target_samples
 
 
 def test_a_truncated_checkpoint_is_named(both, tmp_path):
@@ -152,11 +152,11 @@ def test_limited_probes_are_other_probes(probes):
     assert dataclasses.replace(probes[0], metrics=()).digest == probes[0].digest, "a new metric needs no new samples"
 
 
-def asked(kind: ProbeKind, items, **more) -> Probe:
+def probe_of(kind: ProbeKind, items, **more) -> Probe:
     return Probe(more.pop("name", "probe"), Subset.FORGET, Split.TEST, kind, tuple(items), (), **more)
 
 
-def answered(both, *probes):
+def samples_of(both, *probes):
     (answer,) = engine(both).submit([Job("x", both.checkpoint("target"), probes)])
     return answer.samples
 
@@ -167,15 +167,15 @@ def generated(probes):
 
 
 def test_a_generated_answer_ends_before_the_first_stop_text_and_is_stripped(both, generated):
-    (whole,) = answered(both, generated).values()
+    (whole,) = samples_of(both, generated).values()
     words = [sample.generated.split() for sample in whole]
-    assert any(len(said) > 2 for said in words)
-    for sample, said in zip(whole, words, strict=True):
-        if len(said) < 3:
+    assert any(len(item_words) > 2 for item_words in words)
+    for sample, item_words in zip(whole, words, strict=True):
+        if len(item_words) < 3:
             continue
         # The later stop text is named first: the earlier place counts, not the earlier name.
-        stopped = dataclasses.replace(generated, stop=(said[2], f" {said[1]}"))
-        cut = next(s for s in answered(both, stopped)[generated.name] if s.item == sample.item)
+        stopped = dataclasses.replace(generated, stop=(item_words[2], f" {item_words[1]}"))
+        cut = next(s for s in samples_of(both, stopped)[generated.name] if s.item == sample.item)
         places = [sample.generated.find(text) for text in stopped.stop]
         assert cut.generated == sample.generated[: min(p for p in places if p >= 0)].strip()
 
@@ -185,20 +185,20 @@ def test_a_prompt_is_generated_from_once_for_the_probe_that_wants_most(both, gen
 
     requests = []
 
-    def watched(model, asked, **more):
-        requests.extend(asked)
-        return continued(model, asked, **more)
+    def recorded(model, new_requests, **more):
+        requests.extend(new_requests)
+        return continued(model, new_requests, **more)
 
     continued = transformers_engine.continued
-    monkeypatch.setattr(transformers_engine, "continued", watched)
+    monkeypatch.setattr(transformers_engine, "continued", recorded)
     short = dataclasses.replace(generated, name="short", max_new_tokens=2)
     stopped = dataclasses.replace(generated, name="stopped", stop=("e",))
-    samples = answered(both, short, stopped, generated)
+    samples = samples_of(both, short, stopped, generated)
     assert len(requests) == len({item.prompt for item in generated.items})
     assert {r.limit for r in requests} == {generated.max_new_tokens}
-    (alone,) = answered(both, generated).values()
+    (alone,) = samples_of(both, generated).values()
     assert samples[generated.name] == alone, "what another probe wants less of is not cut for this one"
-    assert samples["short"] == answered(both, short)["short"]
+    assert samples["short"] == samples_of(both, short)["short"]
     assert all("e" not in sample.generated for sample in samples["stopped"])
 
 
@@ -207,7 +207,7 @@ def test_nothing_is_generated_beyond_a_stop_text(both, generated):
 
     encoder = both.base.encoder
     stopped = dataclasses.replace(generated, stop=("x y",))
-    request = Questions(encoder, [stopped]).requests[0]
+    request = Questions(encoder, [stopped]).generation_requests[0]
     ids = encoder._ids(" and then x yonder and so on")
     first = next(n for n in range(len(ids)) if "x y" in encoder.tokenizer.decode(ids[:n]))
     assert [n for n in range(1, first + 1) if request.ended(ids[:n])] == [first]
@@ -216,7 +216,7 @@ def test_nothing_is_generated_beyond_a_stop_text(both, generated):
 def test_a_reference_is_cut_to_as_many_tokens_as_the_tokenizer_makes_of_it(both, generated):
     tokenizer = both.base.encoder.tokenizer
     cut = dataclasses.replace(generated, max_reference_tokens=3)
-    for item, sample in zip(generated.items, answered(both, cut)[generated.name], strict=True):
+    for item, sample in zip(generated.items, samples_of(both, cut)[generated.name], strict=True):
         ids = tokenizer(item.reference)["input_ids"][:3]
         assert sample.reference == tokenizer.decode(ids) != item.reference
 
@@ -239,19 +239,19 @@ def test_tokens_around_a_reference_count_and_are_not_decoded(both):
 def test_running_text_is_cut_and_questions_are_not(both):
     text = Item("text", "Once there was", (" a cat that sat on the mat and looked at the moon",), style=Style.TEXT)
     question = Item("question", "Who was there", ("a cat that sat on the mat and looked at the moon",))
-    whole = answered(both, asked(ProbeKind.LOGPROB, [text, question]))["probe"]
+    whole = samples_of(both, probe_of(ProbeKind.LOGPROB, [text, question]))["probe"]
     head = len(both.base.encoder.encode(text.prompt, "", text.style).prompt)
-    cut = answered(both, asked(ProbeKind.LOGPROB, [text, question], max_tokens=head + 4))["probe"]
+    cut = samples_of(both, probe_of(ProbeKind.LOGPROB, [text, question], max_tokens=head + 4))["probe"]
     assert cut[0].token_logprobs == pytest.approx(whole[0].token_logprobs[:4], abs=CLOSE)
     assert cut[0].token_correct == whole[0].token_correct[:4]
     assert cut[1].token_logprobs == pytest.approx(whole[1].token_logprobs, abs=CLOSE)
-    assert answered(both, asked(ProbeKind.LOGPROB, [text], max_tokens=head))["probe"][0].token_logprobs == ()
+    assert samples_of(both, probe_of(ProbeKind.LOGPROB, [text], max_tokens=head))["probe"][0].token_logprobs == ()
 
 
 def test_moments_are_those_of_log_p_under_p_and_only_for_who_asks(both):
     model, items = plain_model(both.checkpoint("target").path), TASKS["pocket"].build().probes[0].items[:3]
-    needy = asked(ProbeKind.LOGPROB, items, needs=(Need.VOCABULARY,))
-    samples = answered(both, needy, asked(ProbeKind.LOGPROB, items, name="other"))
+    needy = probe_of(ProbeKind.LOGPROB, items, needs=(Need.VOCABULARY,))
+    samples = samples_of(both, needy, probe_of(ProbeKind.LOGPROB, items, name="other"))
     for item, sample, other in zip(items, samples["probe"], samples["other"], strict=True):
         head, tail = ids_of(both, item, item.reference)
         with torch.no_grad():
@@ -266,8 +266,8 @@ def test_moments_are_those_of_log_p_under_p_and_only_for_who_asks(both):
 
 def test_the_gradient_norm_is_the_mean_over_parameters_of_the_norm_of_the_mean_loss_gradient(both):
     model, items = plain_model(both.checkpoint("target").path), TASKS["pocket"].build().probes[0].items[:2]
-    probe = asked(ProbeKind.LOGPROB, items, needs=(Need.GRADIENT_NORM,))
-    for item, sample in zip(items, answered(both, probe)["probe"], strict=True):
+    probe = probe_of(ProbeKind.LOGPROB, items, needs=(Need.GRADIENT_NORM,))
+    for item, sample in zip(items, samples_of(both, probe)["probe"], strict=True):
         head, tail = ids_of(both, item, item.reference)
         labels = torch.tensor([[-100] * len(head) + tail])
         model.zero_grad()
@@ -300,13 +300,13 @@ def test_a_text_is_scored_once_however_many_probes_want_it(both, probes):
     from suite.engines.questions import Questions
 
     logprob = next(p for p in probes if p.kind is ProbeKind.LOGPROB)
-    choice = asked(ProbeKind.CHOICE, logprob.items, name="choice")
+    choice = probe_of(ProbeKind.CHOICE, logprob.items, name="choice")
     needy = dataclasses.replace(logprob, name="needy", needs=(Need.VOCABULARY, Need.GRADIENT_NORM))
     questions = Questions(both.base.encoder, [logprob, choice, needy])
     alone = Questions(both.base.encoder, [choice])
-    assert {a.text for a in questions.asked} == {a.text for a in alone.asked}
-    assert len(questions.asked) == len(alone.asked)
-    assert sum(a.vocabulary for a in questions.asked) == len(questions.differentiated) == len(needy.items)
+    assert {r.text for r in questions.score_requests} == {r.text for r in alone.score_requests}
+    assert len(questions.score_requests) == len(alone.score_requests)
+    assert sum(r.vocabulary for r in questions.score_requests) == len(questions.gradient_texts) == len(needy.items)
 
 
 def test_numbers_of_another_revision_are_other_stages(both, monkeypatch):

@@ -1,4 +1,4 @@
-"""Weights that are sent to another process: checked against the architecture, and bit-identical on arrival."""
+"""Weights sent to another process: checked against the architecture, and the same bytes on arrival."""
 
 from __future__ import annotations
 
@@ -55,23 +55,23 @@ def layout(folder):
 def test_files_and_memory_bring_the_same_tensors(folder, layout):
     checkpoint = SavedCheckpoint(folder)
     from_file = dict(weights_of(checkpoint, layout).tensors())
-    held = weights_of(TensorCheckpoint(checkpoint.state(), folder), layout)
-    from_memory = dict(pickle.loads(pickle.dumps(held)).tensors())
+    source = weights_of(TensorCheckpoint(checkpoint.state(), folder), layout)
+    from_memory = dict(pickle.loads(pickle.dumps(source)).tensors())
     assert (
         list(from_file) == list(from_memory) == list(layout.chosen({n: tuple(t.shape) for n, t in from_file.items()}))
     )
     for name, tensor in from_file.items():
         assert tensor.dtype == from_memory[name].dtype == torch.bfloat16
         assert torch.equal(tensor.view(torch.int16), from_memory[name].view(torch.int16))
-    assert isinstance(held, MemorySource) and isinstance(weights_of(checkpoint, layout), FileSource)
+    assert isinstance(source, MemorySource) and isinstance(weights_of(checkpoint, layout), FileSource)
     assert fingerprint(from_file.values()) == fingerprint(from_memory.values())
 
 
 def test_a_tied_tensor_is_sent_once(folder, layout):
     model = SavedCheckpoint(folder).model()
     tied = model.config.tie_word_embeddings
-    held = MemorySource.of(dict(model.state_dict()), layout).held  # names both of a tied pair
-    assert ("lm_head.weight" in held) != tied and "model.embed_tokens.weight" in held
+    arrays = MemorySource.of(dict(model.state_dict()), layout).arrays  # names both of a tied pair
+    assert ("lm_head.weight" in arrays) != tied and "model.embed_tokens.weight" in arrays
 
 
 @pytest.mark.parametrize("kind", ["file", "memory"])
@@ -95,15 +95,15 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(kind, change, message, f
 def test_a_file_that_was_written_again_is_not_the_same_weights(folder, layout, tmp_path):
     import os
 
-    def source():
+    def source_now():
         return weights_of(SavedCheckpoint(tmp_path), layout)
 
     state = SavedCheckpoint(folder).state()
     save_file(state, tmp_path / "model.safetensors")
-    first = source()
-    assert first == source()
+    first = source_now()
+    assert first == source_now()
     os.utime(tmp_path / "model.safetensors", ns=(1, 1))
-    assert first != source()
+    assert first != source_now()
 
 
 def test_an_architecture_is_known_by_what_matters(folder, tmp_path):

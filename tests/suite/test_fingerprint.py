@@ -1,4 +1,4 @@
-"""The sum that says whether weights arrived: blind to their layout, not to their values."""
+"""The fingerprint of weights: independent of their layout, but not of their values."""
 
 from __future__ import annotations
 

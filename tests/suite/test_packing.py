@@ -1,4 +1,4 @@
-"""Texts that share their beginning: rows against brute force, their numbers against one text at a time."""
+"""Texts that share prefixes: rows against brute force, their scores against one text at a time."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CLOSE = 1e-4
 texts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple), min_size=1, max_size=8)
 
 
-def asked(n: int, longest: int = 12, seed: int = 0) -> list[ScoreRequest]:
-    """Texts of 2 to `longest` tokens, most of which begin like another one."""
+def score_requests(n: int, longest: int = 12, seed: int = 0) -> list[ScoreRequest]:
+    """Requests for texts of 2 to `longest` tokens, most of which share a prefix with another one."""
     draw = torch.Generator().manual_seed(seed)
 
     def ints(low: int, high: int, *size: int) -> list[int]:
@@ -45,9 +45,9 @@ def one_by_one(model, text: Encoded):
     return logp.gather(-1, labels[:, None])[:, 0].tolist(), right, mean.tolist(), (p * logp**2).sum(-1) - mean**2
 
 
-def score(model, questions, row_tokens: int = 64, batch_tokens: int = 64, packing: Shortcut | None = None):
+def score(model, requests, row_tokens: int = 64, batch_tokens: int = 64, packing: Shortcut | None = None):
     with torch.inference_mode():
-        return scored(model, questions, row_tokens=row_tokens, batch_tokens=batch_tokens, packing=packing or Shortcut())
+        return scored(model, requests, row_tokens=row_tokens, batch_tokens=batch_tokens, packing=packing or Shortcut())
 
 
 @given(texts, st.integers(1, 30))
@@ -100,13 +100,16 @@ def test_a_row_that_is_one_text_needs_no_mask():
 @pytest.mark.parametrize("row_tokens", [1, 20, 1000])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_scores_are_those_of_one_text_at_a_time_in_every_architecture(name, row_tokens):
-    model, questions = made(ARCHITECTURES[name]), [ScoreRequest(a.text, i % 2 == 0) for i, a in enumerate(asked(25))]
+    model, requests = (
+        made(ARCHITECTURES[name]),
+        [ScoreRequest(a.text, i % 2 == 0) for i, a in enumerate(score_requests(25))],
+    )
     packing = Shortcut()
-    for question, found in zip(questions, score(model, questions, row_tokens, packing=packing), strict=True):
-        logprobs, right, means, variances = one_by_one(model, question.text)
+    for request, found in zip(requests, score(model, requests, row_tokens, packing=packing), strict=True):
+        logprobs, right, means, variances = one_by_one(model, request.text)
         assert found.logprobs == pytest.approx(logprobs, abs=CLOSE)
         assert found.right == tuple(right)
-        if question.vocabulary:
+        if request.vocabulary:
             assert found.means == pytest.approx(means, abs=CLOSE)
             assert found.variances == pytest.approx(variances.tolist(), abs=CLOSE)
         else:
@@ -117,13 +120,13 @@ def test_scores_are_those_of_one_text_at_a_time_in_every_architecture(name, row_
 
 def test_a_window_is_found_when_a_text_is_longer_than_it():
     model, packing = made(ARCHITECTURES["a window of 4"]), Shortcut()
-    short, long = asked(12, longest=4), asked(12, longest=12)
+    short, long = score_requests(12, longest=4), score_requests(12, longest=12)
     score(model, short, packing=packing)
     assert packing.sound, "within the window nothing differs"
     found = score(model, long, packing=packing)
     assert not packing.sound
-    for question, of_text in zip(long, found, strict=True):
-        assert of_text.logprobs == pytest.approx(one_by_one(model, question.text)[0], abs=CLOSE)
+    for request, of_text in zip(long, found, strict=True):
+        assert of_text.logprobs == pytest.approx(one_by_one(model, request.text)[0], abs=CLOSE)
 
 
 def test_answers_of_one_token_cost_no_more_than_the_prompt_that_they_share():
@@ -131,10 +134,10 @@ def test_answers_of_one_token_cost_no_more_than_the_prompt_that_they_share():
     model, prompt = made(ARCHITECTURES["grouped heads"]), (3, 1, 4, 1, 5, 9, 2, 6)
     passed = []
     model.get_input_embeddings().register_forward_pre_hook(lambda _, args: passed.append(args[0].numel()))
-    questions = [ScoreRequest(Encoded((*prompt, letter), len(prompt))) for letter in (10, 11, 12, 13)]
-    found = score(model, questions)
+    requests = [ScoreRequest(Encoded((*prompt, letter), len(prompt))) for letter in (10, 11, 12, 13)]
+    found = score(model, requests)
     assert sum(passed) == len(prompt)
-    assert [f.logprobs[0] for f in found] == pytest.approx([one_by_one(model, q.text)[0][0] for q in questions])
+    assert [f.logprobs[0] for f in found] == pytest.approx([one_by_one(model, q.text)[0][0] for q in requests])
 
 
 def test_a_text_without_an_answer_has_no_numbers():
@@ -148,15 +151,15 @@ def test_a_text_without_an_answer_has_no_numbers():
 
 def test_rows_of_bf16_are_trusted_although_their_numbers_are_coarse():
     model, packing = made(ARCHITECTURES["grouped heads"]).to(torch.bfloat16), Shortcut()
-    score(model, asked(25), packing=packing)
+    score(model, score_requests(25), packing=packing)
     assert packing.sound and packing.checked
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 25), st.integers(1, 60), st.integers(0, 5))
 def test_scores_depend_neither_on_the_row_nor_on_what_else_is_asked(n, row_tokens, seed):
-    model, questions = made(ARCHITECTURES["grouped heads"]), asked(25, seed=seed)
-    for some, whole in zip(score(model, questions[:n], row_tokens), score(model, questions), strict=False):
+    model, requests = made(ARCHITECTURES["grouped heads"]), score_requests(25, seed=seed)
+    for some, whole in zip(score(model, requests[:n], row_tokens), score(model, requests), strict=False):
         assert some.logprobs == pytest.approx(whole.logprobs, abs=CLOSE)
 
 

@@ -1,4 +1,4 @@
-"""What fits where, and which order an engine takes next."""
+"""Which trials and engines fit on which resources, and which request an engine takes next."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.engines.vllm import build as vllm_build
 from suite.engines.vllm.build import Build, check_heads
-from suite.engines.vllm.model import Start
-from suite.engines.vllm.pool import PATIENCE, chosen
+from suite.engines.vllm.model import EngineConfig
+from suite.engines.vllm.pool import PATIENCE, choose_request
 from suite.engines.vllm.settings import VllmSettings
 from suite.models.checkpoints import Heads
 
@@ -67,7 +67,7 @@ def test_trials_and_engines_on_gpus(room, asked, runtime, trials, trial_gpus, en
 
 
 @pytest.mark.parametrize(
-    ("room", "asked", "said"),
+    ("room", "asked", "message"),
     [
         (
             Resources(64, 8),
@@ -79,9 +79,9 @@ def test_trials_and_engines_on_gpus(room, asked, runtime, trials, trial_gpus, en
         (Resources(64, 2), {"tensor_parallel": 4}, "an engine 4 GPUs"),
     ],
 )
-def test_what_would_wait_for_ever_is_refused(room, asked, said, monkeypatch):
+def test_what_would_wait_for_ever_is_refused(room, asked, message, monkeypatch):
     monkeypatch.setattr(vllm_build, "installed", lambda: Build("vllm", "0.32.0", gpu=True))
-    with pytest.raises(SpecError, match=said):
+    with pytest.raises(SpecError, match=message):
         plan_placement(room, vllm(**asked), RuntimeSpec())
 
 
@@ -136,29 +136,29 @@ def test_heads_without_a_kernel_are_refused_on_a_cpu(build):
         check_heads(Heads(64, 2), 4, "model.name")
 
 
-def start(config: str) -> Start:
-    return Start(Path("somewhere"), config, "float32", 256)
+def config_of(config: str) -> EngineConfig:
+    return EngineConfig(Path("somewhere"), config, "float32", 256)
 
 
 def test_an_engine_prefers_its_own_architecture_then_one_that_nobody_has():
-    a, b, c = map(start, "abc")
-    assert start("a") == Start(Path("elsewhere"), "a", "float32", 256)
-    assert chosen([b, a, c], 0, a, {None}) == 1
-    assert chosen([b, c], 0, a, {b}) == 1
-    assert chosen([b, b], 0, a, {b}) == 0
-    assert chosen([b, a], PATIENCE, a, {None}) == 0
+    a, b, c = map(config_of, "abc")
+    assert config_of("a") == EngineConfig(Path("elsewhere"), "a", "float32", 256)
+    assert choose_request([b, a, c], 0, a, {None}) == 1
+    assert choose_request([b, c], 0, a, {b}) == 1
+    assert choose_request([b, b], 0, a, {b}) == 0
+    assert choose_request([b, a], PATIENCE, a, {None}) == 0
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=40), st.sampled_from("abcd"), st.integers(1, 5))
-def test_no_order_waits_for_ever(arriving, mine, at_a_time):
-    """One engine, orders coming in as fast as they go out: each is passed over PATIENCE times at most."""
+def test_no_order_waits_for_ever(arriving, own, at_a_time):
+    """One engine, with requests arriving as fast as they are done: each is passed over at most PATIENCE times."""
     waiting: list[list] = []
-    engine = start(mine)
-    queue = [start(config) for config in arriving]
+    engine = config_of(own)
+    queue = [config_of(config) for config in arriving]
     while queue or waiting:
-        waiting += [[order, 0] for order in queue[:at_a_time]]
+        waiting += [[config, 0] for config in queue[:at_a_time]]
         del queue[:at_a_time]
-        index = chosen([order for order, _ in waiting], waiting[0][1], engine, {None})
+        index = choose_request([config for config, _ in waiting], waiting[0][1], engine, {None})
         for passed in waiting[:index]:
             passed[1] += 1
             assert passed[1] <= PATIENCE

@@ -1,4 +1,4 @@
-"""The pool's desk on a real Ray, without an engine: what is reserved stays reserved, once."""
+"""The pool's scheduler on a real Ray, without an engine: its resources stay reserved, and only once."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from suite.cluster.placement import PoolResources
 from suite.config.errors import SpecError
 from suite.engines.vllm.pool import find_pool, open_pool
 
-SHAPE = PoolResources(engines=1, gpus=0, threads=1, cpus=2)
+RESOURCES = PoolResources(engines=1, gpus=0, threads=1, cpus=2)
 
 
 @pytest.mark.ray
 def test_a_desk_that_is_lost_takes_no_second_room(monkeypatch):
-    """Two CPUs of two are the engine's: had the desk's successor to reserve them again, it would wait for ever."""
+    """Both CPUs are reserved for the engine: if a restarted scheduler reserved them again, it would wait for ever."""
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    with connected(None) as room:
-        assert (room.cpus, find_pool()) == (2, None)
-        desk = open_pool(SHAPE)
-        assert ray.get(open_pool(PoolResources()).taken.remote()) == SHAPE  # there is one: it stays what it is
-        before, engines = ray.get(desk.processes.remote())
+    with connected(None) as available:
+        assert (available.cpus, find_pool()) == (2, None)
+        scheduler = open_pool(RESOURCES)
+        assert ray.get(open_pool(PoolResources()).resources.remote()) == RESOURCES  # the existing pool is not changed
+        before, engines = ray.get(scheduler.processes.remote())
         assert engines == []
         os.kill(before, signal.SIGKILL)
-        after, _ = ray.get(desk.processes.remote(), timeout=60)
+        after, _ = ray.get(scheduler.processes.remote(), timeout=60)
         assert after != before
-        assert ray.get(desk.taken.remote()) == SHAPE
+        assert ray.get(scheduler.resources.remote()) == RESOURCES
         states = [group["state"] for group in placement_group_table().values()]
         assert states == ["CREATED"]
-        del desk
+        del scheduler
         gc.collect()
-        assert ray.get(find_pool().taken.remote()) == SHAPE  # it lives as long as the Ray job, whoever holds it
+        assert ray.get(find_pool().resources.remote()) == RESOURCES  # it lives as long as the Ray job
 
 
 def test_an_address_where_nobody_listens_is_told_at_once():

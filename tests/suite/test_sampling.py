@@ -1,4 +1,4 @@
-"""Answers drawn at a temperature: their frequencies against softmax, and what they must not depend on."""
+"""Sampling at a temperature: frequencies against softmax, and what drawn answers must not depend on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def model():
     return made(transformers.LlamaConfig(**NARROW, **HEADS))
 
 
-def asking(prompt, limit: int, number: int = 0, temperature: float = 1.0, seed: int = 0) -> GenerationRequest:
+def drawn_request(prompt, limit: int, number: int = 0, temperature: float = 1.0, seed: int = 0) -> GenerationRequest:
     return GenerationRequest(prompt, limit, draw=Draw.of(Sampling(8, temperature, seed), prompt, number))
 
 
@@ -47,7 +47,7 @@ def distribution(model, prompt, temperature: float) -> np.ndarray:
 
 @torch.no_grad()
 def by_hand(model, request: GenerationRequest) -> list[int]:
-    """One token at a time, without a cache: the first whose cumulated probability exceeds the step's number."""
+    """One token at a time, without a cache: the first whose cumulative probability exceeds the step's number."""
     new: list[int] = []
     for step in range(request.limit):
         p = distribution(model, [*request.prompt, *new], request.draw.temperature)
@@ -71,14 +71,14 @@ def expect(observed: Counter, p: np.ndarray, n: int) -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_first_tokens_are_as_frequent_as_softmax_says(model, temperature):
     n = 1500
-    requests = [asking(PROMPT, 1, number, temperature) for number in range(n)]
+    requests = [drawn_request(PROMPT, 1, number, temperature) for number in range(n)]
     found = Counter(new[0] if new else EOS for new in run(model, requests, 4000))
     expect(found, distribution(model, PROMPT, temperature), n)
 
 
 def test_second_tokens_are_as_frequent_as_softmax_says_given_the_first_and_so_are_those_of_generate(model):
     n = 1500
-    requests = [asking(PROMPT, 2, number) for number in range(n)]
+    requests = [drawn_request(PROMPT, 2, number) for number in range(n)]
     with torch.inference_mode():
         plain = decode_plainly(model, requests, eos=EOS, batch_tokens=1000)
     for found in (run(model, requests, 4000), plain):
@@ -122,7 +122,7 @@ def test_impossible_tokens_are_never_drawn():
 
 
 def test_answers_are_those_drawn_one_token_at_a_time(model):
-    requests = [asking(prompt, 4 + i % 5, i, 1.5) for i, prompt in enumerate(PROMPTS)]
+    requests = [drawn_request(prompt, 4 + i % 5, i, 1.5) for i, prompt in enumerate(PROMPTS)]
     expected = [by_hand(model, request) for request in requests]
     assert run(model, requests, 60) == expected
     with torch.inference_mode():
@@ -132,9 +132,9 @@ def test_answers_are_those_drawn_one_token_at_a_time(model):
 
 @settings(deadline=None, max_examples=8)
 @given(st.lists(st.tuples(st.sampled_from(PROMPTS), st.integers(0, 3), st.booleans()), min_size=1, max_size=8))
-def test_answers_alone_are_those_in_company(model, asked):
+def test_answers_alone_are_those_in_company(model, cases):
     """Greedy and drawn ones in one batch, of the same prompts."""
-    requests = [asking(p, 6, number) if is_drawn else GenerationRequest(p, 6) for p, number, is_drawn in asked]
+    requests = [drawn_request(p, 6, number) if is_drawn else GenerationRequest(p, 6) for p, number, is_drawn in cases]
     for request, new in zip(requests, run(model, requests, 50), strict=True):
         if request.draw:
             assert new == by_hand(model, request)
@@ -143,20 +143,20 @@ def test_answers_alone_are_those_in_company(model, asked):
 
 
 def test_a_shorter_limit_is_the_beginning_of_the_same_answer(model):
-    short, long = run(model, [asking(PROMPT, 3)]), run(model, [asking(PROMPT, 9)])
+    short, long = run(model, [drawn_request(PROMPT, 3)]), run(model, [drawn_request(PROMPT, 9)])
     assert short[0] == long[0][:3]
 
 
 def test_cold_draws_are_the_greedy_answer(model):
-    requests = [asking(prompt, 8, temperature=1e-4) for prompt in PROMPTS]
+    requests = [drawn_request(prompt, 8, temperature=1e-4) for prompt in PROMPTS]
     for request, new in zip(requests, run(model, requests), strict=True):
         assert same(model, request, new, one_by_one(model, request))
 
 
 def test_drawn_continuations_are_witnesses_too():
-    """The largest logit of each step is compared, whichever token was taken: a window is found as with greedy ones."""
+    """The largest logit of each step is compared, whichever token was drawn: a window is found as with greedy."""
     windowed = made(transformers.MistralConfig(**NARROW, **HEADS, sliding_window=8))
-    decoding, requests = Shortcut(), [asking(PROMPT, 20, temperature=1.5)]
+    decoding, requests = Shortcut(), [drawn_request(PROMPT, 20, temperature=1.5)]
     (found,) = run(windowed, requests, decoding=decoding, eos=VOCABULARY - 1)
     with torch.inference_mode():
         plain = decode_plainly(windowed, requests, eos=VOCABULARY - 1, batch_tokens=64)
@@ -174,10 +174,10 @@ def scene(scene):
     return replace(subject, probes=short), context
 
 
-def answered(subject, context):
-    (evaluation,) = context.engine.submit([Job("x", subject.checkpoint, subject.probes)])
-    assert not evaluation.error
-    return evaluation.samples
+def samples_of(subject, context):
+    (result,) = context.engine.submit([Job("x", subject.checkpoint, subject.probes)])
+    assert not result.error
+    return result.samples
 
 
 def attacked(scene, **settings_):
@@ -187,7 +187,7 @@ def attacked(scene, **settings_):
 
 def test_samples_hold_all_draws_and_other_probes_are_asked_as_before(scene):
     subject, context = scene
-    before, after = answered(subject, context), answered(attacked(scene, draws=3), context)
+    before, after = samples_of(subject, context), samples_of(attacked(scene, draws=3), context)
     for probe in subject.probes:
         pairs = zip(before[probe.name], after[probe.name], strict=True)
         for plain, several in pairs:
@@ -204,11 +204,11 @@ def test_samples_hold_all_draws_and_other_probes_are_asked_as_before(scene):
 def test_more_draws_begin_with_the_same_and_another_seed_has_others(scene):
     _, context = scene
     name = "forget_qa_generated"
-    two, three = (answered(attacked(scene, draws=n), context)[name] for n in (2, 3))
+    two, three = (samples_of(attacked(scene, draws=n), context)[name] for n in (2, 3))
     assert [s.sampled for s in two] == [s.sampled[:2] for s in three]
-    other = answered(attacked(scene, draws=2, seed=1), context)[name]
+    other = samples_of(attacked(scene, draws=2, seed=1), context)[name]
     assert [s.sampled for s in two] != [s.sampled for s in other]
-    elsewhere = answered(attacked((scene[0], replace(context, seed=1)), draws=2), context)[name]
+    elsewhere = samples_of(attacked((scene[0], replace(context, seed=1)), draws=2), context)[name]
     assert [s.sampled for s in two] != [s.sampled for s in elsewhere]
 
 
@@ -217,11 +217,11 @@ def test_a_prompt_that_is_asked_in_two_ways_gets_both_answers(scene):
     plain = next(p for p in subject.probes if p.name == "forget_qa_generated")
     hot = replace(plain, name="hot", sampling=Sampling(2, 2.0))
     longer = replace(hot, name="longer", max_new_tokens=7)
-    requests = Questions(context.encoder, [plain, hot, longer]).requests
+    requests = Questions(context.encoder, [plain, hot, longer]).generation_requests
     assert len(requests) == 3 * len(plain.items)
-    together = answered(replace(subject, probes=(plain, hot, longer)), context)
+    together = samples_of(replace(subject, probes=(plain, hot, longer)), context)
     for probe in (plain, hot, longer):
-        assert together[probe.name] == answered(replace(subject, probes=(probe,)), context)[probe.name]
+        assert together[probe.name] == samples_of(replace(subject, probes=(probe,)), context)[probe.name]
 
 
 def test_without_heat_it_is_the_subject_itself(scene):

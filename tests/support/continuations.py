@@ -1,4 +1,4 @@
-"""Continuations of prompts by the engine, and by `model.generate` one at a time."""
+"""Decodes prompts with the engine, and with `model.generate` one at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from suite.engines.transformers.shortcut import Shortcut
 
 CLOSE = 1e-4
 EOS = 7
-"""Any token: these models say each about once in 40."""
+"""Any token: these models generate each about once in 40."""
 PROMPTS = [(1, 2, 3), (1, 2, 4, 5, 6, 1, 1), (1,), (9,), (1, 2, 3, 8, 8), (30, 31), (1, 2), (9, 9, 9, 9), (12, 3)]
 
 

@@ -1,4 +1,4 @@
-"""What the tests of vLLM share: small random models, questions, and one pool with a real engine."""
+"""Shared by the tests of vLLM: small random models, probes, and one pool with a real engine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from suite.engines.vllm.build import build
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    found = build()
-    reason = "vLLM is not installed here: make test-vllm" if found is None else found.unfit
+    installed = build()
+    reason = "vLLM is not installed here: make test-vllm" if installed is None else installed.unfit
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vllm)
@@ -98,7 +98,7 @@ def encoder(untied: Callable[[int], Path]) -> Any:
 
 @pytest.fixture(scope="session")
 def probes() -> tuple[Any, ...]:
-    """Every kind of question, of different lengths, all longer than a block of vLLM's cache of prefixes."""
+    """Every kind of probe, with prompts of different lengths, all longer than a block of vLLM's prefix cache."""
     from tasks.task import Item, Probe, ProbeKind, Sampling, Split, Subset
 
     items = tuple(
@@ -122,7 +122,7 @@ def probes() -> tuple[Any, ...]:
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Any]:
-    """A desk with one engine, on a Ray of its own."""
+    """A scheduler with one engine, on a Ray of its own."""
     from suite.cluster.connection import connected
     from suite.config.runtime import RuntimeSpec
     from suite.engines.choosing import check_here
@@ -135,7 +135,7 @@ def pool() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def pids(pool: Any) -> Callable[[], list[int]]:
-    """Processes of the engines that are there."""
+    """Process ids of the running engines."""
     import ray
 
     return lambda: ray.get(pool.processes.remote())[1]
@@ -143,14 +143,14 @@ def pids(pool: Any) -> Callable[[], list[int]]:
 
 @pytest.fixture(scope="session")
 def engines(pool: Any, encoder: Any) -> Callable[..., Any]:
-    """The engine as trials have it, or with `alone=True`."""
+    """The engine as trials use it, or with `alone=True`."""
     from suite.engines.vllm.engine import VllmEngine
     from suite.engines.vllm.settings import VllmSettings
     from suite.spec.measure import MeasureSpec
 
     def make(dtype: str = "float32", tensor_parallel: int = 1, **more: Any) -> VllmEngine:
-        asked = VllmSettings(cache_gib=0.25, eager=True, tensor_parallel=tensor_parallel)
-        measure = MeasureSpec(engine="vllm", vllm=asked)
+        vllm_settings = VllmSettings(cache_gib=0.25, eager=True, tensor_parallel=tensor_parallel)
+        measure = MeasureSpec(engine="vllm", vllm=vllm_settings)
         return VllmEngine(measure, encoder, dtype=dtype, device=torch.device("cpu"), **more)
 
     return make

@@ -20,10 +20,10 @@ CLOSE = 1e-3
 
 @torch.inference_mode()
 def answers_of(folder, questions):
-    """Greedy tokens, and log-probabilities of the answers, one text at a time, from a model that was just loaded."""
+    """Greedy tokens, and log-probabilities of the answers, one text at a time, from a freshly loaded model."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     greedy = []
-    for request in questions.requests:
+    for request in questions.generation_requests:
         if request.draw is not None:
             continue
         ids, gaps = list(request.prompt), []
@@ -35,9 +35,11 @@ def answers_of(folder, questions):
                 break
         greedy.append((ids[len(request.prompt) :], gaps))
     scores = []
-    for asked in questions.asked:
-        logp = model(torch.tensor([asked.text.ids])).logits[0].log_softmax(-1)
-        scores.append([float(logp[i - 1, asked.text.ids[i]]) for i in range(asked.text.start, len(asked.text.ids))])
+    for request in questions.score_requests:
+        logp = model(torch.tensor([request.text.ids])).logits[0].log_softmax(-1)
+        scores.append(
+            [float(logp[i - 1, request.text.ids[i]]) for i in range(request.text.start, len(request.text.ids))]
+        )
     return greedy, scores
 
 
@@ -50,11 +52,10 @@ def agree(new, greedy, gaps) -> bool:
 
 def check(engine, checkpoint, folder, questions):
     greedy, scores = answers_of(folder, questions)
-    new = [
-        n for n, r in zip(engine.continuations(checkpoint, questions), questions.requests, strict=True) if not r.draw
-    ]
+    continuations = engine.continuations(checkpoint, questions)
+    new = [n for n, r in zip(continuations, questions.generation_requests, strict=True) if not r.draw]
     assert all(agree(n, *wanted) for n, wanted in zip(new, greedy, strict=True))
-    found, _ = engine.likelihoods(checkpoint, questions.asked)
+    found, _ = engine.likelihoods(checkpoint, questions.score_requests)
     for score, wanted in zip(found, scores, strict=True):
         assert score.logprobs == pytest.approx(wanted, abs=CLOSE)
 
@@ -65,7 +66,7 @@ def test_twenty_checkpoints_one_after_another_answer_as_fresh_models_do(kind, re
     engine, questions = engines(alone=True), Questions(encoder, probes)
     seen = set()
     for swap in range(20):
-        folder = folders(swap % 7)  # some come back, and must not find what was cached for them before
+        folder = folders(swap % 7)  # some come back, and must not use what was cached for them before
         checkpoint = SavedCheckpoint(folder)
         if swap % 2:
             checkpoint = TensorCheckpoint(checkpoint.state(), folder)
@@ -101,22 +102,22 @@ def test_answers_do_not_depend_on_what_was_in_the_engine_before(untied, engines,
     engine, questions = engines(alone=True), Questions(encoder, probes)
     one, other = (SavedCheckpoint(untied(seed)) for seed in (0, 1))
 
-    def said(checkpoint):
-        return engine.continuations(checkpoint, questions), engine.likelihoods(checkpoint, questions.asked)
+    def results(checkpoint):
+        return engine.continuations(checkpoint, questions), engine.likelihoods(checkpoint, questions.score_requests)
 
-    in_turn = [said(checkpoint) for checkpoint in (one, other, one, other)]
+    in_turn = [results(checkpoint) for checkpoint in (one, other, one, other)]
     fresh = []
     for checkpoint in (one, other):
         before = pids()
         ray.get(pool.close.remote())
-        fresh.append(said(checkpoint))
+        fresh.append(results(checkpoint))
         assert not set(before) & set(pids())
     assert in_turn == [*fresh, *fresh]
     assert fresh[0] != fresh[1]
 
 
 def test_edits_come_as_the_weights_that_they_make(untied, engines, encoder, probes, tmp_path):
-    """A quantized copy is asked as de-quantized weights, in the engine that asks the others."""
+    """A quantized copy is evaluated with de-quantized weights, in the same engine as other checkpoints."""
     cpu = torch.device("cpu")
     context = AttackContext(engines(), encoder, TASKS["pocket"].build(), 0, cpu)
     ((_, subject),) = attack({"name": "rtn", "bits": 3}).apply(Subject(SavedCheckpoint(untied(2)), probes), context)
@@ -126,7 +127,7 @@ def test_edits_come_as_the_weights_that_they_make(untied, engines, encoder, prob
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision(dtype, untied, engines, encoder, probes):
-    """Within what the dtype rounds away: texts part at ties alone, log-probabilities differ by a few roundings."""
+    """Within rounding: texts diverge only at ties, and log-probabilities differ by a few roundings."""
     checkpoint = SavedCheckpoint(untied(0), getattr(torch, dtype))
     plain = TransformersEngine(encoder, dtype=dtype, device=torch.device("cpu"))
     for found in agreement(checkpoint, probes, encoder, plain, engines(dtype, alone=True)):
@@ -152,7 +153,7 @@ def test_architectures(kind, config, made, engines, encoder, probes):
 
 @pytest.mark.slow
 def test_an_engine_in_two_processes(made, engines, encoder, probes):
-    """Tensor parallelism: each holds a part of most weights, and the parts add up to what came in."""
+    """Tensor parallelism: each holds a part of most weights, and the sums of the parts add up."""
     engine, questions = engines(tensor_parallel=2), Questions(encoder, probes)
     for seed in (0, 1, 0):
         folder = made("llama", seed, num_key_value_heads=2, tie_word_embeddings=True)
@@ -163,11 +164,11 @@ def test_an_engine_in_two_processes(made, engines, encoder, probes):
 
 
 def test_a_text_that_fills_the_context(untied, engines, encoder):
-    """vLLM goes on for a token after each text, so there is no room for it: it is scored here."""
+    """vLLM generates one token after each text, which would exceed the context, so transformers scores it."""
     items = tuple(Item(str(n), "", ("to be or not to be " * 30,), style=Style.TEXT) for n in range(2))
     plain = {"subset": Subset.FORGET, "split": Split.TEST, "kind": ProbeKind.LOGPROB, "metrics": ("probability",)}
-    asked = tuple(Probe(str(n), **plain, items=items, max_tokens=n) for n in (255, 256))
-    job = Job("x", SavedCheckpoint(untied(0)), asked)
+    probes = tuple(Probe(str(n), **plain, items=items, max_tokens=n) for n in (255, 256))
+    job = Job("x", SavedCheckpoint(untied(0)), probes)
     (wanted,) = TransformersEngine(encoder, dtype="float32", device=torch.device("cpu")).submit([job])
     (found,) = engines().submit([job])
     for n in ("255", "256"):
@@ -181,8 +182,8 @@ def test_a_text_that_fills_the_context(untied, engines, encoder):
 def test_what_vllm_cannot_say_is_an_error_and_no_number(untied, engines, probes):
     import dataclasses
 
-    asked = dataclasses.replace(probes[3], needs=(Need.VOCABULARY,))
-    (found,) = engines(alone=True).submit([Job("x", SavedCheckpoint(untied(0)), (asked,))])
+    probe = dataclasses.replace(probes[3], needs=(Need.VOCABULARY,))
+    (found,) = engines(alone=True).submit([Job("x", SavedCheckpoint(untied(0)), (probe,))])
     assert "moments over the vocabulary" in str(found.error)
-    (found,) = engines().submit([Job("x", SavedCheckpoint(untied(0)), (asked,))])
+    (found,) = engines().submit([Job("x", SavedCheckpoint(untied(0)), (probe,))])
     assert found.samples["logprob"][0].vocab_means

@@ -54,7 +54,7 @@ def cut_short(file):
 
 @pytest.mark.parametrize("probe", [slice(0, 1), slice(None)], ids=["generated", "all"])
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (without, f"lacks the tensor {K_PROJ}"),
         (reshaped, rf"{K_PROJ}: the checkpoint has shape \(32, 56\), the architecture \(32, 64\)"),
@@ -62,17 +62,21 @@ def cut_short(file):
     ],
 )
 def test_a_broken_checkpoint_is_refused_and_the_engine_goes_on(
-    change, said, probe, broken, untied, engines, encoder, probes, pids
+    change, message, probe, broken, untied, engines, encoder, probes, pids
 ):
     good = SavedCheckpoint(untied(0))
-    asked = probes[probe]
+    subset = probes[probe]
     before, bad, after = engines().submit(
-        [Job("before", good, asked), Job("bad", broken(change), asked), Job("after", good, asked)]
+        [
+            Job("before", good, subset),
+            Job("bad", broken(change), subset),
+            Job("after", good, subset),
+        ]
     )
-    # Answers come as they are ready, and a refusal is ready at once.
+    # Results come as they are ready, and a refusal is ready at once.
     by_key = {one.key: one for one in (before, bad, after)}
     assert isinstance(by_key["bad"].error, CheckpointError) and not by_key["bad"].samples
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         raise by_key["bad"].error
     assert by_key["before"].samples == by_key["after"].samples != {}
     assert len(pids()) == 1
@@ -88,17 +92,17 @@ def test_a_broken_checkpoint_is_refused_and_the_engine_goes_on(
     ids=lambda names: names[0],
 )
 def test_weights_that_do_not_arrive_never_become_an_answer(lost, untied, engines, encoder, probes, pool, pids):
-    """vLLM takes a checkpoint that lacks a tensor without an error. Here it costs the engine, twice, and is told."""
+    """vLLM accepts a checkpoint without one of its tensors. Here this costs two engines, and is reported."""
     engine, questions = engines(), Questions(encoder, probes[:1])
     good = SavedCheckpoint(untied(0))
     wanted = engine.continuations(good, questions)
     (engine_before,) = pids()
     other = SavedCheckpoint(untied(4))
-    whole = FileSource.of(other, Layout.of(skeleton(other.path, torch.float32)))
-    part = FileSource({file: tuple(n for n in names if n not in lost) for file, names in whole.files.items()})
-    start = engine._start(other, questions.longest, ray.get(pool.taken.remote()))
-    reply = ray.get(pool.answer.remote(start, PoolRequest(part, engine._asks(questions))))
-    assert not reply.new
+    complete = FileSource.of(other, Layout.of(skeleton(other.path, torch.float32)))
+    part = FileSource({file: tuple(n for n in names if n not in lost) for file, names in complete.files.items()})
+    config = engine._engine_config(other, questions.longest, ray.get(pool.resources.remote()))
+    reply = ray.get(pool.answer.remote(config, PoolRequest(part, engine._prompts(questions))))
+    assert not reply.continuations
     with pytest.raises(StaleWeights, match="are not the checkpoint's"):
         raise reply.error
     assert engine_before not in pids()
@@ -112,25 +116,25 @@ def test_a_file_that_is_damaged_once_it_is_on_its_way(untied, engines, encoder, 
     engine, questions = engines(), Questions(encoder, probes[:1])
     weights = FileSource.of(checkpoint, Layout.of(skeleton(folder, torch.float32)))
     cut_short(folder / "model.safetensors")
-    start = engine._start(checkpoint, questions.longest, ray.get(pool.taken.remote()))
-    reply = ray.get(pool.answer.remote(start, PoolRequest(weights, engine._asks(questions))))
+    config = engine._engine_config(checkpoint, questions.longest, ray.get(pool.resources.remote()))
+    reply = ray.get(pool.answer.remote(config, PoolRequest(weights, engine._prompts(questions))))
     with pytest.raises(CheckpointError, match="cut short or damaged"):
         raise reply.error
 
 
 @pytest.mark.parametrize("whom", ["engine", "desk"])
 def test_a_process_that_is_killed_costs_no_sample_and_brings_none_twice(whom, untied, engines, encoder, probes, pool):
-    """SIGKILL while jobs are under way: what had been answered stays, the rest is done again elsewhere."""
+    """SIGKILL while jobs are pending: finished results stay, and the rest is run again elsewhere."""
     jobs = [Job(str(seed), SavedCheckpoint(untied(seed)), probes) for seed in range(6)]
     for i in (1, 4):  # from memory too
         state = jobs[i].checkpoint.state()
         jobs[i] = Job(jobs[i].key, TensorCheckpoint(state, jobs[i].checkpoint.path), probes)
     found = []
-    for evaluation in engines().submit(jobs):
-        found.append(evaluation)
+    for result in engines().submit(jobs):
+        found.append(result)
         if len(found) == 2:
-            desk, (engine, *_) = ray.get(pool.processes.remote())
-            os.kill(engine if whom == "engine" else desk, signal.SIGKILL)
+            scheduler, (engine, *_) = ray.get(pool.processes.remote())
+            os.kill(engine if whom == "engine" else scheduler, signal.SIGKILL)
     assert sorted(one.key for one in found) == [job.key for job in jobs]
     plain = TransformersEngine(encoder, dtype="float32", device=torch.device("cpu"))
     wanted = {one.key: one.samples for one in plain.submit(jobs)}
@@ -141,16 +145,16 @@ def test_a_process_that_is_killed_costs_no_sample_and_brings_none_twice(whom, un
 
 
 def test_an_engine_that_sleeps_between_questions_answers_like_one_that_does_not(untied, engines, encoder, probes, pool):
-    """On a CPU nothing is freed; what is tested is that weights come back and questions are taken again."""
+    """On a CPU nothing is freed; the test is that weights come back and requests are served again."""
     engine, questions, checkpoint = engines(), Questions(encoder, probes[:2]), SavedCheckpoint(untied(0))
     wanted = {seed: engine.continuations(SavedCheckpoint(untied(seed)), questions) for seed in (0, 1)}
-    start = engine._start(checkpoint, questions.longest, ray.get(pool.taken.remote()))
-    layout, asks = Layout.of(skeleton(checkpoint.path, torch.float32)), engine._asks(questions)
+    config = engine._engine_config(checkpoint, questions.longest, ray.get(pool.resources.remote()))
+    layout, prompts = Layout.of(skeleton(checkpoint.path, torch.float32)), engine._prompts(questions)
     for seed in (0, 1, 0, 0):
-        order = PoolRequest(FileSource.of(SavedCheckpoint(untied(seed)), layout), asks)
-        reply = ray.get(pool.answer.remote(dataclasses.replace(start, sleeps=True), order))
+        pool_request = PoolRequest(FileSource.of(SavedCheckpoint(untied(seed)), layout), prompts)
+        reply = ray.get(pool.answer.remote(dataclasses.replace(config, sleeps=True), pool_request))
         assert reply.error is None
-        assert engine._continued(reply) == wanted[seed]
+        assert engine._continuations(reply) == wanted[seed]
 
 
 def test_an_architecture_that_vllm_does_not_run_is_told(made, engines, probes):
@@ -163,7 +167,7 @@ def test_an_architecture_that_vllm_does_not_run_is_told(made, engines, probes):
 def test_weights_in_memory_are_checked_like_those_in_files(untied):
     state = SavedCheckpoint(untied(0)).state()
     layout = Layout.of(skeleton(untied(0), torch.float32))
-    assert MemorySource.of(state, layout).held.keys() == state.keys()
+    assert MemorySource.of(state, layout).arrays.keys() == state.keys()
     del state[K_PROJ]
     with pytest.raises(CheckpointError, match="lacks the tensor"):
         MemorySource.of(state, layout)

@@ -1,4 +1,4 @@
-"""Whole trials, and the commands, with vLLM answering: the same scores as with transformers."""
+"""Whole trials, and the commands, with the vLLM engine: the same scores as with transformers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SWEEP = {
             {"name": "relearn", "lr": 1e-3, "samples": 4, "steps": 2},
             {"name": "frame", "kind": "role_play"},
             {"name": "sample", "draws": 2},
-            # Short turns: an untrained model is often undecided, and what follows depends on what it said.
+            # Short turns: an untrained model is often undecided, and later turns depend on its earlier ones.
             {"name": "multi_turn", "after": "self", "rounds": 1, "max_new_tokens": 16},
         ],
         "limit": 4,
@@ -66,7 +66,7 @@ def numbers(store: Path) -> dict[tuple, dict]:
 
 
 def test_a_sweep_has_the_same_scores_with_either_engine(swept):
-    """Likelihoods to 1e-4, and of texts all but those that part at a tie (none did in these trials)."""
+    """Likelihoods to 1e-4, and texts except those that diverge at a tie (none did in these trials)."""
     plain, fast = (numbers(swept[engine]) for engine in ("transformers", "vllm"))
     assert plain.keys() == fast.keys()
     assert len({key[2] for key in plain}) == 6
@@ -103,7 +103,7 @@ def test_a_checkpoint_by_itself_and_a_cross_check(swept, tmp_path):
 
 
 def test_adapters_are_asked_unmerged(untied, engines, encoder, probes, pids, tmp_path, monkeypatch):
-    """Two adapters of one model, in turn, beside weights that are loaded once, against the merged model."""
+    """Two unmerged adapters of one model, in turn, with base weights that are loaded once, against the merged model."""
     from peft import LoraConfig, get_peft_model
 
     base, found = SavedCheckpoint(untied(0)), []
@@ -118,17 +118,17 @@ def test_adapters_are_asked_unmerged(untied, engines, encoder, probes, pids, tmp
                     parameter.copy_(torch.randn_like(parameter) * 0.2)
         adapted.save_pretrained(tmp_path / str(seed))
         adapters.append(LoraCheckpoint(base, tmp_path / str(seed)))
-    asked = probes[:3]
-    jobs = [Job(str(i), checkpoint, asked) for i, checkpoint in enumerate([*adapters, *adapters])]
+    generating = probes[:3]
+    jobs = [Job(str(i), checkpoint, generating) for i, checkpoint in enumerate([*adapters, *adapters])]
     wanted = {
         one.key: one.samples
         for one in TransformersEngine(encoder, dtype="float32", device=torch.device("cpu")).submit(jobs)
     }
-    monkeypatch.setattr(LoraCheckpoint, "state", None)  # nobody is to merge
+    monkeypatch.setattr(LoraCheckpoint, "state", None)  # merging would call it
     for one in engines().submit(jobs):
         assert one.error is None
         found.append(one)
-        for probe in asked:
+        for probe in generating:
             assert one.samples[probe.name] == wanted[one.key][probe.name]
     assert found[0].samples != found[1].samples
     assert len(pids()) == 1

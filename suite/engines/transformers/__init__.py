@@ -1,3 +1,3 @@
-"""The transformers engine: text is generated and scored in the trial's own process."""
+"""The transformers engine: generates and scores text in the trial's own process."""
 
 __all__ = ["engine", "shortcut"]

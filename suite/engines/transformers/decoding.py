@@ -1,9 +1,8 @@
-"""Continuations of many prompts, greedy or drawn at a temperature, in a batch that stays full.
+"""Continuous batching: decodes many prompts, greedily or by sampling, in a batch that stays full.
 
-Every prompt has a row of the cache for as long as it is being continued. A row that has ended leaves, the last row
-moves into its place, and waiting prompts are read into the rows that are free: packed, so that what they share is
-computed once. Every row begins in column 0, so nothing is padded on the left, and a step attends to as many columns as
-the longest row has.
+Every prompt has a row of the cache while it is being continued. When a row ends, the last row moves into its place, and
+waiting prompts are prefilled into the free rows: packed, so that a shared prefix is computed once. Every row begins in
+column 0, so there is no left padding, and a step attends to as many columns as the longest row has.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from suite.engines.transformers.row_cache import RowCache
 from suite.engines.transformers.shortcut import Shortcut
 from suite.models.likelihood import logits_at
 
-REFILL = 8
-"""Prompts are read when an eighth of the rows is free: a handful together costs little more than one."""
+REFILL_DIVISOR = 8
+"""Prompts are prefilled once an eighth of the rows is free: a handful together costs little more than one."""
 
 WITNESSES = 3
-"""Continuations that are compared beside the longest: a pass over each, once per architecture."""
+"""Continuations that are compared besides the longest one: one pass over each, once per architecture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +34,11 @@ class GenerationRequest:
     """A prompt to continue.
 
     Attributes:
-        limit: longest continuation, in tokens, at least 1.
-        ended: whether a continuation is complete before that.
-        draw: how its tokens are drawn; None for the most likely ones.
-        stop: ids of tokens each of which completes a continuation by itself: less than `ended` knows, for engines that
-            cannot ask it.
+        limit: maximum length of the continuation, in tokens, at least 1.
+        ended: whether a continuation is already complete.
+        draw: how its tokens are drawn; None for greedy decoding.
+        stop: ids of tokens each of which completes a continuation by itself. They cover only a part of what `ended`
+            tests, for engines that cannot call it.
     """
 
     prompt: tuple[int, ...]
@@ -55,11 +54,11 @@ class GenerationRequest:
 
 @dataclass(slots=True)
 class Continuation:
-    """What follows a prompt, without the end-of-text token.
+    """The tokens after a prompt, without the end-of-text token.
 
     Attributes:
-        best: the largest logit at each step, that of the end-of-text token included; where tokens are drawn, it may be
-            another token's than the one that was taken.
+        best: the largest logit at each step, the one of the end-of-text token included. With sampling it may belong to
+            another token than the chosen one.
     """
 
     request: GenerationRequest
@@ -67,7 +66,7 @@ class Continuation:
     best: list[float] = field(default_factory=list)
 
     def take(self, token: int, logit: float, eos: int) -> bool:
-        """Add the next token; whether more are to follow."""
+        """Add the next token, and return whether more are needed."""
         self.best.append(logit)
         if token == eos:
             return False
@@ -93,19 +92,19 @@ def continued(
     batch_tokens: int,
     decoding: Shortcut,
 ) -> list[list[int]]:
-    """New tokens after each prompt, in the order of the requests, in a full batch where the architecture takes it.
+    """New tokens after each prompt, in the order of the requests, by `decode` where the architecture supports it.
 
     Args:
         row_tokens: positions of a packed row of prompts.
         batch_tokens: positions of a batch, new tokens included; see `decode`.
-        decoding: what is known of the architecture.
+        decoding: whether the architecture is known to support `decode`.
     """
     if not requests:
         return []
     if decoding.sound:
         try:
             found = decode(model, requests, eos=eos, row_tokens=row_tokens, batch_tokens=batch_tokens)
-            if _trusted(model, found, decoding):
+            if _verified(model, found, decoding):
                 return [c.new for c in found]
         except Exception as error:
             decoding.refused(error)
@@ -115,20 +114,20 @@ def continued(
 def decode(
     model: PreTrainedModel, requests: Sequence[GenerationRequest], *, eos: int, row_tokens: int, batch_tokens: int
 ) -> list[Continuation]:
-    """Continuations in the order of the requests; of equal logits the first is the best, as torch.argmax has it.
+    """Continuations in the order of the requests. Of equal logits the first one wins, as in torch.argmax.
 
     Args:
-        batch_tokens: positions of the cache, or as many as fit in the memory of so many positions' logits, which is
-            what a batch takes that is scored, if that is more.
+        batch_tokens: positions of the cache; or, if that is more, as many as fit into the memory that the logits of
+            this many positions take when a batch is scored.
     """
     continuations = [Continuation(request) for request in requests]
-    # The longest first: what is left when no prompt waits any longer is short.
+    # The longest first, so that only short ones are left when no prompt waits any longer and the batch empties.
     waiting = sorted(continuations, key=lambda c: c.request.longest)
     with grouped(model):
         batch = _Batch(model, max(r.longest for r in requests), len(requests), eos, row_tokens, batch_tokens)
         while waiting or batch.live:
             free = batch.cache.rows - len(batch.live)
-            if waiting and free >= min(len(waiting), max(1, batch.cache.rows // REFILL)):
+            if waiting and free >= min(len(waiting), max(1, batch.cache.rows // REFILL_DIVISOR)):
                 batch.admit([waiting.pop() for _ in range(min(free, len(waiting)))])
             else:
                 batch.step()
@@ -138,19 +137,19 @@ def decode(
 def decode_plainly(
     model: PreTrainedModel, requests: Sequence[GenerationRequest], *, eos: int, batch_tokens: int
 ) -> list[list[int]]:
-    """New tokens after each prompt by `model.generate`, in batches padded on the left; each goes on to its limit."""
+    """New tokens after each prompt by `model.generate`, in left-padded batches; `ended` is not applied."""
     results: list[list[int]] = [[] for _ in requests]
     for batch in batches([request.longest for request in requests], batch_tokens):
         prompts = [requests[i].prompt for i in batch]
         length = max(map(len, prompts))
-        # The padding is masked, so any id will do for it; 0 exists in every vocabulary.
+        # Padding is masked, so any id will do; 0 exists in every vocabulary.
         ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=model.device)
         real = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
         new = model.generate(
             input_ids=ids,
             attention_mask=real,
             max_new_tokens=max(requests[i].limit for i in batch),
-            logits_processor=LogitsProcessorList([_DrawnAreBest([requests[i] for i in batch], length)]),
+            logits_processor=LogitsProcessorList([_KeepDrawnToken([requests[i] for i in batch], length)]),
             do_sample=False,
             eos_token_id=eos,
             pad_token_id=eos,
@@ -161,23 +160,23 @@ def decode_plainly(
     return results
 
 
-class _DrawnAreBest(LogitsProcessor):
-    """Leaves no other token in the rows whose tokens are drawn, so that the best one is what was drawn."""
+class _KeepDrawnToken(LogitsProcessor):
+    """Masks all tokens but the drawn one in rows that sample, so that greedy decoding picks it."""
 
-    def __init__(self, requests: Sequence[GenerationRequest], read: int) -> None:
-        self.read = read
+    def __init__(self, requests: Sequence[GenerationRequest], prompt_length: int) -> None:
+        self.prompt_length = prompt_length
         self.draws = {row: request.draw for row, request in enumerate(requests) if request.draw}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if not self.draws:
             return scores
-        step = input_ids.shape[1] - self.read
+        step = input_ids.shape[1] - self.prompt_length
         rows = list(self.draws)
         tokens = _drawn(scores[rows], [(draw, step) for draw in self.draws.values()])
-        alone = scores.clone()
-        alone[rows] = -torch.inf
-        alone[rows, tokens] = 0.0
-        return alone
+        masked = scores.clone()
+        masked[rows] = -torch.inf
+        masked[rows, tokens] = 0.0
+        return masked
 
 
 def plain_best(model: PreTrainedModel, continuation: Continuation) -> list[float]:
@@ -188,13 +187,13 @@ def plain_best(model: PreTrainedModel, continuation: Continuation) -> list[float
     return logits[0].amax(-1).tolist()
 
 
-def _trusted(model: PreTrainedModel, found: Sequence[Continuation], decoding: Shortcut) -> bool:
-    """Whether continuations so long have been compared, or agree now with what a pass over their texts says."""
+def _verified(model: PreTrainedModel, found: Sequence[Continuation], decoding: Shortcut) -> bool:
+    """Whether continuations of this length have been compared before, or agree now with a pass over their texts."""
     by_length = sorted(found, key=lambda c: -len(c.text))
     length = len(by_length[0].text)
     if length <= decoding.checked:
         return True
-    # A text that repeats one token looks the same through any window, so the most varied ones are witnesses too.
+    # A text that repeats one token looks the same through any attention window, so compare the most varied ones too.
     varied = sorted(found, key=lambda c: -len(set(c.text)))
     witnesses = [by_length[0], *varied[:WITNESSES]]
     best = [logit for c in witnesses for logit in c.best]
@@ -202,36 +201,36 @@ def _trusted(model: PreTrainedModel, found: Sequence[Continuation], decoding: Sh
 
 
 class _Batch:
-    """The prompts that are being continued. Row b of the cache belongs to `live[b]`."""
+    """The batch of prompts that are being continued. Row b of the cache belongs to `live[b]`."""
 
     def __init__(
-        self, model: PreTrainedModel, columns: int, most: int, eos: int, row_tokens: int, batch_tokens: int
+        self, model: PreTrainedModel, columns: int, max_rows: int, eos: int, row_tokens: int, batch_tokens: int
     ) -> None:
         self.model, self.eos, self.row_tokens = model, eos, row_tokens
         self.live: list[Continuation] = []
         probe = DynamicCache()
         logits = logits_at(model, [0], input_ids=torch.tensor([[eos]], device=model.device), past_key_values=probe)
-        held = sum(states.nbytes for layer in probe.layers for states in (layer.keys, layer.values))
-        positions = max(batch_tokens, batch_tokens * logits.nbytes // held)
-        self.cache = RowCache(probe, min(most, max(1, positions // columns)), columns)
+        cache_bytes = sum(states.nbytes for layer in probe.layers for states in (layer.keys, layer.values))
+        positions = max(batch_tokens, batch_tokens * logits.nbytes // cache_bytes)
+        self.cache = RowCache(probe, min(max_rows, max(1, positions // columns)), columns)
 
     def admit(self, prompts: Sequence[Continuation]) -> None:
-        """Read prompts, and take the first token after each."""
+        """Prefill prompts, and choose the first token after each."""
         device, dtype = self.model.device, self.model.dtype
         for row in pack([c.request.prompt for c in prompts], self.row_tokens):
-            read = DynamicCache()
+            prefilled = DynamicCache()
             tips = [path[-1] for _, path in row.paths]
             kept = sorted(set(tips))
-            logits = logits_at(self.model, kept, past_key_values=read, **row.inputs(device, dtype))[0]
+            logits = logits_at(self.model, kept, past_key_values=prefilled, **row.inputs(device, dtype))[0]
             places = {tip: at for at, tip in enumerate(kept)}
             first = _next(logits, [places[tip] for tip in tips], [prompts[index] for index, _ in row.paths])
             for (index, path), token in zip(row.paths, first, strict=True):
                 if prompts[index].take(*token, self.eos):
-                    self.cache.read(len(self.live), read, torch.tensor(path, device=device))
+                    self.cache.read(len(self.live), prefilled, torch.tensor(path, device=device))
                     self.live.append(prompts[index])
 
     def step(self) -> None:
-        """One more token of each."""
+        """Decode one more token of each row."""
         device = self.model.device
         lengths = [c.cached for c in self.live]
         mask = self.cache.place(lengths, self.model.dtype)
@@ -252,21 +251,21 @@ class _Batch:
                 self.live[row] = last
 
 
-def _next(logits: Tensor, rows: Sequence[int], of: Sequence[Continuation]) -> list[tuple[int, float]]:
+def _next(logits: Tensor, rows: Sequence[int], continuations: Sequence[Continuation]) -> list[tuple[int, float]]:
     """The next token of each continuation, greedy or drawn, and the largest logit there.
 
     Args:
         logits: (rows, vocabulary).
-        rows: the row of each continuation; those that have said the same may share one.
+        rows: the row of each continuation; continuations with the same text so far may share one.
     """
     best, tokens = (x.tolist() for x in logits.max(-1))
-    found = [tokens[row] for row in rows]
-    if draws := {place: c.request.draw for place, c in enumerate(of) if c.request.draw}:
-        steps = [(draw, len(of[place].new)) for place, draw in draws.items()]
-        fresh = _drawn(logits[[rows[place] for place in draws]], steps).tolist()
-        for place, token in zip(draws, fresh, strict=True):
-            found[place] = token
-    return [(token, best[row]) for token, row in zip(found, rows, strict=True)]
+    chosen = [tokens[row] for row in rows]
+    if draws := {place: c.request.draw for place, c in enumerate(continuations) if c.request.draw}:
+        steps = [(draw, len(continuations[place].new)) for place, draw in draws.items()]
+        sampled = _drawn(logits[[rows[place] for place in draws]], steps).tolist()
+        for place, token in zip(draws, sampled, strict=True):
+            chosen[place] = token
+    return [(token, best[row]) for token, row in zip(chosen, rows, strict=True)]
 
 
 def _drawn(logits: Tensor, steps: Sequence[tuple[Draw, int]]) -> Tensor:

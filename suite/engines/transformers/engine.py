@@ -1,7 +1,7 @@
-"""The transformers engine: in this process, on whatever torch runs on.
+"""The transformers engine: runs in this process, on any device that torch supports.
 
-All probes of a checkpoint share their passes: a text that two probes score is scored once, a prompt that two probes
-generate from is generated from once, and what texts share at their beginning is computed once.
+All probes of a checkpoint share their forward passes: a text that two probes score is scored once, a prompt that two
+probes continue is continued once, and a prefix that texts share is computed once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from suite.engines.base import Job, JobResult
-from suite.engines.questions import QuestionBook, Questions
+from suite.engines.questions import QuestionCache, Questions
 from suite.engines.scores import Score, ScoreRequest, scored
 from suite.engines.transformers.decoding import continued
 from suite.engines.transformers.gradient_norms import gradient_norm
@@ -24,19 +24,19 @@ from suite.models.checkpoints import Checkpoint, dtype_of, load_state, skeleton
 from suite.models.encoding import Encoded, Encoder
 
 REVISION = 2
-"""Raised when the same question to the same weights gives other numbers, be it in the last bits."""
+"""Incremented when the same request on the same weights gives other numbers, even in the last bits."""
 
 ROW_TOKENS = 512
-"""Positions of a packed row on a CPU, where a pass is as efficient with these as with more, and attention, which
-grows with the row, still costs a sixth of the rest. Other devices take as many as a batch has."""
+"""Positions of a packed row on a CPU. A pass is no more efficient with more of them, and attention, whose cost grows
+with the row, still costs a sixth of the rest. On other devices a row has as many positions as a batch."""
 
 
 class TransformersEngine:
-    """One model at a time.
+    """Runs probes with one model in memory at a time.
 
     Args:
         encoder: text to ids and back.
-        batch_tokens: positions per batch, padding and new tokens included.
+        batch_tokens: positions per batch, including padding and new tokens.
     """
 
     batch_invariant = False
@@ -52,7 +52,7 @@ class TransformersEngine:
         self._model: PreTrainedModel | None = None
         self._architecture: tuple[str, torch.dtype] | None = None
         self._packing, self._decoding = Shortcut(), Shortcut()
-        self._questions = QuestionBook(encoder)
+        self._questions = QuestionCache(encoder)
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -66,53 +66,53 @@ class TransformersEngine:
         for job in jobs:
             try:
                 questions = self._questions.of(job.probes)
-                with self._holding(job.checkpoint) as model:
-                    scores, norms = self._likelihoods(model, questions.asked, questions.differentiated)
+                with self._loaded(job.checkpoint) as model:
+                    scores, norms = self._likelihoods(model, questions.score_requests, questions.gradient_texts)
                     new = self._continuations(model, questions)
-                evaluation = JobResult(job.key, questions.samples(scores, norms, new))
+                result = JobResult(job.key, questions.samples(scores, norms, new))
             except Exception as error:
-                evaluation = JobResult(job.key, {}, error.with_traceback(None))
-            yield evaluation
+                result = JobResult(job.key, {}, error.with_traceback(None))
+            yield result
 
     def likelihoods(
-        self, checkpoint: Checkpoint, asked: Sequence[ScoreRequest], differentiated: Sequence[Encoded] = ()
+        self, checkpoint: Checkpoint, requests: Sequence[ScoreRequest], gradient_texts: Sequence[Encoded] = ()
     ) -> tuple[list[Score], list[float]]:
-        """The part of the answers that generates nothing: scores of texts, and gradient norms.
+        """The results that need no generation: scores of texts, and gradient norms.
 
         Raises:
-            CheckpointError, ...: whatever keeps the checkpoint from being asked.
+            CheckpointError, ...: the checkpoint cannot be loaded or run.
         """
-        if not asked and not differentiated:
+        if not requests and not gradient_texts:
             return [], []
-        with self._holding(checkpoint) as model:
-            return self._likelihoods(model, asked, differentiated)
+        with self._loaded(checkpoint) as model:
+            return self._likelihoods(model, requests, gradient_texts)
 
     def continuations(self, checkpoint: Checkpoint, questions: Questions) -> list[list[int]]:
-        """The other part: what follows the prompts.
+        """The new tokens after each prompt.
 
         Raises:
-            CheckpointError, ...: whatever keeps the checkpoint from being asked.
+            CheckpointError, ...: the checkpoint cannot be loaded or run.
         """
-        with self._holding(checkpoint) as model:
+        with self._loaded(checkpoint) as model:
             return self._continuations(model, questions)
 
     def _continuations(self, model: PreTrainedModel, questions: Questions) -> list[list[int]]:
         eos = self.encoder.eos
-        return continued(model, questions.requests, eos=eos, decoding=self._decoding, **self._limits)
+        return continued(model, questions.generation_requests, eos=eos, decoding=self._decoding, **self._limits)
 
     def _likelihoods(
-        self, model: PreTrainedModel, asked: Sequence[ScoreRequest], differentiated: Sequence[Encoded]
+        self, model: PreTrainedModel, requests: Sequence[ScoreRequest], gradient_texts: Sequence[Encoded]
     ) -> tuple[list[Score], list[float]]:
-        scores = scored(model, asked, packing=self._packing, **self._limits)
-        return scores, [gradient_norm(model, text) for text in differentiated]
+        scores = scored(model, requests, packing=self._packing, **self._limits)
+        return scores, [gradient_norm(model, text) for text in gradient_texts]
 
     @property
     def _limits(self) -> dict[str, int]:
         return {"row_tokens": self.row_tokens, "batch_tokens": self.batch_tokens}
 
     @contextmanager
-    def _holding(self, checkpoint: Checkpoint) -> Iterator[PreTrainedModel]:
-        """The checkpoint's weights, in the model that is already here where the architecture is the same."""
+    def _loaded(self, checkpoint: Checkpoint) -> Iterator[PreTrainedModel]:
+        """The model with the checkpoint's weights. The model in memory is reused if the architecture is the same."""
         try:
             state = checkpoint.state()
             architecture = (checkpoint.architecture / "config.json").read_text(), dtype_of(state)
@@ -120,10 +120,10 @@ class TransformersEngine:
                 self._model = skeleton(checkpoint.architecture, dtype_of(state)).to(self.device)
                 self._architecture = architecture
                 self._packing, self._decoding = Shortcut(), Shortcut()
-            load_state(self._model, state)  # not in inference mode: its weights may be asked for a gradient
+            load_state(self._model, state)  # not in inference mode: gradient norms need ordinary tensors
             del state
             with torch.inference_mode():
                 yield self._model
         except BaseException:
-            self._model = None  # it may hold a part of the weights, or the memory that lacked
+            self._model = None  # it may hold only a part of the weights, or the memory that was missing
             raise

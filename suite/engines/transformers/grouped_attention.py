@@ -1,7 +1,7 @@
-"""Attention of one new token per row over a cache, where several query heads share a key head.
+"""Grouped-query attention of one new token per row over a cache, without repeated keys and values.
 
-The heads of a group ask as if they were queries at several places, so the cached keys and values are read as they lie.
-Repeating them for each head instead copies the whole cache in every layer of every step.
+The query heads of a group are treated as several queries of one head, so the cached keys and values are read in place.
+Repeating them for each head would copy the whole cache in every layer of every step.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def grouped_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    **rest: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention, as `AttentionInterface` has it; anything but one masked query goes to its `sdpa`.
+    """Scaled dot-product attention for `AttentionInterface`. Anything but one masked query is passed on to its `sdpa`.
 
     Args:
         query: (rows, heads, queries, head size).
@@ -39,11 +39,11 @@ def grouped_attention(
     """
     rows, heads, queries, _ = query.shape
     shared = key.shape[1]
-    if queries != 1 or attention_mask is None or rest.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
-    asked = query.view(rows, shared, heads // shared, -1)
+    if queries != 1 or attention_mask is None or more.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
+    grouped_query = query.view(rows, shared, heads // shared, -1)
     found = torch.nn.functional.scaled_dot_product_attention(
-        asked, key, value, attn_mask=attention_mask.expand(-1, -1, heads // shared, -1), scale=scaling
+        grouped_query, key, value, attn_mask=attention_mask.expand(-1, -1, heads // shared, -1), scale=scaling
     )
     return found.reshape(rows, 1, heads, -1), None
 
@@ -53,13 +53,13 @@ AttentionInterface.register(NAME, grouped_attention)
 
 @contextmanager
 def grouped(model: PreTrainedModel) -> Iterator[None]:
-    """The model attends so for as long as this lasts, if it uses torch's attention."""
-    usual = model.config._attn_implementation
-    if usual != "sdpa":
+    """Make the model use this attention inside the context, if it uses torch's scaled dot-product attention."""
+    previous = model.config._attn_implementation
+    if previous != "sdpa":
         yield
         return
     model.set_attn_implementation(NAME)
     try:
         yield
     finally:
-        model.set_attn_implementation(usual)
+        model.set_attn_implementation(previous)

@@ -1,9 +1,9 @@
-"""Texts that begin alike, laid out so that the common part is computed once.
+"""Packs texts that share prefixes into rows, so that a shared prefix is computed once.
 
-Sorted, the texts are a walk through their prefix tree. A row holds a stretch of that walk: every token of the tree
-once, parents before children, branch after branch. A position attends to itself and to its ancestors, which are
-earlier in the row, and counts its depth as its position; so what a model makes of a path is what it makes of that text
-alone. Nothing is padded.
+Sorted texts are a walk through their prefix tree. A row holds a stretch of that walk: every token of the tree once,
+parents before children, branch after branch. A position attends to itself and to its ancestors, which are earlier in
+the row, and its position id is its depth. So a model computes for a path what it computes for that text alone. There is
+no padding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 Ids = Sequence[int]
 
 ROW_COST = 24
-"""What a row costs beside its positions, in positions: the weights are read once per row whatever its length."""
+"""Fixed cost of a row, in positions: the weights are read once per row whatever its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,9 @@ class Row:
 
     Attributes:
         ids: token of each position.
-        depths: number of ancestors of each position, which is its place in its texts.
-        ends: position after the last descendant of each position. Branch follows branch, so the positions from one up
-            to its end are the ones that attend to it.
+        depths: number of ancestors of each position, which is its place in each of its texts.
+        ends: position after the last descendant of each position. Branch follows branch, so exactly the positions from
+            a position up to its end attend to it.
         paths: index of each text in the row, with the positions of its tokens.
     """
 
@@ -40,11 +40,11 @@ class Row:
 
     @property
     def branches(self) -> bool:
-        """Whether the row is more than a single text, so that it needs a mask."""
+        """Whether the row holds more than a single path, so that it needs a mask."""
         return self.depths[-1] != len(self.ids) - 1
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """What a model of transformers is given; no mask where the row is a single text."""
+        """Inputs of a transformers model; without a mask if the row is a single path."""
         inputs = {
             "input_ids": torch.tensor([self.ids], device=device),
             "position_ids": torch.tensor([self.depths], device=device),
@@ -54,14 +54,14 @@ class Row:
         )
 
     def attends(self, device: torch.device | str = "cpu") -> Tensor:
-        """(positions, positions) bool: who (row) attends to whom (column)."""
+        """(positions, positions) bool: whether the row's position attends to the column's."""
         position = torch.arange(len(self.ids), device=device)
         ends = torch.tensor(self.ends, device=device)
         return (position <= position.unsqueeze(1)) & (position.unsqueeze(1) < ends)
 
 
 def pack(texts: Sequence[Ids], limit: int) -> list[Row]:
-    """Rows of at most `limit` positions (or of one longer text) that hold every text, and compute the least.
+    """Rows of at most `limit` positions (or of one longer text) that hold every text at the lowest cost.
 
     Args:
         texts: token ids, each of at least one token.
@@ -76,7 +76,7 @@ def pack(texts: Sequence[Ids], limit: int) -> list[Row]:
 
 
 def additive(attends: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as every attention of transformers takes it: 0 where it attends, else the least number of the dtype."""
+    """The additive mask of transformers: 0 where a position attends, else the lowest number of the dtype."""
     return torch.zeros(attends.shape, dtype=dtype, device=attends.device).masked_fill_(~attends, torch.finfo(dtype).min)
 
 
@@ -87,13 +87,13 @@ def common(one: Ids, other: Ids) -> int:
 
 
 def _stretches(lengths: Sequence[int], shared: Sequence[int], limit: int) -> list[tuple[int, int]]:
-    """Where to cut the walk: the cuts whose rows compute the fewest positions, by dynamic programming.
+    """Where to cut the walk so that rows have the lowest total cost, by dynamic programming.
 
-    A row from text i to text j has the tokens of i, and of each later text those that it does not share with the one
-    before it.
+    A row from text i to text j has all tokens of i, and of each later text the tokens that it does not share with the
+    one before it.
     """
     added = list(accumulate((n - s for n, s in zip(lengths, shared, strict=True)), initial=0))
-    costs, cuts = [0], [0]  # of the first 0, 1, ... texts: the least cost, and where their last row begins
+    costs, cuts = [0], [0]  # for the first 0, 1, ... texts: the lowest cost, and where their last row begins
     for last in range(1, len(lengths) + 1):
         options: list[tuple[int, int]] = []
         for first in range(last - 1, -1, -1):
@@ -104,12 +104,12 @@ def _stretches(lengths: Sequence[int], shared: Sequence[int], limit: int) -> lis
         cost, cut = min(options)
         costs.append(cost)
         cuts.append(cut)
-    found = []
+    stretches = []
     last = len(lengths)
     while last:
-        found.append((cuts[last], last))
+        stretches.append((cuts[last], last))
         last = cuts[last]
-    return found[::-1]
+    return stretches[::-1]
 
 
 def _row(order: Sequence[int], texts: Sequence[Ids], shared: Sequence[int]) -> Row:

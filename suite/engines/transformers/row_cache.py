@@ -1,4 +1,4 @@
-"""Keys and values of texts that are being continued, a row each, in memory that is taken once."""
+"""A key-value cache with one row per text that is being continued, in memory that is allocated once."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ from suite.engines.transformers.packing import additive
 
 
 class RowCache(Cache):
-    """A cache whose row b holds a text of its own in columns 0 to its length; rows 0, 1, ... are in use.
+    """A cache in which each row holds one text, from column 0 on. The rows in use are the first ones.
 
     Args:
         like: a cache of the same model, of any length.
-        rows, columns: texts at a time, tokens of each.
+        rows, columns: number of texts at a time, and maximum tokens of each.
     """
 
     def __init__(self, like: DynamicCache, rows: int, columns: int) -> None:
         super().__init__(layers=[])
         self.rows, self.columns = rows, columns
-        self._held = [(_room(layer.keys, rows, columns), _room(layer.values, rows, columns)) for layer in like.layers]
+        self._states = [
+            (_allocate(layer.keys, rows, columns), _allocate(layer.values, rows, columns)) for layer in like.layers
+        ]
         self._row = self._column = torch.empty(0, dtype=torch.long)
         self._width = 0
 
     def read(self, row: int, texts: DynamicCache, path: Tensor) -> None:
-        """Take a text into a row: what a packed row has at the positions of the text's tokens."""
-        for held, layer in zip(self._held, texts.layers, strict=True):
-            for mine, theirs in zip(held, (layer.keys, layer.values), strict=True):
-                mine[row, :, : len(path)] = theirs[0, :, path]
+        """Copy a text into a row, from the positions of its tokens in a packed row."""
+        for states, layer in zip(self._states, texts.layers, strict=True):
+            for target, source in zip(states, (layer.keys, layer.values), strict=True):
+                target[row, :, : len(path)] = source[0, :, path]
 
     def move(self, row: int, to: int, length: int) -> None:
-        """Copy a row's first columns."""
-        for held in self._held:
-            for mine in held:
-                mine[to, :, :length] = mine[row, :, :length]
+        """Copy the first columns of a row to another row."""
+        for states in self._states:
+            for tensor in states:
+                tensor[to, :, :length] = tensor[row, :, :length]
 
     def place(self, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Say where the next token of each row goes: after so many. The mask with which it attends to its own text.
+        """Set the column of each row's next token, and return the mask with which it attends to its own text.
 
         Returns:
             (rows, 1, 1, columns), additive.
         """
-        device = self._held[0][0].device
+        device = self._states[0][0].device
         self._column = torch.tensor(lengths, device=device)
         self._row = torch.arange(len(lengths), device=device)
         self._width = max(lengths) + 1
@@ -55,11 +57,11 @@ class RowCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Put the next token's keys and values, (rows, heads, 1, head size), in their places; all of them, to attend.
+        """Store the next token's keys and values, (rows, heads, 1, head size), and return all that it may attend to.
 
         Called by the model.
         """
-        keys, values = self._held[layer_idx]
+        keys, values = self._states[layer_idx]
         keys[self._row, :, self._column] = key_states[:, :, 0]
         values[self._row, :, self._column] = value_states[:, :, 0]
         used = len(self._row)
@@ -72,6 +74,6 @@ class RowCache(Cache):
         return self._width, 0
 
 
-def _room(states: Tensor, rows: int, columns: int) -> Tensor:
-    _, heads, _, size = states.shape
-    return states.new_zeros(rows, heads, columns, size)  # zeros: what is masked is still multiplied
+def _allocate(example: Tensor, rows: int, columns: int) -> Tensor:
+    _, heads, _, size = example.shape
+    return example.new_zeros(rows, heads, columns, size)  # zeros, because masked values are still multiplied

@@ -1,6 +1,6 @@
-"""The vLLM engine: warm processes in a pool on Ray that all trials share.
+"""The vLLM engine: a pool of warm processes on Ray that all trials share.
 
-`build` and `settings` say what there is and what is asked for, without importing vLLM.
+`build` (which vLLM is installed) and `settings` do not import vLLM.
 """
 
 __all__ = ["build", "engine", "pool", "settings"]

@@ -1,4 +1,4 @@
-"""What an engine in another process has to be told of an architecture, found out once for each."""
+"""The facts about an architecture that an engine in another process needs, determined once for each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 from suite.models.checkpoints import Layout, context_of, skeleton
 
-INCIDENTAL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
-"""Entries of a config that say nothing about the architecture."""
+IRRELEVANT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+"""Entries of a config that do not affect the architecture."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Architecture:
     """An architecture.
 
     Attributes:
-        config: its config, written the same way wherever it is the same.
-        context: longest text that it reads, in tokens; None where it sets no limit.
+        config: its config in a canonical form: equal configs give equal strings.
+        context: maximum text length, in tokens; None if it has no limit.
     """
 
     config: str
@@ -29,15 +29,15 @@ class Architecture:
 
 
 class Architectures:
-    """The architectures that were met, by their config."""
+    """A cache of architectures by their config."""
 
     def __init__(self) -> None:
-        self._met: dict[str, Architecture] = {}
+        self._by_config: dict[str, Architecture] = {}
 
     def of(self, folder: Path) -> Architecture:
         text = (folder / "config.json").read_text()
-        if text not in self._met:
-            said = {key: value for key, value in json.loads(text).items() if key not in INCIDENTAL}
-            layout = Layout.of(skeleton(folder, torch.bfloat16))  # of any dtype: no memory is touched
-            self._met[text] = Architecture(json.dumps(said, sort_keys=True), context_of(folder), layout)
-        return self._met[text]
+        if text not in self._by_config:
+            relevant = {key: value for key, value in json.loads(text).items() if key not in IRRELEVANT}
+            layout = Layout.of(skeleton(folder, torch.bfloat16))  # the dtype does not matter: no memory is allocated
+            self._by_config[text] = Architecture(json.dumps(relevant, sort_keys=True), context_of(folder), layout)
+        return self._by_config[text]

@@ -1,4 +1,4 @@
-"""Whether vLLM can be used here, found out without importing it: that takes seconds and changes the process."""
+"""Checks whether vLLM can be used here without importing it: the import takes seconds and changes the process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Build:
 
     Attributes:
         gpu: whether it computes on a GPU.
-        unfit: why it cannot be used all the same; empty where it can.
+        unfit: why it cannot be used although it is installed; empty if it can.
     """
 
     package: str
@@ -36,12 +36,12 @@ class Build:
 
 
 def build() -> Build | None:
-    """The vLLM that is installed, if one is."""
+    """The installed vLLM, if there is one."""
     import torch
 
     for package, gpu in DISTRIBUTIONS.items():
         try:
-            found = version(package)
+            installed_version = version(package)
         except PackageNotFoundError:
             continue
         unfit = ""
@@ -49,7 +49,7 @@ def build() -> Build | None:
             unfit = f"it was built for torch {wanted}, and torch {torch.__version__} is installed"
         elif gpu and not torch.cuda.is_available():
             unfit = "it computes on a GPU, and torch sees none here"
-        return Build(package, found, gpu, unfit)
+        return Build(package, installed_version, gpu, unfit)
     return None
 
 
@@ -57,31 +57,31 @@ def installed() -> Build:
     """The vLLM that is installed here, or on the head of a cluster.
 
     Raises:
-        SpecError: there is none.
+        SpecError: none is installed.
     """
-    found = build()
-    if found is None:
+    vllm = build()
+    if vllm is None:
         raise SpecError(f"measure.engine: vllm is not installed. {HOW}. Or take measure.engine=transformers")
-    return found
+    return vllm
 
 
 def usable() -> Build:
-    """The vLLM that answers on this machine.
+    """The vLLM that can run on this machine.
 
     Raises:
-        SpecError: there is none that can.
+        SpecError: none is installed, or it cannot be used.
     """
-    found = installed()
-    if found.unfit:
-        raise SpecError(f"measure.engine: {found.package} {found.version} cannot be used: {found.unfit}. {HOW}")
-    return found
+    vllm = installed()
+    if vllm.unfit:
+        raise SpecError(f"measure.engine: {vllm.package} {vllm.version} cannot be used: {vllm.unfit}. {HOW}")
+    return vllm
 
 
 def check_heads(heads: Heads, tensor_parallel: int, where: str) -> None:
-    """See that vLLM can run a model's attention, before an engine is started in vain.
+    """Check that vLLM can run a model's attention, before an engine is started in vain.
 
     Args:
-        where: the setting that says which model, for the message.
+        where: the setting that names the model, for the message.
 
     Raises:
         SpecError: it has no kernel for such heads, or too few of them for so many GPUs.
@@ -91,7 +91,7 @@ def check_heads(heads: Heads, tensor_parallel: int, where: str) -> None:
             f"{where}: its attention heads have {heads.size} dimensions, and vLLM has kernels on a CPU for "
             f"{', '.join(map(str, CPU_HEADS))}. Use measure.engine=transformers for it"
         )
-    if heads.shared and heads.shared % tensor_parallel:  # else GPUs hold copies, which a fingerprint cannot tell apart
+    if heads.shared and heads.shared % tensor_parallel:  # else GPUs hold copies, which a fingerprint takes for parts
         raise SpecError(
             f"measure.vllm.tensor_parallel: {tensor_parallel} does not divide the model's {heads.shared} heads of keys "
             "and values"
@@ -99,7 +99,7 @@ def check_heads(heads: Heads, tensor_parallel: int, where: str) -> None:
 
 
 def pool_resources(settings: VllmSettings) -> PoolResources:
-    """The engines that are asked for, each with GPUs of its own where vLLM computes on GPUs.
+    """The resources of the configured engines, each with GPUs of its own if vLLM computes on GPUs.
 
     Raises:
         SpecError: vLLM is not installed.

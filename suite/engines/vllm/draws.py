@@ -1,4 +1,4 @@
-"""Tokens drawn at a temperature within vLLM, with the random numbers that every other engine draws with."""
+"""Samples tokens inside vLLM with the same random numbers as every other engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from suite.engines.sampling import Draw, drawn
 
 
 class DrawnTokens(LogitsProcessor):
-    """Leaves no other token in the rows whose tokens are drawn, so that the best one is what was drawn."""
+    """Masks all tokens but the drawn one in rows that sample, so that greedy decoding picks it."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, tuple[Draw, list[int]]] = {}
@@ -28,13 +28,13 @@ class DrawnTokens(LogitsProcessor):
         for row, params, _, new in batch_update.added:
             self._rows.pop(row, None)
             if draw := (params.extra_args or {}).get("draw"):
-                self._rows[row] = Draw(draw[0], bytes.fromhex(draw[1])), new  # the list grows with the answer
-        for one, other, direction in batch_update.moved:
-            moved, there = self._rows.pop(one, None), self._rows.pop(other, None)
+                self._rows[row] = Draw(draw[0], bytes.fromhex(draw[1])), new  # vLLM appends to the list as it generates
+        for source, target, direction in batch_update.moved:
+            moved, displaced = self._rows.pop(source, None), self._rows.pop(target, None)
             if moved:
-                self._rows[other] = moved
-            if there and direction is MoveDirectionality.SWAP:
-                self._rows[one] = there
+                self._rows[target] = moved
+            if displaced and direction is MoveDirectionality.SWAP:
+                self._rows[source] = displaced
 
     def apply(self, logits: Tensor) -> Tensor:
         if not self._rows:

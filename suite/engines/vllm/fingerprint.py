@@ -1,8 +1,8 @@
-"""A sum over weights that says whether they arrived, however an engine lays them out.
+"""A fingerprint of weights that does not depend on how an engine lays them out.
 
-Engines fuse, transpose, split and pad tensors, so bytes cannot be compared. What stays is which numbers there are: the
-sum of a function of each number's bits is the same before and after. Sums of tensors add up to that of a checkpoint,
-and padding with zeros adds nothing.
+Engines fuse, transpose, split and pad tensors, so bytes cannot be compared. The set of numbers stays the same, and so
+does the sum of a function of each number's bits. The sums of tensors add up to that of a checkpoint, and padding with
+zeros adds nothing.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from torch import Tensor
 MODULUS = 2**64
 
 SPREAD = 2**16 + 1
-"""Above twice the largest 16-bit x, so that x (x + SPREAD) grows with x, and within 2^32 takes no value twice."""
+"""More than twice the largest 16-bit x, so that x (x + SPREAD) grows with x, and takes no value twice modulo 2^32."""
 
 CHUNK = {"cpu": 2**16, "other": 2**24}
-"""Numbers at a time: on a CPU what fits into a core's cache, elsewhere enough to fill the device."""
+"""Numbers that are summed at a time: on a CPU what fits into a core's cache, elsewhere enough to fill the device."""
 
 
 def word_sum(tensor: Tensor) -> Tensor:
-    """Sum over the numbers of x (x + 65537) modulo 2^32, with sign, where x are the number's bits as an integer.
+    """Sum over the numbers of x (x + 65537) modulo 2^32, signed, where x are the number's bits as an integer.
 
-    A number of 16 bits that changes always changes the sum (no two of them have the same term), one of 32 bits does but
-    once in two billion times. Two changes cancel as seldom, unlike in a plain sum, where a step up and a step down do.
+    If a 16-bit number changes, the sum always changes, because no two of them have the same term; for a 32-bit number
+    this fails once in two billion times. Two changes cancel equally rarely; in a plain sum, a step up and a step down
+    would.
 
     Returns:
         () int64 on the tensor's device.
@@ -42,9 +43,9 @@ def word_sum(tensor: Tensor) -> Tensor:
 
 
 def combined(sums: Iterable[Tensor]) -> int:
-    """The fingerprint of tensors whose sums these are, modulo 2^64: each stored tensor once.
+    """The fingerprint of tensors with these sums, modulo 2^64. Each stored tensor must be given once.
 
-    The device is waited for once.
+    Synchronizes with the device only once.
     """
-    found = list(sums)
-    return sum(torch.stack(found).tolist()) % MODULUS if found else 0
+    values = list(sums)
+    return sum(torch.stack(values).tolist()) % MODULUS if values else 0

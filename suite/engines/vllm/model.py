@@ -1,10 +1,9 @@
-"""vLLM in this process, which it then owns: one architecture, any number of checkpoints, one after another.
+"""vLLM in this process: one architecture, and any number of checkpoints, one after another.
 
-vLLM changes the process that it lives in (threads, random numbers, torch.distributed, classes of transformers), and
-after one reload that failed it answers wrongly for good. So nothing else runs here, and whoever holds this process ends
-it when `load` raises.
+vLLM changes its process (threads, random numbers, torch.distributed, classes of transformers), and after one failed
+reload it gives wrong results for good. So nothing else runs in this process, and its owner ends it when `load` raises.
 
-Tokenizers stay outside: token ids come in, token ids and numbers go out.
+There is no tokenizer: token ids come in, token ids and numbers go out.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from suite.engines.vllm.transport import FileSource, WeightSource
 from suite.models.encoding import Encoded
 
 BLOCK = 32
-"""Positions of a block of the cache, on a CPU: vLLM's kernels there take no smaller one."""
+"""Positions per block of the key-value cache on a CPU, the smallest that vLLM's kernels support there."""
 
 
 class StaleWeights(RuntimeError):
@@ -33,24 +32,24 @@ class StaleWeights(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Start:
-    """What an engine is started with. Any checkpoint of the same architecture can be asked without starting another.
+class EngineConfig:
+    """The configuration that an engine is started with. It can then run any checkpoint of the same architecture.
 
     Attributes:
         architecture: folder with config.json; no weights are read from it.
-        config: content of that file: folders with the same one share an engine.
-        length: longest text, in tokens.
+        model_config: content of that file: folders with the same one share an engine.
+        length: maximum text length, in tokens.
         gpu: whether it computes on a GPU.
         gpu_memory: share of the GPU's memory that the engine may take.
         cache_gib: memory for keys and values on a CPU.
-        eager: whether nothing is compiled: on a GPU that takes a minute at the start and makes decoding faster.
-        batch_invariant: whether an answer is to be the same to the last bit whatever else is in the batch.
-        sleeps: whether the engine leaves the GPU to others between questions.
-        lora_rank: largest rank of adapters that may lie beside the weights; 0 for none, which is faster.
+        eager: whether nothing is compiled. Compiling takes a minute at the start on a GPU and makes decoding faster.
+        batch_invariant: whether results must be the same to the last bit whatever else is in the batch.
+        sleeps: whether the engine frees the GPU between requests.
+        lora_rank: largest rank of unmerged adapters; 0 for none, which is faster.
     """
 
     architecture: Path = field(compare=False)
-    config: str
+    model_config: str
     dtype: str
     length: int
     gpu: bool = False
@@ -65,29 +64,30 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt to continue, greedily or as drawn.
+    """A prompt to continue, greedily or by sampling.
 
     Attributes:
-        limit: longest continuation, in tokens.
-        stop: ids after which nothing more is wanted; they are part of the continuation.
+        ids: its tokens.
+        limit: maximum length of the continuation, in tokens.
+        stop: token ids that end the continuation; they are part of it.
     """
 
-    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
     limit: int
     stop: tuple[int, ...]
     draw: Draw | None = None
 
 
-def environment(start: Start, threads: int) -> dict[str, str]:
-    """Variables that the process has to have before vLLM is imported."""
-    exact = {"TRITON_F32_DEFAULT": "ieee"} if start.dtype == "float32" else {}  # else attention multiplies in TF32
+def environment(config: EngineConfig, threads: int) -> dict[str, str]:
+    """Environment variables that must be set in the process before vLLM is imported."""
+    exact = {"TRITON_F32_DEFAULT": "ieee"} if config.dtype == "float32" else {}  # otherwise attention uses TF32
     return exact | {
-        "VLLM_USE_V2_MODEL_RUNNER": "0",  # CPUs have the other one alone, and random draws are written for it
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine here, not in a process of its own beside this one
+        "VLLM_USE_V2_MODEL_RUNNER": "0",  # CPUs support only the first one, and `draws` is written for it
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # run the engine in this process, not in a child
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_BATCH_INVARIANT": str(int(start.batch_invariant)),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are the cluster's to give
+        "VLLM_BATCH_INVARIANT": str(int(config.batch_invariant)),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the cluster assigns the cores
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
@@ -99,55 +99,55 @@ class VllmModel:
     """vLLM with the weights of one checkpoint at a time.
 
     Raises:
-        Exception: vLLM does not start: too little memory, an architecture that it lacks, ...
+        Exception: vLLM does not start: too little memory, an unsupported architecture, ...
     """
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         from vllm import LLM
 
-        self.start = start
-        more: dict[str, Any] = (
-            {"gpu_memory_utilization": start.gpu_memory, "enable_sleep_mode": start.sleeps}
-            if start.gpu
-            else {"kv_cache_memory_bytes": int(start.cache_gib * 2**30), "block_size": BLOCK}
+        self.config = config
+        options: dict[str, Any] = (
+            {"gpu_memory_utilization": config.gpu_memory, "enable_sleep_mode": config.sleeps}
+            if config.gpu
+            else {"kv_cache_memory_bytes": int(config.cache_gib * 2**30), "block_size": BLOCK}
         )
-        if start.tensor_parallel > 1:
-            more["distributed_executor_backend"] = "mp"  # within an actor vLLM would take Ray, and GPUs of others
-        if start.lora_rank:
-            more |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": start.lora_rank}
+        if config.tensor_parallel > 1:
+            options["distributed_executor_backend"] = "mp"  # inside an actor vLLM would use Ray, and GPUs of others
+        if config.lora_rank:
+            options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": config.lora_rank}
         self._llm = LLM(
-            model=str(start.architecture),
-            dtype=start.dtype,
+            model=str(config.architecture),
+            dtype=config.dtype,
             load_format="dummy",
             skip_tokenizer_init=True,
             generation_config="vllm",
-            max_model_len=start.length,
-            tensor_parallel_size=start.tensor_parallel,
+            max_model_len=config.length,
+            tensor_parallel_size=config.tensor_parallel,
             seed=0,
-            enforce_eager=start.eager,
-            worker_extension_cls="suite.engines.vllm.weights.Swapping",
+            enforce_eager=config.eager,
+            worker_extension_cls="suite.engines.vllm.weights.SwapExtension",
             logits_processors=["suite.engines.vllm.draws:DrawnTokens"],
-            **more,
+            **options,
         )
         self._asleep = False
         self._adapter: Any = None
-        self._adapted = 0
+        self._adapter_count = 0
 
     def load(self, weights: WeightSource) -> float:
-        """Compute with these weights from now on. Seconds that it took.
+        """Compute with these weights from now on. Returns the seconds that loading took.
 
         Raises:
             CheckpointError: a file is damaged.
             StaleWeights: not all of them arrived.
-            Exception: anything else that goes wrong. After any of these the process is to be ended.
+            Exception: any other failure. After any of these errors the process must be ended.
         """
         from suite.engines.vllm.weights import arrived
 
         begun = time.perf_counter()
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
-        with _within_reach(weights, self.start.tensor_parallel) as given:
-            workers = self._llm.collective_rpc("swap", args=(given,))
+        with _within_reach(weights, self.config.tensor_parallel) as reachable:
+            workers = self._llm.collective_rpc("swap", args=(reachable,))
         if not arrived(workers):
             raise StaleWeights(
                 "the weights that vLLM computes with are not the checkpoint's: a tensor kept its old value, or this "
@@ -161,47 +161,47 @@ class VllmModel:
         return time.perf_counter() - begun
 
     def adapt(self, adapter: Path | None) -> None:
-        """Put an adapter beside the weights, or none, for all questions from now on. peft's files are read."""
+        """Apply an adapter in peft's format, or none, to all requests from now on."""
         from vllm.lora.request import LoRARequest
 
-        self._adapted += 1  # vLLM knows adapters by number, and files may have been written again
-        self._adapter = LoRARequest(str(adapter), self._adapted, str(adapter)) if adapter else None
+        self._adapter_count += 1  # vLLM identifies adapters by number, and files may have been overwritten
+        self._adapter = LoRARequest(str(adapter), self._adapter_count, str(adapter)) if adapter else None
 
     def sleep(self) -> None:
-        """Leave the GPU to others. Weights have to be loaded before the next question."""
+        """Free the GPU. Weights must be loaded before the next request."""
         self._llm.sleep(level=2)
         self._asleep = True
 
-    def continued(self, asks: Sequence[Prompt]) -> list[list[int]]:
-        """New tokens after each prompt, the one that ended it included where it is one of `stop`."""
+    def generate(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """New tokens after each prompt, including the `stop` token that ended the continuation."""
         from vllm import SamplingParams
 
         params = [
             SamplingParams(
                 temperature=0.0,
-                max_tokens=ask.limit,
+                max_tokens=prompt.limit,
                 ignore_eos=True,
-                stop_token_ids=list(ask.stop),
+                stop_token_ids=list(prompt.stop),
                 detokenize=False,
-                extra_args={"draw": (ask.draw.temperature, ask.draw.key.hex())} if ask.draw else None,
+                extra_args={"draw": (prompt.draw.temperature, prompt.draw.key.hex())} if prompt.draw else None,
             )
-            for ask in asks
+            for prompt in prompts
         ]
-        return [list(output.outputs[0].token_ids) for output in self._run([ask.prompt for ask in asks], params)]
+        return [list(output.outputs[0].token_ids) for output in self._run([prompt.ids for prompt in prompts], params)]
 
-    def scored(self, texts: Sequence[Encoded]) -> list[Score]:
-        """Log-probability of each text's answer, by token. A slow path of vLLM: it reads nothing from its cache."""
+    def score(self, texts: Sequence[Encoded]) -> list[Score]:
+        """Log-probability of each text's answer, by token. A slow path of vLLM, which bypasses its prefix cache."""
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         outputs = self._run([text.ids for text in texts], [params] * len(texts))
         return [_score(text, output.prompt_logprobs) for text, output in zip(texts, outputs, strict=True)]
 
-    def _run(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
-        if not prompts:
+    def _run(self, texts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
+        if not texts:
             return []
         return self._llm.generate(
-            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            [{"prompt_token_ids": list(ids)} for ids in texts],
             list(params),
             use_tqdm=False,
             lora_request=self._adapter,
@@ -209,13 +209,13 @@ class VllmModel:
 
 
 def _score(text: Encoded, prompt_logprobs: Sequence[Mapping[int, Any] | None]) -> Score:
-    found = [prompt_logprobs[place][text.ids[place]] for place in range(text.start, len(text.ids))]
-    return Score(tuple(one.logprob for one in found), tuple(one.rank == 1 for one in found))
+    entries = [prompt_logprobs[place][text.ids[place]] for place in range(text.start, len(text.ids))]
+    return Score(tuple(entry.logprob for entry in entries), tuple(entry.rank == 1 for entry in entries))
 
 
 @contextmanager
 def _within_reach(weights: WeightSource, workers: int) -> Iterator[WeightSource]:
-    """Weights as every worker of an engine can get at them: bytes do not survive the way to other processes."""
+    """Weights in a form that every worker of an engine can read: mapped bytes cannot be sent to other processes."""
     if workers == 1 or isinstance(weights, FileSource):
         yield weights
         return

@@ -1,10 +1,10 @@
-"""Warm engines behind one queue: vLLM in Ray actors that outlive the checkpoints they are asked about.
+"""A pool of warm engines behind one queue: vLLM in Ray actors that outlive the checkpoints that they run.
 
-A desk, an actor by name, takes orders from any number of trials and gives them to engines, which are actors with a
-process, and GPUs, of their own. An engine that holds the architecture of a waiting order is preferred to one that would
-have to be started anew. What the engines need is reserved before the first trial starts, and stays reserved. An engine
-that dies, or whose weights did not arrive, is replaced, and its order is done again: answers follow from the order
-alone, so nothing is lost and nothing comes twice.
+The scheduler, a named actor, takes requests from any number of trials and assigns them to engines, which are actors
+with their own process and GPUs. An engine that already holds the architecture of a waiting request is preferred to one
+that would have to be restarted. The resources of the engines are reserved before the first trial starts, and stay
+reserved. An engine that dies, or whose weights did not arrive, is replaced, and its request is run again. A reply
+depends on its request alone, so nothing is lost and nothing is delivered twice.
 """
 
 from __future__ import annotations
@@ -23,204 +23,208 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from suite.cluster.placement import PoolResources
 from suite.config.errors import EngineError
-from suite.engines.vllm.model import Start, environment
-from suite.engines.vllm.process import EngineProcess, PoolRequest, Reply, plain
+from suite.engines.vllm.model import EngineConfig, environment
+from suite.engines.vllm.process import EngineProcess, PoolReply, PoolRequest, picklable
 
 NAME = "regrade-pool"
 
-TRIES = 3
-"""Engines that an order may use up: two may be lost to accidents, a third loss is the order's own doing."""
+MAX_ATTEMPTS = 3
+"""Engines that a request may use up: two may be lost by accident, but a third loss is caused by the request itself."""
 
-SPOILT = 2
-"""Engines that one and the same checkpoint may spoil, or keep from starting."""
+MAX_BROKEN_ENGINES = 2
+"""Engines that a request may leave unusable, or unable to start."""
 
-ROOM = 64
-"""Orders in the queue; who brings another one waits. An order's weights stay in memory until it is done."""
+QUEUE_CAPACITY = 64
+"""Requests in the queue; the sender of another one waits. The weights of a request stay in memory until it is done."""
 
 PATIENCE = 16
-"""Times that an order may be passed over in favour of an architecture that is already there."""
+"""Times that a request may be passed over in favour of one whose architecture is already loaded."""
 
-PAUSE = 2.0
-"""Seconds before another engine is started: the memory of the one before may not be free yet."""
+RESTART_DELAY = 2.0
+"""Seconds before another engine is started: the memory of the previous one may not be free yet."""
 
-NOTICE = 20.0
-"""Seconds of waiting for room on the cluster before it is said, and said again."""
+NOTICE_INTERVAL = 20.0
+"""Seconds between notices that the cluster has not enough free resources yet."""
 
 
 @dataclass
 class _Waiting:
-    start: Start
-    order: PoolRequest
-    reply: asyncio.Future[Reply]
+    config: EngineConfig
+    request: PoolRequest
+    reply: asyncio.Future[PoolReply]
     passed_over: int = 0
 
 
 @dataclass
 class _Slot:
-    """Room for an engine, and the engine that is there."""
+    """The reserved resources of one engine, and the engine that runs on them."""
 
     index: int
-    start: Start | None = None
+    config: EngineConfig | None = None
     actor: ActorHandle | None = None
     busy: bool = False
 
 
 class Scheduler:
-    """Takes orders and gives them to engines.
+    """Takes requests and assigns them to engines.
 
     Args:
-        group: what the engines need. Not the desk's own, which begins anew when it is lost, and would reserve it twice.
+        resources: number of engines, and the resources of each.
+        group: the reservation of these resources. Not made here: a restarted scheduler would make another.
     """
 
-    def __init__(self, shape: PoolResources, group: PlacementGroup) -> None:
-        self.shape, self._group = shape, group
-        self._slots = [_Slot(index) for index in range(shape.engines)]
+    def __init__(self, resources: PoolResources, group: PlacementGroup) -> None:
+        self._resources, self._group = resources, group
+        self._slots = [_Slot(index) for index in range(resources.engines)]
         self._waiting: list[_Waiting] = []
-        self._room = asyncio.Semaphore(ROOM)
+        self._capacity = asyncio.Semaphore(QUEUE_CAPACITY)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def answer(self, start: Start, order: PoolRequest) -> Reply:
-        """What becomes of an order."""
-        async with self._room:
-            reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            self._waiting.append(_Waiting(start, order, reply))
-            self._give_out()
+    async def answer(self, config: EngineConfig, request: PoolRequest) -> PoolReply:
+        """The reply to a request."""
+        async with self._capacity:
+            reply: asyncio.Future[PoolReply] = asyncio.get_running_loop().create_future()
+            self._waiting.append(_Waiting(config, request, reply))
+            self._assign()
             return await reply
 
-    async def taken(self) -> PoolResources:
-        """How many engines there are, and what each takes."""
-        return self.shape
+    async def resources(self) -> PoolResources:
+        """The number of engines, and the resources of each."""
+        return self._resources
 
     async def close(self) -> None:
-        """End the engines that are idle; the next order starts one."""
+        """Stop the idle engines; the next request starts one."""
         for slot in self._slots:
             if not slot.busy:
-                self._end(slot)
+                self._stop(slot)
 
     async def processes(self) -> tuple[int, list[int]]:
-        """Process ids of the desk and of the engines that are there, for whoever looks after them."""
+        """Process ids of the scheduler and of the running engines, for monitoring."""
         return os.getpid(), [await slot.actor.pid.remote() for slot in self._slots if slot.actor]
 
-    def _give_out(self) -> None:
+    def _assign(self) -> None:
         for slot in self._slots:
             if not slot.busy and self._waiting:
                 slot.busy = True
-                task = asyncio.create_task(self._serve(slot, self._next(slot)))
+                task = asyncio.create_task(self._serve(slot, self._take(slot)))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    def _next(self, slot: _Slot) -> _Waiting:
-        others = {other.start for other in self._slots if other is not slot}
-        index = chosen([w.start for w in self._waiting], self._waiting[0].passed_over, slot.start, others)
-        for passed in self._waiting[:index]:
-            passed.passed_over += 1
+    def _take(self, slot: _Slot) -> _Waiting:
+        others = {other.config for other in self._slots if other is not slot}
+        index = choose_request([w.config for w in self._waiting], self._waiting[0].passed_over, slot.config, others)
+        for skipped in self._waiting[:index]:
+            skipped.passed_over += 1
         return self._waiting.pop(index)
 
     async def _serve(self, slot: _Slot, waiting: _Waiting) -> None:
         try:
-            reply = await self._done(slot, waiting)
+            reply = await self._complete(slot, waiting)
         except Exception as error:
-            reply = Reply(error=plain(error))
+            reply = PoolReply(error=picklable(error))
         slot.busy = False
-        if not waiting.reply.done():  # whoever asked may have given up
+        if not waiting.reply.done():  # the sender may have given up
             waiting.reply.set_result(reply)
-        self._give_out()
+        self._assign()
 
-    async def _done(self, slot: _Slot, waiting: _Waiting) -> Reply:
-        """An order, done on as many engines as it takes."""
-        spoilt, reply = 0, Reply()
-        for _ in range(TRIES):
+    async def _complete(self, slot: _Slot, waiting: _Waiting) -> PoolReply:
+        """Run a request, on a new engine whenever one is lost."""
+        broken_engines, reply = 0, PoolReply()
+        for _ in range(MAX_ATTEMPTS):
             try:
-                reply = await self._tried(slot, waiting)
+                reply = await self._attempt(slot, waiting)
                 if not reply.broken:
                     return reply
-                spoilt += 1
+                broken_engines += 1
             except RayActorError as error:
-                reply = Reply(error=EngineError(f"its engine was lost: {' '.join(str(error).split())}"))
-            self._end(slot)
-            if spoilt == SPOILT:
+                reply = PoolReply(error=EngineError(f"its engine was lost: {' '.join(str(error).split())}"))
+            self._stop(slot)
+            if broken_engines == MAX_BROKEN_ENGINES:
                 break
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(RESTART_DELAY)
         return reply
 
-    async def _tried(self, slot: _Slot, waiting: _Waiting) -> Reply:
-        """An order, given to the engine in a slot; one of its kind is started there first if need be."""
-        if slot.start != waiting.start:
-            self._end(slot)
+    async def _attempt(self, slot: _Slot, waiting: _Waiting) -> PoolReply:
+        """Run a request on the engine in a slot; if that is of another configuration, it is replaced first."""
+        if slot.config != waiting.config:
+            self._stop(slot)
         if slot.actor is None:
-            slot.start, slot.actor = waiting.start, self._engine(slot.index, waiting.start)
-            if reason := await slot.actor.start.remote(waiting.start):
-                return Reply(error=EngineError(f"vLLM does not start: {reason}"), broken=True)
-        reply = await slot.actor.answer.remote(waiting.order)
-        if waiting.start.sleeps and not reply.broken and not self._waiting:
-            await slot.actor.rest.remote()  # before the answer: whoever gets it may want the GPU at once
+            slot.config, slot.actor = waiting.config, self._new_actor(slot.index, waiting.config)
+            if reason := await slot.actor.start.remote(waiting.config):
+                return PoolReply(error=EngineError(f"vLLM does not start: {reason}"), broken=True)
+        reply = await slot.actor.answer.remote(waiting.request)
+        if waiting.config.sleeps and not reply.broken and not self._waiting:
+            await slot.actor.sleep.remote()  # before the reply: its receiver may need the GPU at once
         return reply
 
-    def _engine(self, index: int, start: Start) -> ActorHandle:
-        where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+    def _new_actor(self, index: int, config: EngineConfig) -> ActorHandle:
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
         return (
             ray.remote(EngineProcess)
             .options(
                 name=f"regrade-engine-{index}-{uuid.uuid4().hex[:8]}",
-                num_cpus=self.shape.cpus,
-                num_gpus=self.shape.gpus,
-                scheduling_strategy=where,
-                runtime_env={"env_vars": environment(start, self.shape.threads)},
+                num_cpus=self._resources.cpus,
+                num_gpus=self._resources.gpus,
+                scheduling_strategy=strategy,
+                runtime_env={"env_vars": environment(config, self._resources.threads)},
             )
             .remote()
         )
 
-    def _end(self, slot: _Slot) -> None:
+    def _stop(self, slot: _Slot) -> None:
         if slot.actor is not None:
             ray.kill(slot.actor)
-        slot.start = slot.actor = None
+        slot.config = slot.actor = None
 
 
-def chosen(waiting: Sequence[Start], passed_over: int, mine: Start | None, others: set[Start | None]) -> int:
-    """Which of the waiting orders an engine takes: one of its architecture, else one that no other engine is there for.
+def choose_request(
+    waiting: Sequence[EngineConfig], passed_over: int, own: EngineConfig | None, others: set[EngineConfig | None]
+) -> int:
+    """Index of the waiting request that an engine takes: one with its own configuration, else one that no other engine
+    is configured for.
 
     Args:
-        waiting: what each order needs, the oldest first.
-        passed_over: how often the oldest was; after `PATIENCE` times it is taken whatever it needs.
-        mine: what this engine was started with. others: what the other ones were.
+        waiting: the configuration that each request needs, the oldest first.
+        passed_over: how often the oldest was passed over; after `PATIENCE` times it is taken whatever it needs.
+        own: the configuration of this engine. others: those of the other engines.
     """
     if passed_over >= PATIENCE:
         return 0
-    same = next((i for i, start in enumerate(waiting) if start == mine), None)
-    fresh = next((i for i, start in enumerate(waiting) if start not in others), 0)
-    return fresh if same is None else same
+    same = next((i for i, config in enumerate(waiting) if config == own), None)
+    unclaimed = next((i for i, config in enumerate(waiting) if config not in others), 0)
+    return unclaimed if same is None else same
 
 
 def find_pool() -> ActorHandle | None:
-    """The pool of this Ray job, if there is one."""
+    """The scheduler of this Ray job's pool, if there is one."""
     try:
         return ray.get_actor(NAME)
     except ValueError:
         return None
 
 
-def open_pool(shape: PoolResources, told: Callable[[], None] = lambda: None) -> ActorHandle:
-    """The pool of this Ray job, with what it needs reserved; made where there is none.
+def open_pool(resources: PoolResources, notify: Callable[[], None] = lambda: None) -> ActorHandle:
+    """The scheduler of this Ray job's pool. If there is no pool, its resources are reserved and it is created.
 
     Args:
-        told: called every now and then while the cluster has no room yet.
+        notify: called every now and then while the cluster has not enough free resources.
     """
-    if (there := find_pool()) is not None:
-        return there
-    bundle = {"CPU": shape.cpus, **({"GPU": shape.gpus} if shape.gpus else {})}
-    group = placement_group([bundle] * shape.engines)
-    while not group.wait(NOTICE):
-        told()
-    desk = ray.remote(Scheduler).options(
+    if (existing := find_pool()) is not None:
+        return existing
+    bundle = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+    group = placement_group([bundle] * resources.engines)
+    while not group.wait(NOTICE_INTERVAL):
+        notify()
+    scheduler = ray.remote(Scheduler).options(
         name=NAME,
         num_cpus=0,
         max_concurrency=1000,
-        max_restarts=-1,  # its engines go with it, and the orders that were out are brought again
+        max_restarts=-1,  # its engines end with it, and Ray sends pending requests again
         max_task_retries=-1,
     )
-    made = _KEPT[ray.get_runtime_context().get_job_id()] = desk.remote(shape, group)
-    return made
+    handle = _SCHEDULERS[ray.get_runtime_context().get_job_id()] = scheduler.remote(resources, group)
+    return handle
 
 
-_KEPT: dict[str, ActorHandle] = {}
-"""The desk of this Ray job. An actor ends with the last handle of whoever made it."""
+_SCHEDULERS: dict[str, ActorHandle] = {}
+"""The scheduler of each Ray job. An actor ends when its creator drops the last handle."""

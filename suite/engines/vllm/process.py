@@ -1,4 +1,4 @@
-"""The process that vLLM has to itself, an actor, and what crosses into it and back."""
+"""The Ray actor in which vLLM runs alone, and the requests and replies that it exchanges."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from ray.exceptions import RayError
 
 from suite.config.errors import CheckpointError, EngineError
 from suite.engines.scores import Score
-from suite.engines.vllm.model import Prompt, StaleWeights, Start, VllmModel
+from suite.engines.vllm.model import EngineConfig, Prompt, StaleWeights, VllmModel
 from suite.engines.vllm.transport import FileSource, WeightSource
 from suite.models.encoding import Encoded
 
 
 @dataclass(frozen=True)
 class PoolRequest:
-    """A checkpoint and all that it is asked.
+    """A checkpoint, with the prompts to continue and the texts to score.
 
     Attributes:
         weights: files, or a reference to bytes in Ray's object store, in a list so that only the engine fetches them.
-        adapter: folder of a LoRA adapter that is to lie beside them.
+        adapter: folder of a LoRA adapter that is applied without merging it.
     """
 
     weights: WeightSource | list[Any]
-    asks: tuple[Prompt, ...]
+    prompts: tuple[Prompt, ...]
     texts: tuple[Encoded, ...] = ()
     adapter: Path | None = None
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What became of an order.
+class PoolReply:
+    """The result of a request.
 
     Attributes:
-        new: continuations, in the order of `asks`. scores: in the order of `texts`.
-        error: what went wrong instead. broken: the engine cannot be used any more.
-        loading, answering: seconds that the engine took.
+        continuations: new tokens, in the order of `prompts`. scores: in the order of `texts`.
+        error: what went wrong instead. broken: whether the engine cannot be used any more.
+        loading, answering: seconds that the engine took to load the weights, and to run the request.
     """
 
-    new: list[list[int]] = field(default_factory=list)
+    continuations: list[list[int]] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     error: Exception | None = None
     broken: bool = False
@@ -52,12 +52,12 @@ class Reply:
 
 
 class EngineProcess:
-    """The process that vLLM has to itself."""
+    """The process in which vLLM runs, and nothing else."""
 
-    def start(self, start: Start) -> str | None:
-        """Start vLLM. What went wrong, if anything."""
+    def start(self, config: EngineConfig) -> str | None:
+        """Start vLLM. Returns what went wrong, if anything."""
         try:
-            self._model = VllmModel(start)
+            self._model = VllmModel(config)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         self._loaded: FileSource | None = None
@@ -66,31 +66,31 @@ class EngineProcess:
     def pid(self) -> int:
         return os.getpid()
 
-    def rest(self) -> None:
-        """Leave the GPU to others until the next order."""
+    def sleep(self) -> None:
+        """Free the GPU until the next request."""
         self._model.sleep()
         self._loaded = None
 
-    def answer(self, order: PoolRequest) -> Reply:
-        """What becomes of an order."""
+    def answer(self, request: PoolRequest) -> PoolReply:
+        """Load the weights of a request and compute its reply."""
         try:
-            weights = ray.get(order.weights[0]) if isinstance(order.weights, list) else order.weights
-        except RayError as error:  # whoever sent them is gone; nobody waits for this answer
-            return Reply(error=EngineError(f"the weights were lost on the way to the engine: {error}"))
+            weights = ray.get(request.weights[0]) if isinstance(request.weights, list) else request.weights
+        except RayError as error:  # their sender is gone, so nobody waits for this reply
+            return PoolReply(error=EngineError(f"the weights were lost on the way to the engine: {error}"))
         try:
             loading = 0.0 if weights == self._loaded else self._model.load(weights)
             self._loaded = weights if isinstance(weights, FileSource) else None  # bytes would stay in memory
-            self._model.adapt(order.adapter)
+            self._model.adapt(request.adapter)
             begun = time.perf_counter()
-            new, scores = self._model.continued(order.asks), self._model.scored(order.texts)
+            continuations, scores = self._model.generate(request.prompts), self._model.score(request.texts)
             answering = time.perf_counter() - begun
         except Exception as error:
-            return Reply(error=plain(error), broken=True)
-        return Reply(new, scores, loading=loading, answering=answering)
+            return PoolReply(error=picklable(error), broken=True)
+        return PoolReply(continuations, scores, loading=loading, answering=answering)
 
 
-def plain(error: Exception) -> Exception:
-    """An error that any process can read."""
+def picklable(error: Exception) -> Exception:
+    """The error in a form that any process can unpickle."""
     if isinstance(error, CheckpointError | StaleWeights | EngineError):
         return type(error)(str(error))
     return EngineError(f"{type(error).__name__}: {error}")

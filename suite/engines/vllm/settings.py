@@ -1,4 +1,4 @@
-"""The settings of vLLM's engines."""
+"""The settings of the vLLM engine."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from suite.config.settings import Settings
 
 
 class VllmSettings(Settings):
-    """vLLM's engines, where `measure.engine` is `vllm` (see docs/engines.md).
+    """Settings of vLLM's engines, used if `measure.engine` is `vllm` (see docs/engines.md).
 
     Attributes:
-        engines: how many, for all trials together.
-        tensor_parallel: GPUs of one engine, for models that one does not hold.
-        batch_invariant: answers that are the same to the last bit whatever else is in the batch, at a price in speed
-            (GPUs from compute capability 9.0 on).
-        eager: start on a GPU in seconds, without compiling, and generate more slowly: for a handful of questions.
-        gpu_memory: share of each GPU's memory that an engine takes; by default 0.9, and 0.45 of a GPU that it shares
-            with a trial.
+        engines: number of engines, for all trials together.
+        tensor_parallel: GPUs per engine, for models that do not fit on one.
+        batch_invariant: make results the same to the last bit whatever else is in the batch, at a cost in speed (GPUs
+            from compute capability 9.0 on).
+        eager: start on a GPU in seconds, without compiling, but generate more slowly: for a handful of questions.
+        gpu_memory: share of each GPU's memory that an engine takes; by default 0.9, or 0.45 of a GPU shared with a
+            trial.
         cache_gib: memory for keys and values on a CPU, in GiB.
-        threads: CPU threads of an engine.
+        threads: CPU threads per engine.
     """
 
     engines: int = Field(1, ge=1)

@@ -1,7 +1,7 @@
-"""Weights on their way to an engine in another process: files that it reads itself, or bytes that it maps.
+"""Sends weights to an engine in another process: as files that it reads itself, or as bytes that it maps.
 
-Bytes travel as numpy arrays, which Ray's object store hands to every process of a machine without a copy, whatever
-their dtype.
+Bytes are sent as numpy arrays, which Ray's object store shares with every process of a machine without a copy,
+whatever their dtype.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class WeightSource(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """Safetensors files that the engine's machine can read, and which tensors of theirs to take.
+    """Safetensors files that the engine's machine can read, and which of their tensors to load.
 
     Attributes:
-        stamps: size and time of each file. With the same ones a file is taken to hold the same weights.
+        stamps: size and modification time of each file. If both are equal, the weights are assumed to be equal.
     """
 
     files: Mapping[Path, tuple[str, ...]]
@@ -38,52 +38,52 @@ class FileSource:
 
     @classmethod
     def of(cls, checkpoint: SavedCheckpoint, layout: Layout) -> FileSource:
-        """A checkpoint on disk. Only the files' headers are read here.
+        """Describe a checkpoint on disk. Only the headers of its files are read here.
 
         Raises:
-            CheckpointError: the files are cut short, or not of the architecture.
+            CheckpointError: the files are cut short, or do not fit the architecture.
         """
         shapes: dict[str, tuple[int, ...]] = {}
         places: dict[str, Path] = {}
         for file in checkpoint.files:
-            with open_tensors(file) as found:
-                for name in found.keys():  # noqa: SIM118
-                    shapes[name], places[name] = tuple(found.get_slice(name).get_shape()), file
+            with open_tensors(file) as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    shapes[name], places[name] = tuple(opened.get_slice(name).get_shape()), file
         files: dict[Path, list[str]] = {}
         for name in layout.chosen(shapes):
             files.setdefault(places[name], []).append(name)
-        found = [file.stat() for file in files]
-        stamps = tuple((stat.st_size, stat.st_mtime_ns) for stat in found)
+        stats = [file.stat() for file in files]
+        stamps = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
         return cls({file: tuple(names) for file, names in files.items()}, stamps)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Raises CheckpointError where a file has been damaged since it was looked at."""
+        """Raises CheckpointError if a file has been damaged since its header was read."""
         for file, names in self.files.items():
-            with open_tensors(file) as found:
+            with open_tensors(file) as opened:
                 for name in names:
-                    yield name, found.get_tensor(name)
+                    yield name, opened.get_tensor(name)
 
 
 @dataclass(frozen=True, eq=False)
 class MemorySource:
-    """Bytes of each tensor with its dtype and shape."""
+    """The bytes of each tensor, with its dtype and shape."""
 
-    held: Mapping[str, tuple[np.ndarray, torch.dtype, tuple[int, ...]]]
+    arrays: Mapping[str, tuple[np.ndarray, torch.dtype, tuple[int, ...]]]
 
     @classmethod
     def of(cls, state: State, layout: Layout) -> MemorySource:
-        """Weights in memory. No bytes are copied here.
+        """Wrap weights in memory. No bytes are copied here.
 
         Raises:
-            CheckpointError: they are not those of the architecture.
+            CheckpointError: they do not fit the architecture.
         """
         chosen = layout.chosen({name: tuple(tensor.shape) for name, tensor in state.items()})
-        return cls({name: _held(state[name]) for name in chosen})
+        return cls({name: _as_bytes(state[name]) for name in chosen})
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        with warnings.catch_warnings():  # mapped bytes are read-only, and nothing here writes
+        with warnings.catch_warnings():  # mapped bytes are read-only, and nothing here writes to them
             warnings.simplefilter("ignore", UserWarning)
-            for name, (array, dtype, shape) in self.held.items():
+            for name, (array, dtype, shape) in self.arrays.items():
                 yield name, torch.from_numpy(array).view(dtype).reshape(shape)
 
 
@@ -98,6 +98,6 @@ def weights_of(checkpoint: Checkpoint, layout: Layout) -> WeightSource:
     return MemorySource.of(checkpoint.state(), layout)
 
 
-def _held(tensor: Tensor) -> tuple[np.ndarray, torch.dtype, tuple[int, ...]]:
-    whole = tensor.detach().cpu().contiguous()
-    return whole.reshape(-1).view(torch.uint8).numpy(), whole.dtype, tuple(whole.shape)
+def _as_bytes(tensor: Tensor) -> tuple[np.ndarray, torch.dtype, tuple[int, ...]]:
+    contiguous = tensor.detach().cpu().contiguous()
+    return contiguous.reshape(-1).view(torch.uint8).numpy(), contiguous.dtype, tuple(contiguous.shape)
