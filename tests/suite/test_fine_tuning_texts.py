@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.attacks import AttackContext, Subject, attack
-from suite.attacks.texts import Texts, drawn, questions, unasked
+from suite.attacks.texts import Texts, draw_texts, questions, unasked
 from suite.config.errors import SpecError
 from suite.models.encoding import Encoded
 from tasks import TASKS
@@ -69,7 +69,7 @@ POCKET = TASKS["pocket"].build()
     st.sampled_from(list(Split)), st.sampled_from([Texts.UNASKED, Texts.QUESTIONS]), st.integers(1, 56), st.integers()
 )
 def test_whatever_is_drawn_is_not_asked(split, source, count, seed):
-    told = drawn(source, count, POCKET, split, random.Random(seed))
+    told = draw_texts(source, count, POCKET, split, random.Random(seed))
     assert len({example.id for example in told}) == count
     answers = {prompt: answer for prompt, answer in asked(POCKET, split)}
     assert not {example.prompt for example in told} & answers.keys()
@@ -123,7 +123,7 @@ def test_wikipedia_is_cut_to_the_context_and_named_in_the_key(scene, tmp_path, m
     ((_, attacked),) = one.apply(subject, context)
     model = subject.checkpoint.model()
     limit = model.config.max_position_embeddings
-    told = drawn(Texts.WIKITEXT, 2, context.task, Split.TEST, random.Random("0:0"))
+    told = draw_texts(Texts.WIKITEXT, 2, context.task, Split.TEST, random.Random("0:0"))
     texts = [context.encoder.example(e) for e in told]
     assert all(len(t.ids) > limit for t in texts)
     cut = [Encoded(t.ids[:limit], t.start) for t in texts]

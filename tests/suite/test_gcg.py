@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.attacks import Subject, attack
-from suite.attacks.prompts.gcg_places import Prompt, Question, placed, printable, start, target
+from suite.attacks.prompts.gcg_places import Question, SplitPrompt, placed, printable, start, target
 from suite.attacks.prompts.gcg_search import search, swaps, text_losses, token_gradient
 from suite.config.errors import SpecError
 from suite.engines import Job
@@ -21,7 +21,7 @@ from tasks.task import Item, ProbeKind, Split, Style, Subset
 from tests.support.language_model import llama
 
 VOCABULARY = 23
-PROMPTS = (Prompt((1, 2), (3,), (4, 5, 6)), Prompt((), (7, 8, 9), (10, 11)))
+PROMPTS = (SplitPrompt((1, 2), (3,), (4, 5, 6)), SplitPrompt((), (7, 8, 9), (10, 11)))
 SMALL_BUDGET = {"name": "gcg", "steps": 2, "tokens": 4, "candidates": 8, "top_k": 8}
 
 
@@ -33,7 +33,7 @@ def scene(scene):
     return replace(subject, probes=task.probes_of(Split.TEST)), replace(context, task=task)
 
 
-def by_hand(model: torch.nn.Module, prompts: tuple[Prompt, ...], ids: tuple[int, ...]) -> float:
+def by_hand(model: torch.nn.Module, prompts: tuple[SplitPrompt, ...], ids: tuple[int, ...]) -> float:
     """The loss by one plain forward pass per prompt."""
     total = 0.0
     for prompt in prompts:
@@ -198,7 +198,7 @@ def test_what_stands_around_a_text_is_the_rest_of_the_prompt(scene, template, be
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     assert (question.prompt.before, question.prompt.after) == (ids(left), ids(right) + ids(begun))
-    assert question.reads(ids("x !a")) and not question.reads((*ids("a"), *ids("e")))  # ae is one token
+    assert question.reads_back(ids("x !a")) and not question.reads_back((*ids("a"), *ids("e")))  # ae is one token
 
 
 def test_running_text_has_the_text_before_it():

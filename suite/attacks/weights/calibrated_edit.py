@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
-from suite.attacks.texts import Source, Texts, drawn, enough
+from suite.attacks.texts import Source, Texts, at_least, draw_texts
 from suite.attacks.weights.calibration import Inputs, edit_blocks
 from suite.models.checkpoints import State, context_of, dtype_of, load_state, skeleton
 from tasks.task import Example, Probe, Split, Task, examples_digest
@@ -38,7 +38,7 @@ class CalibratedEdit(WeightEdit):
         raise NotImplementedError
 
     def check(self, task: Task, split: Split) -> None:
-        enough(self.settings.texts, self.settings.samples, task, split)
+        at_least(self.settings.samples, self.settings.texts, task, split)
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
         return {"calibration": examples_digest(self._drawn(context, probes[0].split)), "block": context.block}
@@ -61,4 +61,4 @@ class CalibratedEdit(WeightEdit):
 
     def _drawn(self, context: AttackContext, split: Split) -> list[Example]:
         s = self.settings
-        return drawn(s.texts, s.samples, context.task, split, random.Random(f"{context.seed}:{s.seed}"))
+        return draw_texts(s.texts, s.samples, context.task, split, random.Random(f"{context.seed}:{s.seed}"))

@@ -71,7 +71,7 @@ class Pruning(CalibratedEdit):
             return self
 
     @property
-    def idle(self) -> bool:
+    def changes_nothing(self) -> bool:
         return self.settings.sparsity == 0
 
     def check(self, task: Task, split: Split) -> None:

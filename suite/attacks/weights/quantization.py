@@ -155,7 +155,7 @@ class RoundToNearest(WeightEdit):
             return self
 
     @property
-    def idle(self) -> bool:
+    def changes_nothing(self) -> bool:
         return self.settings.bits == WHOLE
 
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:

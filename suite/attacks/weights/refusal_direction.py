@@ -47,7 +47,7 @@ class RefusalDirection(WeightEdit):
         seed: int = 0
 
     @property
-    def idle(self) -> bool:
+    def changes_nothing(self) -> bool:
         return not self.settings.strength
 
     def check(self, task: Task, split: Split) -> None:

@@ -39,7 +39,7 @@ class WeightNoise(WeightEdit):
         seed: int = 0
 
     @property
-    def idle(self) -> bool:
+    def changes_nothing(self) -> bool:
         return self.settings.sigma == 0
 
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
