@@ -67,7 +67,7 @@ class Question:
         return self.encoder.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
     def reads_back(self, ids: Ids) -> bool:
-        """Whether the text of these ids tokenizes back to them in the prompt, and leaves the ids around it unchanged."""
+        """Whether the text of these ids tokenizes back to them in the prompt, with the ids around it unchanged."""
         return self.render(self.text(ids)) == (*self.prompt.before, *ids, *self.prompt.after)
 
 
@@ -86,7 +86,7 @@ def start(tokens: int, questions: Sequence[Question]) -> Ids:
     first = questions[0]
     for word in STARTS:
         ids = first.render(" ".join([word] * tokens))[len(first.prompt.before) :][:tokens]
-        if len(ids) == tokens and all(question.reads(ids) for question in questions):
+        if len(ids) == tokens and all(question.reads_back(ids) for question in questions):
             return ids
     raise SpecError(f"attacks: gcg: tokens={tokens}: the tokenizer reads no text of so many tokens back. Use another")
 

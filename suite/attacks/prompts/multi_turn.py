@@ -22,7 +22,7 @@ from suite.models.checkpoints import context_of
 from tasks.task import Item, Probe, ProbeKind, Split, Style, Subset, Task, Turn
 
 AGAIN = "Are you sure about that? Think it over and answer once more. {}"
-"""Repeats the question, so that it is still in the prompt when the earlier turns are dropped because they do not fit."""
+"""Repeats the question, so that the prompt still contains it if earlier turns do not fit and are dropped."""
 
 _Conversation = tuple[str, tuple[Turn, ...]]
 """A question and the turns before it."""
