@@ -116,7 +116,7 @@ def mean_state(model: torch.nn.Module, prompts: Iterable[Sequence[int]], layer: 
 
 
 def gain(norm: torch.nn.Module, like: Tensor) -> Tensor:
-    """The factor of each unit in an RMS norm, up to a factor common to all: (hidden units,), dtype and device of `like`.
+    """The factor of each unit in an RMS norm, up to a factor common to all units: (hidden units,), cast like `like`.
 
     It is the norm of a vector of ones, whose root mean square is one, because some norms scale by their weight and
     others by one plus their weight.
