@@ -155,7 +155,7 @@ def broken(*args):
 
 
 def test_an_attack_that_fails_takes_nothing_else_with_it(store, result, tmp_path, monkeypatch):
-    """The clean rows and the other attacks' rows are kept, the failed rows give the reason, and the next run fixes them."""
+    """The clean rows and the other attacks' rows are kept, failed rows give the reason, and the next run fixes them."""
     import shutil
 
     shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("samples"))
