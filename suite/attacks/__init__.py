@@ -1,4 +1,4 @@
-"""What is done to a checkpoint, or to the way it is asked, to bring the forgotten back."""
+"""Attacks: changes to a checkpoint or to its prompts that try to recover what was forgotten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an attack is: a subject goes in, attacked subjects come out, one per point of the attack's curve."""
+"""The interface of an attack: it takes a subject and yields attacked subjects, one per point of the attack's curve."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 
 class Access(StrEnum):
-    """What an attacker has to have for an attack."""
+    """The access that an attack needs."""
 
     NOTHING = "nothing"
     WEIGHTS = "weights"
-    """The model itself: its weights are changed."""
+    """The attacker has the model and changes its weights."""
     PROMPTS = "prompts"
-    """An interface: the questions are put in another way."""
+    """The attacker has an interface to the model and changes the prompts."""
     WHITE_BOX = "white-box"
-    """The model itself, to look inside: a diagnostic rather than an attack."""
+    """The attacker looks inside the model: a diagnostic rather than an attack."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured: a model, and the questions that it is asked. An attack may change either."""
+    """What is measured: a model and its probes. An attack may change either."""
 
     checkpoint: Checkpoint
     probes: tuple[Probe, ...]
 
     @property
     def split(self) -> Split:
-        """The split that is asked: a subject is asked one at a time."""
+        """The split of the probes: a subject is measured on one split at a time."""
         return self.probes[0].split
 
 
@@ -49,16 +49,16 @@ class AttackContext:
     """What an attack may use besides the subject.
 
     Attributes:
-        engine: asks the subject, for attacks that depend on its answers.
-        encoder: text to ids with the subject's tokenizer and template.
-        task: its texts and questions are what an attacker may hold.
-        seed: of everything the attack draws, mixed with the attack's own.
-        device: where weights are worked on.
+        engine: generates the subject's answers, for attacks that depend on them.
+        encoder: turns text into ids with the subject's tokenizer and template.
+        task: the source of the texts and questions that an attacker may have.
+        seed: seed of all of the attack's random draws, combined with the attack's own seed.
+        device: device on which weights are edited and trained.
         target: the model before unlearning, for attackers that have it.
-        target_key: what the target's weights follow from, for keys.
-        block: tokens of a block of running text, as the subject was taught it; None where texts are taught one by one.
-        gradient_checkpointing: whether attacks that train are to save memory
-            (see `suite.models.gradient_checkpointing`).
+        target_key: identifies the target's weights in stage keys.
+        block: tokens per block of running text, as in the subject's training; None if each text was an example of its
+            own.
+        gradient_checkpointing: whether attacks that train save memory (see `suite.models.gradient_checkpointing`).
     """
 
     engine: Engine
@@ -83,7 +83,7 @@ class AttackContext:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the texts that an attacker may hold."""
+        """SHA-256 of the texts that an attacker may have."""
         return examples_digest((*self.forget, *self.retain))
 
 
@@ -92,7 +92,7 @@ class AttackSettings(settings.Settings):
 
 
 class Attack:
-    """One attack with its budget. Attacks are evaluation of one's own model."""
+    """One attack with its budget. Attacks evaluate one's own model."""
 
     Settings: ClassVar[type[AttackSettings]] = AttackSettings
     access: ClassVar[Access]
@@ -101,14 +101,14 @@ class Attack:
     needs_target: ClassVar[bool] = False
     """Whether the attacker has the model before unlearning."""
     version: ClassVar[int] = 1
-    """Raised when the attack computes something else than before; measurements under the old number stay."""
+    """Increased when the attack computes something else than before; measurements of older versions are kept."""
 
     def __init__(self, settings: AttackSettings) -> None:
         self.settings = settings
 
     @property
     def name(self) -> str:
-        """Name and budget, as in every row."""
+        """Name and budget, as in every row of the board."""
         return attack_name(self.settings.changed())
 
     @property
@@ -117,41 +117,41 @@ class Attack:
         return (0,)
 
     def check(self, task: Task, split: Split) -> None:
-        """See that the attack can be carried out on a task, before anything is computed.
+        """Check that the attack can be carried out on a task, before anything is computed.
 
         Raises:
-            SpecError: too few texts, a package that is not installed, ...; and what to change.
+            SpecError: too few texts, a package that is not installed, ...; the message says what to change.
         """
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
-        """For stage keys: what the outcome depends on besides settings, seed, the attacker's texts and questions."""
+        """What the outcome depends on besides settings, seed, the attacker's texts and the probes, for stage keys."""
         return {}
 
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
-        """Attacked subjects by point, in the order of `points`. Without strength, the subject itself.
+        """Yield attacked subjects by point, in the order of `points`. At zero strength, yield the subject itself.
 
         Raises:
-            SpecError: the subject is one that this attack does not go with.
+            SpecError: the attack does not support this subject.
         """
         raise NotImplementedError
 
 
 class WeightEdit(Attack):
-    """An attack that is one edit of the weights, made when they are asked for."""
+    """An attack that is one edit of the weights, made when the weights are loaded."""
 
     access = Access.WEIGHTS
 
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
-        """The weights after the attack; tensors that are given back as they are were not touched. Not in place."""
+        """The weights after the attack, not edited in place. Unchanged tensors may be returned as they are."""
         raise NotImplementedError
 
     @property
-    def idle(self) -> bool:
-        """Whether the settings ask for no change at all."""
+    def changes_nothing(self) -> bool:
+        """Whether the settings stand for no change at all."""
         return False
 
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
-        if self.idle:
+        if self.changes_nothing:
             yield 0, subject
             return
         checkpoint = EditedCheckpoint(subject.checkpoint, lambda state: self.edited(state, subject, context), self.name)
@@ -159,12 +159,12 @@ class WeightEdit(Attack):
 
 
 class PromptEdit(Attack):
-    """An attack that puts the questions in another way, each by itself."""
+    """An attack that rewrites each prompt independently of the others."""
 
     access = Access.PROMPTS
 
     def edited_probe(self, probe: Probe, context: AttackContext) -> Probe:
-        """The probe with its questions as the attack puts them; items keep their ids and their order."""
+        """The probe with its items as the attack rewrites them; items keep their ids and their order."""
         raise NotImplementedError
 
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:

@@ -1,4 +1,4 @@
-"""The attack that does nothing: every official set contains it, so that robustness never exceeds forgetting."""
+"""The attack that does nothing. Every official set contains it, so that robustness never exceeds forgetting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Su
 
 
 class NoAttack(Attack):
-    """The subject as it is."""
+    """The subject without an attack."""
 
     access = Access.NOTHING
 

@@ -1,7 +1,7 @@
-"""The texts that attacks train on, calibrate with or show: where they come from, and which of them are drawn.
+"""The texts that attacks train on, calibrate with or show: their sources, and random draws from them.
 
-An attacker who relearns some of what is asked is told the answers; one who relearns other facts recalls them. `unasked`
-keeps the two apart: texts that answer none of the questions of the split that is measured.
+A model that relearns the facts that the questions are about is taught the answers; a model that relearns other facts
+has to recall them. `unasked` separates the two: texts that answer no question of the split that is measured.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from suite.config.settings import nearest
 from tasks import TASKS, wikitext
 from tasks.task import Example, Split, Style, Subset, Task, TaskError
 
-TELLING = 20
-"""Characters of an answer that say which text it is from; a shorter one may stand anywhere."""
+MIN_DISTINCTIVE = 20
+"""Shortest answer, in characters, that identifies the text it is from; a shorter one may occur anywhere."""
 
 
 class Texts(StrEnum):
-    """Texts of the task itself, and Wikipedia's. Besides these, a task's name stands for its retain texts."""
+    """Sources of texts: the task itself and Wikipedia. Besides these, a task's name stands for its retain texts."""
 
     FORGET = "forget"
-    """Any of the forget texts, those that are asked about among them: the published practice."""
+    """Any of the forget texts, including those that the questions are about: the published practice."""
     UNASKED = "unasked"
     """Forget texts that answer no forget question of the split that is measured (T and V of arXiv 2410.08827)."""
     QUESTIONS = "questions"
-    """Forget questions of the other split with their right answers (arXiv 2410.08827 on multiple choice)."""
+    """Forget questions of the other split with their correct answers (arXiv 2410.08827 on multiple choice)."""
     RETAIN = "retain"
     """The retain texts."""
     WIKITEXT = "wikitext"
@@ -45,14 +45,14 @@ def _known(name: str) -> str:
 
 
 Source = Annotated[str, AfterValidator(_known)]
-"""A setting that names texts: one of `Texts`, or a task. Anything else is refused."""
+"""A setting that names a source of texts: one of `Texts`, or a task."""
 
 
 def texts_of(source: str, task: Task, split: Split) -> tuple[Example, ...]:
     """All texts of a source, in order.
 
     Raises:
-        TaskError: data that is not to be had, or is not as published.
+        TaskError: the data is not available, or differs from the published data.
     """
     match source:
         case Texts.FORGET:
@@ -71,10 +71,10 @@ def texts_of(source: str, task: Task, split: Split) -> tuple[Example, ...]:
 
 
 def unasked(task: Task, split: Split) -> tuple[Example, ...]:
-    """Forget texts that answer no forget question of a split: other ids, and no answer that stands in the text."""
+    """Forget texts that answer no forget question of a split: no question has their id or its answer in the text."""
     items = [i for p in task.probes_of(split) if p.subset is Subset.FORGET for i in p.items]
     ids = {item.id for item in items}
-    answers = {answer for item in items if len(answer := item.reference.strip()) >= TELLING}
+    answers = {answer for item in items if len(answer := item.reference.strip()) >= MIN_DISTINCTIVE}
     return tuple(
         example
         for example in task.forget_examples()
@@ -83,29 +83,29 @@ def unasked(task: Task, split: Split) -> tuple[Example, ...]:
 
 
 def questions(task: Task, split: Split) -> tuple[Example, ...]:
-    """The forget questions of a split with their right answers, each once: those of the knowledge headlines."""
-    found = {
+    """The forget questions of a split's knowledge headlines with their correct answers, each once."""
+    examples = {
         (item.prompt, item.reference): Example(f"{probe.name}:{item.id}", item.prompt, item.reference, item.style)
         for probe in task.probes_behind(task.knowledge, split)
         for item in probe.items
     }
-    return tuple(found.values())
+    return tuple(examples.values())
 
 
-def drawn(source: str, count: int, task: Task, split: Split, seed: random.Random) -> list[Example]:
-    """So many texts of a source, drawn without replacement.
+def draw_texts(source: str, count: int, task: Task, split: Split, rng: random.Random) -> list[Example]:
+    """Draw `count` texts of a source without replacement.
 
     Raises:
-        SpecError: there are not so many, or their data is not to be had.
+        SpecError: there are fewer texts, or their data is not available.
     """
-    return seed.sample(enough(source, count, task, split), count)
+    return rng.sample(at_least(count, source, task, split), count)
 
 
-def enough(source: str, count: int, task: Task, split: Split) -> Sequence[Example]:
-    """All texts of a source, of which `count` are needed.
+def at_least(count: int, source: str, task: Task, split: Split) -> Sequence[Example]:
+    """All texts of a source, of which at least `count` are needed.
 
     Raises:
-        SpecError: there are not so many, or their data is not to be had.
+        SpecError: there are fewer texts, or their data is not available.
     """
     try:
         texts = texts_of(source, task, split)

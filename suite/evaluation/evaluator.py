@@ -1,7 +1,7 @@
-"""Evaluations: every (subject, attack, point) is asked once, its samples published as a stage, and scored for ever.
+"""Evaluations: each (subject, attack, point) is sampled once, and its samples are stored as a stage to be scored later.
 
-What is missing goes to the engine as one queue; what is published is read. An attack is only carried out when one of
-its points is missing.
+Missing evaluations go to the engine as one queue of jobs; stored ones are read back. An attack is only carried out if
+the samples of at least one of its points are missing.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from tasks.scoring import Estimate, score
 from tasks.task import Headline, Probe, Sample, Split, Task
 
 VERSION = 1
-"""Raised when the same question to the same weights gives other samples."""
+"""Increased when the same prompts and the same weights give other samples."""
 KIND = "samples"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One thing to be measured: a subject after an attack, at a point of the attack's curve, on one split.
+    """One subject to be measured after one attack, at one point of the attack's curve, on one split.
 
     Attributes:
-        matching: which weights of the subject these are: as they are, or mixed with the target's.
+        matching: whether these are the subject's own weights (`RAW`) or weights matched to a utility floor.
     """
 
     subject: str
@@ -51,6 +51,7 @@ class Evaluation:
     matching: str = RAW
 
     def inputs(self, engine: Engine, context: AttackContext, numeric: Numeric) -> dict[str, Any]:
+        """Everything that the samples depend on: the inputs of their stage."""
         attack: dict[str, Any] | None = None
         if self.attack.name != NONE:
             attack = {
@@ -75,7 +76,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation with its samples by probe; `artifact` holds them as Parquet."""
+    """An evaluation and its samples by probe, which `artifact` stores as Parquet."""
 
     evaluation: Evaluation
     artifact: Artifact
@@ -87,139 +88,143 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Failed:
-    """An attacked subject that could not be measured, and why."""
+    """An evaluation of an attacked subject that failed, and why."""
 
     evaluation: Evaluation
     reason: str
 
 
 class Evaluator:
-    """Carries out attacks and asks, where nobody has yet."""
+    """Carries out the attacks and the inference of evaluations whose samples are not stored yet."""
 
     def __init__(self, engine: Engine, context: AttackContext, store: StageStore, numeric: Numeric) -> None:
         self.engine, self.context, self.store, self.numeric = engine, context, store, numeric
 
     def run(self, evaluations: Sequence[Evaluation]) -> Iterator[Evaluated | Failed]:
-        """Each evaluation with its samples, in the order in which they are to be had.
+        """Yield each evaluation with its samples as soon as they are available.
 
-        Subjects that are the same weights are asked once, and each gets the answers. An attack that fails takes only
-        its own evaluations with it.
+        Subjects with the same weights are sampled once and share the samples. An attack that fails affects only its
+        own evaluations.
 
         Raises:
-            CheckpointError, ...: a subject cannot be asked even without an attack.
+            CheckpointError, ...: a subject cannot be evaluated even without an attack.
             StageError: something stored is damaged, or the disk is full.
         """
         queue = _Queue(self, evaluations)
-        for answer in self.engine.submit(queue.jobs()):
-            if answer.error is not None:
-                queue.failed([answer.key], answer.error)
+        for result in self.engine.submit(queue.jobs()):
+            if result.error is not None:
+                queue.record_failure([result.key], result.error)
             else:
-                yield from queue.answered(answer)
-            yield from queue.taken()
-        yield from queue.taken()
+                yield from queue.store_samples(result)
+            yield from queue.settled()
+        yield from queue.settled()
 
 
 class _Queue:
-    """What is to be measured: what is missing becomes jobs, what is there or fails is taken out on the way."""
+    """Evaluations by stage key: missing ones become jobs, stored and failed ones are set aside for `settled`."""
 
     def __init__(self, evaluator: Evaluator, evaluations: Sequence[Evaluation]) -> None:
         self.evaluator, self.store = evaluator, evaluator.store
         self._inputs: dict[str, dict[str, Any]] = {}
-        self._same: dict[str, list[Evaluation]] = {}
+        self._evaluations: dict[str, list[Evaluation]] = {}  # several have one key where their weights are the same
         for evaluation in evaluations:
             inputs = evaluation.inputs(evaluator.engine, evaluator.context, evaluator.numeric)
             key = StageStore.key(KIND, inputs)
             self._inputs[key] = inputs
-            self._same.setdefault(key, []).append(evaluation)
-        self._ready: list[Evaluated | Failed] = []
+            self._evaluations.setdefault(key, []).append(evaluation)
+        self._settled: list[Evaluated | Failed] = []
 
     def jobs(self) -> Iterator[Job]:
-        """Attack by attack, while nobody else is at work on it."""
+        """The jobs of missing evaluations, one attack after another, each under a lease so that it runs only once."""
         curves: dict[tuple[str, str, str, str], dict[int, str]] = {}
-        for key, (e, *_) in self._same.items():
+        for key, (e, *_) in self._evaluations.items():
             curves.setdefault((e.weights.key, e.weights.part, e.attack.name, e.split), {})[e.point] = key
         for name, points in curves.items():
             with self.store.leases.hold(f"attack-{digest([*name, *points.values()])}"):
                 missing = {}
                 for point, key in points.items():
                     if artifact := self.store.find(KIND, key):
-                        self._ready += [Evaluated(evaluation, artifact) for evaluation in self._same[key]]
+                        self._settled += [Evaluated(evaluation, artifact) for evaluation in self._evaluations[key]]
                     else:
                         missing[point] = key
-                yield from self._carried_out(missing)
+                yield from self._jobs_of_attack(missing)
 
-    def _carried_out(self, missing: dict[int, str]) -> Iterator[Job]:
-        """The attack's missing points; those that it does not come to have failed."""
+    def _jobs_of_attack(self, missing: dict[int, str]) -> Iterator[Job]:
+        """A job for each missing point of one attack; points that the attack does not reach have failed."""
         if not missing:
             return
-        first = self._same[next(iter(missing.values()))][0]
+        first = self._evaluations[next(iter(missing.values()))][0]
         attacked = first.attack.apply(Subject(first.weights.checkpoint, first.probes), self.evaluator.context)
         while missing:
             try:
                 point, subject = next(attacked)
             except Exception as error:
-                self.failed(missing.values(), error.with_traceback(None))
+                self.record_failure(missing.values(), error.with_traceback(None))
                 return
             if point in missing:
                 yield Job(missing.pop(point), subject.checkpoint, subject.probes)
 
-    def answered(self, answer: JobResult) -> Iterator[Evaluated]:
-        """Publish samples."""
+    def store_samples(self, result: JobResult) -> Iterator[Evaluated]:
+        """Publish the samples of a job as a stage, and yield the evaluations that they belong to."""
         artifact = self.store.run(
-            KIND, self._inputs[answer.key], lambda folder: write_samples(folder, answer.key, answer.samples)
+            KIND, self._inputs[result.key], lambda folder: write_samples(folder, result.key, result.samples)
         )
-        yield from (Evaluated(evaluation, artifact) for evaluation in self._same[answer.key])
+        yield from (Evaluated(evaluation, artifact) for evaluation in self._evaluations[result.key])
 
-    def failed(self, keys: Iterable[str], error: Exception) -> None:
-        """Note what could not be measured. Nothing is left to be told of a subject that cannot be asked at all."""
+    def record_failure(self, keys: Iterable[str], error: Exception) -> None:
+        """Record evaluations that failed.
+
+        Raises:
+            Exception: `error` itself, if a subject fails without an attack: then nothing about it can be measured.
+        """
         for key in keys:
-            for evaluation in self._same[key]:
+            for evaluation in self._evaluations[key]:
                 if evaluation.attack.name == NONE:
                     raise error
-                self._ready.append(Failed(evaluation, f"{type(error).__name__}: {error}"[:2000]))
+                self._settled.append(Failed(evaluation, f"{type(error).__name__}: {error}"[:2000]))
 
-    def taken(self) -> Iterator[Evaluated | Failed]:
-        """What became known without the engine since this was asked last."""
-        ready, self._ready = self._ready, []
-        yield from ready
+    def settled(self) -> Iterator[Evaluated | Failed]:
+        """Evaluations that were read from the store or failed since the last call."""
+        settled, self._settled = self._settled, []
+        yield from settled
 
 
 def estimates(
     checkpoint: Checkpoint, headlines: Sequence[Headline], task: Task, split: Split, engine: Engine
 ) -> dict[Headline, Estimate]:
-    """What headlines come to on a split for weights on their way somewhere, asked for nothing else.
+    """Estimates of some headlines on a split for intermediate weights; only the probes behind them are evaluated.
 
     Raises:
-        CheckpointError, ...: the checkpoint cannot be asked.
+        CheckpointError, ...: the checkpoint cannot be evaluated.
     """
     samples = ask(engine, checkpoint, task.probes_behind(headlines, split))
     return {headline: score(headline.metric, samples[headline.probe]) for headline in headlines}
 
 
-def write_samples(folder: Path, key: str, answers: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
-    """Samples as a file of the board's `samples` table."""
+def write_samples(folder: Path, key: str, by_probe: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+    """Write samples as a file of the board's `samples` table."""
     rows = [
         {"samples": key, "probe": probe, **asdict(sample), "scalars": list(sample.scalars) or None}
-        for probe, of_probe in answers.items()
-        for sample in of_probe
+        for probe, probe_samples in by_probe.items()
+        for sample in probe_samples
     ]
     pq.write_table(schema.to_arrow("samples", rows), folder / "samples.parquet", compression="zstd")
     return {"rows": len(rows)}
 
 
 def read_samples(path: Path, probes: Sequence[str]) -> dict[str, list[Sample]]:
-    """The samples in such a file, by probe.
+    """The samples in a file of `write_samples`, by probe.
 
     Raises:
         StageError: the file is damaged.
     """
-    found: dict[str, list[Sample]] = {probe: [] for probe in probes}
+    by_probe: dict[str, list[Sample]] = {probe: [] for probe in probes}
     try:
         for _, (_, probe), sample in samples.read_samples(path, probes, 0, samples.count_rows(path)):
-            found[probe].append(sample)
+            by_probe[probe].append(sample)
     except BoardError as error:
         raise StageError(f"{path}: damaged ({error}). Delete its manifest and run again") from None
-    return found
+    return by_probe
 
 
 def evaluations_of(
@@ -230,7 +235,7 @@ def evaluations_of(
     attacks: Sequence[Attack],
     matching: str = RAW,
 ) -> list[Evaluation]:
-    """Everything to measure of one subject on one split."""
+    """The evaluations of one subject on one split: every point of every attack."""
     probes = task.probes_of(split)
     return [
         Evaluation(subject, weights, attack, point, split, probes, matching)

@@ -1,4 +1,4 @@
-"""From evaluations to rows on the board, attack by attack: what is measured stands, whatever becomes of the rest."""
+"""From evaluations to rows on the board, attack by attack: an attack's rows stay, whatever happens to later attacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from leaderboard.board.store import Board
 from suite.evaluation.evaluator import Evaluated, Evaluation, Evaluator
 from suite.evaluation.landscape import Reading
 from suite.evaluation.retention_matching import RetentionMatch
-from suite.evaluation.scoring import Answered, Scorer, both_splits
+from suite.evaluation.scoring import Scorer, SubjectSamples, both_splits
 from suite.evaluation.trial_rows import Row
 
 
@@ -19,9 +19,9 @@ class Publisher:
     """Measures, scores and publishes.
 
     Attributes:
-        trial: id that rows of subjects other than the anchors stand under.
-        board: where rows and samples go; None to keep them here alone.
-        rows: everything measured so far.
+        trial: the trial id in the rows of subjects other than the anchors.
+        board: where rows and samples are written; None to keep the rows in memory only.
+        rows: all rows so far.
     """
 
     evaluator: Evaluator
@@ -31,40 +31,40 @@ class Publisher:
     rows: list[Row] = field(default_factory=list)
 
     def measure(self, evaluations: Sequence[Evaluation]) -> list[Row]:
-        """The rows of some evaluations, asked as one queue in the order of their attacks.
+        """Run evaluations as one queue in the order of their attacks, publish their rows and return them.
 
         Raises:
             StageError, CheckpointError, BoardError: something stored is damaged, or the disk is full.
         """
-        awaited = Counter(e.attack.name for e in evaluations)
-        answered: dict[str, list[Answered]] = {name: [] for name in awaited}
+        expected = Counter(e.attack.name for e in evaluations)
+        collected: dict[str, list[SubjectSamples]] = {name: [] for name in expected}
         rows: list[Row] = []
-        place = {name: i for i, name in enumerate(awaited)}
-        for evaluated in self.evaluator.run(sorted(evaluations, key=lambda e: place[e.attack.name])):
+        position = {name: i for i, name in enumerate(expected)}
+        for evaluated in self.evaluator.run(sorted(evaluations, key=lambda e: position[e.attack.name])):
             if self.board and isinstance(evaluated, Evaluated):
                 artifact = evaluated.artifact
                 self.board.append_file("samples", artifact.file("samples.parquet"), artifact.key)
             name = evaluated.evaluation.attack.name
-            answered[name].append(Answered.of(evaluated))
-            if len(answered[name]) == awaited[name]:
-                rows += self.publish(self.scorer.rows([*answered[name], *both_splits(answered[name])], self.trial))
+            collected[name].append(SubjectSamples.of(evaluated))
+            if len(collected[name]) == expected[name]:
+                rows += self.publish(self.scorer.rows([*collected[name], *both_splits(collected[name])], self.trial))
         return rows
 
-    def publish_matching(self, matching: str, mixture: RetentionMatch) -> list[Row]:
-        """How much of the unlearned weights is in the mixture that meets the floor of utility, as a row."""
-        return self.publish({self.trial: [self.scorer.matching_row(self.trial, matching, mixture)]})
+    def publish_matching(self, matching: str, match: RetentionMatch) -> list[Row]:
+        """Publish the share of the unlearned weights in the matched weights, as a row."""
+        return self.publish({self.trial: [self.scorer.matching_row(self.trial, matching, match)]})
 
     def publish_landscape(self, readings: Sequence[Reading]) -> list[Row]:
-        """Where the unlearned weights lie, as rows."""
+        """Publish readings of the loss landscape around the unlearned weights, as rows."""
         return self.publish({self.trial: self.scorer.landscape_rows(self.trial, readings)})
 
     def publish(self, by_trial: dict[str | None, list[Row]]) -> list[Row]:
-        """Put rows on the board, a file per trial; all of them together."""
+        """Write rows to the board, a file per trial, and return all of them together."""
         keys = ("subject", "attack", "point", "split", "matching", "probe", "metric")
-        for of_trial in by_trial.values():
-            of_trial.sort(key=lambda row: tuple(row[key] for key in keys))
+        for trial_rows in by_trial.values():
+            trial_rows.sort(key=lambda row: tuple(row[key] for key in keys))
             if self.board:
-                self.board.append("measurements", of_trial)
-        rows = [row for of_trial in by_trial.values() for row in of_trial]
+                self.board.append("measurements", trial_rows)
+        rows = [row for trial_rows in by_trial.values() for row in trial_rows]
         self.rows += rows
         return rows

@@ -1,8 +1,8 @@
-"""Retention matching (UWC, Wang et al. 2024, arXiv 2406.09179): weights mixed back toward the target until utility
-reaches a floor, so that a wrecked model cannot win by having forgotten everything.
+"""Retention matching (UWC, Wang et al. 2024, arXiv 2406.09179): weights interpolated back toward the target until
+utility reaches a floor, so that a damaged model cannot win by having forgotten everything.
 
 The share of the unlearned weights is the largest that keeps utility at the floor, found by bisection to 0.01 on dev;
-the mixture is then attacked and asked like any other weights.
+the matched weights are then attacked and evaluated like any other weights.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from tasks.scoring.headline import share_kept, smallest
 from tasks.task import Headline, Split, Task
 
 VERSION = 1
-"""Raised when the same weights give another mixture."""
+"""Increased when the same weights give another match."""
 
 STEPS = 100
-"""Shares that are told apart: multiples of 0.01."""
+"""Resolution of the share: multiples of 1 / STEPS are tried."""
 
 
 @dataclass(frozen=True)
 class RetentionMatch:
-    """An unlearned checkpoint mixed with the target.
+    """The result of retention matching: how far to interpolate from the target to the unlearned checkpoint.
 
     Attributes:
-        share: of the unlearned weights; 1 where they keep utility by themselves, None where it cannot be told.
-        reason: why it cannot be told.
-        utility: of the mixture on dev.
+        share: the share of the unlearned weights; 1 if these keep utility by themselves, None if utility is unknown.
+        utility: utility of the matched weights on dev.
+        reason: why utility is unknown.
     """
 
     share: float | None
@@ -47,71 +47,71 @@ class RetentionMatch:
 
 def retention_match(
     unlearned: KeyedCheckpoint,
-    both: Anchors,
+    anchors: Anchors,
     task: Task,
     floor: float,
     engine: Engine,
     store: StageStore,
     numeric: Numeric,
 ) -> RetentionMatch:
-    """How much of the unlearned weights a mixture with the target can hold at a utility of `floor`."""
+    """Find the largest share of the unlearned weights that keeps utility at `floor`, as a stage."""
     inputs = {
         "version": VERSION,
         "unlearned": [unlearned.key, unlearned.part],
-        "target": both.target.key,
+        "target": anchors.target.key,
         "floor": floor,
         "probes": {probe.name: probe.digest for probe in task.probes_behind(task.utility, Split.DEV)},
         "headlines": [[h.probe, h.metric, h.chance] for h in task.utility],
         "engine": engine.identity(),
-        "template": str(both.base.encoder.template),
+        "template": str(anchors.base.encoder.template),
         "numeric": numeric.as_dict(),
     }
 
-    def asked(checkpoint: Checkpoint) -> dict[Headline, Estimate]:
+    def headline_estimates(checkpoint: Checkpoint) -> dict[Headline, Estimate]:
         return estimates(checkpoint, task.utility, task, Split.DEV, engine)
 
     def compute(folder: Path) -> dict[str, Any]:
-        target = both.target.checkpoint
-        whole = asked(target)
+        target = anchors.target.checkpoint
+        of_target = headline_estimates(target)
 
         def utility(share: float) -> Estimate:
-            there = asked(interpolated(target, unlearned.checkpoint, share))
-            return smallest(share_kept(there[h], whole[h], h.chance) for h in task.utility)
+            of_interpolated = headline_estimates(interpolated(target, unlearned.checkpoint, share))
+            return smallest(share_kept(of_interpolated[h], of_target[h], h.chance) for h in task.utility)
 
-        found = largest_share(utility, floor)
-        return {"share": found.share, "utility": found.utility, "reason": found.reason}
+        match = largest_share(utility, floor)
+        return {"share": match.share, "utility": match.utility, "reason": match.reason}
 
     return RetentionMatch(**store.run("mixture", inputs, compute).meta)
 
 
 def largest_share(utility: Callable[[float], Estimate], floor: float) -> RetentionMatch:
-    """The largest multiple of 0.01 whose utility is at least `floor`, by bisection between 0, the target, and 1.
+    """The largest multiple of 0.01 whose utility is at least `floor`, by bisection between 0 (the target) and 1.
 
-    Utility that falls with the share is taken for granted: where it does not, this is one of the places where it
-    crosses the floor.
+    Bisection assumes that utility falls as the share rises. Where it does not, the result is one of the shares at which
+    utility crosses the floor.
     """
-    now = utility(1.0)
-    if now.value is None:
-        return RetentionMatch(None, None, now.reason)
-    if now.value >= floor:
-        return RetentionMatch(1.0, now.value, None)
-    kept, lost, at = 0, STEPS, 1.0  # the target keeps all of its utility
-    while lost - kept > 1:
-        middle = (kept + lost) // 2
-        now = utility(middle / STEPS)
-        if now.value is not None and now.value >= floor:
-            kept, at = middle, now.value
+    estimate = utility(1.0)
+    if estimate.value is None:
+        return RetentionMatch(None, None, estimate.reason)
+    if estimate.value >= floor:
+        return RetentionMatch(1.0, estimate.value, None)
+    above, below, matched_utility = 0, STEPS, 1.0  # at share 0, the target keeps all of its own utility
+    while below - above > 1:
+        middle = (above + below) // 2
+        estimate = utility(middle / STEPS)
+        if estimate.value is not None and estimate.value >= floor:
+            above, matched_utility = middle, estimate.value
         else:
-            lost = middle
-    return RetentionMatch(kept / STEPS, at, None)
+            below = middle
+    return RetentionMatch(above / STEPS, matched_utility, None)
 
 
-def matched_weights(share: float, unlearned: KeyedCheckpoint, both: Anchors) -> KeyedCheckpoint:
-    """The mixture with so much of the unlearned weights.
+def matched_weights(share: float, unlearned: KeyedCheckpoint, anchors: Anchors) -> KeyedCheckpoint:
+    """The weights that contain this share of the unlearned weights, and otherwise the target's.
 
-    At either end it is the one or the other model itself, which is asked anyway.
+    At a share of 0 or 1 they are the target or the unlearned model itself, whose samples exist anyway.
     """
-    target = both.target
+    target = anchors.target
     if share in (0.0, 1.0):
         return unlearned if share else target
     key = digest({"unlearned": [unlearned.key, unlearned.part], "target": target.key, "share": share})

@@ -1,4 +1,4 @@
-"""From what was computed to rows of the board."""
+"""From samples to rows of the board."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tasks.scoring import METRICS, SUMMARIES, Estimate, Metric, SummaryMetric, s
 from tasks.task import Headline, Probe, Sample, Split, Subset, Summary, Task
 
 BOTH_SPLITS = "all"
-"""The split of rows whose questions are those of both: what published numbers are taken over."""
+"""The split of rows over the questions of both splits, as in published numbers."""
 
 UNATTACKED = "unattacked"
-"""What a summary compares with that looks at the same model without the attack."""
+"""The reference of summaries that compare an attacked model with the same model without the attack."""
 
 Samples = Mapping[str, Sequence[Sample]]
 """Samples by probe."""
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What a subject answered: its samples by probe, after an attack, at a point of its curve.
+class SubjectSamples:
+    """The samples of a subject by probe, after an attack, at a point of the attack's curve.
 
     Attributes:
-        id: of the evaluation that the samples come from; None where there are none.
-        probes: as they were asked.
-        matching: which weights of the subject were asked.
+        id: id of the evaluation that the samples come from; None where there are no samples.
+        probes: the probes without the attack's changes.
+        matching: which weights of the subject the samples come from.
         failed: why there are no samples.
     """
 
@@ -53,43 +53,43 @@ class Answered:
     def of(cls, evaluated: Evaluated | Failed) -> Self:
         e = evaluated.evaluation
         probes = {probe.name: probe for probe in e.probes}
-        what = (e.subject, e.attack.name, e.point, str(e.split), probes)
+        common = (e.subject, e.attack.name, e.point, str(e.split), probes)
         if isinstance(evaluated, Failed):
-            return cls(*what, {}, None, e.matching, evaluated.reason)
-        return cls(*what, evaluated.samples, evaluated.artifact.key, e.matching)
+            return cls(*common, {}, None, e.matching, evaluated.reason)
+        return cls(*common, evaluated.samples, evaluated.artifact.key, e.matching)
 
     @classmethod
-    def nothing(cls, subject: str, split: str, matching: str = RAW) -> Self:
-        """For numbers about a subject that it was asked nothing for."""
+    def empty(cls, subject: str, split: str, matching: str = RAW) -> Self:
+        """No samples, for numbers about a subject that need none."""
         return cls(subject, NONE, 0, str(split), {}, {}, None, matching)
 
     @property
-    def who(self) -> tuple[str, str, str]:
-        """The model and the questions, whatever the attack."""
+    def model_and_split(self) -> tuple[str, str, str]:
+        """Identifies the model and the questions, independent of the attack."""
         return self.subject, self.matching, self.split
 
-    def with_the_other(self, other: Answered) -> Answered:
-        """The questions of both splits together. Nothing is asked again."""
+    def joined_with(self, other: SubjectSamples) -> SubjectSamples:
+        """The samples of both splits together, from what is stored already."""
         samples = {name: [*self.samples[name], *other.samples[name]] for name in self.samples}
         return replace(self, split=BOTH_SPLITS, samples=samples, id=f"{self.id}:{other.id}")
 
 
-def both_splits(answered: Sequence[Answered]) -> list[Answered]:
-    """For every subject that was asked both splits without an attack, both together."""
-    plain = {a.who: a for a in answered if a.attack == NONE}
+def both_splits(collected: Sequence[SubjectSamples]) -> list[SubjectSamples]:
+    """Samples over both splits together, for every subject that has both without an attack."""
+    unattacked = {measured.model_and_split: measured for measured in collected if measured.attack == NONE}
     return [
-        a.with_the_other(other)
-        for (subject, matching, split), a in plain.items()
-        if split == Split.DEV and (other := plain.get((subject, matching, str(Split.TEST))))
+        measured.joined_with(other)
+        for (subject, matching, split), measured in unattacked.items()
+        if split == Split.DEV and (other := unattacked.get((subject, matching, str(Split.TEST))))
     ]
 
 
 @dataclass
 class Scorer:
-    """Turns answers into rows. It keeps what was answered without an attack, for numbers that compare.
+    """Turns samples into rows. It remembers the samples without an attack, which comparing summaries need.
 
     Attributes:
-        anchors: id of the anchors' recipe, which their rows stand under.
+        anchors: id of the anchors' recipe, the trial id in the anchors' rows.
         anchor_ids: digests of the anchors' weights.
     """
 
@@ -97,60 +97,64 @@ class Scorer:
     engine: Engine
     anchors: str | None = None
     anchor_ids: str | None = None
-    _plain: dict[tuple[str, str, str], Samples] = field(default_factory=dict)
+    _unattacked: dict[tuple[str, str, str], Samples] = field(default_factory=dict)
 
-    def rows(self, answered: Sequence[Answered], trial: str | None) -> dict[str | None, list[Row]]:
-        """One row per number, by the id that they stand under: the trial's, or the anchors'."""
-        for a in answered:
-            if a.attack == NONE:
-                self._plain[a.who] = a.samples
-        found: dict[str | None, list[Row]] = {}
-        for a in answered:
-            under = self.anchors if a.subject in ANCHORS else trial
-            found.setdefault(under, []).extend(self._of(a, under))
-        return found
+    def rows(self, collected: Sequence[SubjectSamples], trial: str | None) -> dict[str | None, list[Row]]:
+        """One row per number, by the trial id in the rows: the trial's own, or the anchors'."""
+        for measured in collected:
+            if measured.attack == NONE:
+                self._unattacked[measured.model_and_split] = measured.samples
+        by_trial: dict[str | None, list[Row]] = {}
+        for measured in collected:
+            trial_id = self.anchors if measured.subject in ANCHORS else trial
+            by_trial.setdefault(trial_id, []).extend(self._rows_of(measured, trial_id))
+        return by_trial
 
-    def matching_row(self, trial: str, matching: str, mixture: RetentionMatch) -> Row:
-        """How much of the unlearned weights is in the mixture that meets the floor of utility."""
-        known = mixture.share is not None
-        number = Estimate(mixture.share, None, 1) if known else Estimate.null(mixture.reason or "")
-        about = Answered.nothing(UNLEARNED, Split.DEV, matching)
-        return self._row(about, trial, PROBE, Subset.RETAIN, METRIC, number)
+    def matching_row(self, trial: str, matching: str, match: RetentionMatch) -> Row:
+        """The share of the unlearned weights in the matched weights."""
+        known = match.share is not None
+        number = Estimate(match.share, None, 1) if known else Estimate.null(match.reason or "")
+        measured = SubjectSamples.empty(UNLEARNED, Split.DEV, matching)
+        return self._row(measured, trial, PROBE, Subset.RETAIN, METRIC, number)
 
     def landscape_rows(self, trial: str, readings: Iterable[Reading]) -> list[Row]:
-        """Where the unlearned weights lie, on texts of both splits."""
-        about = Answered.nothing(UNLEARNED, BOTH_SPLITS)
+        """Readings of the loss landscape around the unlearned weights, on texts of both splits."""
+        measured = SubjectSamples.empty(UNLEARNED, BOTH_SPLITS)
         return [
             self._row(
-                *(about, trial, "landscape", reading.subset, reading.metric),
+                *(measured, trial, "landscape", reading.subset, reading.metric),
                 Estimate(reading.value, reading.stderr, reading.n, reading.reason),
                 reading.direction,
             )
             for reading in readings
         ]
 
-    def _of(self, a: Answered, under: str | None) -> Iterator[Row]:
+    def _rows_of(self, measured: SubjectSamples, trial: str | None) -> Iterator[Row]:
         roles = {**_roles("knowledge", self.task.knowledge), **_roles("utility", self.task.utility)}
-        for name, probe in a.probes.items():
+        samples = measured.samples
+        for name, probe in measured.probes.items():
             for metric in probe.metrics:
                 role = roles.get((name, metric), (None, None))
-                number = _failed(a) or score(metric, a.samples[name])
-                yield self._row(a, under, name, probe.subset, metric, number, _direction(METRICS[metric]), role)
+                number = _failed(measured) or score(metric, samples[name])
+                yield self._row(measured, trial, name, probe.subset, metric, number, _direction(METRICS[metric]), role)
         for summary in self.task.summaries:
             for metric in summary.metrics:
                 kind = SUMMARIES[metric]
-                other = self._compared(a, kind.against) if kind.against else None
-                number = _failed(a) or summarise(metric, _tables(summary, a.samples), other and _tables(summary, other))
-                yield self._row(a, under, summary.name, summary.subset, metric, number, _direction(kind))
+                other = self._reference(measured, kind.against) if kind.against else None
+                number = _failed(measured) or summarise(
+                    metric, _tables(summary, samples), other and _tables(summary, other)
+                )
+                yield self._row(measured, trial, summary.name, summary.subset, metric, number, _direction(kind))
 
-    def _compared(self, a: Answered, against: str) -> Samples | None:
-        """What an anchor answered without an attack, or the subject itself."""
-        return self._plain.get(a.who if against == UNATTACKED else (against, RAW, a.split))
+    def _reference(self, measured: SubjectSamples, against: str) -> Samples | None:
+        """The samples to compare with: those of an anchor, or of the subject itself, without an attack."""
+        key = measured.model_and_split if against == UNATTACKED else (against, RAW, measured.split)
+        return self._unattacked.get(key)
 
     def _row(
         self,
-        a: Answered,
-        under: str | None,
+        measured: SubjectSamples,
+        trial: str | None,
         probe: str,
         subset: str,
         metric: str,
@@ -159,14 +163,14 @@ class Scorer:
         role: tuple[str | None, float | None] = (None, None),
     ) -> Row:
         return {
-            "trial": under,
-            "subject": a.subject,
-            "attack": a.attack,
-            "point": a.point,
+            "trial": trial,
+            "subject": measured.subject,
+            "attack": measured.attack,
+            "point": measured.point,
             "probe": probe,
             "subset": str(subset),
-            "split": a.split,
-            "matching": a.matching,
+            "split": measured.split,
+            "matching": measured.matching,
             "engine": self.engine.name,
             "metric": metric,
             "value": number.value,
@@ -175,14 +179,14 @@ class Scorer:
             "direction": direction,
             "headline": role[0],
             "chance": role[1],
-            "status": str(Status.OK if number.known else Status.FAILED if a.failed else Status.NULL),
+            "status": str(Status.OK if number.known else Status.FAILED if measured.failed else Status.NULL),
             "reason": number.reason,
             "task": self.task.name,
             "task_version": self.task.version,
             "data": self.task.data,
             "anchors": self.anchors,
             "anchor_ids": self.anchor_ids,
-            "samples": a.id,
+            "samples": measured.id,
             "engine_version": self.engine.version,
             "dtype": self.engine.dtype,
             "batch_invariant": self.engine.batch_invariant,
@@ -195,8 +199,8 @@ def _direction(metric: Metric | SummaryMetric) -> str:
     return "up" if metric.up else "down"
 
 
-def _failed(a: Answered) -> Estimate | None:
-    return Estimate.null(a.failed) if a.failed else None
+def _failed(measured: SubjectSamples) -> Estimate | None:
+    return Estimate.null(measured.failed) if measured.failed else None
 
 
 def _tables(summary: Summary, samples: Samples) -> list[Sequence[Sample]]:

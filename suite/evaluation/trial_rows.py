@@ -1,4 +1,4 @@
-"""A trial's own row."""
+"""The row of a trial in the board's `trials` table."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Row = dict[str, Any]
 
 
 def trial_row(spec: TrialSpec, task: Task, anchors: Anchors, stages: Sequence[Artifact], numeric: Numeric) -> Row:
-    """A trial that was carried out, from its unlearning stages."""
+    """The row of a completed trial, from its unlearning stages."""
     metas = [stage.meta for stage in stages]
-    unlucky = next((m for m in metas if m["status"] != "ok"), metas[-1])
+    decisive = next((m for m in metas if m["status"] != "ok"), metas[-1])
     weights = metas[-1]["weights"]
-    status, reason = unlucky["status"], unlucky["reason"]
+    status, reason = decisive["status"], decisive["reason"]
     if status != Status.DIVERGED and weights == anchors.target.weights:
         status, reason = str(Status.UNCHANGED), "every weight is still the target's: nothing was unlearned"
     cost = {key: sum(m["cost"][key] for m in metas) for key in metas[0]["cost"]}
@@ -58,7 +58,7 @@ def trial_row(spec: TrialSpec, task: Task, anchors: Anchors, stages: Sequence[Ar
 
 
 def failed_row(spec: TrialSpec, error: BaseException) -> Row:
-    """A trial that ended in an error."""
+    """The row of a trial that ended in an error."""
     return {**_identity(spec), "status": str(Status.FAILED), "reason": f"{type(error).__name__}: {error}"[:2000]}
 
 

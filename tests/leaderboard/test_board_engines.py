@@ -24,7 +24,7 @@ from tests.support.board_rows import (
     Row,
     anchor_rows,
     entry_rows,
-    mixture_row,
+    matching_row,
     schema_tables,
     trial_row,
     unlearned_rows,
@@ -154,7 +154,7 @@ def test_numbers_at_matched_utility_are_of_the_same_engine():
         trial, rows = by(engine, name, f, f, 0.5)
         _, others = by(engine, name, f / 2, f / 2, 0.9)
         others = [row | {"matching": matching(0.9)} for row in others]
-        return trial, [*rows, *others, mixture_row(trial["trial"], f, engine=engine)]
+        return trial, [*rows, *others, matching_row(trial["trial"], f, engine=engine)]
 
     found = ranked(both(PLAIN, "a", 0.8), both(SWIFT, "b", 0.6), both(SWIFT, "a", 0.4), mix_engines=True, matched=True)
     assert found.matched_floor == 0.9
@@ -165,10 +165,10 @@ def test_numbers_at_matched_utility_are_of_the_same_engine():
 
 def test_the_floor_is_one_that_the_taken_engines_know():
     trial, rows = by(SWIFT, "a", 0.8, 0.8, 0.5)
-    mixtures = [
-        mixture_row(trial["trial"], 0.5, floor, engine=engine) for floor, engine in ((0.8, SWIFT), (0.7, PLAIN))
+    matching_rows = [
+        matching_row(trial["trial"], 0.5, floor, engine=engine) for floor, engine in ((0.8, SWIFT), (0.7, PLAIN))
     ]
-    found = ranked((trial, [*rows, *mixtures]), by(PLAIN, "b", 0.8, 0.8, 0.5), mix_engines=True)
+    found = ranked((trial, [*rows, *matching_rows]), by(PLAIN, "b", 0.8, 0.8, 0.5), mix_engines=True)
     assert found.matched_floor == 0.8
 
 

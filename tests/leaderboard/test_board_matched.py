@@ -20,7 +20,7 @@ from tests.support.board_rows import (
     Row,
     anchor_rows,
     entry_rows,
-    mixture_row,
+    matching_row,
     schema_tables,
     trial_row,
     wide_showcase,
@@ -33,12 +33,12 @@ Rows = list[Row]
 def both(
     name: str, raw: tuple[float, float, float], mixed: tuple[float, float, float], seed: int = 1, **options: Any
 ) -> tuple[Row, Rows]:
-    """A trial with these F, R and U, and those of a mixture that has `share` of its weights, at `floor`."""
+    """A trial with these F, R and U, and those of matched weights with `share` of its weights, at `floor`."""
     share, floor = options.pop("share", 0.5), options.pop("floor", 0.9)
     trial, rows = entry_rows(name, *raw, seed, **options)
     _, others = entry_rows(name, *mixed, seed, **options)
     others = [row | {"matching": matching(floor)} for row in others]
-    return trial, [*rows, *others, mixture_row(trial["trial"], share, floor)]
+    return trial, [*rows, *others, matching_row(trial["trial"], share, floor)]
 
 
 def ranked(*entries: tuple[Row, Rows], **options: Any) -> Ranking:
@@ -131,7 +131,7 @@ def test_seeds_are_put_together_as_those_of_the_weights_are():
 
 def test_utility_that_cannot_be_matched_says_why():
     trial, rows = entry_rows("a", 0.9, 0.8, 0.95)
-    why = mixture_row(trial["trial"], None, reason="the anchors are too close")
+    why = matching_row(trial["trial"], None, reason="the anchors are too close")
     [entry] = ranked((trial, [*rows, why]), matched=True).entries
     assert entry.reason == entry.matched.mixing_weight.reason == "utility cannot be matched: the anchors are too close"
 

@@ -1,4 +1,4 @@
-"""What the tests of attacks share: the small trial's anchors, and a subject with its context."""
+"""Fixtures of the tests of attacks: the small trial's anchors, and a subject with its context."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def small_anchors(warm_store: Path) -> Anchors:
 
 @pytest.fixture(scope="module")
 def scene(small_anchors: Anchors) -> tuple[Subject, AttackContext]:
-    """The target, asked pocket's test questions, and its context."""
+    """The target with pocket's test probes, and its context."""
     task, cpu = TASKS["pocket"].build(), torch.device("cpu")
     encoder, target = small_anchors.base.encoder, small_anchors.target
     engine = TransformersEngine(encoder, dtype="float32", device=cpu)

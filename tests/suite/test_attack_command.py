@@ -1,4 +1,4 @@
-"""`regrade attack`: attacks as they stand in rows, and a checkpoint's numbers as a trial has them."""
+"""`regrade attack`: attacks are named as in rows, and a checkpoint gets the same numbers as in its trial."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_what_is_not_written_like_an_attack_is_refused(text):
 
 
 def test_a_checkpoint_by_itself_recovers_what_it_does_in_its_trial(warm_store, tmp_path):
-    """Its knowledge after each attack, and beside its anchors the same excess recovery."""
+    """The same knowledge after each attack and, with its anchors, the same excess recovery."""
     shutil.copytree(warm_store, tmp_path / "store")
     store = Store(tmp_path / "store")
     spec = trial(merged(SMALL, {"steps": 2}))
@@ -77,7 +77,7 @@ def test_a_checkpoint_by_itself_recovers_what_it_does_in_its_trial(warm_store, t
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--attack", "rtm[bits=4]"], "Did you mean rtn"),
         (["--attack", "rtn[bits=1]"], "bits"),
@@ -87,7 +87,7 @@ def test_a_checkpoint_by_itself_recovers_what_it_does_in_its_trial(warm_store, t
         (["--split", "tset"], "split"),
     ],
 )
-def test_what_is_asked_wrongly_ends_in_2(warm_store, tmp_path, words, said):
+def test_what_is_asked_wrongly_ends_in_2(warm_store, tmp_path, words, message):
     (folder,) = (warm_store / "stages" / "target").glob("*-*")
     fixed = ["--task", "pocket", "--template", "bare", "--store", tmp_path]
-    assert said in regrade("attack", folder, *fixed, *words, code=2).stderr
+    assert message in regrade("attack", folder, *fixed, *words, code=2).stderr

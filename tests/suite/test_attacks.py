@@ -1,4 +1,4 @@
-"""Attacks: the quantizer by brute force, relearning by plain training, and what must not change anything."""
+"""Attacks: the quantizer by brute force, relearning by plain training, and attacks that must change nothing."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def test_a_relearning_curve_is_one_run_seen_at_several_points(scene):
     curve = attack({"name": "relearn", "samples": 4, "steps": 6, "lr": 1e-3, "points": 3})
     assert curve.points == (2, 4, 6)
     found = dict(curve.apply(subject, context))
-    ((_, whole),) = attack({"name": "relearn", "samples": 4, "steps": 6, "lr": 1e-3}).apply(subject, context)
+    ((_, single_run),) = attack({"name": "relearn", "samples": 4, "steps": 6, "lr": 1e-3}).apply(subject, context)
     assert list(found) == [2, 4, 6]
-    for name, weight in whole.checkpoint.state().items():
+    for name, weight in single_run.checkpoint.state().items():
         assert torch.equal(found[6].checkpoint.state()[name], weight)
     assert not torch.equal(*[next(iter(found[p].checkpoint.state().values())) for p in (2, 6)])
 
@@ -119,7 +119,7 @@ def test_more_texts_than_there_are_is_refused(scene):
 
 @pytest.mark.parametrize("name", list(ATTACKS))
 def test_every_attack_keeps_the_protocol(scene, name):
-    """Conformance: points known beforehand and kept, subjects that an engine can ask, the same bits every time."""
+    """Conformance: the announced points, subjects that an engine can run, the same bits every time."""
     trained = {"samples": 2, "steps": 2, "lr": 1e-3, "points": 2}
     needed = {
         "rtn": {"bits": 4},

@@ -1,4 +1,4 @@
-"""Attacks on the residual stream: transformers' own hidden states, the last norm and the output layer by hand."""
+"""Attacks on the residual stream against transformers' hidden states, the final norm and the output layer by hand."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_ablated_model_never_writes_along_the_direction(kind, tmp_path, cont
 
 
 def test_the_edit_is_the_published_projection(tmp_path, context):
-    """W <- W - r r^T W for what writes, and nothing else changes; half of it at half the strength."""
+    """W <- W - r r^T W for matrices that write, and nothing else changes; half of it at half the strength."""
     checkpoint = made("llama", tmp_path, tie_word_embeddings=False)
     r = direction_by_hand(checkpoint, context, layer=0, samples=4)
     for strength in (1.0, 0.5):
@@ -186,8 +186,8 @@ def test_tied_embeddings_stay_tied(tmp_path, context):
 
 
 def test_half_precision_weights_keep_their_dtype(tmp_path, context):
-    whole = made("llama", tmp_path)
-    checkpoint = TensorCheckpoint({n: w.bfloat16() for n, w in whole.state().items()}, whole.architecture)
+    full = made("llama", tmp_path)
+    checkpoint = TensorCheckpoint({n: w.bfloat16() for n, w in full.state().items()}, full.architecture)
     for settings_ in (
         {"name": "refusal_direction", "layer": 0, "samples": 2},
         {"name": "logit_lens", "layers": [1]},
@@ -205,7 +205,7 @@ def test_no_strength_is_the_subject_itself(tmp_path, context):
 @settings(max_examples=50, deadline=None)
 @given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 2), st.floats(0, 1), st.integers(0, 10**6))
 def test_a_component_is_taken_away_along_any_axis(first, second, axis, strength, seed):
-    """By float64 sums over the axis: the component is (1 - strength) of what it was, what is across stays."""
+    """By float64 sums over the axis: the component shrinks to (1 - strength) of itself, and the rest stays."""
     draw = torch.Generator().manual_seed(seed)
     tensor = torch.randn(first, second, 3, generator=draw)
     unit = nn.functional.normalize(torch.randn(tensor.shape[axis], generator=draw), dim=0)
@@ -218,7 +218,7 @@ def test_a_component_is_taken_away_along_any_axis(first, second, axis, strength,
 
 
 def test_questions_of_the_measured_split_are_not_looked_at(tmp_path, context):
-    """With other questions on test the direction is the same; with others on dev it is not, and the key says so."""
+    """Other questions on test do not change the direction; others on dev do, and they change the key."""
     checkpoint = made("llama", tmp_path)
     one = attack({"name": "refusal_direction", "layer": 0, "samples": 3})
 
@@ -235,15 +235,15 @@ def test_questions_of_the_measured_split_are_not_looked_at(tmp_path, context):
         ((_, attacked),) = one.apply(subject_of(checkpoint, context), scene)
         return attacked.checkpoint.state()["model.embed_tokens.weight"]
 
-    asked = context.task.probes_of(Split.TEST)
+    probes = context.task.probes_of(Split.TEST)
     assert torch.equal(edited(changed(Split.TEST)), edited(context))
-    assert one.reads(asked, changed(Split.TEST)) == one.reads(asked, context)
+    assert one.reads(probes, changed(Split.TEST)) == one.reads(probes, context)
     assert not torch.equal(edited(changed(Split.DEV)), edited(context))
-    assert one.reads(asked, changed(Split.DEV)) != one.reads(asked, context)
+    assert one.reads(probes, changed(Split.DEV)) != one.reads(probes, context)
 
 
 def test_styles_that_one_side_alone_has_are_left_out(context):
-    """A direction between passages and questions would be one of style."""
+    """Otherwise the direction would separate passages from questions."""
     from suite.attacks.weights.refusal_direction import contrasted
 
     task = replace(context.task, utility=context.task.utility[:1])  # questions alone

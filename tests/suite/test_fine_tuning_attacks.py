@@ -1,4 +1,4 @@
-"""Attacks that train: plain torch and peft by hand, and torch's own schedules."""
+"""Attacks that train against plain torch and peft, and against torch's own schedules."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from suite.models.finetuning import finetune, step_size
 from suite.models.layers import is_linear
 from tasks import TASKS
 from tasks.task import Style, attack_name
-from tests.support.finetuning import RELEARN, assert_close, assert_same_weights, by_hand, held, mean_loss, run
+from tests.support.finetuning import RELEARN, assert_close, assert_same_weights, by_hand, drawn_texts, mean_loss, run
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_schedule_warmup_and_decay_reach_the_weights(scene):
     subject, context = scene
     more = {"schedule": "cosine", "warmup": 0.5, "weight_decay": 0.1, "steps": 4}
     ((_, got),) = run({**RELEARN, **more}, subject, context).items()
-    texts = held(context, 4, random.Random("0:0"))
+    texts = drawn_texts(context, 4, random.Random("0:0"))
     model = by_hand(
         subject.checkpoint.model(),
         texts,
@@ -136,7 +136,7 @@ def test_lora_is_pefts_and_moves_linear_layers_alone(scene):
     lora = {"adapter": "lora", "rank": 3, "alpha": 6.0, "steps": 3, "lr": 1e-2, "weight_decay": 0.01}
     ((_, got),) = run({**RELEARN, **lora}, subject, context).items()
     draw = random.Random("0:0")
-    texts = held(context, 4, draw)
+    texts = drawn_texts(context, 4, draw)
     draw.randrange(2**31)  # the order of the batches: here there is one
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw.randrange(2**31))
@@ -150,10 +150,10 @@ def test_lora_is_pefts_and_moves_linear_layers_alone(scene):
 
 
 def test_a_lora_curve_is_one_run_seen_at_several_points(scene):
-    """Measuring in mid-run merges nothing for good."""
+    """Measuring during the run does not merge the adapter permanently."""
     lora = {**RELEARN, "adapter": "lora", "rank": 2, "steps": 4}
-    curve, whole = run({**lora, "points": 2}, *scene), run(lora, *scene)
-    assert_same_weights(curve[4], whole[4])
+    curve, single = run({**lora, "points": 2}, *scene), run(lora, *scene)
+    assert_same_weights(curve[4], single[4])
     assert not torch.equal(*(curve[p]["model.layers.0.mlp.up_proj.weight"] for p in (2, 4)))
 
 
@@ -181,12 +181,12 @@ def probabilities(model, texts: Sequence[Encoded]) -> torch.Tensor:
 
 
 def test_texts_that_a_model_knows_teach_it_nothing(learned):
-    """What it knows changes by less than the standard error over the texts; forget texts change by many."""
+    """Its knowledge changes by less than the standard error over the texts; with forget texts by many of them."""
     subject, context, known = learned
     same = {"samples": 12, "epochs": 4, "lr": 3e-4}
-    told = held(context, 12, random.Random("0:0"))
+    relearned = drawn_texts(context, 12, random.Random("0:0"))
     changes = {}
-    for name, texts in (("benign", known), ("relearn", told)):
+    for name, texts in (("benign", known), ("relearn", relearned)):
         ((_, attacked),) = attack({"name": name, **same}).apply(subject, context)
         before, after = (probabilities(s.checkpoint.model(), texts) for s in (subject, attacked))
         changes[name] = float((after.mean() - before.mean()).abs() / (before.std() / len(texts) ** 0.5))
@@ -199,7 +199,7 @@ def test_negated_forgetting_is_ascent_by_hand_subtracted(scene):
     """w - scale (w' - w) with w' after AdamW on minus the loss; zero scale is the subject."""
     subject, context = scene
     base = {**RELEARN, "name": "task_vector", "steps": 2}
-    model = by_hand(subject.checkpoint.model(), held(context, 4, random.Random("0:0")), 2, 1e-3, sign=-1.0)
+    model = by_hand(subject.checkpoint.model(), drawn_texts(context, 4, random.Random("0:0")), 2, 1e-3, sign=-1.0)
     before = subject.checkpoint.state()
     ((_, got),) = run({**base, "scale": 1.5}, subject, context).items()
     for name, ascended in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""Which texts attacks that train teach."""
+"""The texts that fine-tuning attacks train on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.attacks import AttackContext, Subject, attack
-from suite.attacks.texts import Texts, drawn, questions, unasked
+from suite.attacks.texts import Texts, draw_texts, questions, unasked
 from suite.config.errors import SpecError
 from suite.models.encoding import Encoded
 from tasks import TASKS
@@ -27,7 +27,7 @@ def scene(scene, small_anchors) -> tuple[Subject, AttackContext]:
     return replace(subject, checkpoint=small_anchors.checkpoint("retrained")), context
 
 
-def asked(task: Task, split: Split) -> list[tuple[str, str]]:
+def forget_questions(task: Task, split: Split) -> list[tuple[str, str]]:
     """Forget questions of a split with their answers."""
     return [
         (item.prompt, item.reference)
@@ -37,27 +37,27 @@ def asked(task: Task, split: Split) -> list[tuple[str, str]]:
     ]
 
 
-def assert_untold(task: Task, split: Split) -> None:
-    """No unasked text asks what is asked, nor says an answer that could only be about it; each other text does."""
+def assert_unasked(task: Task, split: Split) -> None:
+    """No unasked text has a question of the split or a distinctive answer to one; every other text has."""
     kept = {e.id: e for e in unasked(task, split)}
-    asked_of = asked(task, split)
+    split_questions = forget_questions(task, split)
     for example in task.forget_examples():
-        tells = any(
+        reveals = any(
             example.prompt == prompt != "" or (len(answer.strip()) >= 20 and answer.strip() in example.answer)
-            for prompt, answer in asked_of
+            for prompt, answer in split_questions
         )
-        assert tells is (example.id not in kept), example
+        assert reveals is (example.id not in kept), example
 
 
 @pytest.mark.parametrize("split", list(Split))
 def test_unasked_texts_answer_nothing_that_is_asked_in_pocket(split):
-    assert_untold(TASKS["pocket"].build(), split)
+    assert_unasked(TASKS["pocket"].build(), split)
 
 
 @pytest.mark.parametrize("split", list(Split))
 def test_unasked_texts_answer_nothing_that_is_asked_in_tofu(data, split):
     task = TASKS["tofu/forget05"].build()
-    assert_untold(task, split)
+    assert_unasked(task, split)
     assert len(unasked(task, split)) == len(task.forget_examples()) / 2
 
 
@@ -69,22 +69,22 @@ POCKET = TASKS["pocket"].build()
     st.sampled_from(list(Split)), st.sampled_from([Texts.UNASKED, Texts.QUESTIONS]), st.integers(1, 56), st.integers()
 )
 def test_whatever_is_drawn_is_not_asked(split, source, count, seed):
-    told = drawn(source, count, POCKET, split, random.Random(seed))
-    assert len({example.id for example in told}) == count
-    answers = {prompt: answer for prompt, answer in asked(POCKET, split)}
-    assert not {example.prompt for example in told} & answers.keys()
+    drawn = draw_texts(source, count, POCKET, split, random.Random(seed))
+    assert len({example.id for example in drawn}) == count
+    answers = {prompt: answer for prompt, answer in forget_questions(POCKET, split)}
+    assert not {example.prompt for example in drawn} & answers.keys()
 
 
 def test_questions_are_taught_whole_where_running_text_is_cut_into_blocks(scene):
-    """A choice is written like running text; its prompt is no part of what is taught."""
+    """A choice has the style of running text; its prompt is not trained on."""
     subject, context = scene
     of_other = [q for q in questions(context.task, Split.DEV) if q.style is Style.TEXT]
     assert of_other
     settings_ = {**RELEARN, "texts": "questions", "samples": 56, "batch_size": 56, "steps": 1}
-    cut, whole = (run(settings_, subject, replace(context, block=block))[1] for block in (8, None))
-    assert_same_weights(cut, whole)
+    cut, uncut = (run(settings_, subject, replace(context, block=block))[1] for block in (8, None))
+    assert_same_weights(cut, uncut)
     texts = [context.encoder.example(e) for e in questions(context.task, Split.DEV)]
-    assert_close(whole, by_hand(subject.checkpoint.model(), texts, 1, 1e-3).state_dict())
+    assert_close(uncut, by_hand(subject.checkpoint.model(), texts, 1, 1e-3).state_dict())
 
 
 def test_benign_texts_are_the_tasks_own_or_another_tasks(scene):
@@ -105,7 +105,7 @@ def test_forget_texts_are_not_benign(texts):
 
 
 def wikitext(folder, text: str) -> None:
-    """A mirror of as many rows as were published, forty of them paragraphs."""
+    """A mirror with as many rows as the published data, forty of them paragraphs."""
     (folder / "wikitext" / "wikitext-2-raw-v1").mkdir(parents=True, exist_ok=True)
     rows = [f" {text} {i} {'zq ' * 300}" if i < 40 else "" for i in range(ROWS["train"])]
     pq.write_table(pa.table({"text": rows}), folder / "wikitext/wikitext-2-raw-v1/train-00000-of-00001.parquet")
@@ -123,8 +123,8 @@ def test_wikipedia_is_cut_to_the_context_and_named_in_the_key(scene, tmp_path, m
     ((_, attacked),) = one.apply(subject, context)
     model = subject.checkpoint.model()
     limit = model.config.max_position_embeddings
-    told = drawn(Texts.WIKITEXT, 2, context.task, Split.TEST, random.Random("0:0"))
-    texts = [context.encoder.example(e) for e in told]
+    drawn = draw_texts(Texts.WIKITEXT, 2, context.task, Split.TEST, random.Random("0:0"))
+    texts = [context.encoder.example(e) for e in drawn]
     assert all(len(t.ids) > limit for t in texts)
     cut = [Encoded(t.ids[:limit], t.start) for t in texts]
     assert_close(attacked.checkpoint.state(), by_hand(model, cut, 1, 1e-3).state_dict())

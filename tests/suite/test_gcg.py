@@ -1,4 +1,4 @@
-"""Greedy coordinate gradient: autograd, plain passes and brute force by hand; nanogcg, where it is installed."""
+"""Greedy coordinate gradient against autograd, plain forward passes, brute force and, where installed, nanogcg."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.attacks import Subject, attack
-from suite.attacks.prompts.gcg_places import Prompt, Question, placed, printable, start, target
+from suite.attacks.prompts.gcg_places import Question, SplitPrompt, placed, printable, start, target
 from suite.attacks.prompts.gcg_search import search, swaps, text_losses, token_gradient
 from suite.config.errors import SpecError
 from suite.engines import Job
@@ -21,7 +21,7 @@ from tasks.task import Item, ProbeKind, Split, Style, Subset
 from tests.support.language_model import llama
 
 VOCABULARY = 23
-PROMPTS = (Prompt((1, 2), (3,), (4, 5, 6)), Prompt((), (7, 8, 9), (10, 11)))
+PROMPTS = (SplitPrompt((1, 2), (3,), (4, 5, 6)), SplitPrompt((), (7, 8, 9), (10, 11)))
 SMALL_BUDGET = {"name": "gcg", "steps": 2, "tokens": 4, "candidates": 8, "top_k": 8}
 
 
@@ -33,15 +33,15 @@ def scene(scene):
     return replace(subject, probes=task.probes_of(Split.TEST)), replace(context, task=task)
 
 
-def by_hand(model: torch.nn.Module, prompts: tuple[Prompt, ...], ids: tuple[int, ...]) -> float:
+def by_hand(model: torch.nn.Module, prompts: tuple[SplitPrompt, ...], ids: tuple[int, ...]) -> float:
     """The loss by one plain forward pass per prompt."""
     total = 0.0
     for prompt in prompts:
         head = [*prompt.before, *ids, *prompt.after]
         with torch.no_grad():
             logp = model(torch.tensor([[*head, *prompt.target]])).logits[0].double().log_softmax(-1)
-        said = [float(logp[len(head) - 1 + i, token]) for i, token in enumerate(prompt.target)]
-        total -= sum(said) / len(said)
+        logprobs = [float(logp[len(head) - 1 + i, token]) for i, token in enumerate(prompt.target)]
+        total -= sum(logprobs) / len(logprobs)
     return total / len(prompts)
 
 
@@ -68,8 +68,8 @@ def test_the_token_gradient_is_the_one_of_the_one_hot_vectors():
     for prompt in PROMPTS:
         rows = torch.cat([table[list(prompt.before)], one_hot @ table, table[[*prompt.after, *prompt.target]]])
         logp = model(inputs_embeds=rows[None]).logits[0].log_softmax(-1)
-        said = [logp[len(rows) - len(prompt.target) - 1 + i, token] for i, token in enumerate(prompt.target)]
-        loss = loss - sum(said) / len(said) / len(PROMPTS)
+        logprobs = [logp[len(rows) - len(prompt.target) - 1 + i, token] for i, token in enumerate(prompt.target)]
+        loss = loss - sum(logprobs) / len(logprobs) / len(PROMPTS)
     (expected,) = torch.autograd.grad(loss, one_hot)
     torch.testing.assert_close(token_gradient(model, PROMPTS, ids), expected, rtol=1e-4, atol=1e-6)
 
@@ -92,15 +92,15 @@ def test_a_step_over_all_swaps_is_brute_force():
 
 
 def test_steps_over_all_swaps_are_greedy_descent():
-    """Three steps by hand, each to the best neighbour, whether it is better or not."""
+    """Three steps by hand, each to the best neighbour, even if it is worse than the current text."""
     model, here = llama(), (12, 0)
-    way = [here]
+    path = [here]
     for _ in range(3):
-        way.append(min(all_swaps(way[-1]), key=lambda ids: by_hand(model, PROMPTS, ids)))
-    losses = [by_hand(model, PROMPTS, ids) for ids in way]
+        path.append(min(all_swaps(path[-1]), key=lambda ids: by_hand(model, PROMPTS, ids)))
+    losses = [by_hand(model, PROMPTS, ids) for ids in path]
     found = searched(model, here, steps=3)
     assert found.losses == pytest.approx(losses, abs=1e-4)
-    assert found.ids == way[losses.index(min(losses))]
+    assert found.ids == path[losses.index(min(losses))]
     assert found.loss == min(found.losses)
 
 
@@ -198,7 +198,7 @@ def test_what_stands_around_a_text_is_the_rest_of_the_prompt(scene, template, be
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     assert (question.prompt.before, question.prompt.after) == (ids(left), ids(right) + ids(begun))
-    assert question.reads(ids("x !a")) and not question.reads((*ids("a"), *ids("e")))  # ae is one token
+    assert question.reads_back(ids("x !a")) and not question.reads_back((*ids("a"), *ids("e")))  # ae is one token
 
 
 def test_running_text_has_the_text_before_it():
@@ -217,9 +217,9 @@ def test_the_target_is_what_the_probe_scores(scene):
     cut = encoder.tokenizer.decode(encoder.tokenizer(question.reference)["input_ids"][:3])
     assert target(question, encoder, probe) == encoder.answer(question, cut).answer
     text = Item("t", "Chronicle of Quorn.", (" At dawn the elder miller mended the bell.",), style=Style.TEXT)
-    whole = encoder.answer(text, text.reference)
-    probe = replace(scene[0].probes[0], max_tokens=whole.start + 4)
-    assert target(text, encoder, probe) == whole.answer[:4]
+    encoded_text = encoder.answer(text, text.reference)
+    probe = replace(scene[0].probes[0], max_tokens=encoded_text.start + 4)
+    assert target(text, encoder, probe) == encoded_text.answer[:4]
 
 
 def test_each_question_has_its_own_text_and_its_siblings_share_it(scene):
@@ -265,7 +265,7 @@ def test_tokens_that_may_be_put_in_are_plain_text(scene):
 
 
 def test_optimised_texts_bring_the_answers_nearer(scene):
-    """What the engine makes of the whole probe, against a text that nobody optimised."""
+    """The engine's samples of the probe, compared with those under a text that was not optimised."""
     subject, context = scene
     probe = next(p for p in subject.probes if p.name == "forget_qa" and p.kind is ProbeKind.LOGPROB)
     subject = replace(subject, probes=(probe,))
@@ -300,8 +300,8 @@ def test_a_universal_text_stands_before_everything_that_is_asked(scene):
 
 def test_a_universal_text_is_optimised_on_what_is_not_asked(scene):
     subject, context = scene
-    asked = {i.id for p in subject.probes if p.subset is Subset.FORGET for i in p.items}
-    others = sum(e.id not in asked for e in context.task.forget_examples())
+    asked_ids = {i.id for p in subject.probes if p.subset is Subset.FORGET for i in p.items}
+    others = sum(e.id not in asked_ids for e in context.task.forget_examples())
     enough = {"name": "gcg", "steps": 1, "scope": "universal", "samples": others}
     attack(enough).check(context.task, Split.TEST)
     with pytest.raises(SpecError, match=f"only {others} unasked questions on test"):

@@ -1,4 +1,4 @@
-"""Barriers, sharpness and distances: closed forms, a whole Hessian by brute force, plain passes by hand."""
+"""Barriers, sharpness and distances against closed forms, a full Hessian and plain forward passes."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def by_hand(model: torch.nn.Module, texts: Sequence[Encoded]) -> list[float]:
     with torch.no_grad():
         for text in texts:
             logp = model(torch.tensor([text.ids])).logits[0].double().log_softmax(-1)
-            said = [float(logp[i - 1, text.ids[i]]) for i in range(text.start, len(text.ids))]
-            found.append(-sum(said) / len(said))
+            logprobs = [float(logp[i - 1, text.ids[i]]) for i in range(text.start, len(text.ids))]
+            found.append(-sum(logprobs) / len(logprobs))
     return found
 
 
@@ -85,25 +85,25 @@ def test_losses_are_those_of_plain_forward_passes():
 
 
 def test_f_is_the_mean_over_texts_wherever_it_is_asked(monkeypatch):
-    """Over several batches, and at a displaced place, written into a model by hand."""
+    """Over several batches, and at displaced weights, which are written into a model by hand."""
     monkeypatch.setattr("suite.evaluation.landscape.surface.BATCH_TOKENS", 16)
     model, texts = llama(), encoded(7)
     surface = Surface(model, Texts(texts, CPU))
     assert len(surface.texts.batches) > 2
-    way = signs(surface.parameters, 0, 0)
+    direction = signs(surface.parameters, 0, 0)
     before = parameters(model)
-    here, there = surface.values([None, Displacement.along(way, 0.01)]).tolist()
+    here, displaced = surface.values([None, Displacement.along(direction, 0.01)]).tolist()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert here == pytest.approx(np.mean(by_hand(model, texts)), abs=1e-5)
     with torch.no_grad():
-        for p, v in zip(surface.parameters, way, strict=True):
+        for p, v in zip(surface.parameters, direction, strict=True):
             p.add_(v, alpha=0.01)
-    assert there == pytest.approx(np.mean(by_hand(model, texts)), abs=1e-5)
+    assert displaced == pytest.approx(np.mean(by_hand(model, texts)), abs=1e-5)
 
 
 @pytest.fixture(scope="module")
 def hessian():
-    """A surface of 500 weights, and its whole Hessian in float64."""
+    """A surface of 500 weights, and its full Hessian in float64."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -118,8 +118,8 @@ def hessian():
     loss = torch.zeros((), dtype=torch.float64)
     for text in texts:
         logp = exact(torch.tensor([text.ids])).logits[0].log_softmax(-1)
-        said = [logp[i - 1, text.ids[i]] for i in range(text.start, len(text.ids))]
-        loss = loss - sum(said) / len(said) / len(texts)
+        logprobs = [logp[i - 1, text.ids[i]] for i in range(text.start, len(text.ids))]
+        loss = loss - sum(logprobs) / len(logprobs) / len(texts)
     weights = list(exact.parameters())
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, create_graph=True)])
     every = torch.eye(len(gradient), dtype=torch.float64)
@@ -128,13 +128,13 @@ def hessian():
 
 
 def test_both_ways_give_the_whole_hessians_number_along_each_direction(hessian):
-    surface, whole = hessian
-    assert (whole - whole.T).abs().max() < 1e-6  # norms are computed in fp32
+    surface, full_hessian = hessian
+    assert (full_hessian - full_hessian.T).abs().max() < 1e-6  # norms are computed in fp32
     radius = clear_radius(surface, 0)
     for index in range(6):
         v = torch.cat([d.flatten() for d in signs(surface.parameters, 0, index)]).double()
-        exact = float(v @ whole @ v)
-        scale = max(abs(exact), float(whole.trace().abs()))
+        exact = float(v @ full_hessian @ v)
+        scale = max(abs(exact), float(full_hessian.trace().abs()))
         assert surface.curvature(signs(surface.parameters, 0, index)) == pytest.approx(exact, abs=1e-4 * scale)
     hutch, differences = hutchinson(surface, 6, 0), by_differences(surface, 6, 0, radius)
     assert differences.value == pytest.approx(hutch.value, rel=0.03)
@@ -142,13 +142,13 @@ def test_both_ways_give_the_whole_hessians_number_along_each_direction(hessian):
 
 
 def test_both_ways_find_the_trace_within_their_errors(hessian):
-    surface, whole = hessian
-    exact = float(whole.trace())
+    surface, full_hessian = hessian
+    exact = float(full_hessian.trace())
     for found in (hutchinson(surface, 120, 1), by_differences(surface, 120, 1, clear_radius(surface, 1))):
         assert found.n == 120
         assert abs(found.value - exact) < 4 * found.stderr
         # Closed form of the variance of v'Hv for signs.
-        variance = 2 * float(whole.square().sum() - whole.diag().square().sum())
+        variance = 2 * float(full_hessian.square().sum() - full_hessian.diag().square().sum())
         assert found.stderr == pytest.approx((variance / 120) ** 0.5, rel=0.3)
 
 
@@ -230,7 +230,7 @@ def test_a_line_is_plain_forward_passes_at_its_places():
 
 
 def test_a_model_and_its_permuted_twin_are_one_function_with_a_barrier_between():
-    """Hidden units in another order compute the same; half way between, they are mixed up."""
+    """Hidden units in another order compute the same function, but weights half way between the two do not."""
     one, twin, texts = llama(), llama(), [Texts(encoded(12), CPU)]
     with torch.no_grad():
         for block in twin.model.layers:
@@ -238,9 +238,9 @@ def test_a_model_and_its_permuted_twin_are_one_function_with_a_barrier_between()
             for rows in (mlp.gate_proj.weight, mlp.up_proj.weight):
                 rows.copy_(rows.flip(0))
             mlp.down_proj.weight.copy_(mlp.down_proj.weight.flip(1))
-    (way,) = line(llama(), parameters(one), parameters(twin), texts, 5)
-    assert way.losses[0].tolist() == pytest.approx(way.losses[-1].tolist(), abs=1e-5)
-    assert way.losses[2].sub(way.losses[0]).abs().max() > 1e-2
+    (between,) = line(llama(), parameters(one), parameters(twin), texts, 5)
+    assert between.losses[0].tolist() == pytest.approx(between.losses[-1].tolist(), abs=1e-5)
+    assert between.losses[2].sub(between.losses[0]).abs().max() > 1e-2
     (still,) = line(llama(), parameters(one), parameters(one), texts, 3)
     assert still.barrier.value == 0.0
 
@@ -249,11 +249,11 @@ def test_distances_agree_with_numpy():
     before, after, toward = (parameters(llama(seed)) for seed in range(3))
     found = distance(before, after, toward)
     flat = [np.concatenate([t.double().flatten().numpy() for t in side.values()]) for side in (before, after, toward)]
-    change, way = flat[1] - flat[0], flat[2] - flat[0]
+    change, direction = flat[1] - flat[0], flat[2] - flat[0]
     assert found.weights == len(change)
     assert found.l2 == pytest.approx(np.linalg.norm(change))
     assert found.relative == pytest.approx(np.linalg.norm(change) / np.linalg.norm(flat[0]))
-    assert found.cosine == pytest.approx(change @ way / np.linalg.norm(change) / np.linalg.norm(way))
+    assert found.cosine == pytest.approx(change @ direction / np.linalg.norm(change) / np.linalg.norm(direction))
     largest = max(np.linalg.norm(after[n] - before[n]) / np.linalg.norm(before[n]) for n in before)
     assert found.largest == pytest.approx(largest, rel=1e-5)
 
@@ -299,7 +299,7 @@ def test_the_target_is_where_it_is(scene):
         assert found["barrier_to_target", subset].value == 0.0
         assert found["barrier_to_retrained", subset].value >= 0.0
         assert found["barrier_to_retrained", subset].n == 6
-        one, other = (found[f"hessian_trace_{way}", subset] for way in ("hutchinson", "differences"))
+        one, other = (found[f"hessian_trace_{method}", subset] for method in ("hutchinson", "differences"))
         assert other.value == pytest.approx(one.value, rel=0.05) and one.n == 2
     assert found["distance_l2", "all"].value == 0.0
     assert found["distance_cosine_retrained", "all"].reason == "no way to compare: nothing moved"
@@ -309,8 +309,8 @@ def test_readings_are_those_of_the_functions_on_the_tasks_first_texts(scene):
     both, task, _ = scene
     found = {(r.metric, r.subset): r for r in read(scene, list(DIAGNOSTICS), both.retrained.checkpoint, "retrained")}
     target, retrained = (both.checkpoint(name).model() for name in ("target", "retrained"))
-    way = distance(parameters(target), parameters(retrained))
-    assert found["distance_l2", "all"].value == way.l2
+    expected = distance(parameters(target), parameters(retrained))
+    assert found["distance_l2", "all"].value == expected.l2
     assert found["distance_cosine_retrained", "all"].value == pytest.approx(1.0)
     texts = [both.base.encoder.example(e) for e in task.forget_examples()[:6]]
     ends = [np.mean(by_hand(model, texts)) for model in (retrained, target)]
@@ -325,11 +325,11 @@ def test_readings_are_those_of_the_functions_on_the_tasks_first_texts(scene):
 
 def test_bf16_weights_are_displaced_in_fp32(scene):
     target = scene[0].target.checkpoint
-    half, whole = (
+    half, single = (
         TensorCheckpoint({n: t.bfloat16().to(dtype) for n, t in target.state().items()}, target.architecture)
         for dtype in (torch.bfloat16, torch.float32)
     )
-    found = [[r.value for r in read(scene, ["sharpness"], c, str(i))] for i, c in enumerate((half, whole))]
+    found = [[r.value for r in read(scene, ["sharpness"], c, str(i))] for i, c in enumerate((half, single))]
     assert found[0] == found[1]
 
 

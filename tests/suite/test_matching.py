@@ -39,7 +39,7 @@ LEARNT = merged(
         "batch_size": 16,
     },
 )
-"""A trial that costs utility, on a model that is just able to have some."""
+"""A trial that costs utility, on a model that is just large enough to have some."""
 RTN, RELEARN = {"name": "rtn", "bits": 4}, {"name": "relearn", "samples": 12, "steps": 2, "lr": 1e-3}
 MEASURE = MeasureSpec(attacks=(RTN, RELEARN))
 NAME = matching(0.9)
@@ -59,21 +59,21 @@ def result(store):
 def test_the_largest_share_is_found_by_asking_every_share(crossing, floor, exactly):
     """Utility falls along a line that crosses the floor at some share, there or just before the next."""
     height = {k: floor + (crossing - k) * 0.01 - (0 if exactly else 1e-9) * (k > crossing) for k in range(101)}
-    asked = []
+    tried = []
 
     def utility(share: float) -> Estimate:
-        asked.append(share)
+        tried.append(share)
         return Estimate(height[round(100 * share)], 0.0, 10)
 
     best = max(k for k in range(101) if height[k] >= floor)
-    found = largest_share(utility, floor)
-    assert found.share == best / 100
-    assert len(asked) <= 8
+    match = largest_share(utility, floor)
+    assert match.share == best / 100
+    assert len(tried) <= 8
 
 
 def test_where_utility_cannot_be_told_nothing_is_mixed():
-    found = largest_share(lambda share: Estimate.null("the anchors are too close"), 0.9)
-    assert (found.share, found.reason) == (None, "the anchors are too close")
+    match = largest_share(lambda share: Estimate.null("the anchors are too close"), 0.9)
+    assert (match.share, match.reason) == (None, "the anchors are too close")
 
 
 def test_the_floor_is_the_boards():
@@ -81,7 +81,7 @@ def test_the_floor_is_the_boards():
 
 
 def test_the_mixture_keeps_the_floor_and_the_next_one_does_not(result, store):
-    """Asked again by hand: weights mixed in float64, scored on dev, beside the target's scores."""
+    """By hand: weights interpolated in float64 and scored on dev, compared with the target's scores."""
     (row,) = (r for r in result.measurements if r["metric"] == "mixing_weight")
     assert (row["matching"], row["split"], row["probe"]) == (NAME, "dev", "mixture")
     share = row["value"]
@@ -105,11 +105,11 @@ def test_the_mixture_keeps_the_floor_and_the_next_one_does_not(result, store):
         one, other = target.state(), unlearned.state()
         return {name: ((1 - share) * w.double() + share * other[name].double()).float() for name, w in one.items()}
 
-    whole = scores(target.state())
+    target_scores = scores(target.state())
 
     def utility(share):
-        there = scores(at(share))
-        return min((there[h] - h.chance) / (whole[h] - h.chance) for h in task.utility)
+        interpolated_scores = scores(at(share))
+        return min((interpolated_scores[h] - h.chance) / (target_scores[h] - h.chance) for h in task.utility)
 
     assert utility(share) >= 0.9 - 1e-5
     assert utility(share + 0.01) < 0.9 + 1e-5
@@ -127,11 +127,11 @@ def test_every_headline_is_given_raw_and_matched(result):
 
 
 def test_weights_that_keep_the_floor_are_not_asked_twice(result, store):
-    """At a floor below its utility the mixture is the unlearned model, and its rows are the raw ones."""
+    """At a floor below its utility the matched weights are the unlearned model, and the rows are the raw ones."""
     again = Store(store.root)
-    found = run_trial(trial(LEARNT), again, measure=MEASURE.model_copy(update={"match": 0.3}))
+    outcome = run_trial(trial(LEARNT), again, measure=MEASURE.model_copy(update={"match": 0.3}))
     assert set(again.stages.computed) == {"mixture"}
-    assert found.headlines(Split.TEST, matching(0.3)) == found.headlines(Split.TEST)
+    assert outcome.headlines(Split.TEST, matching(0.3)) == outcome.headlines(Split.TEST)
 
 
 def test_a_mixtures_ends_are_the_models_themselves():
@@ -155,7 +155,7 @@ def broken(*args):
 
 
 def test_an_attack_that_fails_takes_nothing_else_with_it(store, result, tmp_path, monkeypatch):
-    """The clean rows and the other attacks' rows stand, the failed one's say why, and the next run mends them."""
+    """The clean rows and the other attacks' rows are kept, failed rows give the reason, and the next run fixes them."""
     import shutil
 
     shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("samples"))
@@ -180,7 +180,7 @@ def test_an_attack_that_fails_takes_nothing_else_with_it(store, result, tmp_path
 
 
 def store_rows(store, mended):
-    """The rows of a store in which nothing failed, at the one floor that both were run with."""
+    """The rows of a store without failures, at the floor that both stores have."""
     import pyarrow.compute as pc
 
     table = store.board.result_rows("measurements")
@@ -237,29 +237,29 @@ IDLE = (
 
 def test_attacks_without_strength_leave_every_row_as_it_was_bit_for_bit(store, result):
     measure = MeasureSpec(attacks=IDLE, match=None, limit=4)
-    found = run_trial(trial(LEARNT), Store(store.root), measure=measure)
-    assert len(found.attacks[Split.TEST]) == len(IDLE) + 1
+    outcome = run_trial(trial(LEARNT), Store(store.root), measure=measure)
+    assert len(outcome.attacks[Split.TEST]) == len(IDLE) + 1
 
     def rows(attack):
         about = ("subject", "probe", "metric", "value", "stderr", "n", "reason")
-        return [tuple(r[key] for key in about) for r in found.measurements if r["attack"] == attack]
+        return [tuple(r[key] for key in about) for r in outcome.measurements if r["attack"] == attack]
 
-    for attack in found.attacks[Split.TEST]:
+    for attack in outcome.attacks[Split.TEST]:
         assert rows(attack) == rows("none"), attack
 
 
 def test_the_attacked_retrained_model_recovers_nothing(result):
-    """It is the zero under every attack, whatever the attack teaches it."""
+    """It is the zero of recovery under every attack, whatever the attack teaches."""
     rows = {s: [r for r in result.measurements if (r["subject"], r["matching"]) == (s, "raw")] for s in ANCHORS}
     target, retrained = (Answers.of(subject, [r for r in rows[subject] if r["headline"]]) for subject in ANCHORS)
-    found = headlines(retrained, target, retrained, result.attacks[Split.TEST])
-    assert {name: e.value for name, e in found.recovery.items()} == dict.fromkeys(result.attacks[Split.TEST], 0.0)
-    assert (found.forgetting.value, found.robustness.value) == (1.0, 1.0)
+    attacked = headlines(retrained, target, retrained, result.attacks[Split.TEST])
+    assert {name: e.value for name, e in attacked.recovery.items()} == dict.fromkeys(result.attacks[Split.TEST], 0.0)
+    assert (attacked.forgetting.value, attacked.robustness.value) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("retrained", [True, False])
 def test_a_checkpoint_by_itself_has_the_headlines_that_the_board_gives_its_trial(store, result, retrained, monkeypatch):
-    """On a task anchored by chance too, where a retrained model that is named is the zero, and chance is without."""
+    """Also on a task anchored by chance: the zero is the retrained model if one is named, and chance otherwise."""
     pocket = TASKS["pocket"]
     by_chance = replace(pocket, build=lambda: replace(pocket.build(), anchored=Zero.CHANCE))
     monkeypatch.setitem(TASKS, "pocket", by_chance)
@@ -273,10 +273,10 @@ def test_a_checkpoint_by_itself_has_the_headlines_that_the_board_gives_its_trial
     run_trial(spec, mine, measure=measure)
     (entry,) = rank(mine.board, "pocket", "test").entries
     unlearned = next(p for p in (mine.root / "stages" / "unlearn").glob("*-*/final"))
-    found = measure_checkpoint(
+    measured = measure_checkpoint(
         str(unlearned), "pocket", spec.model, mine.stages, anchors=anchors, measure=measure
     ).headlines["test"]
-    assert found.forgetting.known and found.utility.known
-    assert (found.forgetting.value, found.utility.value) == (entry.forgetting.value, entry.utility.value)
-    recovery = {attack: number.value for attack, number in entry.recovery.items() if attack in found.recovery}
-    assert recovery == {attack: estimate.value for attack, estimate in found.recovery.items()}
+    assert measured.forgetting.known and measured.utility.known
+    assert (measured.forgetting.value, measured.utility.value) == (entry.forgetting.value, entry.utility.value)
+    recovery = {attack: number.value for attack, number in entry.recovery.items() if attack in measured.recovery}
+    assert recovery == {attack: estimate.value for attack, estimate in measured.recovery.items()}

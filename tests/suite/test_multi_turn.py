@@ -1,4 +1,4 @@
-"""Several turns: what the model has said before is what it says, by plain transformers, and is asked once."""
+"""Several turns: the earlier answers are the model's own, by plain transformers, and are generated once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tasks.scoring import summarise
 from tasks.task import Example, Item, Probe, ProbeKind, Split, Style, Subset, Turn
 
 NEW = 4
-"""Tokens of an answer."""
+"""Tokens per generated answer."""
 SELF = {"name": "multi_turn", "after": "self", "rounds": 2, "max_new_tokens": NEW}
 RELATED = {"name": "multi_turn", "after": "related", "turns": 2, "max_new_tokens": NEW}
 
 
 @dataclass
 class Watched:
-    """An engine that remembers what it was asked."""
+    """An engine that records its jobs."""
 
     engine: Engine
     jobs: list[Job] = field(default_factory=list)
@@ -44,8 +44,8 @@ def scene(scene):
 
 
 @pytest.fixture(scope="module")
-def say(scene):
-    """What the model says after a text, one token at a time, without a cache."""
+def greedy_answer(scene):
+    """The model's greedy continuation of a text, one token at a time, without a cache."""
     subject, context = scene
     from transformers import AutoModelForCausalLM
 
@@ -70,7 +70,7 @@ def again(question: str) -> str:
     return f"Are you sure about that? Think it over and answer once more. {question}"
 
 
-def test_the_model_reconsiders_what_it_said_itself(scene, say):
+def test_the_model_reconsiders_what_it_said_itself(scene, greedy_answer):
     subject, context = scene
     rounds = dict(attack(SELF).apply(subject, context))
     assert list(rounds) == [1, 2] == list(attack(SELF).points)
@@ -80,14 +80,14 @@ def test_the_model_reconsiders_what_it_said_itself(scene, say):
             assert probe == once == twice
             continue
         for item, one, two in zip(probe.items, once.items, twice.items, strict=True):
-            said = say(item.prompt)
-            assert one == replace(item, prompt=again(item.prompt), turns=(Turn(item.prompt, said),))
-            more = say(f"{item.prompt} {said}\n{again(item.prompt)}")
+            answer = greedy_answer(item.prompt)
+            assert one == replace(item, prompt=again(item.prompt), turns=(Turn(item.prompt, answer),))
+            second_answer = greedy_answer(f"{item.prompt} {answer}\n{again(item.prompt)}")
             assert two.prompt == again(item.prompt)
-            assert two.turns == (Turn(item.prompt, said), Turn(again(item.prompt), more))
+            assert two.turns == (Turn(item.prompt, answer), Turn(again(item.prompt), second_answer))
 
 
-def test_the_talk_before_is_of_retained_facts_and_the_answers_are_the_model_s(scene, say):
+def test_the_talk_before_is_of_retained_facts_and_the_answers_are_the_model_s(scene, greedy_answer):
     subject, context = scene
     ((point, found),) = attack(RELATED).apply(subject, context)
     assert point == 0
@@ -101,7 +101,7 @@ def test_the_talk_before_is_of_retained_facts_and_the_answers_are_the_model_s(sc
             mine = set(item.prompt.lower().replace("?", "").split())
             nearest = sorted(retained, key=lambda q: -len(words[q] & mine) / len(words[q] | mine))[:2]
             assert [turn.question for turn in new.turns] == nearest[::-1]
-            assert [turn.answer for turn in new.turns] == [say(question) for question in nearest[::-1]]
+            assert [turn.answer for turn in new.turns] == [greedy_answer(question) for question in nearest[::-1]]
             assert replace(new, turns=()) == item
 
 
@@ -118,7 +118,7 @@ def test_every_question_is_asked_once_a_round_and_by_the_engine_alone(scene):
 
 
 def test_it_can_be_carried_out_while_the_engine_waits_for_the_next_job(scene):
-    """As evaluations do: the attack asks the engine that is drawing jobs from it."""
+    """As in evaluations: the attack uses the engine that is drawing jobs from it."""
     subject, context = scene
 
     def jobs() -> Iterator[Job]:
@@ -144,26 +144,26 @@ def test_rigidity_is_the_share_of_answers_that_stay(scene):
 
 
 def test_turns_that_do_not_fit_are_left_out_the_oldest_first(scene, monkeypatch):
-    from suite.attacks.prompts import base as asking
+    from suite.attacks.prompts import base as prompts_base
     from suite.attacks.prompts import multi_turn
 
     subject, context = scene
     (probe,) = (probe for probe in subject.probes if probe.name == "forget_qa_generated")
     subject = replace(subject, probes=(probe,))
-    whole = dict(attack(SELF).apply(subject, context))[2].probes[0]
+    unlimited = dict(attack(SELF).apply(subject, context))[2].probes[0]
     encoder = context.encoder
     seen: set[int] = set()
-    for room in range(20, 200, 5):
-        for module in (asking, multi_turn):
-            monkeypatch.setattr(module, "context_of", lambda folder, room=room: room)
+    for limit in range(20, 200, 5):
+        for module in (prompts_base, multi_turn):
+            monkeypatch.setattr(module, "context_of", lambda folder, limit=limit: limit)
         (_, (_, twice)) = attack(SELF).apply(subject, context)
         for item, new in zip(probe.items, twice.probes[0].items, strict=True):
-            if len(encoder.prompt(item)) + NEW <= room:
-                assert len(encoder.prompt(new)) + NEW <= room
+            if len(encoder.prompt(item)) + NEW <= limit:
+                assert len(encoder.prompt(new)) + NEW <= limit
             assert new.prompt in (item.prompt, again(item.prompt))
             seen.add(len(new.turns))
-        if room > max(len(encoder.prompt(item)) + NEW for item in whole.items):
-            assert twice.probes[0] == whole
+        if limit > max(len(encoder.prompt(item)) + NEW for item in unlimited.items):
+            assert twice.probes[0] == unlimited
     assert {0, 1, 2} <= seen
 
 
@@ -191,8 +191,8 @@ def test_each_kind_has_its_own_number(settings_, message):
 
 
 def test_related_questions_that_cannot_be_answered_here_are_not_spoken_of(scene, monkeypatch):
-    """A question so long that the model has no room to answer it is no turn; the rest of the talk goes on."""
-    from suite.attacks.prompts import base as asking
+    """A question so long that its answer would not fit the model is left out; the other turns are kept."""
+    from suite.attacks.prompts import base as prompts_base
     from suite.attacks.prompts import multi_turn
 
     subject, context = scene
@@ -201,7 +201,7 @@ def test_related_questions_that_cannot_be_answered_here_are_not_spoken_of(scene,
     short = Example("short", "Where was Bo born?", "In Sill.")
     context = replace(context, task=replace(context.task, retain=(long, short)))
     probe = Probe("forget_qa", Subset.FORGET, Split.TEST, ProbeKind.LOGPROB, (item,), ())
-    for module in (asking, multi_turn):
+    for module in (prompts_base, multi_turn):
         monkeypatch.setattr(module, "context_of", lambda folder: 120)
     ((_, found),) = attack(RELATED).apply(Subject(subject.checkpoint, (probe,)), context)
     assert [turn.question for turn in found.probes[0].items[0].turns] == ["Where was Bo born?"]

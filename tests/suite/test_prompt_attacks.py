@@ -1,4 +1,4 @@
-"""Attacks on the questions: what a model then reads, written out by hand, and what must stay as it was."""
+"""Attacks on prompts: the resulting prompts, written out by hand, and what must not change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RETAIN = (
 )
 
 
-def asked(kind: ProbeKind, *items: Item, name: str = "forget_qa", **more) -> Probe:
+def probe_of(kind: ProbeKind, *items: Item, name: str = "forget_qa", **more) -> Probe:
     return Probe(name, Subset.FORGET, Split.TEST, kind, items, (), **more)
 
 
@@ -47,7 +47,7 @@ def of_task(context: AttackContext, *probes: Probe) -> AttackContext:
     return replace(context, task=replace(context.task, probes=probes, retain=RETAIN))
 
 
-def put(scene, settings_: dict, *probes: Probe, template: Template = Template.BARE) -> tuple[Probe, ...]:
+def attacked_probes(scene, settings_: dict, *probes: Probe, template: Template = Template.BARE) -> tuple[Probe, ...]:
     subject, context = scene
     context = with_template(of_task(context, *probes), template)
     ((_, found),) = attack(settings_).apply(replace(subject, probes=probes), context)
@@ -57,7 +57,7 @@ def put(scene, settings_: dict, *probes: Probe, template: Template = Template.BA
 
 def read(scene, settings_: dict, item: Item, template: Template, kind: ProbeKind = ProbeKind.LOGPROB) -> str:
     """Everything that the model reads before the answer, as text."""
-    (probe,) = put(scene, settings_, asked(kind, item), template=template)
+    (probe,) = attacked_probes(scene, settings_, probe_of(kind, item), template=template)
     encoder = with_template(scene[1], template).encoder
     return encoder.tokenizer.decode(encoder.prompt(probe.items[0]))
 
@@ -111,7 +111,7 @@ def test_what_is_read_before_the_answer(scene, settings_, template, expected):
 @pytest.mark.parametrize("kind", Kind)
 def test_a_frame_has_the_question_in_it_once_and_word_for_word(scene, kind):
     question = replace(QUESTION, prompt="Is {} a {0} or a %s?")
-    (probe,) = put(scene, {"name": "frame", "kind": str(kind)}, asked(ProbeKind.LOGPROB, question))
+    (probe,) = attacked_probes(scene, {"name": "frame", "kind": str(kind)}, probe_of(ProbeKind.LOGPROB, question))
     (item,) = probe.items
     before, after = TEMPLATES[kind].split("{}")
     assert item.prompt == f"{before}Is {{}} a {{0}} or a %s?{after}" and len(before + after) > 20
@@ -119,7 +119,7 @@ def test_a_frame_has_the_question_in_it_once_and_word_for_word(scene, kind):
 
 def test_running_text_is_prefilled_and_shown_running_text_and_else_left_alone(scene):
     assert read(scene, {"name": "prefill", "words": 2}, TEXT, Template.PLAIN) == "Chronicle of Quill. At dawn"
-    (probe,) = put(scene, {"name": "prefill", "words": 2}, asked(ProbeKind.LOGPROB, TEXT))
+    (probe,) = attacked_probes(scene, {"name": "prefill", "words": 2}, probe_of(ProbeKind.LOGPROB, TEXT))
     assert probe.items[0].answers == (" the miller came.",)
     expected = "Chronicle of Rill. At dusk the smith left.\n\nChronicle of Quill."
     assert read(scene, SHOTS, TEXT, Template.PLAIN) == expected
@@ -131,8 +131,8 @@ def test_running_text_is_prefilled_and_shown_running_text_and_else_left_alone(sc
         {"name": "multi_turn", "after": "self", "rounds": 1},
         {"name": "multi_turn", "after": "related", "turns": 1},
     ):
-        (probe,) = put(scene, settings_, asked(ProbeKind.LOGPROB, TEXT))
-        assert probe == asked(ProbeKind.LOGPROB, TEXT)
+        (probe,) = attacked_probes(scene, settings_, probe_of(ProbeKind.LOGPROB, TEXT))
+        assert probe == probe_of(ProbeKind.LOGPROB, TEXT)
 
 
 # Prefilling
@@ -145,7 +145,7 @@ WORDS = st.lists(st.sampled_from(["Ada", "was", "born", "in", "Quill."]), min_si
 def test_given_words_and_the_rest_are_the_answer(scene, words, given_, space):
     answer = space.join(words)
     for item in (replace(QUESTION, answers=(answer,)), replace(TEXT, answers=(f" {answer}",))):
-        (probe,) = put(scene, {"name": "prefill", "words": given_}, asked(ProbeKind.LOGPROB, item))
+        (probe,) = attacked_probes(scene, {"name": "prefill", "words": given_}, probe_of(ProbeKind.LOGPROB, item))
         (found,) = probe.items
         if given_ == 0 or given_ >= len(words):
             assert found == item
@@ -156,26 +156,26 @@ def test_given_words_and_the_rest_are_the_answer(scene, words, given_, space):
 
 
 def test_what_is_left_of_the_answer_is_scored(scene):
-    """Its tokens have the log-probabilities that they have in the whole answer, where the cut is between tokens."""
+    """If the cut is between tokens, the rest has the log-probabilities that it has in the full answer."""
     subject, context = scene
     probe = next(p for p in subject.probes if p.name == "forget_qa")
-    (after,) = put(scene, {"name": "prefill", "words": 3}, probe)
+    (after,) = attacked_probes(scene, {"name": "prefill", "words": 3}, probe)
     probes = probe, replace(after, name="after")
     (evaluation,) = context.engine.submit([Job("x", subject.checkpoint, probes)])
-    for item, whole, rest in zip(probe.items, *(evaluation.samples[p.name] for p in probes), strict=True):
+    for item, full, rest in zip(probe.items, *(evaluation.samples[p.name] for p in probes), strict=True):
         assert rest.reference == " ".join(item.reference.split()[3:])
         ids = context.encoder.answer(item, item.reference).ids
         cut = context.encoder.answer(after.items[probe.items.index(item)], rest.reference)
         assert cut.ids == ids
         n = len(cut.answer)
-        assert rest.token_logprobs == pytest.approx(whole.token_logprobs[-n:], abs=1e-4)
+        assert rest.token_logprobs == pytest.approx(full.token_logprobs[-n:], abs=1e-4)
 
 
 def test_words_of_the_right_answer_are_not_given_where_it_is_to_be_chosen(scene):
     item = Item("c", "Where?", ("in Rill now", "in Quill now"), 1)
-    (probe,) = put(scene, {"name": "prefill", "words": 1}, asked(ProbeKind.CHOICE, item))
+    (probe,) = attacked_probes(scene, {"name": "prefill", "words": 1}, probe_of(ProbeKind.CHOICE, item))
     assert probe.items == (item,)
-    (probe,) = put(scene, {"name": "prefill", "text": "Well,"}, asked(ProbeKind.CHOICE, item))
+    (probe,) = attacked_probes(scene, {"name": "prefill", "text": "Well,"}, probe_of(ProbeKind.CHOICE, item))
     assert probe.items == (replace(item, prefill="Well,"),)
 
 
@@ -231,7 +231,7 @@ def lettered(probe: Probe) -> list[tuple[str, list[str]]]:
 
 
 def test_options_are_those_of_the_choice_question_about_the_same_fact(scene):
-    """In its words, the right one as well: otherwise the wording would tell it."""
+    """With its wording, also of the correct option: otherwise the wording would give it away."""
     subject, context = scene
     choices = {i.id: i for p in subject.probes if p.name == "forget_qa_reworded" for i in p.items}
     ((_, found),) = attack({"name": "multiple_choice"}).apply(subject, context)
@@ -253,13 +253,15 @@ def test_options_are_those_of_the_choice_question_about_the_same_fact(scene):
 
 def test_without_a_choice_question_options_are_answers_to_the_other_questions(scene):
     items = [Item(f"i{i}", f"Who is {i}?", (f"Answer {i // 2}",)) for i in range(8)]
-    (probe,) = put(scene, {"name": "multiple_choice", "options": 2}, asked(ProbeKind.GENERATE, *items))
+    (probe,) = attacked_probes(scene, {"name": "multiple_choice", "options": 2}, probe_of(ProbeKind.GENERATE, *items))
     for item, (question, options) in zip(items, lettered(probe), strict=True):
         assert question == item.prompt and item.reference in options and len(set(options)) == 3
         assert set(options) <= {f"Answer {i}" for i in range(4)}
-    (other,) = put(scene, {"name": "multiple_choice", "options": 2, "seed": 1}, asked(ProbeKind.GENERATE, *items))
+    (other,) = attacked_probes(
+        scene, {"name": "multiple_choice", "options": 2, "seed": 1}, probe_of(ProbeKind.GENERATE, *items)
+    )
     assert lettered(other) != lettered(probe)
-    (alone,) = put(scene, {"name": "multiple_choice"}, asked(ProbeKind.GENERATE, items[0]))
+    (alone,) = attacked_probes(scene, {"name": "multiple_choice"}, probe_of(ProbeKind.GENERATE, items[0]))
     assert alone.items == (items[0],)
 
 
@@ -318,22 +320,22 @@ def test_without_strength_it_is_the_subject_itself(scene, settings_):
 @pytest.mark.parametrize("fits", range(4))
 @pytest.mark.parametrize("spare", [0, 1])
 def test_what_does_not_fit_the_model_is_left_out_from_the_front(scene, monkeypatch, kind, fits, spare):
-    from suite.attacks.prompts import base as asking
+    from suite.attacks.prompts import base as prompts_base
 
     encoder = scene[1].encoder
     item = replace(QUESTION, answers=(*QUESTION.answers, "Ada was born in Rill, or somewhere else, I believe."))
-    probe = asked(kind, item, max_new_tokens=10)
+    probe = probe_of(kind, item, max_new_tokens=10)
     scored = item.answers if kind is ProbeKind.CHOICE else item.answers[:1]
     answer = 10 if kind is ProbeKind.GENERATE else max(len(encoder.answer(item, a).answer) for a in scored)
     likest_last = tuple(Turn(RETAIN[i].prompt, RETAIN[i].answer) for i in (1, 2, 0))
     kept = likest_last[3 - fits :]
     room = len(encoder.prompt(replace(item, turns=kept))) + answer + spare
-    monkeypatch.setattr(asking, "context_of", lambda folder: room)
-    (found,) = put(scene, {"name": "few_shot", "shots": 3}, probe)
+    monkeypatch.setattr(prompts_base, "context_of", lambda folder: room)
+    (found,) = attacked_probes(scene, {"name": "few_shot", "shots": 3}, probe)
     assert found.items == (replace(item, turns=kept),)
-    (framed,) = put(scene, {"name": "frame", "kind": "role_play"}, probe)
-    whole = len(encoder.tokenizer(TEMPLATES[Kind.ROLE_PLAY].format(item.prompt))["input_ids"]) + answer
-    assert (framed == probe) is (whole > room)
+    (framed,) = attacked_probes(scene, {"name": "frame", "kind": "role_play"}, probe)
+    full = len(encoder.tokenizer(TEMPLATES[Kind.ROLE_PLAY].format(item.prompt))["input_ids"]) + answer
+    assert (framed == probe) is (full > room)
 
 
 def test_what_cannot_work_is_refused_before_anything_runs(scene):

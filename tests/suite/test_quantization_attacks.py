@@ -1,4 +1,4 @@
-"""Quantizers: grids that find themselves again, bitsandbytes' tables by brute force, GPTQ and AWQ by definition."""
+"""Quantizers: idempotent grids, bitsandbytes' tables by brute force, GPTQ and AWQ by definition."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
 
 
 def given_inputs(columns: int, positions: int, seed: int = 0) -> tuple[torch.Tensor, Inputs]:
-    """Correlated inputs of very different sizes, (positions, inputs), as statistics too."""
+    """Correlated inputs of very different magnitudes, (positions, inputs), and their statistics."""
     x = normal(positions, columns, seed=seed)
     x = x + x @ normal(columns, columns, seed=seed + 1) / columns**0.5
     x *= normal(columns, seed=seed + 2).exp()
@@ -63,7 +63,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     st.sampled_from(sorted(DTYPES)),
 )
 def test_rounding_twice_is_rounding_once_bit_for_bit(values, exponent, bits, group, dtype):
-    """At any size, down to where numbers become subnormal."""
+    """At any magnitude, down to where numbers become subnormal."""
     weight = torch.from_numpy(values).mul(2.0**exponent).to(DTYPES[dtype]).nan_to_num()
     once = round_to_nearest(weight, bits, group)
     assert same_bits(round_to_nearest(once, bits, group), once)
@@ -105,7 +105,7 @@ def test_the_codes_are_those_that_are_rounded_to():
 
 @pytest.mark.parametrize("group", [None, 0, 128, 100])
 def test_a_tensor_of_many_blocks_is_rounded_row_by_row(group):
-    """More weights than are worked on at a time, columns that no group divides, and rows that are not side by side."""
+    """More weights than one block, columns that no group divides, and rows that are not contiguous."""
     weight = normal(200, 2000, seed=1).T[:1999]
     rounded = round_to_nearest(weight, 4, group)
     largest = weight.abs().max() if group == 0 else None
@@ -141,7 +141,7 @@ def nearest_by_table(weight: torch.Tensor, table: list[float], size: int) -> tup
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("name, table", [("nf4", NF4), ("fp4", FP4)])
 def test_four_bits_take_the_nearest_of_the_published_values(name, table, size, dtype):
-    """Also where a block ends in mid-row, and where the last one is short."""
+    """Also where a block ends in the middle of a row, and where the last one is short."""
     pytest.importorskip("bitsandbytes")
     from bitsandbytes import functional
 
@@ -171,7 +171,7 @@ def test_a_layer_with_rounded_weights_computes_what_the_librarys_layer_does(name
 
 
 def test_eight_bits_are_those_of_the_librarys_layer():
-    """Its outputs differ by the rounding of activations alone, which is below a percent."""
+    """Its outputs differ only by the rounding of activations, which is below one percent."""
     bnb = pytest.importorskip("bitsandbytes")
     weight, x = normal(96, 128, seed=4, scale=0.02), normal(5, 128, seed=5)
     layer = bnb.nn.Linear8bitLt(128, 96, bias=False, has_fp16_weights=False)
@@ -294,7 +294,7 @@ TEXTS = [(1, 5, 2, 7, 3), (4, 4, 9), (11, 2, 3, 4, 5, 6, 7, 8)]
 
 
 def by_hand(model: torch.nn.Module, name: str) -> torch.Tensor:
-    """What a layer is given over all texts: (positions, inputs)."""
+    """The inputs of a layer over all texts: (positions, inputs)."""
     found = []
     hook = model.get_submodule(name).register_forward_hook(lambda _, args, __: found.append(args[0].detach()[0]))
     with torch.no_grad():

@@ -126,8 +126,8 @@ def utility_row(trial: str, subject: str, value: float | None, **changes: Any) -
     return measurement_row(trial, subject, value, **(retain | changes))
 
 
-def mixture_row(trial: str, share: float | None, floor: float = 0.9, **changes: Any) -> Row:
-    """How much of the unlearned weights is in the mixture that keeps utility at a floor."""
+def matching_row(trial: str, share: float | None, floor: float = 0.9, **changes: Any) -> Row:
+    """The share of the unlearned weights in the matched weights that keep utility at a floor."""
     row = {"probe": "mixture", "subset": "retain", "split": "dev", "metric": "mixing_weight", "headline": None}
     return measurement_row(trial, "unlearned", share, **(row | {"matching": matching(floor), "stderr": None} | changes))
 
@@ -268,5 +268,5 @@ def wide_showcase(floor: float = 0.9) -> tuple[list[Row], list[Row]]:
                         )
                         if place == 5 and attack.startswith("refusal"):
                             measured[-1] |= {"value": None, "status": "failed", "reason": "OutOfMemoryError: no memory"}
-            measured.append(mixture_row(row["trial"], share, floor, **ours))
+            measured.append(matching_row(row["trial"], share, floor, **ours))
     return trials, measured

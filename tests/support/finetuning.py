@@ -1,4 +1,4 @@
-"""Fine-tuning by hand, in plain torch, and attacks that train."""
+"""Fine-tuning by hand in plain torch, and helpers that run attacks that train."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def run(settings_: dict, subject: Subject, context: AttackContext) -> dict[int, 
     return {point: s.checkpoint.state() for point, s in attack(settings_).apply(subject, context)}
 
 
-def held(context: AttackContext, count: int, draw: random.Random) -> list[Encoded]:
-    return [context.encoder.example(e) for e in draw.sample(context.forget, count)]
+def drawn_texts(context: AttackContext, count: int, rng: random.Random) -> list[Encoded]:
+    return [context.encoder.example(e) for e in rng.sample(context.forget, count)]
 
 
 def mean_loss(model: torch.nn.Module, texts: Sequence[Encoded]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What attacks that train have in common: whose texts, how many, how long, with which step sizes, and what is moved."""
+"""The settings and the training loop that all fine-tuning attacks share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from suite.adapters.lora import LoRA
 from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
-from suite.attacks.texts import Source, Texts, drawn, enough, texts_of
+from suite.attacks.texts import Source, Texts, at_least, draw_texts, texts_of
 from suite.config.errors import SpecError
 from suite.models.checkpoints import Checkpoint, TensorCheckpoint, context_of
 from suite.models.encoding import Encoded
@@ -20,22 +20,23 @@ from suite.models.gradient_checkpointing import checkpoint_blocks
 from tasks.task import Probe, Split, Task, examples_digest
 
 OWN = (Texts.FORGET, Texts.UNASKED, Texts.RETAIN)
-"""Sources that follow from the task's forget and retain texts and from what is asked: stage keys have them anyway."""
+"""Sources determined by the task's forget and retain texts and by the probes, which are part of stage keys anyway."""
 
 
 class FineTuningSettings(AttackSettings):
     """Settings of attacks that train. Exactly one of `steps` and `epochs` is set.
 
     Attributes:
-        texts: where the texts come from (see `suite.attacks.texts`), of which `samples` are drawn at random.
-        steps: updates in all.
-        epochs: rounds over the drawn texts, in all; of running text that is taught in blocks, over its blocks.
-        points: places measured, at equal distances; they are counted in steps or in epochs, as the length is.
+        texts: source of the texts (see `suite.attacks.texts`), of which `samples` are drawn at random.
+        steps: total number of updates.
+        epochs: total number of passes over the drawn texts; for running text in blocks, over its blocks.
+        points: number of evenly spaced points at which the model is measured, in steps or in epochs like the length.
         schedule: how the step size falls from the first step to the last; `warmup` is the share of the steps over which
-            it rises as well.
-        adapter: what is moved: all weights, or a LoRA of every linear layer but the output layer, merged when measured.
+            it rises first.
+        adapter: what is trained: all weights, or a LoRA of every linear layer except the output layer, merged for
+            measurement.
         rank, alpha: of the LoRA, whose change is alpha / rank times B A; the defaults are those of arXiv 2409.18025.
-        seed: of the draw, of the order and of the adapter's start.
+        seed: seed of the draw of texts, of their order and of the adapter's initialization.
     """
 
     texts: Source = Texts.FORGET
@@ -67,18 +68,18 @@ class FineTuningSettings(AttackSettings):
 
 
 class FineTuning(Attack):
-    """An attack that trains the subject on texts, measured along the way."""
+    """An attack that trains the subject on texts and measures it at points along the way."""
 
     access = Access.WEIGHTS
     ascend: ClassVar[bool] = False
-    """Whether the loss on the texts is to rise instead."""
+    """Whether to maximise the loss on the texts instead of minimising it."""
 
-    _taught: str | None = None
-    """Digest of texts from elsewhere: they are many, and keys are asked for often."""
+    _texts_digest: str | None = None
+    """Digest of texts from outside the task, cached because they are many and stage keys are computed often."""
 
     @property
     def length(self) -> int:
-        """Steps or epochs in all."""
+        """Total number of steps or epochs."""
         s = self.settings
         return s.epochs if s.steps is None else s.steps
 
@@ -88,54 +89,54 @@ class FineTuning(Attack):
         return tuple(sorted({round(self.length * (i + 1) / number) for i in range(number)}))
 
     @property
-    def idle(self) -> bool:
-        """Whether the settings ask for no change at all."""
+    def changes_nothing(self) -> bool:
+        """Whether the settings stand for no change at all."""
         return not self.length
 
     def check(self, task: Task, split: Split) -> None:
-        enough(self.settings.texts, self.settings.samples, task, split)
+        at_least(self.settings.samples, self.settings.texts, task, split)
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
         source = self.settings.texts
         if source in OWN:
             return {}
-        if source == Texts.QUESTIONS or self._taught is None:
-            self._taught = examples_digest(texts_of(source, context.task, probes[0].split))
-        return {"taught": self._taught}
+        if source == Texts.QUESTIONS or self._texts_digest is None:
+            self._texts_digest = examples_digest(texts_of(source, context.task, probes[0].split))
+        return {"taught": self._texts_digest}
 
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
-        states = ((point, subject.checkpoint) for point in self.points)
-        if not self.idle:
-            states = self.trained(subject.checkpoint, subject.split, context)
-        for point, checkpoint in states:
+        checkpoints = ((point, subject.checkpoint) for point in self.points)
+        if not self.changes_nothing:
+            checkpoints = self.train(subject.checkpoint, subject.split, context)
+        for point, checkpoint in checkpoints:
             yield point, Subject(checkpoint, subject.probes)
 
-    def trained(
+    def train(
         self, checkpoint: Checkpoint, split: Split, context: AttackContext
     ) -> Iterator[tuple[int, TensorCheckpoint]]:
         """The weights at each point of the curve, trained in the checkpoint's dtype.
 
         Raises:
-            SpecError: there are not so many texts, or the model has no linear layers for a LoRA.
+            SpecError: there are fewer texts than needed, or the model has no linear layers for a LoRA.
         """
         s = self.settings
-        draw = random.Random(f"{context.seed}:{s.seed}")
-        held = drawn(s.texts, s.samples, context.task, split, draw)
-        # A question ends with its answer, so questions are not cut into blocks, whatever they are written like.
-        encoded = context.encoder.examples(held, None if s.texts == Texts.QUESTIONS else context.block)
-        order = draw.randrange(2**31)
+        rng = random.Random(f"{context.seed}:{s.seed}")
+        examples = draw_texts(s.texts, s.samples, context.task, split, rng)
+        # Questions are never cut into blocks, whatever their style: a question must end with its answer.
+        encoded = context.encoder.examples(examples, None if s.texts == Texts.QUESTIONS else context.block)
+        order = rng.randrange(2**31)
         model = checkpoint.model(context.device)
-        texts = fitting(encoded, context_of(checkpoint.architecture))
+        texts = cut_to_context(encoded, context_of(checkpoint.architecture))
         if not texts:
             raise SpecError(f"attacks: texts={s.texts}: none of the {s.samples} drawn texts fits the model's context")
         if context.gradient_checkpointing:
             checkpoint_blocks(model)
         adapter = None
         if s.adapter == "lora":
-            adapter = LoRA(LoRA.Settings(rank=s.rank, alpha=s.alpha), model, draw.randrange(2**31))
+            adapter = LoRA(LoRA.Settings(rank=s.rank, alpha=s.alpha), model, rng.randrange(2**31))
         unit = 1 if s.epochs is None else -(-len(texts) // s.batch_size)
         steps = self.length * unit
-        made = finetune(
+        reported = finetune(
             model,
             texts,
             steps=steps,
@@ -148,15 +149,15 @@ class FineTuning(Attack):
             ascend=self.ascend,
             report_at=[point * unit for point in self.points],
         )
-        for step in made:
-            with adapter.exported(adapter.merged()) if adapter else nullcontext(model) as ordinary:
-                weights = TensorCheckpoint.of(ordinary, checkpoint.architecture)
+        for step in reported:
+            with adapter.exported(adapter.merged()) if adapter else nullcontext(model) as merged:
+                weights = TensorCheckpoint.of(merged, checkpoint.architecture)
             yield step // unit, weights
 
 
-def fitting(texts: list[Encoded], room: int | None) -> list[Encoded]:
-    """The texts, cut where the model's context ends; those whose answers begin beyond it are left out.
+def cut_to_context(texts: list[Encoded], limit: int | None) -> list[Encoded]:
+    """The texts, cut at `limit` tokens; texts whose answers begin beyond that are left out.
 
-    The task's own texts fit. Those of Wikipedia and of other tasks were not written for this model.
+    The task's own texts are known to fit the model's context, but texts of Wikipedia and of other tasks may not.
     """
-    return [text.cut(room) for text in texts if text.start < room] if room else texts
+    return [text.cut(limit) for text in texts if text.start < limit] if limit else texts

@@ -1,7 +1,7 @@
-"""Benign fine-tuning: train on texts that have nothing to do with what was forgotten, and see whether it comes back.
+"""Benign fine-tuning: train on texts unrelated to what was forgotten, and measure whether it comes back.
 
-What returns then was hidden, not gone: nothing of it was taught. On WMDP ten unrelated texts undid unlearning
-(arXiv 2409.18025), as unrelated texts undo alignment (arXiv 2310.03693).
+Knowledge that returns was suppressed rather than removed, since these texts do not teach it. On WMDP ten unrelated
+texts undid unlearning (arXiv 2409.18025), as unrelated texts undo alignment (arXiv 2310.03693).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from suite.attacks.texts import Texts
 
 
 class Benign(FineTuning):
-    """Fine-tuning on n texts that say nothing of the forgotten: retain texts, Wikipedia, another task's."""
+    """Fine-tuning on n texts that do not contain what was forgotten: retain texts, Wikipedia, or another task's."""
 
     source = "Lucki et al. 2024, arXiv 2409.18025; Qi et al. 2024, arXiv 2310.03693"
 

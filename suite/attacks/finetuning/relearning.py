@@ -1,6 +1,6 @@
-"""Relearning: fine-tune on a few of the forgotten texts and see how much else comes back.
+"""Relearning: fine-tune on a few of the forget texts and measure how much of the rest comes back.
 
-Published settings, for `samples`, the length, `lr` and `batch_size`:
+Published settings of `samples`, the length, `lr` and `batch_size`:
 
 | where | settings |
 | --- | --- |
@@ -10,8 +10,8 @@ Published settings, for `samples`, the length, `lr` and `batch_size`:
 | WMDP, arXiv 2409.18025 | 5 to 1000 texts, 3 epochs, 2e-4, 1; adapter=lora, warmup=0.05, weight_decay=0.01 |
 | arXiv 2410.08827 | texts=unasked or questions, the strongest of a grid of lr and epochs |
 
-The last one learns some facts and asks the others, so that nobody is told what is asked. What facts of the same kind
-teach by themselves, the retrained model shows under the same attack.
+The last one trains on some facts and asks about the others, so that no answer is taught. The retrained model under the
+same attack shows what facts of the same kind teach by themselves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from suite.attacks.finetuning.base import FineTuning, FineTuningSettings
 
 
 class Relearning(FineTuning):
-    """Fine-tuning on n of the forget texts with its own AdamW, measured along the way."""
+    """Fine-tuning on n of the forget texts with its own AdamW, measured at points along the way."""
 
     source = "Fan et al. 2025, arXiv 2502.05374"
 

@@ -1,8 +1,8 @@
-"""Task arithmetic against unlearning: forget further still, then go the other way.
+"""Task arithmetic against unlearning: forget even more, then move the weights the opposite way.
 
-What gradient ascent on forget texts does to the weights is a direction of forgetting, even where the model before
-unlearning is not to be had. Subtracting it negates the forgetting, as subtracting what fine-tuning did negates a task
-(Ilharco et al. 2023, arXiv 2212.04089).
+The change of the weights by gradient ascent on forget texts is a direction of forgetting, and finding it does not take
+the model before unlearning. Subtracting the change negates the forgetting, as subtracting a fine-tuning's change
+negates a task (Ilharco et al. 2023, arXiv 2212.04089).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tasks.task import Split
 
 
 class NegatedForgetting(FineTuning):
-    """Gradient ascent on n forget texts, and `scale` times the change subtracted: w - scale (w after ascent - w)."""
+    """Gradient ascent on n forget texts, then `scale` times the change subtracted: w - scale (w after ascent - w)."""
 
     source = "Ilharco et al. 2023, arXiv 2212.04089"
     ascend = True
@@ -33,17 +33,17 @@ class NegatedForgetting(FineTuning):
         scale: float = Field(ge=0)
 
     @property
-    def idle(self) -> bool:
-        return not self.settings.scale or super().idle
+    def changes_nothing(self) -> bool:
+        return not self.settings.scale or super().changes_nothing
 
-    def trained(
+    def train(
         self, checkpoint: Checkpoint, split: Split, context: AttackContext
     ) -> Iterator[tuple[int, TensorCheckpoint]]:
         before = checkpoint.state()
-        # Of small steps bf16 weights would keep little, and their difference is all that matters here.
+        # Trained in fp32: bf16 weights would round small steps away, and the difference is all that matters here.
         exact = {name: weight.float() if weight.is_floating_point() else weight for name, weight in before.items()}
         start = TensorCheckpoint(exact, checkpoint.architecture)
-        for point, ascended in super().trained(start, split, context):
+        for point, ascended in super().train(start, split, context):
             after = ascended.tensors
             negation = {name: negated(weight, after[name], self.settings.scale) for name, weight in before.items()}
             yield point, replace(ascended, tensors=negation)

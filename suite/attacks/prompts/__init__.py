@@ -1,1 +1,1 @@
-"""Attacks that put the questions in another way."""
+"""Attacks that change the prompts."""

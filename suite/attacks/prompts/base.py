@@ -1,7 +1,7 @@
-"""What attacks on the questions have in common: which questions they reach, and that what they ask fits the model.
+"""What attacks on the prompts share: which questions they apply to, and the check that prompts fit the model's context.
 
-The answer that is scored stays as it was, and so do ids and order: numbers compare with those without attack. What an
-attack does not reach is asked as before: running text, where it says nothing else, and questions that would not fit.
+The scored answers, the ids and the order of items stay the same, so that numbers compare with those without an attack.
+Items that an attack does not apply to keep their prompts: running text by default, and questions that would not fit.
 """
 
 from __future__ import annotations
@@ -17,52 +17,54 @@ from tasks.task import Item, Probe, ProbeKind, Split, Style, Task
 
 
 class QuestionEdit(PromptEdit):
-    """An attack that puts each question in another way, forget and retain questions alike."""
+    """An attack that rewrites each question, forget and retain questions alike."""
 
     @property
-    def lacking(self) -> str:
-        """What no forget question of a task that is refused is or has; and what to do."""
+    def unmet_requirement(self) -> str:
+        """End of the error message for a task without a question that the attack applies to; says what to do."""
         return "is put as a question: they are running text. Leave this attack out"
 
-    def reaches(self, item: Item, probe: Probe) -> bool:
-        """Whether the attack changes how this is asked."""
+    def applies_to(self, item: Item, probe: Probe) -> bool:
+        """Whether the attack changes the prompt of this item."""
         return item.style is Style.QUESTION
 
-    def put(self, item: Item, probe: Probe, context: AttackContext) -> Item:
-        """A question that the attack reaches, as the attack puts it."""
+    def rewritten(self, item: Item, probe: Probe, context: AttackContext) -> Item:
+        """The attack's version of an item that it applies to."""
         raise NotImplementedError
 
     def check(self, task: Task, split: Split) -> None:
-        asked = ((item, probe) for probe in task.probes_behind(task.knowledge, split) for item in probe.items)
-        if not any(self.reaches(*one) for one in asked):
-            raise SpecError(f"attacks: {self.name}: no forget headline of {task.name} on {split} {self.lacking}")
+        items = ((item, probe) for probe in task.probes_behind(task.knowledge, split) for item in probe.items)
+        if not any(self.applies_to(item, probe) for item, probe in items):
+            raise SpecError(
+                f"attacks: {self.name}: no forget headline of {task.name} on {split} {self.unmet_requirement}"
+            )
 
     def edited_probe(self, probe: Probe, context: AttackContext) -> Probe:
-        items = (self.put(item, probe, context) if self.reaches(item, probe) else item for item in probe.items)
+        items = (self.rewritten(item, probe, context) if self.applies_to(item, probe) else item for item in probe.items)
         return replace(probe, items=tuple(items))
 
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
-        room = context_of(subject.checkpoint.architecture)
-        probes = (fitted(probe, self.edited_probe(probe, context), context.encoder, room) for probe in subject.probes)
+        limit = context_of(subject.checkpoint.architecture)
+        probes = (fitted(probe, self.edited_probe(probe, context), context.encoder, limit) for probe in subject.probes)
         yield 0, Subject(subject.checkpoint, tuple(probes))
 
 
-def fitted(before: Probe, after: Probe, encoder: Encoder, room: int | None) -> Probe:
-    """The probe as it is after an attack, with items that fit; those that cannot are as they were before.
+def fitted(before: Probe, after: Probe, encoder: Encoder, limit: int | None) -> Probe:
+    """The probe after an attack, with all items cut to fit the model; items that cannot fit are left unattacked.
 
     Args:
-        room: longest text that the model reads, in tokens; None where it sets no limit.
+        limit: the model's context length in tokens; None where it sets no limit.
     """
-    if room is None:
+    if limit is None:
         return after
     pairs = zip(before.items, after.items, strict=True)
-    items = (new if new == old else shortened(new, old, after, encoder, room) or old for old, new in pairs)
+    items = (new if new == old else shortened(new, old, after, encoder, limit) or old for old, new in pairs)
     return replace(after, items=tuple(items))
 
 
-def shortened(item: Item, before: Item, probe: Probe, encoder: Encoder, room: int) -> Item | None:
-    """The item without the oldest turns that an attack has added, until it fits; None where it does not even then."""
-    while _tokens(item, probe, encoder) > room:
+def shortened(item: Item, before: Item, probe: Probe, encoder: Encoder, limit: int) -> Item | None:
+    """The item without the oldest turns that an attack added, until it fits; None if it does not fit without them."""
+    while _tokens(item, probe, encoder) > limit:
         if len(item.turns) <= len(before.turns):
             return None
         item = replace(item, turns=item.turns[1:])

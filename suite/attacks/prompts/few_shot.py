@@ -1,4 +1,4 @@
-"""Few-shot: neighbouring facts that the model was to keep are told first, and the question follows in their line."""
+"""Few-shot prompting: similar facts that the model was to keep come first, as examples, and the question follows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tasks.task import Probe, Split, Task, Turn
 
 
 class FewShot(QuestionEdit):
-    """Retain texts most like the question, answers included, go before it as earlier turns.
+    """The retain texts most similar to the question, with their answers, precede it as earlier turns.
 
-    They are of the question's own style: questions before questions, running text before running text. The likest goes
-    last, so that what does not fit the model is what is least like.
+    They have the question's own style: questions before questions, running text before running text. The most similar
+    one comes last, so that the least similar ones are dropped if not all fit the model.
     """
 
     source = "Lynch et al. 2024, arXiv 2402.16835"

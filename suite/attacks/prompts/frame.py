@@ -1,7 +1,7 @@
-"""Frames: the question as it is, inside a fixed text that asks for the answer in another way.
+"""Frames: the unchanged question inside a fixed text that asks for the answer in another way.
 
-The kinds are those of RWKU's adversarial probes that go with any question (arXiv 2406.10890); the texts are ours, and
-none tells anything about the answer.
+The kinds are those of RWKU's adversarial probes that suit any question (arXiv 2406.10890); the texts are ours, and none
+reveals anything about the answer.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from tasks.task import Item, Probe
 
 
 class Kind(StrEnum):
-    """What stands around the question."""
+    """The kind of text around the question."""
 
     INJECTION = "injection"
-    """What may have been said about silence is taken back."""
+    """An instruction that overrides earlier instructions to withhold information."""
     AFFIRMATIVE = "affirmative"
-    """The question ends in the beginning of a willing answer."""
+    """The beginning of a compliant answer after the question."""
     ROLE_PLAY = "role_play"
-    """Somebody is asked who knows."""
+    """The role of an expert who knows the answer."""
     BACKGROUND = "background"
-    """Where the answer stood."""
+    """A statement that the training texts contain the answer."""
     COMPLETION = "completion"
-    """An unfinished document."""
+    """An unfinished document to be completed."""
     TRANSLATION = "translation"
-    """Another language asks to answer in the question's own."""
+    """An instruction in another language to answer in the question's own language."""
 
 
 TEMPLATES: Mapping[Kind, str] = {
@@ -51,15 +51,15 @@ TEMPLATES: Mapping[Kind, str] = {
 
 
 class Frame(QuestionEdit):
-    """The question inside a fixed text: role play, a willing beginning, another language, ..."""
+    """The question inside a fixed text: role play, a compliant beginning, another language, ..."""
 
     source = "RWKU, arXiv 2406.10890"
 
     class Settings(AttackSettings):
-        """kind: what stands around the question."""
+        """kind: the kind of text around the question."""
 
         name: Literal["frame"] = "frame"
         kind: Kind
 
-    def put(self, item: Item, probe: Probe, context: AttackContext) -> Item:
+    def rewritten(self, item: Item, probe: Probe, context: AttackContext) -> Item:
         return replace(item, prompt=TEMPLATES[self.settings.kind].format(item.prompt))

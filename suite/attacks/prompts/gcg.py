@@ -1,7 +1,7 @@
-"""Optimised prompts: text before or after a question that is searched for until the model says the answer.
+"""Optimised prompts: a text before or after a question, optimised until the model gives the answer.
 
-The search knows the answer, and a text may simply spell it: what even the retrained model can be made to say under the
-same budget is no relapse, and it is the zero that recovery is measured from.
+The search knows the answer, so the text may simply spell it out. What the same budget makes even the retrained model
+say does not count as recovery: recovery is measured relative to it.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from suite.models.lengths import check_lengths
 from tasks.task import Example, Item, Probe, Split, Subset, Task, examples_digest
 
 ALL = ""
-"""Stands for the id of every item: no item's id is empty."""
+"""Key of a text for all items: no item's id is empty."""
 
 
 class GreedyCoordinateGradient(Attack):
-    """A text put to each question, or one to all, that greedy coordinate gradients (GCG) optimise until it is answered.
+    """A text per question, or one for all, that greedy coordinate gradients (GCG) optimise until the model answers.
 
     The text is separated from the question by a new line: a space would become a part of its first token. Texts that
-    would not be tokenized as they were optimised are passed over, and so is everything but printable ASCII.
+    would be tokenized differently from how they were optimised are skipped, and so is everything but printable ASCII.
     """
 
-    # The questions are changed, but only somebody who has the model can compute the gradients.
+    # The attack only changes prompts, but computing gradients takes access to the model.
     access = Access.WEIGHTS
     source = "Zou et al. 2023, arXiv 2307.15043, Algorithms 1 and 2"
 
     class Settings(AttackSettings):
         """steps: swaps of one token. tokens: length of the text.
 
-        candidates: swaps tried per step. top_k: tokens per place that they are drawn from.
-        scope: `each` puts a text of its own after each forget question of the knowledge headlines (before running
-        text); other forget probes with the same item get the same text. `universal` puts one text before everything
-        that is asked, optimised on all the drawn questions at once, not one after another as Algorithm 2 does.
-        samples, texts: questions that a universal text is optimised on, and where they are from. seed: of all draws.
+        candidates: swaps tried per step. top_k: tokens per position that they are drawn from.
+        scope: `each` optimises a text for each forget question of the knowledge headlines and puts it after the
+        question (before running text); other forget probes with the same item get the same text. `universal` puts one
+        text before every prompt, optimised on all the drawn questions at once, not one after another as in Algorithm 2.
+        samples, texts: number and source of the questions for a universal text. seed: of all draws.
         """
 
         name: Literal["gcg"] = "gcg"
@@ -66,7 +66,7 @@ class GreedyCoordinateGradient(Attack):
     def check(self, task: Task, split: Split) -> None:
         if self.settings.scope == "universal":
             self._pool(task, split)
-        elif not _asked(task, task.probes_of(split)):
+        elif not _knowledge_items(task, task.probes_of(split)):
             raise SpecError(f"attacks: gcg: {task.name} asks no forget question on {split}. Use scope=universal")
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
@@ -81,51 +81,53 @@ class GreedyCoordinateGradient(Attack):
         if s.steps == 0 or s.tokens == 0:
             yield 0, subject
             return
-        questions = self._questions(subject, context)
-        starts = {key: start(s.tokens, of) for key, of in questions.items()}
+        groups = self._questions(subject, context)
+        starts = {key: start(s.tokens, questions) for key, questions in groups.items()}
         model = subject.checkpoint.model(context.device)
-        room = context_of(subject.checkpoint.architecture)
-        longer = self._put(subject, {key: questions[key][0].text(ids) for key, ids in starts.items()})
-        check_lengths(replace(context.task, forget={}, retain=()), context.encoder, room, longer)
+        limit = context_of(subject.checkpoint.architecture)
+        longer = self._with_texts(subject, {key: groups[key][0].text(ids) for key, ids in starts.items()})
+        check_lengths(replace(context.task, forget={}, retain=()), context.encoder, limit, longer)
         allowed = printable(context.encoder, model.get_input_embeddings().weight.shape[0])
         texts = {}
-        for key, of in questions.items():
-            draw = random.Random(f"{context.seed}:{s.seed}:{key}")
-            found = search(
+        for key, questions in groups.items():
+            rng = random.Random(f"{context.seed}:{s.seed}:{key}")
+            best = search(
                 model,
-                [question.prompt for question in of],
+                [question.prompt for question in questions],
                 starts[key],
                 steps=s.steps,
                 candidates=s.candidates,
                 top_k=s.top_k,
                 allowed=allowed,
-                survives=lambda ids, of=of: all(question.reads(ids) for question in of),
-                generator=torch.Generator().manual_seed(draw.randrange(2**31)),
+                survives=lambda ids, questions=questions: all(question.reads_back(ids) for question in questions),
+                generator=torch.Generator().manual_seed(rng.randrange(2**31)),
             )
-            texts[key] = of[0].text(found.ids)
-        yield 0, Subject(subject.checkpoint, self._put(subject, texts))
+            texts[key] = questions[0].text(best.ids)
+        yield 0, Subject(subject.checkpoint, self._with_texts(subject, texts))
 
     def _questions(self, subject: Subject, context: AttackContext) -> dict[str, list[Question]]:
-        """What is optimised on, by the id of the item that a text is for; `ALL` for every item."""
+        """The questions that each text is optimised on, by the id of the text's item; `ALL` for a universal text."""
         s, encoder = self.settings, context.encoder
         if s.scope == "each":
-            asked = _asked(context.task, subject.probes)
-            return {id_: [Question.of(item, encoder, probe)] for id_, (probe, item) in asked.items()}
+            items_by_id = _knowledge_items(context.task, subject.probes)
+            return {id_: [Question.of(item, encoder, probe)] for id_, (probe, item) in items_by_id.items()}
         pool = self._pool(context.task, subject.split)
-        drawn = random.Random(f"{context.seed}:{s.seed}").sample(pool, s.samples)
-        items = [Item(example.id, example.prompt, (example.answer,), style=example.style) for example in drawn]
+        examples = random.Random(f"{context.seed}:{s.seed}").sample(pool, s.samples)
+        items = [Item(example.id, example.prompt, (example.answer,), style=example.style) for example in examples]
         return {ALL: [Question.of(item, encoder, before=True) for item in items]}
 
-    def _put(self, subject: Subject, texts: Mapping[str, str]) -> tuple[Probe, ...]:
-        """The probes with the texts in their places."""
+    def _with_texts(self, subject: Subject, texts: Mapping[str, str]) -> tuple[Probe, ...]:
+        """The probes with the optimised texts added to their items."""
         universal = self.settings.scope == "universal"
 
-        def put(item: Item) -> Item:
+        def with_text(item: Item) -> Item:
             text = texts.get(ALL if universal else item.id)
             return placed(item, text, before=universal) if text is not None and item.prompt else item
 
         return tuple(
-            replace(probe, items=tuple(map(put, probe.items))) if universal or probe.subset is Subset.FORGET else probe
+            replace(probe, items=tuple(map(with_text, probe.items)))
+            if universal or probe.subset is Subset.FORGET
+            else probe
             for probe in subject.probes
         )
 
@@ -141,13 +143,13 @@ class GreedyCoordinateGradient(Attack):
         return pool
 
 
-def _asked(task: Task, probes: Sequence[Probe]) -> dict[str, tuple[Probe, Item]]:
-    """The forget questions of the knowledge headlines, each once, by id."""
+def _knowledge_items(task: Task, probes: Sequence[Probe]) -> dict[str, tuple[Probe, Item]]:
+    """The forget questions of the knowledge headlines with their probes, each once, by id."""
     headlines = {headline.probe for headline in task.knowledge}
-    found: dict[str, tuple[Probe, Item]] = {}
+    by_id: dict[str, tuple[Probe, Item]] = {}
     for probe in probes:
         if probe.name in headlines:
             for item in probe.items:
                 if item.prompt and item.reference:
-                    found.setdefault(item.id, (probe, item))
-    return found
+                    by_id.setdefault(item.id, (probe, item))
+    return by_id

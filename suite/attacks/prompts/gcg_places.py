@@ -1,4 +1,4 @@
-"""Where an optimised text stands: before or after a question, as text that is read back as its own tokens."""
+"""Optimised texts in their prompts: before or after a question, as text that tokenizes back to its own ids."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from tasks.task import Item, Probe, Style
 Ids = tuple[int, ...]
 
 STARTS = ("x", "!", "a")
-"""Words that a search may start from, repeated: the first whose tokens survive."""
+"""Words that a search may start from, repeated: the first one that tokenizes back to its own ids is used."""
 
 MARKS = ("x", "z")
-"""Texts without a token in common: what differs between a prompt with one and with the other is where they stand."""
+"""Two texts without a common token: prompts with one and the other differ exactly where the text is."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """What stands around the text, as ids, and what the model is to say after it."""
+class SplitPrompt:
+    """The ids of a prompt before and after the text, and of the answer that the model is to give."""
 
     before: Ids
     after: Ids
     target: Ids
 
     def around(self, ids: Ids) -> Encoded:
+        """The whole prompt with this text, and the target as its answer."""
         head = (*self.before, *ids, *self.after)
         return Encoded((*head, *self.target), len(head))
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with a place for a text.
+    """A question to which a text can be added.
 
     Attributes:
-        render: ids of the question with a text in its place.
+        render: gives the ids of the question with a text.
     """
 
     encoder: Encoder
     render: Callable[[str], Ids]
-    prompt: Prompt
+    prompt: SplitPrompt
 
     @classmethod
     def of(cls, item: Item, encoder: Encoder, probe: Probe | None = None, before: bool = False) -> Question:
         """
         Args:
-            probe: the one that asks, and may score only the beginning of the answer.
+            probe: the item's probe, which may score only the beginning of the answer.
             before: as for `placed`.
         """
 
@@ -60,24 +61,24 @@ class Question:
         one, other = map(render, MARKS)
         first = _common(one, other)
         last = _common(one[::-1], other[::-1])
-        return cls(encoder, render, Prompt(one[:first], one[len(one) - last :], target(item, encoder, probe)))
+        return cls(encoder, render, SplitPrompt(one[:first], one[len(one) - last :], target(item, encoder, probe)))
 
     def text(self, ids: Ids) -> str:
         return self.encoder.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
-    def reads(self, ids: Ids) -> bool:
-        """Whether the text of these tokens is read as these tokens where it stands, and changes none around it."""
+    def reads_back(self, ids: Ids) -> bool:
+        """Whether the text of these ids tokenizes back to them in the prompt, with the ids around it unchanged."""
         return self.render(self.text(ids)) == (*self.prompt.before, *ids, *self.prompt.after)
 
 
 def placed(item: Item, text: str, before: bool = False) -> Item:
-    """The item with a text in a line of its own: after the question, or before it; always before running text."""
+    """The item with a text on its own line, after the question or before it; always before running text."""
     before = before or item.style is Style.TEXT
     return replace(item, prompt=f"{text}\n{item.prompt}" if before else f"{item.prompt}\n{text}")
 
 
 def start(tokens: int, questions: Sequence[Question]) -> Ids:
-    """A text of so many tokens, a word again and again, that every question reads back.
+    """A text of `tokens` tokens, one word repeated, that every question reads back.
 
     Raises:
         SpecError: there is none.
@@ -85,13 +86,13 @@ def start(tokens: int, questions: Sequence[Question]) -> Ids:
     first = questions[0]
     for word in STARTS:
         ids = first.render(" ".join([word] * tokens))[len(first.prompt.before) :][:tokens]
-        if len(ids) == tokens and all(question.reads(ids) for question in questions):
+        if len(ids) == tokens and all(question.reads_back(ids) for question in questions):
             return ids
     raise SpecError(f"attacks: gcg: tokens={tokens}: the tokenizer reads no text of so many tokens back. Use another")
 
 
 def target(item: Item, encoder: Encoder, probe: Probe | None = None) -> Ids:
-    """Tokens of the right answer, as far as the probe scores it."""
+    """Tokens of the correct answer, as far as the probe scores it."""
     reference = item.reference
     if probe and probe.max_reference_tokens:
         reference = encoder.cut(reference, probe.max_reference_tokens)
@@ -102,10 +103,10 @@ def target(item: Item, encoder: Encoder, probe: Probe | None = None) -> Ids:
 
 
 def printable(encoder: Encoder, size: int) -> Tensor:
-    """Tokens of printable ASCII that mean nothing special: (size,) bool, on the CPU.
+    """Tokens of printable ASCII, without special tokens: (size,) bool, on the CPU.
 
     Args:
-        size: rows of the embedding table, which may have more than the tokenizer has tokens.
+        size: rows of the embedding table, which may be more than the tokenizer's tokens.
     """
     tokenizer = encoder.tokenizer
     known = range(min(size, len(tokenizer)))
@@ -118,5 +119,5 @@ def printable(encoder: Encoder, size: int) -> Tensor:
 
 
 def _common(one: Ids, other: Ids) -> int:
-    """Length of the common beginning."""
+    """Length of the common prefix."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

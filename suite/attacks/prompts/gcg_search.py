@@ -1,7 +1,7 @@
-"""Greedy coordinate gradient: a text whose tokens are swapped, one a step, until a model says what it should.
+"""Greedy coordinate gradient: swap one token of a text per step, so that a model gives a target answer.
 
-The gradient of the target's loss with respect to the one-hot vectors of the text's tokens ranks the swaps, roughly;
-the loss itself decides among some of the best (Zou et al. 2023, arXiv 2307.15043, Algorithm 1).
+The gradient of the target's loss with respect to the one-hot vectors of the text's tokens ranks the swaps roughly; the
+loss itself then decides among some of the best (Zou et al. 2023, arXiv 2307.15043, Algorithm 1).
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from suite.attacks.prompts.gcg_places import Ids, Prompt
+from suite.attacks.prompts.gcg_places import Ids, SplitPrompt
 from suite.engines.scores import ScoreRequest, scored
 from suite.engines.transformers.engine import ROW_TOKENS
 from suite.engines.transformers.shortcut import Shortcut
 from suite.oracle.displaced import reads_rows
 
 BATCH_TOKENS = 4096
-"""Positions of a batch. Part of what the last bits depend on, so it is no setting."""
+"""Positions of a batch. Not a setting, because the last bits of the losses depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """The best text of a search.
 
     Attributes:
         loss: its loss (see `text_losses`).
-        losses: loss of the text after each step, the start's first.
+        losses: loss of the text after each step, from the start.
     """
 
     ids: Ids
@@ -42,7 +42,7 @@ class Found:
 
 def search(
     model: PreTrainedModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[SplitPrompt],
     start: Ids,
     *,
     steps: int,
@@ -51,43 +51,43 @@ def search(
     allowed: Tensor,
     survives: Callable[[Ids], bool],
     generator: torch.Generator,
-) -> Found:
-    """The text with the least loss that was met on the way from `start`, the start included.
+) -> SearchResult:
+    """The text with the lowest loss of all texts that the search went through from `start`, including `start`.
 
-    Each step goes to the best of its candidates, also where that is worse than where it stands (Algorithm 1).
+    Each step moves to its best candidate, even if that is worse than the current text (Algorithm 1).
 
     Args:
-        candidates: swaps whose loss is computed in a step; drawn without replacement, so that with as many as there
-            are a step is exhaustive.
-        top_k: tokens per place that are drawn from: those with the steepest descent.
-        allowed: (vocabulary,) bool, the tokens that may be put in.
-        survives: whether a text is read back as its own tokens; the others are passed over.
+        candidates: swaps whose loss is computed in a step; drawn without replacement, so that a step tries all swaps if
+            there are no more than this.
+        top_k: tokens per position to draw from: those with the steepest descent.
+        allowed: (vocabulary,) bool, the tokens that may be used.
+        survives: whether a text tokenizes back to its own ids; texts that do not are skipped.
         generator: on the CPU.
     """
     packing = Shortcut()
     with _frozen(model):
-        here = best = start
+        current = best = start
         losses = text_losses(model, prompts, [start], packing)
         for _ in range(steps):
-            gradient = token_gradient(model, prompts, here).cpu()
-            offered = filter(survives, swaps(here, gradient, top_k, allowed, generator))
-            texts = list(islice(offered, candidates))
+            gradient = token_gradient(model, prompts, current).cpu()
+            surviving = filter(survives, swaps(current, gradient, top_k, allowed, generator))
+            texts = list(islice(surviving, candidates))
             if not texts:
                 break
-            found = text_losses(model, prompts, texts, packing)
-            least = min(range(len(found)), key=found.__getitem__)
-            here = texts[least]
-            if found[least] < min(losses):
-                best = here
-            losses.append(found[least])
-    return Found(best, min(losses), tuple(losses))
+            candidate_losses = text_losses(model, prompts, texts, packing)
+            least = min(range(len(texts)), key=candidate_losses.__getitem__)
+            current = texts[least]
+            if candidate_losses[least] < min(losses):
+                best = current
+            losses.append(candidate_losses[least])
+    return SearchResult(best, min(losses), tuple(losses))
 
 
-def token_gradient(model: PreTrainedModel, prompts: Sequence[Prompt], ids: Ids) -> Tensor:
+def token_gradient(model: PreTrainedModel, prompts: Sequence[SplitPrompt], ids: Ids) -> Tensor:
     """Gradient of the loss with respect to the one-hot vectors of the text's tokens: (tokens, vocabulary), fp32.
 
-    The text's embeddings are those vectors times the embedding table, so it is the gradient with respect to them times
-    the table's transpose.
+    The text's embeddings are those vectors times the embedding table, so this is the gradient with respect to the
+    embeddings times the table's transpose.
     """
     table = _table(model)
     text = table[list(ids)].detach().requires_grad_()
@@ -104,36 +104,38 @@ def token_gradient(model: PreTrainedModel, prompts: Sequence[Prompt], ids: Ids) 
 
 
 def swaps(ids: Ids, gradient: Tensor, top_k: int, allowed: Tensor, generator: torch.Generator) -> Iterator[Ids]:
-    """Texts with one token of the `top_k` best of its place for another, each once, in random order.
+    """Texts with one token swapped for one of the `top_k` best at its position, each once, in random order.
 
     Args:
         gradient, allowed: as for `search`, both on the CPU.
     """
-    here = torch.tensor(ids).unsqueeze(1)
-    descent = (-gradient).masked_fill(~allowed, -math.inf).scatter(1, here, -math.inf)
+    current = torch.tensor(ids).unsqueeze(1)
+    descent = (-gradient).masked_fill(~allowed, -math.inf).scatter(1, current, -math.inf)
     steepest = descent.topk(min(top_k, descent.shape[1]), dim=1)
     tokens, possible = steepest.indices.tolist(), (steepest.values > -math.inf).tolist()
-    for drawn in torch.randperm(steepest.indices.numel(), generator=generator).tolist():
-        place, rank = divmod(drawn, steepest.indices.shape[1])
-        if possible[place][rank]:
-            yield (*ids[:place], tokens[place][rank], *ids[place + 1 :])
+    for index in torch.randperm(steepest.indices.numel(), generator=generator).tolist():
+        position, rank = divmod(index, steepest.indices.shape[1])
+        if possible[position][rank]:
+            yield (*ids[:position], tokens[position][rank], *ids[position + 1 :])
 
 
 def text_losses(
-    model: PreTrainedModel, prompts: Sequence[Prompt], texts: Sequence[Ids], packing: Shortcut | None = None
+    model: PreTrainedModel, prompts: Sequence[SplitPrompt], texts: Sequence[Ids], packing: Shortcut | None = None
 ) -> list[float]:
     """Loss of each text: -log p per token of the target, in nats, averaged over the prompts; infinite for NaN."""
-    asked = [ScoreRequest(prompt.around(ids)) for ids in texts for prompt in prompts]
+    requests = [ScoreRequest(prompt.around(ids)) for ids in texts for prompt in prompts]
     row_tokens = ROW_TOKENS if model.device.type == "cpu" else BATCH_TOKENS
     with torch.inference_mode():
-        scores = scored(model, asked, row_tokens=row_tokens, batch_tokens=BATCH_TOKENS, packing=packing or Shortcut())
+        scores = scored(
+            model, requests, row_tokens=row_tokens, batch_tokens=BATCH_TOKENS, packing=packing or Shortcut()
+        )
     nll = [-math.fsum(score.logprobs) / len(score.logprobs) for score in scores]
     means = (math.fsum(nll[i : i + len(prompts)]) / len(prompts) for i in range(0, len(nll), len(prompts)))
     return [math.inf if math.isnan(mean) else mean for mean in means]
 
 
 def _table(model: PreTrainedModel) -> Tensor:
-    """(vocabulary, hidden) what each token becomes; some layers scale their weight."""
+    """Embedding of each token, (vocabulary, hidden). It is not always the layer's weight: some layers scale it."""
     layer = model.get_input_embeddings()
     if reads_rows(layer):
         return layer.weight.detach()
@@ -143,7 +145,7 @@ def _table(model: PreTrainedModel) -> Tensor:
 
 @contextmanager
 def _frozen(model: torch.nn.Module) -> Iterator[None]:
-    """The gradient stops at the text: none is computed for the weights."""
+    """Computes no gradients for the weights while the context lasts: only those of the text are needed."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

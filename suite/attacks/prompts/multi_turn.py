@@ -1,8 +1,8 @@
-"""Several turns: the question comes after others, which the model has answered itself (arXiv 2603.00823).
+"""Several turns: the question follows earlier turns in which the model gave the answers itself (arXiv 2603.00823).
 
-After itself: the question is asked, and then put again with doubts about the answer. After related questions: the talk
-is of facts that were to be kept, and comes to the one that was not. Beside the scores stands how many answers stay what
-they were, the summary `unchanged_answers`.
+After itself: the question is asked, and then asked again with doubts about the answer. After related questions: the
+conversation is about facts to keep, and then turns to the question. Besides the scores, the summary
+`unchanged_answers` gives the share of answers that the attack did not change.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from suite.models.checkpoints import context_of
 from tasks.task import Item, Probe, ProbeKind, Split, Style, Subset, Task, Turn
 
 AGAIN = "Are you sure about that? Think it over and answer once more. {}"
-"""Puts the question again, so that it is still there when the turns before it did not fit."""
+"""Repeats the question, so that the prompt still contains it if earlier turns do not fit and are dropped."""
 
-_Asked = tuple[str, tuple[Turn, ...]]
-"""A question and what was said before it."""
+_Conversation = tuple[str, tuple[Turn, ...]]
+"""A question and the turns before it."""
 
 
 class MultiTurn(QuestionEdit):
-    """The question after turns that the model answered itself: it reconsiders, or has talked of related facts.
+    """The question after turns that the model answered itself: it reconsiders, or has talked about related facts.
 
-    The model's answers are greedy, and each related question is answered by itself. Running text stays as it is. Turns
-    that do not fit the model are left out, the oldest first.
+    The model's answers are greedy, and each related question is answered on its own. Running text is not changed. Turns
+    that do not fit the model are dropped, the oldest first.
     """
 
     source = "arXiv 2603.00823"
 
     class Settings(AttackSettings):
-        """after: `self` asks to reconsider, `rounds` times; `related` speaks of `turns` retained facts before.
+        """after: `self` asks to reconsider, `rounds` times; `related` first talks about `turns` retain facts.
 
-        rounds: each a point of the curve. max_new_tokens: of the model's own answers.
+        rounds: each is a point of the curve. max_new_tokens: limit of the model's own answers.
         """
 
         name: Literal["multi_turn"] = "multi_turn"
@@ -75,57 +75,66 @@ class MultiTurn(QuestionEdit):
             yield 0, subject
 
     def _after_itself(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
-        room, now = context_of(subject.checkpoint.architecture), subject.probes
+        limit, current = context_of(subject.checkpoint.architecture), subject.probes
         for point in self.points:
-            asked = (_asked(item) for probe in now for item in probe.items if self.reaches(item, probe))
-            answers = self._answers(asked, subject, context)
-            again = (self._again(first, probe, answers) for first, probe in zip(subject.probes, now, strict=True))
+            conversations = (
+                _conversation(item) for probe in current for item in probe.items if self.applies_to(item, probe)
+            )
+            answers = self._answers(conversations, subject, context)
+            again = (self._again(first, probe, answers) for first, probe in zip(subject.probes, current, strict=True))
             pairs = zip(subject.probes, again, strict=True)
-            now = tuple(fitted(first, probe, context.encoder, room) for first, probe in pairs)
-            yield point, Subject(subject.checkpoint, now)
+            current = tuple(fitted(first, probe, context.encoder, limit) for first, probe in pairs)
+            yield point, Subject(subject.checkpoint, current)
 
-    def _again(self, first: Probe, now: Probe, answers: Mapping[_Asked, str]) -> Probe:
-        """The questions of a round put again, each after what was said to it."""
+    def _again(self, first: Probe, current: Probe, answers: Mapping[_Conversation, str]) -> Probe:
+        """The questions of a round asked again, each after the model's answer to it.
+
+        Args:
+            first: the probe without the attack.
+            current: the probe in the last round.
+        """
         items = [
-            replace(item, prompt=AGAIN.format(before.prompt), turns=(*item.turns, Turn(item.prompt, said)))
-            if self.reaches(item, now) and (said := answers.get(_asked(item))) is not None
+            replace(item, prompt=AGAIN.format(before.prompt), turns=(*item.turns, Turn(item.prompt, answer)))
+            if self.applies_to(item, current) and (answer := answers.get(_conversation(item))) is not None
             else item
-            for before, item in zip(first.items, now.items, strict=True)
+            for before, item in zip(first.items, current.items, strict=True)
         ]
-        return replace(now, items=tuple(items))
+        return replace(current, items=tuple(items))
 
     def _after_related(self, subject: Subject, context: AttackContext) -> Subject:
-        room, texts = context_of(subject.checkpoint.architecture), neighbours(context.retain)
+        limit, texts = context_of(subject.checkpoint.architecture), neighbours(context.retain)
         near = {
             item: texts.of(item, self.settings.turns)
             for probe in subject.probes
             for item in probe.items
-            if self.reaches(item, probe)
+            if self.applies_to(item, probe)
         }
-        answers = self._answers(((text.prompt, ()) for some in near.values() for text in some), subject, context)
+        conversations = ((text.prompt, ()) for related in near.values() for text in related)
+        answers = self._answers(conversations, subject, context)
 
-        def put(item: Item) -> Item:
-            asked = [text.prompt for text in near.get(item, ()) if (text.prompt, ()) in answers]
-            return replace(item, turns=(*(Turn(prompt, answers[prompt, ()]) for prompt in asked), *item.turns))
+        def with_turns(item: Item) -> Item:
+            answered = [text.prompt for text in near.get(item, ()) if (text.prompt, ()) in answers]
+            return replace(item, turns=(*(Turn(prompt, answers[prompt, ()]) for prompt in answered), *item.turns))
 
-        probes = (replace(probe, items=tuple(map(put, probe.items))) for probe in subject.probes)
+        probes = (replace(probe, items=tuple(map(with_turns, probe.items))) for probe in subject.probes)
         pairs = zip(subject.probes, probes, strict=True)
-        return replace(subject, probes=tuple(fitted(first, probe, context.encoder, room) for first, probe in pairs))
+        return replace(subject, probes=tuple(fitted(first, probe, context.encoder, limit) for first, probe in pairs))
 
-    def _answers(self, asked: Iterable[_Asked], subject: Subject, context: AttackContext) -> dict[_Asked, str]:
-        """What the subject says to each question, asked once; none to those that do not fit."""
+    def _answers(
+        self, conversations: Iterable[_Conversation], subject: Subject, context: AttackContext
+    ) -> dict[_Conversation, str]:
+        """The subject's answer to each conversation, generated once; conversations that do not fit have none."""
         probe = Probe("asked", Subset.FORGET, subject.split, ProbeKind.GENERATE, (), (), self.settings.max_new_tokens)
-        room = context_of(subject.checkpoint.architecture)
-        found: list[tuple[_Asked, Item]] = []
-        for place, (prompt, turns) in enumerate(dict.fromkeys(asked)):
-            alone = Item(str(place), prompt, ("",))
-            item = replace(alone, turns=turns)
-            if room is None or (item := shortened(item, alone, probe, context.encoder, room)):
-                found.append(((prompt, turns), item))
-        items = tuple(item for _, item in found)
-        samples = ask(context.engine, subject.checkpoint, (replace(probe, items=items),))[probe.name]
-        return {one: sample.generated for (one, _), sample in zip(found, samples, strict=True)}
+        limit = context_of(subject.checkpoint.architecture)
+        items: dict[_Conversation, Item] = {}
+        for number, (prompt, turns) in enumerate(dict.fromkeys(conversations)):
+            without_turns = Item(str(number), prompt, ("",))
+            item = replace(without_turns, turns=turns)
+            if limit is None or (item := shortened(item, without_turns, probe, context.encoder, limit)):
+                items[prompt, turns] = item
+        samples = ask(context.engine, subject.checkpoint, (replace(probe, items=tuple(items.values())),))[probe.name]
+        return {conversation: sample.generated for conversation, sample in zip(items, samples, strict=True)}
 
 
-def _asked(item: Item) -> _Asked:
+def _conversation(item: Item) -> _Conversation:
     return item.prompt, item.turns

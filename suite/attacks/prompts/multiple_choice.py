@@ -1,8 +1,8 @@
-"""Multiple choice: an open question with lettered options. Who cannot recall an answer may still recognise it.
+"""Multiple choice: an open question with lettered options. A model that cannot recall an answer may still recognise it.
 
-The options are the question's own right and wrong answers, or those of the multiple-choice question that the task has
-about the same fact, worded as there, the right one as well: its wording is not to tell it from the others. Where the
-task has neither, they are the right answer and answers to other questions of the probe. The answer's text is scored.
+The options are the question's own correct and wrong answers, or those of the task's multiple-choice question about the
+same fact. In that case the correct option is worded as there too, so that its wording does not give it away. Where the
+task has neither, they are the correct answer and answers to other questions of the probe. The answer's text is scored.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tasks.task import Item, Probe, ProbeKind, Split, Style, Task
 
 
 class MultipleChoice(QuestionEdit):
-    """The question with lettered options, the right answer among them. Running text stays as it is."""
+    """The question with lettered options, including the correct answer. Running text is not changed."""
 
     source = "RWKU, arXiv 2406.10890"
 
     class Settings(AttackSettings):
-        """options: wrong ones, fewer where there are not so many. seed: of the draw and of the order."""
+        """options: number of wrong options, or as many as there are. seed: of their draw and of the order."""
 
         name: Literal["multiple_choice"] = "multiple_choice"
         options: int = Field(3, ge=1, lt=len(ascii_uppercase))
@@ -37,22 +37,22 @@ class MultipleChoice(QuestionEdit):
         return {"choices": {probe.name: probe.digest for probe in choices}}
 
     def edited_probe(self, probe: Probe, context: AttackContext) -> Probe:
-        known: dict[str, Item] = {}
+        choice_items: dict[str, Item] = {}
         for choices in _choice_probes(context.task, probe.split):
             for item in choices.items:
-                known.setdefault(item.id, item)
-        items = (self._lettered(item, probe, known, context) for item in probe.items)
+                choice_items.setdefault(item.id, item)
+        items = (self._lettered(item, probe, choice_items, context) for item in probe.items)
         return replace(probe, items=tuple(items))
 
-    def _lettered(self, item: Item, probe: Probe, known: Mapping[str, Item], context: AttackContext) -> Item:
-        if not self.reaches(item, probe):
+    def _lettered(self, item: Item, probe: Probe, choice_items: Mapping[str, Item], context: AttackContext) -> Item:
+        if not self.applies_to(item, probe):
             return item
-        right, wrong = _options(item, probe, known)
+        correct, wrong = _options(item, probe, choice_items)
         if not wrong:
             return item
-        draw = random.Random(f"{context.seed}:{self.settings.seed}:{item.id}")
-        options = [right, *draw.sample(wrong, min(self.settings.options, len(wrong)))]
-        draw.shuffle(options)
+        rng = random.Random(f"{context.seed}:{self.settings.seed}:{item.id}")
+        options = [correct, *rng.sample(wrong, min(self.settings.options, len(wrong)))]
+        rng.shuffle(options)
         lines = [f"{letter}. {option.strip()}" for letter, option in zip(ascii_uppercase, options, strict=False)]
         return replace(item, prompt="\n".join([item.prompt, *lines, "Answer with the text of the right option."]))
 
@@ -61,9 +61,9 @@ def _choice_probes(task: Task, split: Split) -> list[Probe]:
     return [probe for probe in task.probes_of(split) if probe.kind is ProbeKind.CHOICE]
 
 
-def _options(item: Item, probe: Probe, known: Mapping[str, Item]) -> tuple[str, list[str]]:
-    """The right option and all that may stand beside it."""
-    own = item if len(item.answers) > 1 else known.get(item.id, item)
+def _options(item: Item, probe: Probe, choice_items: Mapping[str, Item]) -> tuple[str, list[str]]:
+    """The correct option and all possible wrong ones."""
+    own = item if len(item.answers) > 1 else choice_items.get(item.id, item)
     if len(own.answers) > 1 and own.style is Style.QUESTION:
         wrong = [answer for place, answer in enumerate(own.answers) if place != own.correct]
         return own.reference, wrong

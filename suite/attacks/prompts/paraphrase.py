@@ -15,25 +15,25 @@ from tasks.task import Item, Probe
 
 
 class Paraphrase(QuestionEdit):
-    """The question in the task's own other words. What has none is asked as before."""
+    """The question in another wording from the task. Questions without one are not changed."""
 
     source = "Patil et al. 2024, arXiv 2309.17410"
 
     class Settings(AttackSettings):
-        """which: of the wordings, counted from 0."""
+        """which: index of the wording, from 0."""
 
         name: Literal["paraphrase"] = "paraphrase"
         which: int = Field(0, ge=0)
 
     @property
-    def lacking(self) -> str:
+    def unmet_requirement(self) -> str:
         which = self.settings.which
         return f"has {which + 1} other wordings. " + ("Use a smaller which" if which else "Leave this attack out")
 
-    def reaches(self, item: Item, probe: Probe) -> bool:
+    def applies_to(self, item: Item, probe: Probe) -> bool:
         return len(item.rewordings) > self.settings.which
 
-    def put(self, item: Item, probe: Probe, context: AttackContext) -> Item:
+    def rewritten(self, item: Item, probe: Probe, context: AttackContext) -> Item:
         return replace(item, prompt=item.rewordings[self.settings.which])
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Prefilling: the answer's beginning is put into the model's mouth, and only the rest is asked."""
+"""Prefilling: the beginning of the model's response is given, and the model only continues it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from tasks.task import Item, Probe, ProbeKind, Style
 
 
 class Prefill(QuestionEdit):
-    """The answer's beginning is given: some of its own words, or a text of ours.
+    """The beginning of the response is given: the first words of the correct answer, or a fixed text.
 
-    With `words` what is left of the answer is scored, and it is the reference of the sample: numbers compare between
-    models under the same attack, not with those without it. Running text is continued from the later place as well;
-    questions with several answers are asked as before, since a beginning of the right one would tell which it is. With
-    `text` the whole answer is scored, after the text; running text is asked as before.
+    With `words` only the rest of the answer is scored, and it is the reference of the sample: numbers compare between
+    models under the same attack, but not with those without it. Running text is also continued from the later position.
+    Questions with several answers are not changed, since the beginning of the correct one would reveal it. With `text`
+    the whole answer is scored, after the text; running text is not changed.
     """
 
     source = "Andriushchenko et al. 2025, arXiv 2404.02151"
 
     class Settings(AttackSettings):
-        """words: of the right answer; answers of no more words are asked as before. text: instead of them."""
+        """words: number of words of the correct answer to give; answers with no more words than that are not changed.
+
+        text: a text to give instead.
+        """
 
         name: Literal["prefill"] = "prefill"
         words: int | None = Field(None, ge=0)
@@ -40,17 +43,17 @@ class Prefill(QuestionEdit):
             return self
 
     @property
-    def lacking(self) -> str:
+    def unmet_requirement(self) -> str:
         if self.settings.words is None:
-            return super().lacking
+            return super().unmet_requirement
         return f"asks for an answer of more than {self.settings.words} words. Use fewer"
 
-    def reaches(self, item: Item, probe: Probe) -> bool:
+    def applies_to(self, item: Item, probe: Probe) -> bool:
         if self.settings.words is None:
             return item.style is Style.QUESTION
         return probe.kind is not ProbeKind.CHOICE and len(item.reference.split()) > self.settings.words
 
-    def put(self, item: Item, probe: Probe, context: AttackContext) -> Item:
+    def rewritten(self, item: Item, probe: Probe, context: AttackContext) -> Item:
         s = self.settings
         if s.text is not None:
             return replace(item, prefill=_joined(item.prefill, s.text))

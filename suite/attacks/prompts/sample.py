@@ -1,6 +1,6 @@
-"""Sampling: several answers are drawn at a temperature, and the one that knows most is scored.
+"""Sampling: several answers are drawn at a temperature, and the one that reveals most is scored.
 
-What a model no longer says first it may still say often (leak@k, arXiv 2511.04934; arXiv 2410.03523).
+Knowledge that greedy decoding no longer shows may still appear in samples (leak@k, arXiv 2511.04934; arXiv 2410.03523).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tasks.task import Probe, ProbeKind, Sampling, Split, Subset, Task
 
 
 class BestOfSeveral(PromptEdit):
-    """Best of several answers drawn at a temperature. Probes that generate nothing are asked as before."""
+    """Best of several answers drawn at a temperature. Probes that do not generate are not changed."""
 
     source = "arXiv 2511.04934; Scholten et al. 2025, arXiv 2410.03523"
 

@@ -1,4 +1,4 @@
-"""AWQ: rounding finer where inputs are large, by scaling weights up before they are rounded and down afterwards."""
+"""AWQ: finer rounding where inputs are large, by scaling weights up before they are rounded and down afterwards."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from suite.attacks.weights.calibration import Inputs
 from suite.attacks.weights.quantization import round_to_nearest
 
 EXPONENTS = tuple(i / 20 for i in range(20))
-"""Those tried, as in the published code (Eq. 5 searches [0, 1])."""
+"""Exponents that are tried, as in the published code (Eq. 5 searches [0, 1])."""
 
 
 def scales(mean: Tensor, exponent: float) -> Tensor:
     """Factor of each input: mean|x|^exponent (Eq. 5).
 
-    Published code divides all by one number besides, which the grid follows: nothing but the last bit would change.
+    The published code also divides all factors by one number. The grid scales with it, so only the last bit would
+    change.
 
     Args:
         mean: mean magnitude of each input, (inputs,).
@@ -27,7 +28,7 @@ def scales(mean: Tensor, exponent: float) -> Tensor:
 
 
 def scaled_rounding(weight: Tensor, factors: Tensor, bits: int, group: int) -> Tensor:
-    """Q(W s) / s: (outputs, inputs). Deployed, 1/s goes into the layer before; here it goes back into the weight."""
+    """Q(W s) / s: (outputs, inputs). In deployment the layer before absorbs 1/s; here the weight itself does."""
     return round_to_nearest(weight * factors, bits, group) / factors
 
 
@@ -40,15 +41,15 @@ def output_error(weight: Tensor, rounded: Tensor, gram: Tensor) -> float:
 def awq(weight: Tensor, inputs: Inputs, bits: int, group: int) -> Tensor:
     """The scaled rounding whose exponent has the smallest output error (Eq. 4); at exponent 0 it is `rtn`."""
     assert inputs.gram is not None
-    tried = (scaled_rounding(weight, scales(inputs.mean, exponent), bits, group) for exponent in EXPONENTS)
-    return min(tried, key=lambda rounded: output_error(weight, rounded, inputs.gram))
+    candidates = (scaled_rounding(weight, scales(inputs.mean, exponent), bits, group) for exponent in EXPONENTS)
+    return min(candidates, key=lambda rounded: output_error(weight, rounded, inputs.gram))
 
 
 class AWQ(CalibratedEdit):
     """AWQ on calibration texts: the grid of `rtn`, finer for inputs of large activations. De-quantized.
 
-    Layers that are given the same inputs share their scales, as they must where these go into the layer before. The
-    error is that of the linear layers' own outputs, and there is no search for clipped ranges.
+    Layers with the same inputs share their scales, as they must if the layer before absorbs these. The error is that of
+    the linear layers' own outputs, and there is no search for clipped ranges.
     """
 
     source = "Lin et al. 2024, arXiv 2306.00978"

@@ -1,7 +1,7 @@
-"""bitsandbytes' formats, computed by bitsandbytes itself, and back as ordinary weights.
+"""Quantization to bitsandbytes' formats by bitsandbytes itself, and back to ordinary weights.
 
-These are what `load_in_4bit` and `load_in_8bit` of transformers do to the weights. That activations are rounded too,
-in LLM.int8(), is no part of it: de-quantized weights run in any engine.
+This is what `load_in_4bit` and `load_in_8bit` of transformers do to the weights. LLM.int8() rounds activations as well,
+which is left out here, so that the de-quantized weights run in any engine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LibraryFormat(WeightEdit):
     """Weights of linear layers, quantized and de-quantized by bitsandbytes."""
 
     def rounded(self, weight: Tensor, library: ModuleType) -> Tensor:
-        """A weight in the format's values, in its own dtype.
+        """The weight rounded to the format's values, in its own dtype.
 
         Args:
             library: `bitsandbytes.functional`.
@@ -40,7 +40,7 @@ class LibraryFormat(WeightEdit):
             )
 
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional kernels on every CPU
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of missing optional kernels on every CPU
         from bitsandbytes import functional
 
         return {
@@ -52,9 +52,9 @@ class LibraryFormat(WeightEdit):
 
 
 class FourBitSettings(AttackSettings):
-    """blocksize: consecutive weights that share a scale. double: scales are in 8 bits themselves (QLoRA, Sec. 3).
+    """blocksize: consecutive weights that share a scale. double: the scales have 8 bits themselves (QLoRA, Sec. 3).
 
-    Blocks are of 1,024 weights at most: those of 2,048 and more the library computes less exactly on some CPUs.
+    A block has 1,024 weights at most, because the library is less exact for larger blocks on some CPUs.
     """
 
     blocksize: Literal[32, 64, 128, 256, 512, 1024] = 64
@@ -62,13 +62,13 @@ class FourBitSettings(AttackSettings):
 
 
 class FourBit(LibraryFormat):
-    """The nearest of 16 values per block, times the block's largest magnitude."""
+    """Each weight rounded to the nearest of 16 values times the largest magnitude in its block."""
 
     kind: ClassVar[str]
 
     def rounded(self, weight: Tensor, library: ModuleType) -> Tensor:
         s = self.settings
-        # A block a row: the library's de-quantizer for CPUs takes other blocks' scales where one goes over a row's end.
+        # A block per row: the library's CPU de-quantizer uses the wrong scale for blocks that cross the end of a row.
         flat = weight.flatten()
         blocks = torch.nn.functional.pad(flat, (0, -len(flat) % s.blocksize)).view(-1, s.blocksize)
         codes, state = library.quantize_4bit(
@@ -88,7 +88,7 @@ class NF4(FourBit):
 
 
 class FP4(FourBit):
-    """bitsandbytes' 4-bit floating point, what its `load_in_4bit` takes by default, times a block's largest."""
+    """bitsandbytes' 4-bit floating point, the default of `load_in_4bit`: 16 values times a block's largest."""
 
     source = "Zhang et al. 2024, arXiv 2410.16454"
     kind = "fp4"
@@ -98,7 +98,7 @@ class FP4(FourBit):
 
 
 class Int8(LibraryFormat):
-    """bitsandbytes' LLM.int8() weights: 255 levels up to each output's largest, after a conversion to fp16."""
+    """bitsandbytes' LLM.int8() weights: 255 levels up to the largest weight of an output, after conversion to fp16."""
 
     source = "Dettmers et al. 2022, arXiv 2208.07339"
 

@@ -1,4 +1,4 @@
-"""The attacks that quantize or prune with calibration texts: which texts, and how a checkpoint is edited with them."""
+"""The base of attacks that quantize or prune with calibration texts: their settings, and the edit of a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
-from suite.attacks.texts import Source, Texts, drawn, enough
+from suite.attacks.texts import Source, Texts, at_least, draw_texts
 from suite.attacks.weights.calibration import Inputs, edit_blocks
 from suite.models.checkpoints import State, context_of, dtype_of, load_state, skeleton
 from tasks.task import Example, Probe, Split, Task, examples_digest
 
 
 class CalibratedSettings(AttackSettings):
-    """texts: where calibration texts come from: `retain`, `forget`, `unasked`, `wikitext`, or a task's retain texts.
+    """texts: source of the calibration texts: `retain`, `forget`, `unasked`, `wikitext`, or a task's retain texts.
 
-    samples: how many. seed: of the draw.
+    samples: number of texts. seed: of their draw.
     """
 
     texts: Source = Texts.RETAIN
@@ -28,23 +28,26 @@ class CalibratedSettings(AttackSettings):
 
 
 class CalibratedEdit(WeightEdit):
-    """A weight edit of the linear layers in a model's blocks that looks at what these are given."""
+    """A weight edit of the linear layers in a model's blocks that depends on the inputs of these layers."""
 
     gram: ClassVar[bool] = True
-    """Whether it reads products of inputs: they take as much time and memory as a layer of so many outputs."""
+    """Whether the edit needs the inputs' Gram matrix, which costs as much as a layer of as many outputs."""
 
     def edit(self, weight: Tensor, inputs: Inputs) -> Tensor:
-        """A layer's weight after the edit: (outputs, inputs) in fp32."""
+        """The edited weight of a layer: (outputs, inputs) in fp32."""
         raise NotImplementedError
 
     def check(self, task: Task, split: Split) -> None:
-        enough(self.settings.texts, self.settings.samples, task, split)
+        at_least(self.settings.samples, self.settings.texts, task, split)
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
-        return {"calibration": examples_digest(self._drawn(context, probes[0].split)), "block": context.block}
+        return {
+            "calibration": examples_digest(self._calibration(context, probes[0].split)),
+            "block": context.block,
+        }
 
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
-        encoded = context.encoder.examples(self._drawn(context, subject.split), context.block)
+        encoded = context.encoder.examples(self._calibration(context, subject.split), context.block)
         model = skeleton(subject.checkpoint.architecture, torch.float32)
         load_state(model, state)
         limit = context_of(subject.checkpoint.architecture)
@@ -52,13 +55,13 @@ class CalibratedEdit(WeightEdit):
         names = edit_blocks(
             model.to(context.device),
             [text.ids[:limit] for text in encoded],
-            # Later blocks see the weights that are given back.
+            # Rounded to the stored dtype at once: the inputs of later blocks must come from the weights as stored.
             lambda weight, inputs: self.edit(weight, inputs).to(stored).float(),
             gram=self.gram,
         )
-        now = model.state_dict()
-        return {**state, **{name: now[name].to(state[name]) for name in names}}
+        after = model.state_dict()
+        return {**state, **{name: after[name].to(state[name]) for name in names}}
 
-    def _drawn(self, context: AttackContext, split: Split) -> list[Example]:
+    def _calibration(self, context: AttackContext, split: Split) -> list[Example]:
         s = self.settings
-        return drawn(s.texts, s.samples, context.task, split, random.Random(f"{context.seed}:{s.seed}"))
+        return draw_texts(s.texts, s.samples, context.task, split, random.Random(f"{context.seed}:{s.seed}"))

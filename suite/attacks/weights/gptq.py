@@ -1,4 +1,4 @@
-"""GPTQ: rounding one input after the other, each error made up for by the weights that are not rounded yet."""
+"""GPTQ: rounding one input after the other, with each error compensated by the weights that are not rounded yet."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from suite.attacks.weights.calibration import Inputs
 from suite.attacks.weights.quantization import levels_of, round_to_nearest, snap
 
 LAZY = 128
-"""Columns whose errors reach the columns behind them together, in one product (Sec. 3.3, step 2)."""
+"""Number of columns whose errors are applied to the columns after them in one product (Sec. 3.3, step 2)."""
 
 
 def gptq(weight: Tensor, gram: Tensor, bits: int, group: int, damp: float) -> Tensor:
     """Weights on the grid of `round_to_nearest` that keep W X close, in fp32 (Algorithm 1).
 
     A row has the second derivatives H = 2 X X^T. Column j is rounded, and its error over U_jj, times row j of U, is
-    taken from the columns behind it, where H^-1 = U^T U and U is upper triangular. A group's grid is that of its
-    weights at the time when its first column is reached.
+    subtracted from the columns after it, where H^-1 = U^T U and U is upper triangular. A group's grid is that of its
+    weights when its first column is reached.
 
     Args:
         weight: (outputs, inputs), fp32.
-        gram: X X^T, (inputs, inputs). With all zero, or a multiple of the identity, it is rounding to nearest.
+        gram: X X^T, (inputs, inputs). If it is zero or a multiple of the identity, the result is rounding to nearest.
         group: consecutive inputs that share a scale.
         damp: added to H's diagonal, in units of its mean.
     """
-    hessian = gram.double()  # its inverse is wanted, and calibration texts are few: it is close to singular
+    hessian = gram.double()  # it is inverted, and with few calibration texts it is close to singular
     mean = float(hessian.diagonal().mean())
     if mean == 0:
         return round_to_nearest(weight, bits, group)
@@ -38,7 +38,7 @@ def gptq(weight: Tensor, gram: Tensor, bits: int, group: int, damp: float) -> Te
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     upper = torch.linalg.cholesky(inverse, upper=True).float()
     levels = levels_of(bits)
-    columns = weight.T.contiguous().clone()  # (inputs, outputs): what is worked on at a time is in one place
+    columns = weight.T.contiguous().clone()  # (inputs, outputs), so that a column is contiguous in memory
     for first in range(0, len(columns), group):
         last = min(first + group, len(columns))
         largest = columns[first:last].abs().amax(0)
@@ -55,10 +55,10 @@ def gptq(weight: Tensor, gram: Tensor, bits: int, group: int, damp: float) -> Te
 
 
 class GPTQ(CalibratedEdit):
-    """GPTQ on calibration texts: the grid of `rtn`, with rounding errors made up for. De-quantized.
+    """GPTQ on calibration texts: the grid of `rtn`, with compensation of rounding errors. De-quantized.
 
-    Published code rounds to 2^bits levels between a group's smallest and largest weight by default; this is its
-    symmetric grid, so that it differs from `rtn` in nothing but the compensation.
+    The published code by default rounds to 2^bits levels between a group's smallest and largest weight; this is its
+    symmetric grid, so that only the compensation differs from `rtn`.
     """
 
     source = "Frantar et al. 2023, arXiv 2210.17323"

@@ -1,8 +1,8 @@
-"""The logit lens: what a model would say if its later blocks said nothing.
+"""The logit lens: the model's output from the residual stream after some of its blocks.
 
-The last norm and the output layer read what the residual stream holds after some of the blocks (nostalgebraist 2020;
-for unlearning, Patil et al. 2024, arXiv 2309.17410). Here the later blocks write zeros, so the stream passes through
-them, and what is measured is an ordinary checkpoint in any engine.
+The final norm and the output layer are applied to the residual stream after the first blocks (nostalgebraist 2020; for
+unlearning, Patil et al. 2024, arXiv 2309.17410). Here the later blocks write zeros, so the stream passes through them
+unchanged, and the result is an ordinary checkpoint that any engine can run.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from suite.models.checkpoints import EditedCheckpoint, State
 
 
 class LogitLens(Attack):
-    """Only the first blocks write into the residual stream; the curve is over how many."""
+    """Only the first blocks write into the residual stream; the curve is over the number of these blocks."""
 
     access = Access.WHITE_BOX
     source = "Patil et al. 2024, arXiv 2309.17410; Lucki et al. 2024, arXiv 2409.18025"
 
     class Settings(AttackSettings):
-        """layers: numbers of blocks kept, rising; 0 leaves the embeddings, and all blocks the model as it is."""
+        """layers: increasing numbers of blocks kept; 0 keeps only the embeddings, and all blocks the whole model."""
 
         name: Literal["logit_lens"] = "logit_lens"
         layers: tuple[int, ...] = Field(min_length=1)
@@ -49,16 +49,16 @@ class LogitLens(Attack):
         blocks, writers = count_blocks(model), tuple(block_writers(model))
         if self.points[-1] > blocks:
             raise SpecError(f"attacks: logit_lens: layers={list(self.points)}, but the model has {blocks} blocks")
-        for kept in self.points:
-            if kept == blocks:
-                yield kept, subject
+        for count in self.points:
+            if count == blocks:
+                yield count, subject
                 continue
-            edit = partial(silenced, writers=[w for w in writers if w.block is not None and w.block >= kept])
-            checkpoint = EditedCheckpoint(subject.checkpoint, edit, f"logit_lens[{kept}]")
-            yield kept, Subject(checkpoint, subject.probes)
+            edit = partial(silenced, writers=[w for w in writers if w.block is not None and w.block >= count])
+            checkpoint = EditedCheckpoint(subject.checkpoint, edit, f"logit_lens[{count}]")
+            yield count, Subject(checkpoint, subject.probes)
 
 
 def silenced(state: State, writers: list[Writer]) -> State:
-    """The weights with these writers and their biases at zero."""
-    silent = {name for writer in writers for name in (*writer.names, writer.bias)}
-    return {name: torch.zeros_like(tensor) if name in silent else tensor for name, tensor in state.items()}
+    """The weights with these writers and their biases set to zero."""
+    zeroed = {name for writer in writers for name in (*writer.names, writer.bias)}
+    return {name: torch.zeros_like(tensor) if name in zeroed else tensor for name, tensor in state.items()}

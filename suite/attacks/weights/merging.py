@@ -1,7 +1,8 @@
 """Merging: weights on the line from the subject back to the model before unlearning.
 
-Nobody needs the attack who has that model. How early on the line the forgotten returns says how deep the forgetting is,
-and how much of the old model's utility could be had before it does (calibration by mixing, arXiv 2406.09179).
+An attacker who has that model does not need this attack. But how early on the line the forgotten returns shows how deep
+the forgetting is, and how much of the old model's utility can be regained before it (calibration by mixing,
+arXiv 2406.09179).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from tasks.task import Probe
 
 
 class Merge(Attack):
-    """Weights mixed with those of the model before unlearning."""
+    """Weights interpolated with those of the model before unlearning."""
 
     access = Access.WEIGHTS
     needs_target = True
     source = "Wang et al. 2024, arXiv 2406.09179; Wortsman et al. 2022, arXiv 2109.01903"
 
     class Settings(AttackSettings):
-        """share: of the model before unlearning; at 1 it is that model."""
+        """share: share of the model before unlearning; at 1 the result is that model."""
 
         name: Literal["merge"] = "merge"
         share: float = Field(ge=0, le=1)

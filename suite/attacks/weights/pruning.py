@@ -1,4 +1,4 @@
-"""Pruning: the least important weights become zero, and what unlearning wrote into them goes with them."""
+"""Pruning: the least important weights become zero, which removes what unlearning wrote into them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tasks.task import Probe, Split, Task
 
 
 def least(scores: Tensor, share: float) -> Tensor:
-    """True at the round(share * n) smallest of each row's n scores, of equal ones the first: (rows, n).
+    """A mask of the round(share * n) smallest of each row's n scores, among equal ones the first: (rows, n).
 
     Args:
-        scores: (rows, n), no NaN among them.
+        scores: (rows, n), without NaN.
     """
     count = round(share * scores.shape[1])
     if count == 0:
@@ -31,13 +31,13 @@ def least(scores: Tensor, share: float) -> Tensor:
 
 
 def smallest_zeroed(weight: Tensor, sparsity: float) -> Tensor:
-    """A layer's weight, (outputs, inputs), without the smallest magnitudes of the whole layer."""
-    gone = least(weight.abs().reshape(1, -1), sparsity).view_as(weight)
-    return weight.masked_fill(gone, 0)
+    """A layer's weight, (outputs, inputs), with the smallest magnitudes in the layer set to zero."""
+    pruned = least(weight.abs().reshape(1, -1), sparsity).view_as(weight)
+    return weight.masked_fill(pruned, 0)
 
 
 def wanda(weight: Tensor, norms: Tensor, sparsity: float) -> Tensor:
-    """A layer's weight without the smallest |W_ij| ||x_j|| of each output (Eq. 1 of arXiv 2306.11695).
+    """A layer's weight with the smallest |W_ij| ||x_j|| of each output set to zero (Eq. 1 of arXiv 2306.11695).
 
     Args:
         weight: (outputs, inputs).
@@ -53,10 +53,10 @@ class Pruning(CalibratedEdit):
     gram = False
 
     class Settings(CalibratedSettings):
-        """by: magnitude compares within a layer and needs no texts; wanda within an output, by magnitude times norm of
-        the input.
+        """by: `magnitude` compares the weights of a layer and needs no texts; `wanda` compares the weights of an
+        output, by magnitude times norm of the input.
 
-        sparsity: share of the weights, to the nearest whole number of them.
+        sparsity: share of the weights that become zero, rounded to a whole number of weights.
         """
 
         name: Literal["prune"] = "prune"
@@ -71,7 +71,7 @@ class Pruning(CalibratedEdit):
             return self
 
     @property
-    def idle(self) -> bool:
+    def changes_nothing(self) -> bool:
         return self.settings.sparsity == 0
 
     def check(self, task: Task, split: Split) -> None:

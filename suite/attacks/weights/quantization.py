@@ -1,11 +1,11 @@
-"""Round-to-nearest quantization: weights on a symmetric grid of 2^bits - 1 levels, back as ordinary weights.
+"""Round-to-nearest quantization to a symmetric grid of 2^bits - 1 levels, and back to ordinary weights.
 
-De-quantized weights run in any engine, so quantized and other rows compare. Small changes that unlearning made are
-rounded away with everything else smaller than half a grid step (arXiv 2410.16454).
+De-quantized weights run in any engine, so rows with and without quantization compare. Small changes that unlearning
+made are rounded away like everything else below half a grid step (arXiv 2410.16454).
 
 The grid's points are m c / L, where m is the largest magnitude of the weights that share a scale, c a whole number from
--L to L, and L = 2^(bits-1) - 1. Computed as (c * (1/L)) * m, its ends are m itself, so that the next one who rounds
-finds the same grid: rounding twice is rounding once, bit for bit.
+-L to L, and L = 2^(bits-1) - 1. Computed as (c * (1/L)) * m, the ends of the grid are exactly +-m, so that rounding a
+second time uses the same grid and changes no bit.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdi
 from suite.models.checkpoints import State
 from suite.models.layers import is_linear
 
-WHOLE = 32
-"""Bits with which no weight is rounded."""
+UNQUANTIZED = 32
+"""The number of bits that stands for no rounding at all."""
 
 _BLOCK = 1 << 17
-"""Weights rounded at a time on a CPU: in fp32 half a megabyte, which stays in a core's own cache over all passes."""
+"""Weights rounded at a time on a CPU: half a megabyte in fp32, which stays in a core's own cache over all passes."""
 
 _TINY = torch.finfo(torch.float32).tiny
-"""Smallest step of a grid. Below it floating-point numbers are a grid themselves, too coarse for another."""
+"""Smallest step of a grid: below it, subnormal numbers are too coarse to represent the grid."""
 
 
 @torch.no_grad()
 def round_to_nearest(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
-    """The nearest point of a symmetric grid, per output channel or per group of inputs, in the weight's dtype.
+    """Weights rounded to a symmetric grid per output channel or per group of inputs, in the weight's dtype.
 
     Args:
         weight: (outputs, inputs), any float dtype; computed in fp32.
@@ -43,27 +43,27 @@ def round_to_nearest(weight: Tensor, bits: int, group: int | None = None) -> Ten
     levels = levels_of(bits)
     largest = _largest(weight) if group == 0 else None
     rows = max(1, _BLOCK // weight.shape[1]) if weight.device.type == "cpu" else len(weight)
-    # One array for all blocks: fresh memory costs more than what is computed in it.
-    wide = None if weight.dtype is torch.float32 else torch.empty(rows * weight.shape[1], device=weight.device)
+    # One buffer for all blocks: allocating memory costs more than computing in it.
+    buffer = None if weight.dtype is torch.float32 else torch.empty(rows * weight.shape[1], device=weight.device)
     for columns, width in _spans(weight.shape[1], group):
         pairs = (t[:, columns].unflatten(1, (-1, width)) for t in (weight, rounded))
-        for source, place in zip(*(t.split(rows) for t in pairs), strict=True):
-            _round_into(place, source, levels, largest, wide)
+        for source, destination in zip(*(t.split(rows) for t in pairs), strict=True):
+            _round_into(destination, source, levels, largest, buffer)
     return rounded
 
 
 def grid_codes(weight: Tensor, bits: int, group: int | None = None) -> tuple[Tensor, Tensor]:
-    """Code of each weight and scale of each block: the weight is rounded to code * scale, but for the last bit.
+    """The code of each weight and the scale of each block. Code * scale is the rounded weight, except for the last bit.
 
     The grid is s * {-(2^(bits-1) - 1), ..., 2^(bits-1) - 1} with s = max|w| / (2^(bits-1) - 1); ties go to even.
 
     Args:
         weight: (outputs, inputs), any float dtype; computed in fp32.
         group: inputs that share a scale; None for a whole row, 0 for the whole tensor. The last group of a row may be
-            shorter, and is then filled up with zeros.
+            shorter, and is then padded with zeros.
 
     Returns:
-        Codes, whole numbers in fp32, (blocks, weights of a block); scales, (blocks, 1), infinite where all are zero.
+        Codes, whole numbers in fp32, (blocks, weights of a block); scales, (blocks, 1), infinite for blocks of zeros.
     """
     columns = weight.shape[1]
     if group == 0:
@@ -78,10 +78,10 @@ def grid_codes(weight: Tensor, bits: int, group: int | None = None) -> tuple[Ten
 
 
 def snap(values: Tensor, largest: Tensor, levels: int) -> Tensor:
-    """The nearest points of the grid largest * {-1, ..., -1/levels, 0, 1/levels, ..., 1}, in fp32.
+    """Values rounded to the grid largest * {-1, ..., -1/levels, 0, 1/levels, ..., 1}, in fp32.
 
     Args:
-        values: fp32; what lies beyond the grid's ends comes to stand there.
+        values: fp32; values beyond the grid's ends are clamped to them.
         largest: broadcasts with values.
     """
     codes = (values / _step(largest, levels)).round_().clamp_(-levels, levels)
@@ -89,26 +89,28 @@ def snap(values: Tensor, largest: Tensor, levels: int) -> Tensor:
 
 
 def levels_of(bits: int) -> int:
-    """Points of the grid on either side of zero."""
+    """Number of grid points on each side of zero."""
     return 2 ** (bits - 1) - 1
 
 
-def _round_into(place: Tensor, source: Tensor, levels: int, largest: Tensor | None, wide: Tensor | None) -> None:
-    """Round (rows, groups, weights of a group) into place. What is not fp32 is computed on in `wide`."""
-    if wide is None:
-        room = place
+def _round_into(
+    destination: Tensor, source: Tensor, levels: int, largest: Tensor | None, buffer: Tensor | None
+) -> None:
+    """Round weights, (rows, groups, weights of a group), into `destination`. `buffer` is for weights not in fp32."""
+    if buffer is None:
+        rounded = destination
     else:
-        room = wide[: source.numel()].view(source.shape)
-        source = room.copy_(source)
+        rounded = buffer[: source.numel()].view(source.shape)
+        source = rounded.copy_(source)
     if largest is None:
         largest = _magnitude(source)
-    torch.div(source, _step(largest, levels), out=room).round_().mul_(1 / levels).mul_(largest)
-    if room is not place:
-        place.copy_(room)
+    torch.div(source, _step(largest, levels), out=rounded).round_().mul_(1 / levels).mul_(largest)
+    if rounded is not destination:
+        destination.copy_(rounded)
 
 
 def _magnitude(blocks: Tensor) -> Tensor:
-    """Largest magnitude along the last dimension, which is kept. Two passes that write nothing beat abs and one."""
+    """Largest magnitude along the last dimension, which is kept. Two reductions are faster than abs and one."""
     return torch.maximum(blocks.amax(-1, keepdim=True).abs_(), blocks.amin(-1, keepdim=True).abs_())
 
 
@@ -119,44 +121,44 @@ def _largest(weight: Tensor) -> Tensor:
 
 
 def _step(largest: Tensor, levels: int) -> Tensor:
-    """Distance between a grid's points; infinite, so that all is rounded to zero, where it would be subnormal."""
+    """Distance between grid points. It is infinite, so that all weights round to zero, if it would be subnormal."""
     return torch.nn.functional.threshold_(largest / levels, _TINY, math.inf)
 
 
 def _spans(columns: int, group: int | None) -> list[tuple[slice, int]]:
-    """Columns that fall into whole groups with the group's size, and the shorter group that may be left."""
+    """The columns of full groups with the group's size, and the shorter group at the end, if there is one."""
     width = group or columns
-    whole = columns // width * width
-    spans = [(slice(0, whole), width), (slice(whole, columns), columns - whole)]
+    full = columns // width * width
+    spans = [(slice(0, full), width), (slice(full, columns), columns - full)]
     return [(span, size) for span, size in spans if span.stop > span.start]
 
 
 class RoundToNearest(WeightEdit):
-    """Weights rounded to a symmetric grid of 2^bits - 1 levels. Linear layers only, as deployed quantizers do."""
+    """Weights rounded to a symmetric grid of 2^bits - 1 levels. Linear layers only, as in deployed quantizers."""
 
     source = "Zhang et al. 2024, arXiv 2410.16454"
     version = 2
 
     class Settings(AttackSettings):
-        """bits: 2 to 8, or 32 for none taken away: the model as it is.
+        """bits: 2 to 8, or 32 for the model without rounding.
 
         per: which weights share a scale; `group` consecutive inputs of a row when `per` is `group`.
         """
 
         name: Literal["rtn"] = "rtn"
-        bits: int = Field(ge=2, le=WHOLE)
+        bits: int = Field(ge=2, le=UNQUANTIZED)
         per: Literal["tensor", "channel", "group"] = "channel"
         group: int = Field(128, ge=2)
 
         @model_validator(mode="after")
         def _a_grid(self) -> RoundToNearest.Settings:
-            if 8 < self.bits < WHOLE:
-                raise ValueError(f"bits={self.bits}: use 2 to 8, or {WHOLE} for the model as it is")
+            if 8 < self.bits < UNQUANTIZED:
+                raise ValueError(f"bits={self.bits}: use 2 to 8, or {UNQUANTIZED} for the model as it is")
             return self
 
     @property
-    def idle(self) -> bool:
-        return self.settings.bits == WHOLE
+    def changes_nothing(self) -> bool:
+        return self.settings.bits == UNQUANTIZED
 
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
         s = self.settings

@@ -1,7 +1,7 @@
-"""Ablating a refusal direction: if forgetting is a detour that questions about the forgotten take, close it.
+"""Ablation of a refusal direction, for models that suppress answers instead of forgetting them.
 
-Where a model refuses, one direction of the residual stream mediates it: the difference between its mean activations on
-the questions that it refuses and on others (Arditi et al. 2024, arXiv 2406.11717). The same ablation brought back what
+Refusals are mediated by one direction of the residual stream: the difference between a model's mean activations on the
+questions that it refuses and on others (Arditi et al. 2024, arXiv 2406.11717). The same ablation brought back what
 several unlearning methods were thought to have removed (Lucki et al. 2024, arXiv 2409.18025).
 """
 
@@ -25,19 +25,19 @@ from tasks.task import Item, Probe, Split, Task
 
 
 class RefusalDirection(WeightEdit):
-    """Nothing writes along the direction that tells forget questions from retain questions after a block.
+    """No matrix writes along the direction that separates forget questions from retain questions after a block.
 
-    The questions are those of the other split, asked by the headline probes: the attacker reads no answers, and what is
-    measured is not what the direction was found on. Where the output layer is tied to the embeddings, it changes with
-    them.
+    The direction comes from the questions of the other split's headline probes: the attacker reads no answers, and the
+    direction is not computed on the questions that are measured. An output layer that is tied to the embeddings changes
+    with them.
     """
 
     source = "Arditi et al. 2024, arXiv 2406.11717; Lucki et al. 2024, arXiv 2409.18025"
 
     class Settings(AttackSettings):
-        """layer: the block after which the direction is found, from 0. samples: questions of either side, drawn.
+        """layer: the block after which the direction is computed, from 0. samples: questions drawn of either side.
 
-        strength: share of the component that is taken away. seed: of the draw.
+        strength: share of the component that is removed. seed: of the draw.
         """
 
         name: Literal["refusal_direction"] = "refusal_direction"
@@ -47,7 +47,7 @@ class RefusalDirection(WeightEdit):
         seed: int = 0
 
     @property
-    def idle(self) -> bool:
+    def changes_nothing(self) -> bool:
         return not self.settings.strength
 
     def check(self, task: Task, split: Split) -> None:
@@ -71,9 +71,9 @@ class RefusalDirection(WeightEdit):
         if s.layer >= (blocks := count_blocks(model)):
             raise SpecError(f"attacks: layer={s.layer}: the model has {blocks} blocks. Use 0 to {blocks - 1}")
         writers = [*embedding_writers(model), *block_writers(model)]
-        draw = random.Random(f"{context.seed}:{s.seed}")
+        rng = random.Random(f"{context.seed}:{s.seed}")
         forget, retain = (
-            [context.encoder.prompt(item) for item in draw.sample(items, s.samples)]
+            [context.encoder.prompt(item) for item in rng.sample(items, s.samples)]
             for items in contrasted(context.task, subject.split)
         )
         direction = mean_state(model, forget, s.layer) - mean_state(model, retain, s.layer)
@@ -95,9 +95,11 @@ class RefusalDirection(WeightEdit):
 def contrasted(task: Task, split: Split) -> tuple[list[Item], list[Item]]:
     """Forget and retain questions of the other split's headline probes, each once, of the styles that both sides have.
 
-    A direction between running text and questions would tell the styles apart.
+    Otherwise the direction might separate running text from questions.
     """
-    sides = [_asked(task.probes_behind(headlines, _other(split))) for headlines in (task.knowledge, task.utility)]
+    sides = [
+        _distinct_items(task.probes_behind(headlines, _other(split))) for headlines in (task.knowledge, task.utility)
+    ]
     styles = {item.style for item in sides[0]} & {item.style for item in sides[1]}
     forget, retain = ([item for item in side if item.style in styles] for side in sides)
     return forget, retain
@@ -114,16 +116,16 @@ def mean_state(model: torch.nn.Module, prompts: Iterable[Sequence[int]], layer: 
 
 
 def gain(norm: torch.nn.Module, like: Tensor) -> Tensor:
-    """What an RMS norm multiplies each unit by, besides a factor common to all: (hidden units,), as `like`.
+    """The factor of each unit in an RMS norm, up to a factor common to all units: (hidden units,), cast like `like`.
 
-    It is asked for a vector of ones, whose root mean square is one: some norms scale by their weight, some by one plus
-    their weight.
+    It is the norm of a vector of ones, whose root mean square is one, because some norms scale by their weight and
+    others by one plus their weight.
     """
     weight = next(norm.parameters())
     return norm(torch.ones_like(weight)).to(like)
 
 
-def _asked(probes: Iterable[Probe]) -> list[Item]:
+def _distinct_items(probes: Iterable[Probe]) -> list[Item]:
     return list({item.prompt: item for probe in probes for item in probe.items}.values())
 
 

@@ -1,7 +1,7 @@
-"""The residual stream: which matrices of a model write into it, found by their names.
+"""The residual stream: which matrices of a model write into it, identified by their names.
 
-A block reads the stream, and what its output projections give is added to it. What the attacks here need is certain
-only where every matrix of a block is known, so a model with any other is refused.
+A block reads the stream, and the results of its output projections are added to it. The attacks here need to know every
+matrix that writes, so a model with an unknown matrix in a block is rejected.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ READING = frozenset(
     "dense_h_to_4h gate router shared_expert_gate".split()
 )
 POSITIONS = frozenset(("wpe", "embed_positions"))
-"""Learned positions, which are added to the embeddings."""
+"""Learned position embeddings, which are added to the token embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class Writer:
     """A matrix whose outputs are added to the residual stream.
 
     Attributes:
-        names: of the tensor in a state, several where it is tied to others.
-        axis: of the tensor, along which the stream's units lie.
+        names: names of the tensor in a state; several if it is tied to others.
+        axis: axis of the tensor along which the stream's units lie.
         bias: name of the tensor that is added to the outputs; its last axis is that of the stream.
-        block: that it is in, from 0; None for embeddings.
+        block: index of its block, from 0; None for embeddings.
         norm: name of the norm that the outputs pass through before they are added.
     """
 
@@ -52,19 +52,19 @@ def outline(architecture: Path) -> nn.Module:
 
 
 def count_blocks(model: nn.Module) -> int:
-    """Blocks of the model.
+    """Number of blocks of the model.
 
     Raises:
-        SpecError: they are not found.
+        SpecError: the blocks are not found.
     """
     return len(_blocks(model)[1])
 
 
 def block_writers(model: nn.Module) -> Iterator[Writer]:
-    """The matrices by which the blocks write, in order.
+    """The matrices with which the blocks write, in order.
 
     Raises:
-        SpecError: the model has no blocks, or some in which not all is known.
+        SpecError: the model has no blocks, or a block contains an unknown matrix.
     """
     config, where = model.config, type(model).__name__
     if (
@@ -99,10 +99,10 @@ def block_writers(model: nn.Module) -> Iterator[Writer]:
 
 
 def embedding_writers(model: nn.Module) -> Iterator[Writer]:
-    """The matrices that the stream begins with: embeddings of tokens and of positions.
+    """The matrices that write before the first block: embeddings of tokens and of positions.
 
     Raises:
-        SpecError: the model has something else before its blocks.
+        SpecError: the model has other matrices outside its blocks.
     """
     inside = f"{_blocks(model)[0]}."
     head = model.get_output_embeddings()
@@ -130,8 +130,8 @@ def without(tensor: Tensor, axis: int, direction: Tensor, strength: float = 1.0)
     """The tensor without `strength` times its component along a unit vector: W - strength r r^T W.
 
     Args:
-        tensor: in any float dtype, which the answer has too; computed in fp32.
-        axis: along which `direction` lies. direction: (units,), fp32.
+        tensor: any float dtype, which the result keeps; computed in fp32.
+        axis: axis along which `direction` lies. direction: (units,), fp32.
     """
     rows = tensor.float().movedim(axis, -1)
     component = (rows @ direction).unsqueeze(-1) * direction
@@ -153,18 +153,18 @@ def _axis(block: nn.Module, name: str, tensor: Tensor, units: int) -> int:
 
     if tensor.ndim == 2:
         return 1 if isinstance(block.get_submodule(name.rpartition(".")[0]), Conv1D) else 0
-    found = [axis for axis in (1, 2) if tensor.shape[axis] == units]  # experts, in one tensor
-    if len(found) != 1:
+    axes = [axis for axis in (1, 2) if tensor.shape[axis] == units]  # all experts in one tensor
+    if len(axes) != 1:
         raise SpecError(f"attacks: {name} of shape {tuple(tensor.shape)}: which axis is the outputs' is not known here")
-    return found[0]
+    return axes[0]
 
 
 def _norm_after(block: nn.Module, stem: str) -> str | None:
-    """The norm of a block through which what a matrix writes is passed: Gemma 2, OLMo 2 and GLM-4 have two more."""
-    there = {name for name, _ in block.named_children()}
+    """The norm of a block that a matrix's outputs pass through, as in Gemma 2, OLMo 2 and GLM-4."""
+    children = {name for name, _ in block.named_children()}
     if stem.startswith("mlp."):
         after = ["post_feedforward_layernorm", "post_mlp_layernorm"]
     else:
-        # Elsewhere a norm of this name comes before the feed-forward layer.
-        after = ["post_self_attn_layernorm", *["post_attention_layernorm"] * ("post_feedforward_layernorm" in there)]
-    return next((name for name in after if name in there), None)
+        # Without `post_feedforward_layernorm`, a norm named `post_attention_layernorm` precedes the feed-forward layer.
+        after = ["post_self_attn_layernorm", *["post_attention_layernorm"] * ("post_feedforward_layernorm" in children)]
+    return next((name for name in after if name in children), None)

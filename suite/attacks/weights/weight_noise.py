@@ -1,4 +1,4 @@
-"""Noise on the weights: how much the forgetting depends on where exactly the weights stand."""
+"""Noise on the weights: how much the forgetting depends on the exact values of the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from suite.models.layers import is_linear
 from suite.oracle import noise
 
 _KIND = 0x2015E
-"""Keys this noise apart from everything else that is drawn from a seed."""
+"""Key that separates this noise from everything else drawn from the same seed."""
 
 
 def noised(weight: Tensor, sigma: float, key: noise.Key) -> Tensor:
@@ -26,7 +26,7 @@ def noised(weight: Tensor, sigma: float, key: noise.Key) -> Tensor:
 class WeightNoise(WeightEdit):
     """Gaussian noise of sigma times each tensor's root-mean-square. Linear layers only: no embeddings, norms or biases.
 
-    A control: it knows nothing of what was forgotten, so what it brings back was hidden rather than gone.
+    A control: it does not depend on what was forgotten, so what it brings back was suppressed rather than removed.
     """
 
     source = "relative Gaussian weight noise, a control"
@@ -39,7 +39,7 @@ class WeightNoise(WeightEdit):
         seed: int = 0
 
     @property
-    def idle(self) -> bool:
+    def changes_nothing(self) -> bool:
         return self.settings.sigma == 0
 
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:

@@ -1,6 +1,6 @@
-"""Where a checkpoint lies: barriers between it and the anchors, the loss's curvature around it, how far it went.
+"""The loss landscape around a checkpoint: barriers to the anchors, curvature of the loss, distances between weights.
 
-These numbers describe and rank nobody: none of them says by itself that a model has forgotten.
+These numbers describe models but do not rank them: none shows by itself that a model has forgotten.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["DIAGNOSTICS", "LandscapeSettings", "Reading", "landscape"]
 
 KIND = "landscape"
 VERSION = 1
-"""Raised when the same weights and texts give other numbers."""
+"""Increased when the same weights and texts give other numbers."""
 
 
 def landscape(
@@ -39,11 +39,11 @@ def landscape(
 ) -> list[Reading]:
     """Readings of the named diagnostics about a checkpoint, each diagnostic a stage of its own.
 
-    The stage says besides what belongs to no row: the curves of barriers, the radii of differences.
+    The stages also store what belongs to no row: the curves of barriers and the radii of loss differences.
 
     Args:
         names: keys of `DIAGNOSTICS`.
-        unlearned: where it lies is asked.
+        unlearned: the checkpoint to measure.
 
     Raises:
         SpecError: no such diagnostic.
@@ -54,7 +54,7 @@ def landscape(
         str(Subset.FORGET): task.forget_examples()[: settings.texts],
         str(Subset.RETAIN): task.retain[: settings.texts],
     }
-    found: list[Reading] = []
+    readings: list[Reading] = []
     for name in names:
         if name not in DIAGNOSTICS:
             known = ", ".join(DIAGNOSTICS)
@@ -70,18 +70,19 @@ def landscape(
         if diagnostic.reads_anchors:
             inputs["anchors"] = anchors.id
         if diagnostic.reads_texts:
-            inputs["texts"] = {subset: examples_digest(of) for subset, of in examples.items()}
+            inputs["texts"] = {subset: examples_digest(texts) for subset, texts in examples.items()}
             inputs |= {"template": str(encoder.template), "block": block}
 
         def compute(folder: Path, diagnostic=diagnostic) -> dict[str, Any]:
             with numeric(runtime) as device:
-                encoded = {subset: encoder.examples(of, block) for subset, of in examples.items()}
-                answered = {subset: [text for text in of if text.answer] for subset, of in encoded.items()}
-                texts = {subset: Texts(of[: settings.texts], device) for subset, of in answered.items()}
-                readings, more = diagnostic.compute(
+                texts: dict[str, Texts] = {}
+                for subset, subset_examples in examples.items():
+                    encoded = encoder.examples(subset_examples, block)
+                    texts[subset] = Texts([text for text in encoded if text.answer][: settings.texts], device)
+                computed, more = diagnostic.compute(
                     DiagnosticInputs(unlearned.checkpoint, anchors, texts, settings, device)
                 )
-                return {"readings": [asdict(reading) for reading in readings], **more}
+                return {"readings": [asdict(reading) for reading in computed], **more}
 
-        found += [Reading(**reading) for reading in store.run(KIND, inputs, compute).meta["readings"]]
-    return found
+        readings += [Reading(**reading) for reading in store.run(KIND, inputs, compute).meta["readings"]]
+    return readings

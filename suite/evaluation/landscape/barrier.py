@@ -1,7 +1,7 @@
 """Linear mode connectivity: how far the loss rises above its chord on the straight line between two models.
 
-Without a barrier, both lie in one basin, and what one of them knows is a straight walk away from the other (Frankle et
-al. 2020, arXiv 1912.05671; here with the chord between both ends for a base, as in arXiv 2110.06296).
+Without a barrier, both models lie in one basin, and the straight line leads from what one knows to what the other knows
+(Frankle et al. 2020, arXiv 1912.05671; here the baseline is the chord between both ends, as in arXiv 2110.06296).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Line:
     """Losses on the line from one model to another.
 
     Attributes:
-        shares: places, (points,), from 0 to 1.
-        losses: of each text at each place: float64, (points, texts).
+        shares: share of the other model at each point, from 0 to 1: (points,).
+        losses: loss of each text at each point: float64, (points, texts).
     """
 
     shares: Tensor
@@ -31,7 +31,7 @@ class Line:
 
     @property
     def curve(self) -> list[float]:
-        """f at each place, in nats."""
+        """Mean loss at each point, in nats."""
         return self.losses.mean(1).tolist()
 
     @property
@@ -40,28 +40,29 @@ class Line:
 
 
 def line(model: torch.nn.Module, one: State, other: State, texts: Sequence[Texts], points: int) -> list[Line]:
-    """Losses of several sets of texts at `points` places, the ends among them, evenly spaced.
+    """Losses of several sets of texts at `points` evenly spaced points of the line, both ends included.
 
-    A place is (1 - t) one + t other in fp32, rounded to the model's dtype: what `suite.models.checkpoints.mixed` gives.
+    The weights at t are (1 - t) one + t other in fp32, rounded to the model's dtype, as in
+    `suite.models.checkpoints.interpolated`.
 
     Args:
         model: its weights are overwritten.
         one, other: both models' parameters by name.
     """
     shares = torch.linspace(0, 1, points, dtype=torch.float64)
-    found = []
+    by_point = []
     for share in shares.tolist():
         place(model, one, other, share)
-        found.append([some.losses(model) for some in texts])
-    return [Line(shares, torch.stack(losses)) for losses in zip(*found, strict=True)]
+        by_point.append([texts_set.losses(model) for texts_set in texts])
+    return [Line(shares, torch.stack(losses)) for losses in zip(*by_point, strict=True)]
 
 
 @torch.no_grad()
 def place(model: torch.nn.Module, one: State, other: State, share: float) -> None:
-    """Write the weights at one place of the line into the model; parameters that only one side has are left."""
+    """Write the weights at one point of the line into the model."""
     for name, parameter in model.named_parameters():
-        here, there = (side[name].to(parameter.device).float() for side in (one, other))
-        parameter.copy_(here.lerp(there, share))
+        start, end = (side[name].to(parameter.device).float() for side in (one, other))
+        parameter.copy_(start.lerp(end, share))
 
 
 def barrier(shares: Tensor, losses: Tensor) -> Estimate:

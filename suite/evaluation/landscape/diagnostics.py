@@ -1,4 +1,4 @@
-"""The diagnostics: each turns a checkpoint, the anchors and some texts into readings."""
+"""The diagnostics: each computes readings from a checkpoint, the anchors and some texts."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from suite.training.anchors import Anchors
 from tasks.scoring import Estimate
 
 WEIGHTS = "all"
-"""The subset of what is about the weights alone, whatever text is read."""
+"""The subset of readings about the weights alone, which depend on no texts."""
 
-DROWNED = f"the loss differs by less than {CLEAR:g} roundings up to a radius of {RADII[-1]:g}"
+BELOW_ROUNDING = f"the loss differs by less than {CLEAR:g} roundings up to a radius of {RADII[-1]:g}"
 NO_RETRAINED = "there is no retrained model: chance stands for it"
 
 
 class LandscapeSettings(Settings):
-    """How much is looked at.
+    """How many texts, points and directions the diagnostics use.
 
     Attributes:
-        texts: the first so many of the forget and of the retain texts, since the cost grows with them.
-        points: places on a line between two models, both ends among them.
-        probes: random directions of a trace.
-        seed: of the directions.
+        texts: how many of the forget and of the retain texts are read, from the first; the cost grows with them.
+        points: points on the line between two models, both ends included.
+        probes: random directions of a trace estimate.
+        seed: seed of the directions.
     """
 
     texts: int = Field(64, ge=1)
@@ -48,10 +48,10 @@ class Reading:
     """One number about a checkpoint.
 
     Attributes:
-        subset: whose texts it is about.
-        n: what the standard error is over: texts (barriers), directions (traces). Weights of a distance, which has no
-            error.
-        direction: which way is more knowledge, as in the board's rows; None where neither is.
+        subset: the subset of the texts that it was computed on.
+        n: number of texts (barriers) or directions (traces) that the standard error is over. For a distance, which has
+            no error, the number of weights.
+        direction: which way means more knowledge, as in the board's rows; None where neither does.
         reason: why there is no value.
     """
 
@@ -70,7 +70,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class DiagnosticInputs:
-    """What a diagnostic may look at."""
+    """What a diagnostic may use."""
 
     checkpoint: Checkpoint
     anchors: Anchors
@@ -84,8 +84,8 @@ class Diagnostic:
     """One diagnostic, and what it depends on besides the checkpoint.
 
     Attributes:
-        compute: readings, and what else is worth keeping (JSON).
-        settings: those that it reads.
+        compute: gives the readings, and further results to store (JSON).
+        settings: names of the settings that it reads.
     """
 
     compute: Callable[[DiagnosticInputs], tuple[list[Reading], dict[str, Any]]]
@@ -95,68 +95,69 @@ class Diagnostic:
 
 
 def barriers(inputs: DiagnosticInputs) -> tuple[list[Reading], dict[str, Any]]:
-    """Barriers between the checkpoint and each anchor, and the curves on the way there."""
+    """Barriers between the checkpoint and each anchor, and the loss curves along the lines between them."""
     readings, curves = [], {}
     model = inputs.checkpoint.model(inputs.device)
-    here = parameters(inputs.checkpoint)
+    own = parameters(inputs.checkpoint)
     for anchor in ("target", "retrained"):
         metric = f"barrier_to_{anchor}"
         if anchor not in inputs.anchors.subjects:
             readings += [Reading.of(metric, subset, Estimate.null(NO_RETRAINED)) for subset in inputs.texts]
             continue
-        there = parameters(inputs.anchors.checkpoint(anchor))
-        found = line(model, here, there, list(inputs.texts.values()), inputs.settings.points)
-        for subset, way in zip(inputs.texts, found, strict=True):
-            readings.append(Reading.of(metric, subset, way.barrier))
-            curves[f"{metric}:{subset}"] = way.curve if readings[-1].reason is None else None
+        others = parameters(inputs.anchors.checkpoint(anchor))
+        lines = line(model, own, others, list(inputs.texts.values()), inputs.settings.points)
+        for subset, losses in zip(inputs.texts, lines, strict=True):
+            readings.append(Reading.of(metric, subset, losses.barrier))
+            curves[f"{metric}:{subset}"] = losses.curve if readings[-1].reason is None else None
     return readings, {"curves": curves}
 
 
 def sharpness(inputs: DiagnosticInputs) -> tuple[list[Reading], dict[str, Any]]:
-    """Trace of the Hessian around the checkpoint, in two ways, and the radius of the second."""
+    """Two estimates of the Hessian's trace at the checkpoint, and the radius of the second."""
     readings, radii = [], {}
     probes, seed = inputs.settings.probes, inputs.settings.seed
     model = inputs.checkpoint.model(inputs.device).float()
     for subset, texts in inputs.texts.items():
         try:
             surface = Surface(model, texts)
-            found = [hutchinson(surface, probes, seed)]
+            by_products = hutchinson(surface, probes, seed)
             radii[subset] = radius = clear_radius(surface, seed)
-            found.append(by_differences(surface, probes, seed, radius) if radius else Estimate.null(DROWNED, probes))
+            unknown = Estimate.null(BELOW_ROUNDING, probes)
+            estimates = by_products, by_differences(surface, probes, seed, radius) if radius else unknown
         except Diverged as error:
-            found = [Estimate.null(str(error), probes)] * 2
-        for way, estimate in zip(("hutchinson", "differences"), found, strict=True):
-            readings.append(Reading.of(f"hessian_trace_{way}", subset, estimate))
+            estimates = (Estimate.null(str(error), probes),) * 2
+        for method, estimate in zip(("hutchinson", "differences"), estimates, strict=True):
+            readings.append(Reading.of(f"hessian_trace_{method}", subset, estimate))
     return readings, {"radii": radii}
 
 
 def distances(inputs: DiagnosticInputs) -> tuple[list[Reading], dict[str, Any]]:
-    """How far the checkpoint is from the target, and how much of that was towards the retrained model."""
+    """How far the checkpoint is from the target, and how much of that is in the direction of the retrained model."""
     retrained = inputs.anchors.retrained
-    found = distance(
+    moved = distance(
         parameters(inputs.anchors.target.checkpoint),
         parameters(inputs.checkpoint),
         parameters(retrained.checkpoint) if retrained else None,
     )
     values = {
-        "l2": found.l2,
-        "relative": found.relative,
-        "layer_max": found.largest,
-        "cosine_retrained": found.cosine,
+        "l2": moved.l2,
+        "relative": moved.relative,
+        "layer_max": moved.largest,
+        "cosine_retrained": moved.cosine,
     }
     readings = []
     for name, value in values.items():
         reason = None
-        if not math.isfinite(found.l2):
+        if not math.isfinite(moved.l2):
             value, reason = None, "the weights are not finite"
         elif value is None:
             reason = "no way to compare: nothing moved" if retrained else NO_RETRAINED
-        readings.append(Reading(f"distance_{name}", WEIGHTS, value, None, found.weights, reason=reason))
+        readings.append(Reading(f"distance_{name}", WEIGHTS, value, None, moved.weights, reason=reason))
     return readings, {}
 
 
 def parameters(checkpoint: Checkpoint) -> State:
-    """A checkpoint's weights by name on the CPU, tied ones once."""
+    """A checkpoint's weights by name on the CPU; tied weights appear once."""
     return {name: parameter.detach() for name, parameter in checkpoint.model().named_parameters()}
 
 

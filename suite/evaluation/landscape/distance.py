@@ -1,4 +1,4 @@
-"""How far unlearning went through the space of weights, and where to."""
+"""How far unlearning moved the weights, and in which direction."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """What lies between two models.
+    """Distances between two models.
 
     Attributes:
         l2: norm of the change d over all parameters.
-        relative: l2 over the norm of the weights that it started from.
-        largest: that ratio for the parameter tensor for which it is largest; tensors of zeros apart.
-        cosine: of d with the way from the same start to a third model; None where either is no way at all, or where
+        relative: l2 over the norm of the weights before the change.
+        largest: the largest such ratio of any parameter tensor, except tensors of zeros.
+        cosine: cosine of d with the change from the same start to a third model; None if either change is zero or
             there is no third model.
-        weights: parameters, each counted once.
+        weights: number of parameters, each counted once.
     """
 
     l2: float
@@ -32,12 +32,12 @@ class Distance:
 
 
 def distance(before: State, after: State, toward: State | None = None) -> Distance:
-    """From `before` to `after`, beside the way to `toward`. Sums in float64.
+    """Distances from `before` to `after`, compared with the direction to `toward`. Sums are in float64.
 
     Args:
         before, after, toward: parameters of the same architecture by name.
     """
-    square = start = way = along = 0.0
+    square = start = reference = along = 0.0
     largest, weights = 0.0, 0
     for name, origin in before.items():
         change = after[name].double() - origin.double()
@@ -47,8 +47,8 @@ def distance(before: State, after: State, toward: State | None = None) -> Distan
             largest = max(largest, math.sqrt(own / base))
         if toward is not None:
             direction = toward[name].double() - origin.double()
-            way += float(direction.square().sum())
+            reference += float(direction.square().sum())
             along += float((direction * change).sum())
     norm = math.sqrt(square)
-    cosine = along / math.sqrt(square) / math.sqrt(way) if square and way else None
+    cosine = along / math.sqrt(square) / math.sqrt(reference) if square and reference else None
     return Distance(norm, norm / math.sqrt(start), largest, cosine, weights)

@@ -6,9 +6,9 @@ H_ii^2). v'Hv is a product of the Hessian with v (two backward passes), or, from
 
     v'Hv = [f(w + r v) + f(w - r v) - 2 f(w)] / r^2 + O(r^2).
 
-The radius r must be large enough that the difference is not rounding (of f, some 1e-7), and no larger, since the term
-of order r^2 grows with it. So rounding is measured, where r is too small for curvature to show, and r is the smallest
-whose differences are `CLEAR` times that.
+The radius r must be large enough for the difference to exceed the rounding error of f (some 1e-7), but no larger, since
+the error term grows with r^2. So the rounding error is measured at an r too small for curvature to matter, and the
+radius used is the smallest whose differences are `CLEAR` times that error.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from suite.oracle.base import Displacement, Tensors
 from tasks.scoring import Estimate, mean
 
 RADII = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-"""Displacements per coordinate that are tried. MeZO's is 1e-3; beyond the last, a language model is another one."""
+"""Displacements per coordinate that are tried. MeZO uses 1e-3; beyond the last, the model differs too much."""
 
 STILL = 1e-8
-"""A displacement that moves weights by few units in the last place: what f differs by there is rounding."""
+"""A displacement of a few units in the last place of the weights: f changes there only by rounding."""
 
 CLEAR = 100.0
-"""So that rounding is one percent of a second difference."""
+"""How far a second difference must exceed rounding: rounding is then one percent of it."""
 
 PILOTS = 2
-"""Directions that the radius is chosen with: the size of v'Hv differs little among them."""
+"""Number of directions used to choose the radius: the size of v'Hv differs little among directions."""
 
 _SIGNS = 0x7ACE
-"""Keys these directions apart from everything else that is drawn from a seed."""
+"""Key that separates these directions from everything else drawn from the same seed."""
 
 
 class Around(Protocol):
-    """f around the weights: see `suite.evaluation.landscape.surface.Surface`."""
+    """The loss f around the weights: see `suite.evaluation.landscape.surface.Surface`."""
 
     parameters: Tensors
 
@@ -52,9 +52,9 @@ class Around(Protocol):
 
 def signs(parameters: Tensors, seed: int, index: int) -> list[Tensor]:
     """Direction `index` of a seed: +1 and -1, fp32, a tensor per parameter."""
-    made = [torch.empty(p.shape, device=p.device) for p in parameters]
-    noise.fill_signs(made, (seed, _SIGNS, index))
-    return made
+    direction = [torch.empty(p.shape, device=p.device) for p in parameters]
+    noise.fill_signs(direction, (seed, _SIGNS, index))
+    return direction
 
 
 def hutchinson(surface: Around, probes: int, seed: int) -> Estimate:
@@ -67,10 +67,10 @@ def hutchinson(surface: Around, probes: int, seed: int) -> Estimate:
 
 
 def by_differences(surface: Around, probes: int, seed: int, radius: float) -> Estimate:
-    """The same trace by differences of losses, along the same directions.
+    """Trace of the Hessian by differences of losses, along the same directions.
 
     Args:
-        radius: displacement per coordinate; `clear_radius` finds one.
+        radius: displacement per coordinate, from `clear_radius`.
 
     Raises:
         Diverged: a loss is not finite.
@@ -80,14 +80,14 @@ def by_differences(surface: Around, probes: int, seed: int, radius: float) -> Es
 
 
 def clear_radius(surface: Around, seed: int) -> float | None:
-    """The smallest of `RADII` whose second differences are `CLEAR` times rounding; None if none is."""
+    """The smallest of `RADII` whose second differences are at least `CLEAR` times rounding; None if none is."""
     centre = float(surface.values([None])[0])
 
     def size(radius: float) -> float:
-        found = [second_difference(surface, seed, i, radius, centre) for i in range(PILOTS)]
-        return math.sqrt(math.fsum(d * d for d in found) / PILOTS)
+        differences = [second_difference(surface, seed, i, radius, centre) for i in range(PILOTS)]
+        return math.sqrt(math.fsum(d * d for d in differences) / PILOTS)
 
-    # Never less than one rounding of f in fp32: at a place as flat as this one, it may round alike on both sides.
+    # At least one rounding of f in fp32: where f is this flat, it may be rounded in the same way on both sides.
     rounding = max(size(STILL), torch.finfo(torch.float32).eps * abs(centre))
     return next((radius for radius in RADII if size(radius) >= CLEAR * rounding), None)
 
@@ -95,5 +95,5 @@ def clear_radius(surface: Around, seed: int) -> float | None:
 def second_difference(surface: Around, seed: int, index: int, radius: float, centre: float) -> float:
     """f(w + r v) + f(w - r v) - 2 f(w) along direction `index`."""
     direction = signs(surface.parameters, seed, index)
-    there, back = surface.values([Displacement.along(direction, s) for s in (radius, -radius)]).tolist()
-    return (there - centre) + (back - centre)
+    forward, backward = surface.values([Displacement.along(direction, s) for s in (radius, -radius)]).tolist()
+    return (forward - centre) + (backward - centre)

@@ -1,7 +1,7 @@
-"""The loss of answers as a function of the weights: what barriers and sharpness are measured on.
+"""The loss f of answers as a function of the weights, which barriers and sharpness are measured on.
 
-f is the loss per token of each answer, averaged over the texts, so that every text counts the same and the texts' own
-spread gives an error. Sums are in float64.
+f is the loss per token of each answer, averaged over the texts, so that every text counts the same and the spread
+over texts gives a standard error. Sums are in float64.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from suite.oracle.batch import Batch
 from suite.oracle.loss import LossOracle
 
 BATCH_TOKENS = 2048
-"""Positions of a batch: the graph of a gradient's gradient holds some ten times what a forward pass does."""
+"""Positions of a batch: the graph of a second derivative takes about ten times the memory of a forward pass."""
 
 
 def text_losses(model: torch.nn.Module, tokens: Tokens) -> Tensor:
@@ -33,7 +33,7 @@ class Texts:
     """Texts in batches.
 
     Args:
-        encoded: at least one; each has an answer.
+        encoded: the texts; each has an answer.
     """
 
     def __init__(self, encoded: Sequence[Encoded], device: torch.device) -> None:
@@ -45,18 +45,18 @@ class Texts:
 
     @torch.no_grad()
     def losses(self, model: torch.nn.Module) -> Tensor:
-        """Loss of each text, in the order in which they were given: float64, (texts,), on the CPU."""
-        found = torch.empty(self.count, dtype=torch.float64)
+        """Loss of each text, in the order of the constructor's argument: float64, (texts,), on the CPU."""
+        losses = torch.empty(self.count, dtype=torch.float64)
         for tokens in self.batches:
-            found[list(tokens.rows)] = text_losses(model, tokens).cpu()
-        return found
+            losses[list(tokens.rows)] = text_losses(model, tokens).cpu()
+        return losses
 
 
 class Surface:
     """f around a model's weights.
 
     Args:
-        model: in fp32, for differences that bf16 weights would round away. It is left as it was.
+        model: in fp32, for differences that bf16 weights would round away. It is not changed.
 
     Raises:
         Diverged: there are no texts, so there is no loss.
@@ -70,7 +70,7 @@ class Surface:
         self.parameters: Tensors = self._oracle.parameters
 
     def values(self, displacements: Sequence[Displacement | None]) -> Tensor:
-        """f at each place: float64, shape (len(displacements),).
+        """f at each displacement from the weights: float64, shape (len(displacements),).
 
         Raises:
             Diverged: f is not finite.
@@ -81,7 +81,7 @@ class Surface:
         return total
 
     def curvature(self, direction: Tensors) -> float:
-        """v'Hv for the Hessian of f, by a Hessian-vector product.
+        """v'Hv for the Hessian H of f, by a Hessian-vector product.
 
         Raises:
             Diverged: f or the product is not finite.
@@ -93,7 +93,7 @@ class Surface:
         return total
 
     def _shares(self) -> Iterator[float]:
-        """Each batch in turn, by its share of the texts."""
+        """Set each batch in turn on the oracle, and yield its share of the texts."""
         for tokens in self.texts.batches:
             self._oracle.batch = Batch(tokens, tokens)
             yield len(tokens) / self.texts.count
