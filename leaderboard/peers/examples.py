@@ -1,4 +1,4 @@
-"""Lines whose published number is a mean over examples, each of which has a number of its own in the log."""
+"""Published numbers that are means over examples, with a number per example in the log."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ ROUGE = {"rouge1_recall": "rouge1_recall", "rougeL_recall": "rougeL_recall", "ro
 """Our metric by the name of a published ROUGE."""
 
 AGGREGATED = {"TOFU": "rougeL_recall", "MUSE": "rougeL_f1_stemmed"}
-"""The ROUGE that a benchmark's aggregates are made of."""
+"""The ROUGE variant of a benchmark's aggregates."""
 
 Numbers = Mapping[str, float | None]
-"""Published numbers of examples."""
+"""Published numbers by example."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model's log and the samples behind it."""
+    """A model's log and the samples that it was converted to."""
 
     log: Log
     samples: Samples
@@ -67,7 +67,7 @@ def probability(model: Model, key: str) -> Line:
 
 
 def rouge(model: Model, key: str) -> Line:
-    """Mean ROUGE of generated texts; of each text all three published ones are compared."""
+    """Mean ROUGE of generated texts; all three published variants are compared for each text."""
     probe, metric = GENERATED[key], AGGREGATED[model.log.benchmark]
     samples, items = model.probe(probe), set[str]()
     for theirs, ours in ROUGE.items():
@@ -76,7 +76,7 @@ def rouge(model: Model, key: str) -> Line:
 
 
 def truth_ratio(model: Model, key: str) -> Line:
-    """Mean of the truth ratio x, as min(x, 1/x) for what is forgotten and max(0, 1 - x) for what is kept."""
+    """Mean of the truth ratio x, as min(x, 1/x) on the forget set and max(0, 1 - x) on retained knowledge."""
     forget = key.startswith("forget")
     metric = "truth_ratio_geometric_forget" if forget else "truth_ratio_geometric_retain"
     variant = published.truth_ratio_forget if forget else published.truth_ratio_retain
@@ -91,14 +91,14 @@ def normalised_probability(model: Model, key: str) -> Line:
 
 
 def memorization(model: Model, key: str) -> Line:
-    """Mean of scores that the log gives without the tokens that they were computed from."""
+    """Mean of scores that the log has without the tokens that they were computed from."""
     ours = mean([own_score(key)(sample) for sample in model.scored("forget_memorization", key)])
     remark = f"{NOT_ZERO}; {LAST_TOKEN}" if key == "extraction_strength" else LAST_TOKEN
     return Line(key, "forget_memorization", key + PUBLISHED, model.log.published[key], ours, remark=remark)
 
 
 def differing(samples: Sequence[Sample], theirs: Numbers, *accepted: Of) -> list[str]:
-    """Items whose published number none of the metrics gives, to a millionth (or a millionth part, above 1)."""
+    """Items whose published number equals none of the metrics to 1e-6 (absolute, or relative above 1)."""
 
     def same(of: Of, sample: Sample) -> bool:
         number = theirs.get(sample.item)

@@ -1,4 +1,4 @@
-"""A short name for each entry: the optimizer, the objective, and then only what tells entries apart."""
+"""Short names for entries: the optimizer, the objective, and then only what tells entries apart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 MOST_SETTINGS = 3
-"""Settings that a label names; where more differ, nobody reads them and the entry's id says as much."""
+"""Most settings in a label; where more differ nobody would read them, and the entry's id is used instead."""
 
 LONGEST_SETTING = 40
 """Characters of a setting that a label shows."""
@@ -57,7 +57,7 @@ def _columns(trial: Trial) -> dict[str, str]:
 def _spec(trial: Trial) -> dict[str, str]:
     try:
         leaves = dict(_leaves(json.loads(trial["spec"] or "{}")))
-    except (ValueError, RecursionError):  # what somebody else wrote there is no reason to show no board
+    except (ValueError, RecursionError):  # malformed foreign content must not prevent the board from being shown
         return {}
     return {path: f"{path.rpartition('.')[2]}={leaf}"[:LONGEST_SETTING] for path, leaf in leaves.items()}
 

@@ -1,8 +1,8 @@
-"""From samples to numbers: pure functions, no model, no torch.
+"""Computes numbers from samples: pure functions, no model, no torch.
 
-A metric gives one number per sample; the measurement is their mean with its standard error over examples. A summary
-gives one number from the samples of several probes, or of a model beside an anchor's. To add one, write the function in
-a file of this package and add its line to `METRICS` or to `SUMMARIES`, and its line in docs/metrics.md.
+A metric gives one number per sample; its estimate is the mean with the standard error over examples. A summary metric
+gives one number from the samples of several probes, or of a model and an anchor. To add one, write the function in a
+file of this package and add a line to `METRICS` or to `SUMMARIES`, and a line in docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["METRICS", "SUMMARIES", "Estimate", "Metric", "SummaryMetric", "score
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number per sample, and how to read it.
+    """A metric with one number per sample.
 
     Attributes:
-        name: metric and variant, as it stands in every row.
+        name: metric and variant, as in the column `metric`.
         kind: kind of probe whose samples it reads.
-        of: the number of one sample; None where the sample lacks what it needs.
+        of: computes the number of one sample; None where the sample lacks what it needs.
         up: whether a higher number means that the model knows more.
         source: where the definition comes from.
     """
@@ -47,8 +47,8 @@ _OPEN_UNLEARNING = "open-unlearning, arXiv 2506.12618"
 _MIN_K, _MIN_K_PLUS_PLUS = "Min-K%, arXiv 2310.16789", "Min-K%++, arXiv 2404.02936"
 
 
-def _said(name: str, of: Of, up: bool, source: str) -> Metric:
-    """A metric of generated text; of several texts, that of the one which shows the most knowledge."""
+def _generation(name: str, of: Of, up: bool, source: str) -> Metric:
+    """A metric of generated text; with several sampled texts, that of the one which shows the most knowledge."""
     return Metric(name, ProbeKind.GENERATE, most_telling(of, up), up, source)
 
 
@@ -66,13 +66,13 @@ METRICS: dict[str, Metric] = {
             "min_k_plus_plus_40", _LOGPROB, partial(membership.min_k_plus_plus, percent=40), False, _MIN_K_PLUS_PLUS
         ),
         Metric("gradient_norm", _LOGPROB, membership.gradient_norm, False, _OPEN_UNLEARNING),
-        _said("rougeL_recall", rouge.rouge_l_recall, True, _TOFU),
-        _said("rougeL_f1", rouge.rouge_l_f1, True, _MUSE),
-        _said("rougeL_f1_stemmed", rouge.rouge_l_f1_stemmed, True, f"{_MUSE}; {_OPEN_UNLEARNING}"),
-        _said("rouge1_recall", rouge.rouge_1_recall, True, _OPEN_UNLEARNING),
-        _said("word_entropy", fluency.word_entropy, True, "Yuan et al. 2025, arXiv 2410.08109, on words"),
-        _said("ngram_entropy", fluency.ngram_entropy, True, "RWKU, arXiv 2406.10890"),
-        _said("repetition", fluency.repetition, False, "Welleck et al. 2020, arXiv 1908.04319: seq-rep-4"),
+        _generation("rougeL_recall", rouge.rouge_l_recall, True, _TOFU),
+        _generation("rougeL_f1", rouge.rouge_l_f1, True, _MUSE),
+        _generation("rougeL_f1_stemmed", rouge.rouge_l_f1_stemmed, True, f"{_MUSE}; {_OPEN_UNLEARNING}"),
+        _generation("rouge1_recall", rouge.rouge_1_recall, True, _OPEN_UNLEARNING),
+        _generation("word_entropy", fluency.word_entropy, True, "Yuan et al. 2025, arXiv 2410.08109, on words"),
+        _generation("ngram_entropy", fluency.ngram_entropy, True, "RWKU, arXiv 2406.10890"),
+        _generation("repetition", fluency.repetition, False, "Welleck et al. 2020, arXiv 1908.04319: seq-rep-4"),
         Metric("accuracy", _CHOICE, choice.accuracy, True, "WMDP, arXiv 2403.03218"),
         Metric("normalised_probability", _CHOICE, choice.normalised_probability, True, _TOFU),
         Metric("truth_ratio_geometric", _CHOICE, choice.geometric, False, f"{_TOFU}; forget quality's variant"),
@@ -95,17 +95,17 @@ METRICS: dict[str, Metric] = {
 
 @dataclass(frozen=True, slots=True)
 class SummaryMetric:
-    """One number from the samples of several probes, or of a model and of an anchor.
+    """A metric over the samples of several probes, or of a model and an anchor.
 
     Attributes:
-        name: metric and variant, as it stands in every row.
-        of: the number, from the model's samples, a table per probe, and from the anchor's in the same order (none where
-            the metric does not compare). Raises `Missing` where something that it reads is not there.
+        name: metric and variant, as in the column `metric`.
+        of: computes the number from the model's samples, a table per probe, and from the anchor's in the same order
+            (none where the metric does not compare). Raises `Missing` where something that it reads is missing.
         up: whether a higher number means that the model knows more.
         source: where the definition comes from.
-        against: whose samples, without any attack, it compares with: an anchor's (`retrained`, `target`), or those of
-            the model itself (`unattacked`).
-        tables: how many probes it reads.
+        against: the unattacked samples that it compares with: an anchor's (`retrained`, `target`), or the model's own
+            (`unattacked`).
+        tables: number of probes that it reads.
     """
 
     name: str
@@ -151,7 +151,7 @@ SUMMARIES: dict[str, SummaryMetric] = {
 
 
 def summarise(metric: str, tables: Sequence[Table], anchor: Sequence[Table] | None = None) -> Estimate:
-    """A summary's number, null with the reason where it cannot be computed.
+    """Computes a summary metric; null with the reason where that is not possible.
 
     Raises:
         KeyError: no such metric.

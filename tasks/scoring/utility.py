@@ -1,4 +1,4 @@
-"""TOFU's model utility: the harmonic mean of nine numbers about what the model was to keep, 0 where one of them is 0.
+"""TOFU's model utility: the harmonic mean of nine numbers about retained knowledge, 0 where one of them is 0.
 
 Three question sets (retained facts, real authors, world facts) with a probability, a ROUGE and a truth ratio each
 (Maini et al. 2024, arXiv 2401.06121). Seven tables are read: the probability and the truth ratio of real

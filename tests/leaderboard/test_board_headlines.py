@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from leaderboard.ranking.headlines import Answers, Headlines, headlines, trial_headlines
+from leaderboard.ranking.headlines import HeadlineMeasurements, Headlines, headlines, trial_headlines
 from tests.support.board_rows import ATTACKS, NONE, TEACHING, Row, measurement_row, utility_row
 
 RTN, RELEARN = TEACHING
@@ -38,9 +38,9 @@ UNLEARNED = [
 
 def of(unlearned: list[Row], target: list[Row] | None = None, retrained: list[Row] | None = None) -> Headlines:
     return headlines(
-        Answers.of("unlearned", unlearned),
-        Answers.of("target", TARGET if target is None else target),
-        Answers.of("retrained", RETRAINED if retrained is None else retrained),
+        HeadlineMeasurements.from_rows("unlearned", unlearned),
+        HeadlineMeasurements.from_rows("target", TARGET if target is None else target),
+        HeadlineMeasurements.from_rows("retrained", RETRAINED if retrained is None else retrained),
         ATTACKS,
     )
 
@@ -172,9 +172,9 @@ def test_a_curve_that_failed_on_its_way_has_no_area():
 def test_every_reason_for_no_robustness_is_told():
     rows = broken([*UNLEARNED, *(row | {"attack": "nf4"} for row in UNLEARNED if row["attack"] == RTN)], RELEARN)
     found = headlines(
-        Answers.of("unlearned", rows),
-        Answers.of("target", TARGET),
-        Answers.of("retrained", RETRAINED),
+        HeadlineMeasurements.from_rows("unlearned", rows),
+        HeadlineMeasurements.from_rows("target", TARGET),
+        HeadlineMeasurements.from_rows("retrained", RETRAINED),
         (*ATTACKS, "nf4", "prune"),
     )
     assert found.robustness.reason == (
@@ -266,9 +266,11 @@ def test_where_chance_is_the_zero_teaching_counts_as_relapse():
     """No retrained model: the zero is the question's chance level, also under an attack that teaches."""
     target = [know(0.85, chance=0.25), use(0.9)]
     unlearned = [know(0.4, chance=0.25), know(0.55, RTN, chance=0.25), know(0.7, RELEARN, chance=0.25), use(0.81)]
-    answers = Answers.of("target", target)
-    nobody = Answers.of("retrained", [])
-    found = trial_headlines(Answers.of("unlearned", unlearned), answers, nobody, "digest:chance", ATTACKS)
+    answers = HeadlineMeasurements.from_rows("target", target)
+    nobody = HeadlineMeasurements.from_rows("retrained", [])
+    found = trial_headlines(
+        HeadlineMeasurements.from_rows("unlearned", unlearned), answers, nobody, "digest:chance", ATTACKS
+    )
     # Shares of 0.85 - 0.25 = 0.6: 0.15, 0.3 and 0.45 above chance.
     assert {name: number.value for name, number in found.recovery.items()} == pytest.approx(
         {NONE: 0.25, RTN: 0.5, RELEARN: 0.75}
@@ -278,9 +280,9 @@ def test_where_chance_is_the_zero_teaching_counts_as_relapse():
 
 
 def test_a_retrained_model_that_was_not_measured_is_not_taken_for_chance():
-    answers = Answers.of("target", TARGET)
-    nobody = Answers.of("retrained", [])
-    unlearned = Answers.of("unlearned", UNLEARNED)
+    answers = HeadlineMeasurements.from_rows("target", TARGET)
+    nobody = HeadlineMeasurements.from_rows("retrained", [])
+    unlearned = HeadlineMeasurements.from_rows("unlearned", UNLEARNED)
     for ids in ("digest:other", None):
         found = trial_headlines(unlearned, answers, nobody, ids, ATTACKS)
         assert found == headlines(unlearned, answers, nobody, ATTACKS)

@@ -13,7 +13,7 @@ from leaderboard.board.schema import matching
 from leaderboard.board.store import Board
 from leaderboard.ranking.entry import Entry
 from leaderboard.ranking.rank import Ranking, rank
-from leaderboard.ranking.retention_matching import chosen, floor_of
+from leaderboard.ranking.retention_matching import chosen_floor, floor_of
 from tests.support.board_rows import (
     NONE,
     TEACHING,
@@ -187,7 +187,7 @@ def test_a_later_success_takes_the_place_of_a_failure(tmp_path: Path):
 def test_a_floor_is_read_back_as_it_is_written(floor: float):
     name = matching(floor)
     assert matching(floor_of(name)) == name
-    assert chosen([floor_of(name)], floor) == floor
+    assert chosen_floor([floor_of(name)], floor) == floor
 
 
 @pytest.mark.parametrize("name", ["raw", "utility>=0.9", "uwc[floor=]", "uwc[floor=1e]", "uwc[floor=0.90]", "uwc"])

@@ -180,7 +180,7 @@ def test_muse(tmp_path):
     against = {**metrics, "privleak": {"agg_value": ((1 - auc) - 0.25) / (0.25 + EPSILON) * 100}}
     log = Log.read(put(tmp_path / "against", against, "MUSE"))
     leak = line(read(log, Log.read(put(tmp_path / "retrained", {"mia_min_k": reference}, "MUSE"))), "privleak")
-    assert leak.verdict is Verdict.TAKEN
+    assert leak.verdict is Verdict.FROM_LOG_SCORES
     assert leak.ours.value == pytest.approx(100 * ((1 - auc) / 0.25 - 1))
 
 
@@ -199,7 +199,7 @@ def test_scores_that_cannot_be_computed_again_are_named(tmp_path):
     scores = [1 / 7, 0.5, None]
     metrics = {"extraction_strength": {"agg_value": (1 / 7 + 0.5) / 2, "value_by_index": by_index("score", scores)}}
     taken = line(read(Log.read(put(tmp_path, metrics))), "extraction_strength")
-    assert (taken.metric, taken.verdict, taken.ours.n) == ("extraction_strength_published", Verdict.TAKEN, 2)
+    assert (taken.metric, taken.verdict, taken.ours.n) == ("extraction_strength_published", Verdict.FROM_LOG_SCORES, 2)
     assert "1/n" in taken.note
 
 
