@@ -1,4 +1,4 @@
-"""Trials of different engines: apart unless they are asked for together, and never over another engine's anchors."""
+"""Trials of different engines: ranked apart unless mixing is requested, and never with another engine's anchors."""
 
 from __future__ import annotations
 
@@ -222,8 +222,8 @@ def test_mixed_numbers_are_those_that_their_engines_have_alone(chosen: list[Any]
     assert rank(schema_tables(trials, rows), "paper", mix_engines=True) == found
     assert sum(len(entry.seeds) for entry in found.entries) == len(chosen) == found.group.trials
     assert found.group.engines == tuple(sorted({name for entry in found.entries for name in entry.engines}))
-    asked = {engine for _, engines, _ in chosen for engine in engines}
-    alone = {name: by_name(rank(schema_tables(trials, rows), "paper", engine=name)) for name in asked}
+    ranked_engines = {engine for _, engines, _ in chosen for engine in engines}
+    alone = {name: by_name(rank(schema_tables(trials, rows), "paper", engine=name)) for name in ranked_engines}
     for entry in found.entries:
         for place, seed in enumerate(entry.seeds):
             same = alone[seed.engine][entry.entry]
@@ -270,9 +270,9 @@ def regrade(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
             main()
         except SystemExit as end:
             ended = end.code or 0
-        said = capsys.readouterr()
-        assert ended == code, said
-        return said.err if code else said.out
+        printed = capsys.readouterr()
+        assert ended == code, printed
+        return printed.err if code else printed.out
 
     return call
 
@@ -296,9 +296,9 @@ def test_the_command_ranks_the_engines_that_it_is_told(regrade):
 
 @pytest.mark.parametrize("verb", ["show", "page"])
 def test_what_cannot_be_ranked_is_refused_with_exit_code_2(regrade, store: Path, verb: str):
-    said = regrade(verb, "--engine", "swift-float32", code=2)
-    assert said.startswith("regrade: --engine swift-float32: ")
-    assert f"Did you mean {SWIFT}?" in said and f"(there are: {PLAIN}, {SWIFT})" in said
+    printed = regrade(verb, "--engine", "swift-float32", code=2)
+    assert printed.startswith("regrade: --engine swift-float32: ")
+    assert f"Did you mean {SWIFT}?" in printed and f"(there are: {PLAIN}, {SWIFT})" in printed
     assert f"(there are: {PLAIN}, {SWIFT})" in regrade(verb, "--engine", "llama", code=2)
     assert "(there are: none)" in regrade(verb, "--engine", SWIFT, "--split", "dev", code=2)
     assert "Leave one of them out" in regrade(verb, "--engine", SWIFT, "--mix-engines", code=2)

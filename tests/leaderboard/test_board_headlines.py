@@ -143,9 +143,9 @@ def broken(rows: list[Row], attack: str, why: str | None = "OutOfMemoryError: no
 
 def test_an_attack_that_failed_says_so_and_leaves_the_rest():
     found = of(broken(UNLEARNED, RELEARN))
-    told = f"{RELEARN} failed: OutOfMemoryError: no memory"
+    reason = f"{RELEARN} failed: OutOfMemoryError: no memory"
     for number in (found.recovery[RELEARN], found.robustness, found.robustness_harmonic, found.score):
-        assert (number.value, number.reason) == (None, told)
+        assert (number.value, number.reason) == (None, reason)
     assert found.failed == {RELEARN: "failed: OutOfMemoryError: no memory"}
     assert found.forgetting.value == pytest.approx(0.75) and found.utility.value == pytest.approx(0.9)
     assert found.recovery[RTN].value == pytest.approx(0.4)

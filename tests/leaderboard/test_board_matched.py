@@ -115,8 +115,8 @@ def test_entries_that_were_not_matched_come_after_with_a_reason():
 def test_a_seed_that_was_not_matched_is_missed():
     one, (trial, rows) = both("a", (0.9, 0.8, 1.0), (0.9, 0.8, 1.0), 1), both("a", (0.9, 0.8, 1.0), (0.9, 0.8, 1.0), 2)
     [entry] = ranked(one, (trial, [row for row in rows if row["matching"] == "raw"]), matched=True).entries
-    told = "seed 2: not measured with utility matched to 0.9"
-    assert entry.matched.score.reason == entry.matched.mixing_weight.reason == entry.reason == told
+    reason = "seed 2: not measured with utility matched to 0.9"
+    assert entry.matched.score.reason == entry.matched.mixing_weight.reason == entry.reason == reason
     assert entry.rank is None and entry.score.value is not None
 
 
@@ -165,8 +165,8 @@ def test_a_board_and_its_tables_agree_on_mixtures(tmp_path: Path):
         found = rank(board, "wide", matched=matched)
         assert found == rank(schema_tables(trials, measurements), "wide", matched=matched)
         assert all(entry.matched for entry in found.entries)
-        said = found.as_json()
-        assert said["matched"] is matched and said["entries"][0]["matched"]["floor"] == 0.9
+        as_json = found.as_json()
+        assert as_json["matched"] is matched and as_json["entries"][0]["matched"]["floor"] == 0.9
 
 
 def test_a_later_success_takes_the_place_of_a_failure(tmp_path: Path):

@@ -30,28 +30,28 @@ def bits(things: list) -> float:
 
 @given(WORDS)
 @settings(deadline=None)
-def test_ngram_entropy_is_the_published_formula_over_nltk_ngrams(said):
-    tokens = NLTKWordTokenizer().tokenize(" ".join(said))
+def test_ngram_entropy_is_the_published_formula_over_nltk_ngrams(words):
+    tokens = NLTKWordTokenizer().tokenize(" ".join(words))
     expected = np.mean([bits(list(ngrams(tokens, 2))) * 2 / 3, bits(list(ngrams(tokens, 3))) * 4 / 3])
-    assert of("ngram_entropy", " ".join(said)) == pytest.approx(expected, abs=1e-9)
+    assert of("ngram_entropy", " ".join(words)) == pytest.approx(expected, abs=1e-9)
 
 
 @given(WORDS)
 @settings(deadline=None)
-def test_word_entropy_is_scipys_over_its_largest_value(said):
-    expected = bits(said) / math.log2(len(said)) if len(said) > 1 else 0.0
-    assert of("word_entropy", " ".join(said)) == pytest.approx(expected, abs=1e-9)
+def test_word_entropy_is_scipys_over_its_largest_value(words):
+    expected = bits(words) / math.log2(len(words)) if len(words) > 1 else 0.0
+    assert of("word_entropy", " ".join(words)) == pytest.approx(expected, abs=1e-9)
 
 
 @given(WORDS)
 @settings(deadline=None)
-def test_repetition_is_what_a_listener_counts_who_remembers_all(said):
+def test_repetition_is_what_a_listener_counts_who_remembers_all(words):
     heard, again = set(), 0
-    for start in range(len(said) - 3):
-        run = tuple(said[start : start + 4])
+    for start in range(len(words) - 3):
+        run = tuple(words[start : start + 4])
         again += run in heard
         heard.add(run)
-    assert of("repetition", " ".join(said)) == pytest.approx(again / max(1, len(said) - 3))
+    assert of("repetition", " ".join(words)) == pytest.approx(again / max(1, len(words) - 3))
 
 
 def test_worked_cases():
@@ -62,22 +62,22 @@ def test_worked_cases():
 
 
 def test_a_broken_record_has_neither_entropy_nor_anything_new():
-    said = "no " * 50
-    assert of("word_entropy", said) == of("ngram_entropy", said) == 0.0
-    assert of("repetition", said) == pytest.approx(46 / 47)
+    words = "no " * 50
+    assert of("word_entropy", words) == of("ngram_entropy", words) == 0.0
+    assert of("repetition", words) == pytest.approx(46 / 47)
 
 
 @pytest.mark.parametrize("metric", GENERATED)
-@pytest.mark.parametrize("said", ["", "   \n", "Paris", "!"])
-def test_nothing_or_a_single_word_has_no_entropy_and_repeats_nothing(metric, said):
-    assert of(metric, said) == 0.0
+@pytest.mark.parametrize("words", ["", "   \n", "Paris", "!"])
+def test_nothing_or_a_single_word_has_no_entropy_and_repeats_nothing(metric, words):
+    assert of(metric, words) == 0.0
 
 
 @pytest.mark.parametrize("metric", GENERATED)
-@given(said=st.text(max_size=60))
+@given(words=st.text(max_size=60))
 @settings(deadline=None)
-def test_any_text_has_a_number(metric, said):
-    value = of(metric, said)
+def test_any_text_has_a_number(metric, words):
+    value = of(metric, words)
     assert math.isfinite(value)
     assert value >= 0
     assert metric == "ngram_entropy" or value <= 1 + 1e-12

@@ -96,10 +96,12 @@ def test_a_model_that_computes_nan_has_no_score(name):
     assert score(name, [broken, KNOWS]).value is None
 
 
-said = pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.kind is ProbeKind.GENERATE])
+generation_metrics = pytest.mark.parametrize(
+    "name", [name for name, metric in METRICS.items() if metric.kind is ProbeKind.GENERATE]
+)
 
 
-@said
+@generation_metrics
 def test_of_several_answers_the_one_that_shows_most_is_scored(name):
     of, several = METRICS[name].of, (IGNORANT.generated, KNOWS.generated, "nothing at all")
     for order in permutations(several):
@@ -109,7 +111,7 @@ def test_of_several_answers_the_one_that_shows_most_is_scored(name):
         assert score(name, [sample]).value == of(sample)
 
 
-@said
+@generation_metrics
 def test_one_drawn_answer_is_scored_as_if_it_were_the_only_one(name):
     assert METRICS[name].of(replace(IGNORANT, sampled=(IGNORANT.generated,))) == METRICS[name].of(IGNORANT)
 
@@ -135,7 +137,7 @@ def tables_of(name: str, *samples: Sample) -> list[list[Sample]]:
     return [list(samples) for _ in range(SUMMARIES[name].tables)]
 
 
-def asked(name: str, model: list[list[Sample]]) -> Estimate:
+def estimate_of(name: str, model: list[list[Sample]]) -> Estimate:
     return summarise(name, model, model if SUMMARIES[name].against else None)
 
 
@@ -149,7 +151,7 @@ def test_a_summary_is_registered_under_its_name_with_its_source(name):
 
 @every_summary
 def test_a_summary_of_all_that_it_reads_is_known(name):
-    estimate = asked(name, tables_of(name, KNOWS, IGNORANT))
+    estimate = estimate_of(name, tables_of(name, KNOWS, IGNORANT))
     assert estimate.known
     assert math.isfinite(estimate.value)
     assert estimate.n in (2, 4)  # items, or texts of both sets
@@ -167,12 +169,12 @@ def test_a_summary_without_its_probes_or_anchor_is_null(name):
 
 @every_summary
 def test_a_summary_of_empty_tables_is_null(name):
-    assert asked(name, tables_of(name)).reason == "no examples"
+    assert estimate_of(name, tables_of(name)).reason == "no examples"
 
 
 @every_summary
 def test_a_summary_of_a_sample_that_lacks_what_it_reads_names_the_sample(name):
-    estimate = asked(name, tables_of(name, KNOWS, BARE))
+    estimate = estimate_of(name, tables_of(name, KNOWS, BARE))
     assert estimate.value is None
     assert "bare" in estimate.reason
 
@@ -186,7 +188,7 @@ def test_a_summary_of_a_model_that_computes_nan_is_null(name):
         choice_logprobs=(math.nan,) * 3,
         scalars=(("gradient_norm", math.nan),),
     )
-    assert asked(name, tables_of(name, KNOWS, broken)).reason == "a value is not finite"
+    assert estimate_of(name, tables_of(name, KNOWS, broken)).reason == "a value is not finite"
 
 
 def test_an_unknown_summary_is_refused():
