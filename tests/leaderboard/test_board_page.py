@@ -144,6 +144,7 @@ def test_where_chance_is_the_zero_the_page_says_chance():
     ranking = rank(tables((trial, rows)), "paper")
     page = render([ranking], generated="now")
     assert "chance: knows none of it" in page and "(target : chance)" in page
+    assert "beyond chance where there is none" in page
     assert "retrained: forgot everything" not in page
     usual = render([rank(tables(entry_rows("a", 0.9, 0.8, 0.95)), "paper")], generated="now")
     assert ANCHOR_IDS == "target:retrained" and "retrained: forgot everything" in usual and "knows none" not in usual
