@@ -69,16 +69,16 @@ class _Table:
         """Fills an empty table with rows of a file, by item."""
         self.items = dict.fromkeys(rows)
         for name, numbers in self.numbers.items():
-            of = METRICS[name].of
+            compute = METRICS[name].compute
             try:
-                numbers.extend([of(sample) for _, sample in rows.values()])
+                numbers.extend([compute(sample) for _, sample in rows.values()])
             except WRONG:  # also raised by a None among the values; row by row is slower and finds which
                 del numbers[:]
                 numbers.extend(self._number(name, f"{path}: row {row}", row, sample) for row, sample in rows.values())
 
     def _number(self, name: str, where: str, row: int, sample: Sample) -> float:
         try:
-            value = METRICS[name].of(sample)
+            value = METRICS[name].compute(sample)
         except WRONG as error:
             what = f"item {sample.item} cannot be scored ({type(error).__name__}: {error})"
             what = f"{where}: {what}. What to do: measure it again; its columns do not fit together"

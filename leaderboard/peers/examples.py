@@ -13,7 +13,7 @@ from leaderboard.peers.line import PUBLISHED, TOLERANCE, Line, Variant
 from leaderboard.peers.logs import Log
 from tasks.scoring import METRICS, score
 from tasks.scoring.estimate import mean
-from tasks.scoring.tables import Of
+from tasks.scoring.tables import PerSample
 from tasks.task import Sample
 
 EPSILON = "theirs adds 1e-10 to the denominator"
@@ -47,7 +47,7 @@ class Model:
         return [sample for sample in self.probe(probe) if own_score(key)(sample) is not None]
 
 
-def own_score(key: str) -> Of:
+def own_score(key: str) -> PerSample:
     """The log's own score of a sample."""
     return lambda sample: dict(sample.scalars).get(key)
 
@@ -61,7 +61,7 @@ def probability(model: Model, key: str) -> Line:
     else:
         probe, theirs = LIKELY[key], model.log.rows(key, "prob", float)
     samples = model.probe(probe)
-    items = differing(samples, theirs, METRICS["probability"].of)
+    items = differing(samples, theirs, METRICS["probability"].compute)
     number = model.log.published[key]
     return Line(key, probe, "probability", number, score("probability", samples), unlike=len(items))
 
@@ -71,7 +71,7 @@ def rouge(model: Model, key: str) -> Line:
     probe, metric = GENERATED[key], AGGREGATED[model.log.benchmark]
     samples, items = model.probe(probe), set[str]()
     for theirs, ours in ROUGE.items():
-        items.update(differing(samples, model.log.rows(key, theirs, float), METRICS[ours].of))
+        items.update(differing(samples, model.log.rows(key, theirs, float), METRICS[ours].compute))
     return Line(key, probe, metric, model.log.published[key], score(metric, samples), unlike=len(items))
 
 
@@ -81,13 +81,13 @@ def truth_ratio(model: Model, key: str) -> Line:
     metric = "truth_ratio_geometric_forget" if forget else "truth_ratio_geometric_retain"
     variant = published.truth_ratio_forget if forget else published.truth_ratio_retain
     theirs = model.log.rows(key, "score", float)
-    return _choice(model, key, metric, variant, theirs, METRICS["truth_ratio_geometric"].of, published.truth_ratio)
+    return _choice(model, key, metric, variant, theirs, METRICS["truth_ratio_geometric"].compute, published.truth_ratio)
 
 
 def normalised_probability(model: Model, key: str) -> Line:
     """Mean probability of the right answer over that of all answers."""
     metric, variant = "normalised_probability", published.normalised_probability
-    return _choice(model, key, metric, variant, model.log.rows(key, "prob", float), METRICS[metric].of, variant)
+    return _choice(model, key, metric, variant, model.log.rows(key, "prob", float), METRICS[metric].compute, variant)
 
 
 def memorization(model: Model, key: str) -> Line:
@@ -97,17 +97,17 @@ def memorization(model: Model, key: str) -> Line:
     return Line(key, "forget_memorization", key + PUBLISHED, model.log.published[key], ours, remark=remark)
 
 
-def differing(samples: Sequence[Sample], theirs: Numbers, *accepted: Of) -> list[str]:
+def differing(samples: Sequence[Sample], theirs: Numbers, *accepted: PerSample) -> list[str]:
     """Items whose published number equals none of the metrics to 1e-6 (absolute, or relative above 1)."""
 
-    def same(of: Of, sample: Sample) -> bool:
+    def same(compute: PerSample, sample: Sample) -> bool:
         number = theirs.get(sample.item)
-        return number is not None and math.isclose(of(sample), number, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        return number is not None and math.isclose(compute(sample), number, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
 
-    return [sample.item for sample in samples if not any(same(of, sample) for of in accepted)]
+    return [sample.item for sample in samples if not any(same(compute, sample) for compute in accepted)]
 
 
-def _choice(model: Model, key: str, metric: str, variant: Of, theirs: Numbers, *accepted: Of) -> Line:
+def _choice(model: Model, key: str, metric: str, variant: PerSample, theirs: Numbers, *accepted: PerSample) -> Line:
     probe, right = CHOICES[key.partition("_")[0]]
     samples = model.probe(probe)
     items, remark = differing(samples, theirs, *accepted), ""

@@ -58,7 +58,7 @@ def forget_quality(samples: Sequence[Sample], retrained: Sequence[Sample]) -> fl
 
 def model_utility(tables: Sequence[Sequence[Sample]]) -> float:
     """The harmonic mean of nine means, from the tables of `tasks.scoring.utility.model_utility` in their order."""
-    probability, recall = METRICS["probability"].of, METRICS["rougeL_recall"].of
+    probability, recall = METRICS["probability"].compute, METRICS["rougeL_recall"].compute
     reads = (
         (probability,),
         (recall,),
@@ -68,4 +68,6 @@ def model_utility(tables: Sequence[Sequence[Sample]]) -> float:
         (normalised_probability, truth_ratio_retain),
         (recall,),
     )
-    return harmonic_mean(fmean(map(of, table)) for table, metrics in zip(tables, reads, strict=True) for of in metrics)
+    return harmonic_mean(
+        fmean(map(compute, table)) for table, metrics in zip(tables, reads, strict=True) for compute in metrics
+    )

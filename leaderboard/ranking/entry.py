@@ -199,12 +199,12 @@ def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], en
 def _numbers(seeds: Mapping[str, Headlines], attacks: Collection[str]) -> dict[str, Any]:
     """The fields of `Numbers`, from headlines by the seed's name."""
 
-    def number(of: Callable[[Headlines], Estimate]) -> Number:
-        return over_seeds({seed: of(found) for seed, found in seeds.items()})
+    def number(estimate: Callable[[Headlines], Estimate]) -> Number:
+        return over_seeds({seed: estimate(found) for seed, found in seeds.items()})
 
-    def on_curve(attack: str, of: Callable[[Headlines], Estimate | None]) -> Number:
+    def on_curve(attack: str, estimate: Callable[[Headlines], Estimate | None]) -> Number:
         lacking = f"{attack} was not measured at every point"
-        return number(lambda found: of(found) or Estimate.null(found.recovery[attack].reason or lacking))
+        return number(lambda found: estimate(found) or Estimate.null(found.recovery[attack].reason or lacking))
 
     def height(attack: str, point: int) -> Number:
         return on_curve(attack, lambda found: found.curves.get(attack, {}).get(point))

@@ -91,7 +91,7 @@ class AtChance(HeadlineMeasurements):
     """
 
     @classmethod
-    def beside(cls, target: HeadlineMeasurements) -> Self:
+    def on_metrics_of(cls, target: HeadlineMeasurements) -> Self:
         """Chance on the metrics that the target was measured on."""
         return cls(CHANCE, target.estimates, target.chances, {})
 
@@ -111,7 +111,7 @@ def trial_headlines(
 
     The zero is the retrained model, or chance where the ids of the anchors say that there is no such model.
     """
-    return headlines(unlearned, target, AtChance.beside(target) if at_chance(anchor_ids) else retrained, attacks)
+    return headlines(unlearned, target, AtChance.on_metrics_of(target) if at_chance(anchor_ids) else retrained, attacks)
 
 
 def at_chance(anchor_ids: str | None) -> bool:

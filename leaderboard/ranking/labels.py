@@ -28,12 +28,12 @@ def labels(trials: Iterable[Trial]) -> dict[str, str]:
     named = {entry: _base(trial) for entry, trial in rows.items()}
     for settings in (_columns, _spec, _id):
         for entries in _same(named):
-            found = {entry: settings(rows[entry]) for entry in entries}
-            names = dict.fromkeys(name for values in found.values() for name in values)
-            differ = [name for name in names if len({values.get(name) for values in found.values()}) > 1]
+            settings_by_entry = {entry: settings(rows[entry]) for entry in entries}
+            names = dict.fromkeys(name for values in settings_by_entry.values() for name in values)
+            differ = [name for name in names if len({values.get(name) for values in settings_by_entry.values()}) > 1]
             if len(differ) <= MOST_SETTINGS:
                 for entry in entries:
-                    words = [found[entry][name] for name in differ if found[entry].get(name)]
+                    words = [settings_by_entry[entry][name] for name in differ if settings_by_entry[entry].get(name)]
                     named[entry] = " · ".join([named[entry], *words])
     return named
 

@@ -47,7 +47,7 @@ class Group:
     data: str | None
     trials: int = field(default=0, compare=False)
 
-    def beside(self, other: Group) -> bool:
+    def differs_only_in_engines(self, other: Group) -> bool:
         """Whether two groups differ only in their engines."""
         return self != other and replace(self, engines=()) == replace(other, engines=())
 
@@ -138,9 +138,9 @@ def rank(
     measured = TaskMeasurements.read(source, task, split)
     groups = _groups(trials, measured.engines, mix_engines=mix_engines)
     group = _chosen(groups, task, engine, anchor_ids)
-    of_set = (task, split, set_name, attacks, attack_labels(attacks), floor)
+    common = (task, split, set_name, attacks, attack_labels(attacks), floor)
     if group is None:
-        return Ranking(*of_set, None, (), matched=matched)
+        return Ranking(*common, None, (), matched=matched)
     engines = measured.chosen_engines(groups[group], group.engines)
     matched_floor = measured.floor(engines, floor)
     seeds: defaultdict[str, list[Trial]] = defaultdict(list)
@@ -157,7 +157,7 @@ def rank(
         for recipe, engine_name in {(row["anchors"], engines[row["trial"]]) for row in groups[group]}
     ]
     return Ranking(
-        *of_set,
+        *common,
         replace(group, trials=len(groups[group]), engines=used),
         tuple(ordered(entries, floor, matched=matched)),
         tuple(replace(other, trials=len(same)) for other, same in _by_size(groups) if other != group),
@@ -246,7 +246,7 @@ def _left_out_by_engine(groups: Mapping[Group, Rows], group: Group) -> dict[str,
     counts = {
         name: sum(row["trial"] not in here for row in same)
         for other, same in _by_size(groups)
-        if group.beside(other)
+        if group.differs_only_in_engines(other)
         for name in other.engines
     }
     return {name: count for name, count in counts.items() if count}

@@ -40,8 +40,8 @@ def print_ranking(ranking: Ranking) -> None:
     view.add_column("grade")
     if mixes:
         view.add_column("engine", overflow="fold")
-    beside = ["weights"] * ranking.matched + ["matched ↑"] * both
-    for name in ("score ↑", "F ↑", "R ↑", "R hm ↑", "U ↑", *beside):
+    differs_only_in_engines = ["weights"] * ranking.matched + ["matched ↑"] * both
+    for name in ("score ↑", "F ↑", "R ↑", "R hm ↑", "U ↑", *differs_only_in_engines):
         view.add_column(name, justify="right", no_wrap=True)
     view.add_column("worst attack ↓", overflow="fold")
     view.add_column("values", justify="right")
@@ -50,7 +50,7 @@ def print_ranking(ranking: Ranking) -> None:
     for entry in ranking.entries:
         it = ranking.shown(entry)
         mixed = entry.matched
-        other = [mixed and (mixed.mixing_weight if ranking.matched else mixed.score)] * len(beside)
+        other = [mixed and (mixed.mixing_weight if ranking.matched else mixed.score)] * len(differs_only_in_engines)
         view.add_row(
             str(entry.rank or "–"),
             entry.label,
@@ -82,7 +82,7 @@ def print_ranking(ranking: Ranking) -> None:
         if attack != label:
             out.print(Text(f"{label}: {attack}", style="dim"))
     for group in ranking.left_out:
-        if not ranking.group.beside(group):
+        if not ranking.group.differs_only_in_engines(group):
             engines = ", ".join(group.engines) or "no engine"
             out.print(Text(f"left out: {group.trials} trials with other anchors or data ({engines})", style="dim"))
     if ranking.left_out_by_engine:

@@ -15,7 +15,7 @@ from tasks.scoring import choice, fluency, identity, membership, perplexity, pro
 from tasks.scoring.estimate import Estimate, mean
 from tasks.scoring.forget_quality import forget_quality, forget_quality_log10
 from tasks.scoring.separation import auc_of, auc_reference, privacy_leakage
-from tasks.scoring.tables import Missing, Of, Table, most_telling, values
+from tasks.scoring.tables import Missing, PerSample, Table, most_telling, values
 from tasks.scoring.utility import model_utility
 from tasks.task import ProbeKind, Sample
 
@@ -29,14 +29,14 @@ class Metric:
     Attributes:
         name: metric and variant, as in the column `metric`.
         kind: kind of probe whose samples it reads.
-        of: computes the number of one sample; None where the sample lacks what it needs.
+        compute: the number of one sample; None where the sample lacks what it needs.
         up: whether a higher number means that the model knows more.
         source: where the definition comes from.
     """
 
     name: str
     kind: ProbeKind
-    of: Of
+    compute: PerSample
     up: bool
     source: str
 
@@ -47,9 +47,9 @@ _OPEN_UNLEARNING = "open-unlearning, arXiv 2506.12618"
 _MIN_K, _MIN_K_PLUS_PLUS = "Min-K%, arXiv 2310.16789", "Min-K%++, arXiv 2404.02936"
 
 
-def _generation(name: str, of: Of, up: bool, source: str) -> Metric:
+def _generation(name: str, compute: PerSample, up: bool, source: str) -> Metric:
     """A metric of generated text; with several sampled texts, that of the one which shows the most knowledge."""
-    return Metric(name, ProbeKind.GENERATE, most_telling(of, up), up, source)
+    return Metric(name, ProbeKind.GENERATE, most_telling(compute, up), up, source)
 
 
 METRICS: dict[str, Metric] = {
@@ -99,8 +99,8 @@ class SummaryMetric:
 
     Attributes:
         name: metric and variant, as in the column `metric`.
-        of: computes the number from the model's samples, a table per probe, and from the anchor's in the same order
-            (none where the metric does not compare). Raises `Missing` where something that it reads is missing.
+        compute: the number, from the model's samples, a table per probe, and from the anchor's in the same order (none
+            where the metric does not compare). Raises `Missing` where something that it reads is missing.
         up: whether a higher number means that the model knows more.
         source: where the definition comes from.
         against: the unattacked samples that it compares with: an anchor's (`retrained`, `target`), or the model's own
@@ -109,7 +109,7 @@ class SummaryMetric:
     """
 
     name: str
-    of: Callable[[Sequence[Table], Sequence[Table]], Estimate]
+    compute: Callable[[Sequence[Table], Sequence[Table]], Estimate]
     up: bool
     source: str
     against: str | None = None
@@ -117,10 +117,12 @@ class SummaryMetric:
 
 
 def _auc(metric: str) -> SummaryMetric:
-    return SummaryMetric(f"auc_{metric}", auc_of(metric, METRICS[metric].of), True, METRICS[metric].source, tables=2)
+    return SummaryMetric(
+        f"auc_{metric}", auc_of(metric, METRICS[metric].compute), True, METRICS[metric].source, tables=2
+    )
 
 
-_RECALL = METRICS["rougeL_recall"].of
+_RECALL = METRICS["rougeL_recall"].compute
 
 SUMMARIES: dict[str, SummaryMetric] = {
     summary.name: summary
@@ -128,16 +130,16 @@ SUMMARIES: dict[str, SummaryMetric] = {
         *map(_auc, ("loss", "zlib", "min_k_20", "min_k_40", "min_k_plus_plus_40", "gradient_norm")),
         SummaryMetric("auc_reference", auc_reference, True, "Carlini et al. 2021, arXiv 2012.07805", "retrained", 2),
         SummaryMetric(
-            "privleak_min_k_40", privacy_leakage("min_k_40", METRICS["min_k_40"].of), False, _MUSE, "retrained", 2
+            "privleak_min_k_40", privacy_leakage("min_k_40", METRICS["min_k_40"].compute), False, _MUSE, "retrained", 2
         ),
         SummaryMetric("forget_quality", forget_quality, False, _TOFU, "retrained"),
         SummaryMetric("forget_quality_log10", forget_quality_log10, False, _TOFU, "retrained"),
         SummaryMetric(
-            "model_utility_geometric", model_utility(_RECALL, METRICS["truth_ratio_geometric_retain"].of), True,
+            "model_utility_geometric", model_utility(_RECALL, METRICS["truth_ratio_geometric_retain"].compute), True,
             _OPEN_UNLEARNING, tables=7,
         ),
         SummaryMetric(
-            "model_utility_arithmetic", model_utility(_RECALL, METRICS["truth_ratio_arithmetic_retain"].of), True,
+            "model_utility_arithmetic", model_utility(_RECALL, METRICS["truth_ratio_arithmetic_retain"].compute), True,
             _TOFU, tables=7,
         ),
         SummaryMetric("perplexity", perplexity.perplexity, False, "Jelinek et al. 1977"),
@@ -166,7 +168,7 @@ def summarise(metric: str, tables: Sequence[Table], anchor: Sequence[Table] | No
             f"{metric} reads {summary.tables} probes of the {summary.against} model, got {len(anchor)}"
         )
     try:
-        return summary.of(tables, anchor or ())
+        return summary.compute(tables, anchor or ())
     except Missing as missing:
         return Estimate.null(str(missing))
 
@@ -180,6 +182,6 @@ def score(metric: str, samples: Iterable[Sample]) -> Estimate:
         KeyError: no such metric.
     """
     try:
-        return mean(values(metric, METRICS[metric].of, samples))
+        return mean(values(metric, METRICS[metric].compute, samples))
     except Missing as missing:
         return Estimate.null(str(missing))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from tasks.scoring.estimate import Estimate, mean
-from tasks.scoring.tables import Of, Table, lacking
+from tasks.scoring.tables import PerSample, Table, lacking
 from tasks.task import Sample
 
 REMEMBERED = 4096
@@ -65,21 +65,21 @@ def normalised_probability(sample: Sample) -> float | None:
     return 1 / (1 + math.fsum([_exp(value - right) for value in wrong]))
 
 
-def closeness_to_one(of: Of) -> Of:
+def closeness_to_one(compute: PerSample) -> PerSample:
     """min(x, 1/x) of a truth ratio x, averaged over the forget set. 1 where right and wrong are equally likely."""
 
     def metric(sample: Sample) -> float | None:
-        ratio = of(sample)
+        ratio = compute(sample)
         return None if ratio is None else min(ratio, 1 / ratio) if ratio else 0.0
 
     return metric
 
 
-def truth(of: Of) -> Of:
+def truth(compute: PerSample) -> PerSample:
     """max(0, 1 - x) of a truth ratio x, averaged over the retain set. 1 for a model that is certain."""
 
     def metric(sample: Sample) -> float | None:
-        ratio = of(sample)
+        ratio = compute(sample)
         return None if ratio is None else max(0.0, 1 - ratio)
 
     return metric

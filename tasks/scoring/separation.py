@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from tasks.scoring.estimate import Estimate, mean
 from tasks.scoring.membership import loss
-from tasks.scoring.tables import Of, Table, lacking, paired, values
+from tasks.scoring.tables import PerSample, Table, lacking, paired, values
 
 SMALLEST_REFERENCE = 0.01
 """Smallest 1 - AUC of the retrained model that PrivLeak is divided by. It is near 1/2 if that model saw neither set.
@@ -44,9 +44,9 @@ def auc(forget: Sequence[float], holdout: Sequence[float]) -> Estimate:
     return Estimate(sum(of_forget) / (2 * m * n), None if None in errors else math.hypot(*errors), m + n)
 
 
-def auc_of(name: str, of: Of) -> Summarise:
+def auc_of(name: str, compute: PerSample) -> Summarise:
     """The AUC of a metric."""
-    return lambda tables, _: auc(*(values(name, of, table) for table in tables))
+    return lambda tables, _: auc(*(values(name, compute, table) for table in tables))
 
 
 def auc_reference(tables: Sequence[Table], retrained: Sequence[Table]) -> Estimate:
@@ -54,7 +54,7 @@ def auc_reference(tables: Sequence[Table], retrained: Sequence[Table]) -> Estima
     return auc(*(_excess_losses(table, anchor) for table, anchor in zip(tables, retrained, strict=True)))
 
 
-def privacy_leakage(name: str, of: Of) -> Summarise:
+def privacy_leakage(name: str, compute: PerSample) -> Summarise:
     """PrivLeak (Shi et al. 2024, arXiv 2407.06460) of a metric, in percent.
 
     100 ((1 - A) - (1 - A_retrained)) / (1 - A_retrained): about -100 at the target, 0 at the retrained model, positive
@@ -63,7 +63,7 @@ def privacy_leakage(name: str, of: Of) -> Summarise:
     """
 
     def summary(tables: Sequence[Table], retrained: Sequence[Table]) -> Estimate:
-        model, anchor = (auc(*(values(name, of, table) for table in both)) for both in (tables, retrained))
+        model, anchor = (auc(*(values(name, compute, table) for table in both)) for both in (tables, retrained))
         for term in (model, anchor):
             if not term.known:
                 return term

@@ -13,11 +13,11 @@ from tasks.task import Sample
 Table = Sequence[Sample]
 """The samples of one probe."""
 
-Of = Callable[[Sample], float | None]
+PerSample = Callable[[Sample], float | None]
 """A metric's function: the number of one sample, or None where the sample lacks what it reads."""
 
 
-def most_telling(of: Of, up: bool) -> Of:
+def most_telling(compute: PerSample, up: bool) -> PerSample:
     """The metric of the answer that shows the most knowledge where a sample has several, else of its only answer.
 
     Args:
@@ -27,8 +27,8 @@ def most_telling(of: Of, up: bool) -> Of:
 
     def number(sample: Sample) -> float | None:
         if not sample.sampled:
-            return of(sample)
-        numbers = [of(replace(sample, generated=text, sampled=None)) for text in sample.sampled]
+            return compute(sample)
+        numbers = [compute(replace(sample, generated=text, sampled=None)) for text in sample.sampled]
         return None if None in numbers else most(numbers)
 
     return number
@@ -38,7 +38,7 @@ class Missing(Exception):
     """An input of a metric is missing; the message is the reason of the null estimate."""
 
 
-def values(name: str, of: Of, samples: Iterable[Sample]) -> list[float]:
+def values(name: str, compute: PerSample, samples: Iterable[Sample]) -> list[float]:
     """The metric's number for every sample.
 
     Raises:
@@ -46,7 +46,7 @@ def values(name: str, of: Of, samples: Iterable[Sample]) -> list[float]:
     """
     numbers: list[float] = []
     for sample in samples:
-        value = of(sample)
+        value = compute(sample)
         if value is None:
             raise lacking(sample, name)
         numbers.append(value)

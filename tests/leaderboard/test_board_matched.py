@@ -46,7 +46,7 @@ def ranked(*entries: tuple[Row, Rows], **options: Any) -> Ranking:
     return rank(schema_tables([trial for trial, _ in entries], rows), "paper", **options)
 
 
-def of(ranking: Ranking) -> dict[str, Entry]:
+def by_entry(ranking: Ranking) -> dict[str, Entry]:
     return {entry.entry: entry for entry in ranking.entries}
 
 
@@ -88,7 +88,7 @@ def test_a_ranking_at_matched_utility_knows_no_floor():
     # (0.9, 0.8, 0.95) beats both others once they are of use; as they are, all three are worth something.
     assert [entry.pareto for entry in matched.entries] == [True, False, False]
     assert {entry.entry for entry in raw.entries if entry.pareto} == {"sound", "weak", "wrecked"}
-    assert (of(raw)["wrecked"].did_not_forget, of(matched)["wrecked"].did_not_forget) == (False, True)
+    assert (by_entry(raw)["wrecked"].did_not_forget, by_entry(matched)["wrecked"].did_not_forget) == (False, True)
     assert (raw.matched_floor, matched.matched_floor, matched.matched) == (0.9, 0.9, True)
 
 
@@ -107,9 +107,9 @@ def test_entries_that_were_not_matched_come_after_with_a_reason():
     assert [(entry.entry, entry.rank) for entry in found.entries] == [
         *(("wrecked", 1), ("plain", None), ("diverged", None)),
     ]
-    assert of(found)["plain"].reason == "not measured at matched utility"
-    assert of(found)["diverged"].reason == "diverged: the loss is not finite"
-    assert of(ranked(plain, WRECKED))["plain"].reason is None
+    assert by_entry(found)["plain"].reason == "not measured at matched utility"
+    assert by_entry(found)["diverged"].reason == "diverged: the loss is not finite"
+    assert by_entry(ranked(plain, WRECKED))["plain"].reason is None
 
 
 def test_a_seed_that_was_not_matched_is_missed():
@@ -152,7 +152,7 @@ def test_the_floor_of_the_mixtures_is_the_boards_or_the_only_one():
     assert [entry.matched for entry in ranked(*entries).entries] == [None, None]  # two kinds, none the board's
     assert ranked(*entries).matched_floor is None
     at = ranked(*entries, floor=0.8)
-    assert (of(at)["wrecked"].matched.floor, of(at)["sound"].matched) == (0.8, None)
+    assert (by_entry(at)["wrecked"].matched.floor, by_entry(at)["sound"].matched) == (0.8, None)
     assert ranked(entries[0]).entries[0].matched.floor == ranked(entries[0]).matched_floor == 0.8
 
 

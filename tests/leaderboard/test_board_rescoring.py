@@ -62,8 +62,8 @@ SEVERAL = st.lists(TEXT, min_size=1, max_size=3).map(tuple)
 GENERATED = st.builds(Sample, st.just(""), TEXT, st.none() | TEXT, sampled=st.none() | SEVERAL)
 
 
-def numbered(of: st.SearchStrategy[Sample]) -> st.SearchStrategy[list[Sample]]:
-    return st.lists(of, max_size=7).map(lambda some: [replace(s, item=f"item{i}") for i, s in enumerate(some)])
+def numbered(samples_: st.SearchStrategy[Sample]) -> st.SearchStrategy[list[Sample]]:
+    return st.lists(samples_, max_size=7).map(lambda some: [replace(s, item=f"item{i}") for i, s in enumerate(some)])
 
 
 TABLES = st.fixed_dictionaries(

@@ -95,13 +95,13 @@ def test_answers_of_different_lengths_compare_per_token(answers, data):
         "normalised_probability": right / probabilities.sum(),
     }
     for metric, value in expected.items():
-        assert METRICS[metric].of(sample) == pytest.approx(value, rel=1e-9)
+        assert METRICS[metric].compute(sample) == pytest.approx(value, rel=1e-9)
 
 
 @given(st.lists(st.floats(-1e5, 0), min_size=2, max_size=6), st.sampled_from(sorted(METRICS)))
 @settings(deadline=None)
 def test_no_model_however_wrecked_breaks_a_metric(logprobs, metric):
-    value = METRICS[metric].of(sample_of(logprobs))
+    value = METRICS[metric].compute(sample_of(logprobs))
     assert value is None or math.isfinite(value)
 
 
@@ -112,5 +112,5 @@ def test_a_mean_survives_ratios_at_the_edge_of_a_double():
 
 
 def test_a_right_answer_that_stands_alone_has_no_ratio():
-    assert METRICS["truth_ratio_geometric"].of(sample_of([-1.0])) is None
-    assert METRICS["normalised_probability"].of(sample_of([-1.0])) is None
+    assert METRICS["truth_ratio_geometric"].compute(sample_of([-1.0])) is None
+    assert METRICS["normalised_probability"].compute(sample_of([-1.0])) is None
