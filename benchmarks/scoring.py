@@ -1,8 +1,8 @@
-"""How fast samples become numbers again: a million of them through all metrics of their kind, and ROUGE of texts.
+"""Benchmark of scoring: a million samples through all metrics of their kind, and ROUGE of generated texts.
 
     python benchmarks/scoring.py [--rows N] [--texts N] [--processes N] [--repeats N] [--json FILE]
 
-Each part runs in one process and on all cores, in a fresh process of its own, so that a peak of memory is that part's.
+Each part runs in one process and on all cores, in a fresh process, so that its peak memory is its own.
 Nothing here imports torch.
 """
 
@@ -41,7 +41,7 @@ METRICS_OF = {kind.value: [name for name, metric in METRICS.items() if metric.ki
 
 
 def logprob(start: int, n: int) -> dict[str, Any]:
-    """Answers of about 40 tokens with everything that a membership probe asks for."""
+    """Answers of about 40 tokens with everything that a membership probe needs."""
     rng = np.random.default_rng(start)
     lengths = rng.integers(TOKENS // 2, TOKENS * 3 // 2 + 1, n)
 
@@ -53,7 +53,7 @@ def logprob(start: int, n: int) -> dict[str, Any]:
         np.arange(n + 1, dtype=np.int32), pa.array(["gradient_norm"] * n), pa.array(rng.random(n))
     )
     return {
-        "reference": asked(n, TOKENS * 2 // 3),
+        "reference": references(n, TOKENS * 2 // 3),
         "token_logprobs": lists(-rng.exponential(1.0, tokens)),
         "token_correct": lists(rng.random(tokens) < 0.7),
         "vocab_means": lists(-3 - rng.random(tokens)),
@@ -66,7 +66,7 @@ def choice(start: int, n: int) -> dict[str, Any]:
     rng = np.random.default_rng(start)
     offsets = np.arange(0, ANSWERS * n + 1, ANSWERS, dtype=np.int32)
     return {
-        "reference": asked(n, 8),
+        "reference": references(n, 8),
         "choice_logprobs": pa.ListArray.from_arrays(offsets, pa.array(-20 * rng.random(ANSWERS * n))),
         "choice_lengths": pa.ListArray.from_arrays(offsets, pa.array(rng.integers(3, 20, ANSWERS * n))),
         "correct": pa.array(rng.integers(0, ANSWERS, n)),
@@ -74,7 +74,7 @@ def choice(start: int, n: int) -> dict[str, Any]:
 
 
 def generate(start: int, n: int) -> dict[str, Any]:
-    return {"reference": asked(n, 30), "generated": texts(start, n, 40)}
+    return {"reference": references(n, 30), "generated": texts(start, n, 40)}
 
 
 def texts(seed: int, n: int, words: int) -> pa.Array:
@@ -83,8 +83,8 @@ def texts(seed: int, n: int, words: int) -> pa.Array:
     return pa.array([" ".join(rng.choices(known, k=rng.randint(words // 2, words * 3 // 2))) for _ in range(n)])
 
 
-def asked(n: int, words: int) -> pa.Array:
-    """The same right answers in every evaluation, as on a board."""
+def references(n: int, words: int) -> pa.Array:
+    """Right answers: the same in every evaluation, as on a board."""
     return texts(0, ITEMS, words).take(pa.array(np.arange(n) % ITEMS))
 
 
@@ -108,7 +108,7 @@ def write(path: Path, rows: int, kinds: dict[str, Callable[[int, int], dict[str,
 
 
 def rescored(path: Path, metrics_of: dict[str, list[str]], processes: int) -> tuple[float, float]:
-    """Seconds on the clock, and peak resident memory of all processes, in GiB: no less than their sum at any time."""
+    """Wall time in seconds, and an upper bound of the peak resident memory of all processes together, in GiB."""
     started = time.perf_counter()
     numbers = rescoring.rescore([path], metrics_of, processes)
     seconds = time.perf_counter() - started
@@ -129,7 +129,7 @@ def spin(steps: int) -> int:
 
 
 def cores(processes: int, steps: int = 5_000_000) -> float:
-    """How much faster the machine counts in so many processes than in one: the bound, on a machine that is shared."""
+    """Speed-up of plain counting in so many processes over one: the best that this (shared) machine can give."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         list(pool.map(spin, [1000] * processes))  # all have started
         started = time.perf_counter()
@@ -142,7 +142,7 @@ def cores(processes: int, steps: int = 5_000_000) -> float:
 def part(
     name: str, path: Path, metrics_of: dict[str, list[str]], rows: int, args: argparse.Namespace
 ) -> dict[str, float]:
-    """Medians in one process and on all cores, by turns: what else the machine does hits both."""
+    """Medians in one process and on all cores, alternating: other load on the machine affects both alike."""
     alone, together = zip(
         *((apart(path, metrics_of, 1), apart(path, metrics_of, args.processes)) for _ in range(args.repeats)),
         strict=True,
@@ -168,11 +168,11 @@ def main() -> None:
     args = parser.parse_args()
     figures: dict[str, float] = {"rows": args.rows, "texts": args.texts}
     with tempfile.TemporaryDirectory() as folder:
-        mixed, said = Path(folder) / "mixed.parquet", Path(folder) / "said.parquet"
+        mixed, generated = Path(folder) / "mixed.parquet", Path(folder) / "texts.parquet"
         write(mixed, args.rows, {"logprob": logprob, "choice": choice})
-        write(said, args.texts, {"generate": generate})
+        write(generated, args.texts, {"generate": generate})
         figures |= part("rows", mixed, {kind: METRICS_OF[kind] for kind in ("logprob", "choice")}, args.rows, args)
-        figures |= part("texts", said, {"generate": ["rougeL_recall", "rougeL_f1"]}, args.texts, args)
+        figures |= part("texts", generated, {"generate": ["rougeL_recall", "rougeL_f1"]}, args.texts, args)
     figures["ratio_bound"] = statistics.median(cores(args.processes) for _ in range(args.repeats))
     for name, figure in figures.items():
         print(f"{name:24} {figure:,.2f}" if isinstance(figure, float) else f"{name:24} {figure:,}")

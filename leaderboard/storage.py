@@ -1,14 +1,14 @@
-"""How bytes become visible: whole, on disk, and under a name that the first writer keeps.
+"""Atomic writing of files: complete, synced to disk, and under a name that the first writer wins.
 
 Stages, leases and the board write through `FolderStorage`, and outputs for people and machines through `replace_file`.
-No other module renames or links a file. `FolderStorage` asks little, so that an object store with conditional writes
-can offer the same methods.
+No other module renames or links a file. `FolderStorage` has few methods, so that an object store with conditional
+writes could offer the same ones.
 
-A file is written under a temporary name, synced to disk, and then hard-linked to its own name, which fails where the
-name is taken. So the first writer wins without a lock, readers never see half a file, and a writer that is killed
-leaves a temporary file at most, which a later writer removes. This needs hard links within a folder and nothing else
-of the file system: local disks and NFS have them; FAT, exFAT and object stores mounted as folders do not, and are
-refused. Renaming is no replacement for them there: it overwrites, so the last writer would win.
+A file is written under a temporary name, synced to disk, and then hard-linked to its final name, which fails if that
+name exists. So the first writer wins without a lock, readers never see a partial file, and a killed writer leaves at
+most a temporary file, which a later writer removes. The file system only has to support hard links within a folder:
+local disks and NFS do; FAT, exFAT and object stores mounted as folders do not, and are refused. Renaming could not
+replace the links there: it overwrites, so the last writer would win.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ WRITABLE = "see that the directory can be written and run again"
 NOTHING_LOST = "nothing else is lost"
 
 STALE_SECONDS = 3600.0
-"""Age of a temporary file at which its writer is taken for dead. Writing takes seconds; an hour forgives clocks."""
+"""Age of a temporary file at which its writer counts as dead. Writing takes seconds; an hour allows for clock skew."""
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errors of a write that finds no more room: on the disk, in the user's quota, below the limit of a file's size."""
+"""Errors of a write without space left: on the disk, in the user's quota, or below the limit of the file size."""
 
 NO_HARD_LINKS = (
     "its file system has no hard links, which make the first writer of a result win. Name a folder on a local disk "
@@ -47,7 +47,7 @@ _UNWRITABLE = frozenset(
 )
 _TEMPORARY = re.compile(r"\..+-\d+-[0-9a-f]{32}\.tmp", re.DOTALL)
 _PROBE = 1 << 20
-"""Bytes that are written to see whether a disk is full: more than a file system rounds up to."""
+"""Bytes that are written to test whether a disk is full: more than a file system's block."""
 
 
 class StorageError(Exception):
@@ -55,18 +55,18 @@ class StorageError(Exception):
 
 
 class DiskFull(StorageError):
-    """There is no more room. What was there before is still there."""
+    """No space is left. Existing files are unchanged."""
 
 
 class NotWritable(StorageError):
-    """Files cannot be written at this place, whoever tries: another one has to be named."""
+    """Files can never be written at this place: another one has to be named."""
 
 
 class FolderStorage:
     """Named bytes under one folder, for any number of processes and machines that share it.
 
-    A name is a relative path with `/`. What stands under it is whole, and stays until it is deleted. Names that begin
-    with a dot belong to writers that are not done, and are never listed.
+    A name is a relative path with `/`. Its content is complete and stays until it is deleted. Names that begin with a
+    dot belong to unfinished writers and are never listed.
 
     Args:
         root: the folder; made by the first write.
@@ -78,23 +78,23 @@ class FolderStorage:
     def put_if_absent(
         self, name: str, content: bytes | memoryview | Path, damaged: Callable[[], bool] = lambda: False
     ) -> bool:
-        """Put bytes under a name that nothing stands under yet; whether these are the bytes that stand there now.
+        """Store bytes under a name that does not exist yet; returns whether these bytes are stored there now.
 
-        Where it returns false another writer was first, and its bytes are to be used instead.
+        False means that another writer was first, and its bytes are to be used instead.
 
         Args:
-            content: the bytes, or a file that has them and will not change; such a file is linked, else copied.
-            damaged: asked where something stands there already: whether it is to be replaced all the same.
+            content: the bytes, or a file that has them and will not change; a file is linked if possible, else copied.
+            damaged: called if the name exists already: whether its content is to be replaced.
 
         Raises:
-            DiskFull: there is no more room.
+            DiskFull: no space is left.
             NotWritable: the folder cannot be written to, or its file system has no hard links.
             StorageError: writing failed for another reason.
 
-        After any of them nothing is left behind.
+        No error leaves anything behind.
         """
         path = self.path(name)
-        with _told(path, WRITABLE, NOTHING_LOST):
+        with _readable_errors(path, WRITABLE, NOTHING_LOST):
             if path.exists():
                 return damaged() and _replaced(path, content)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,43 +107,43 @@ class FolderStorage:
             return won or (damaged() and _replaced(path, content))
 
     def make_folder(self, name: str) -> None:
-        """Make a new folder, for files that libraries write by themselves and that something put here will name.
+        """Make a new folder, for files that libraries write themselves and that an object stored here will refer to.
 
         Raises:
             DiskFull, NotWritable, StorageError: it cannot be made.
         """
-        with _told(self.path(name), WRITABLE, NOTHING_LOST):
+        with _readable_errors(self.path(name), WRITABLE, NOTHING_LOST):
             self.path(name).mkdir(parents=True)
 
     def open(self, name: str) -> BinaryIO:
-        """The bytes under a name.
+        """Open the file under a name for reading.
 
         Raises:
-            FileNotFoundError: there are none.
-            OSError: they cannot be read.
+            FileNotFoundError: there is none.
+            OSError: it cannot be read.
         """
         return self.path(name).open("rb")
 
     def exists(self, name: str) -> bool:
-        """Whether something stands under a name."""
+        """Whether a name exists."""
         return self.path(name).exists()
 
     def list(self, prefix: str = "", suffix: str = "") -> Sequence[str]:
-        """Names that begin and end so, in order. Those of one folder: `a/` lists what is directly in `a`."""
+        """Names with this prefix and suffix, in order. Not recursive: `a/` lists what is directly in `a`."""
         folder, _, begins = prefix.rpartition("/")
         try:
-            found = os.listdir(self.root / folder)
+            entries = os.listdir(self.root / folder)
         except (FileNotFoundError, NotADirectoryError):
             return []
         inside = f"{folder}/" if folder else ""
         return sorted(
             f"{inside}{name}"
-            for name in found
+            for name in entries
             if name.startswith(begins) and name.endswith(suffix) and not name.startswith(".")
         )
 
     def delete(self, name: str) -> None:
-        """Take away what stands under a name, if anything does.
+        """Delete what is stored under a name, if anything is.
 
         Raises:
             OSError: it cannot be deleted.
@@ -151,40 +151,40 @@ class FolderStorage:
         self.path(name).unlink(missing_ok=True)
 
     def touch(self, name: str) -> None:
-        """Give what stands under a name another version, by the clock of whoever keeps the files.
+        """Give a name's content a new version, by the clock of the machine that has the files.
 
         Raises:
-            OSError: there is nothing, or it cannot be changed.
+            OSError: the name does not exist, or cannot be changed.
         """
         os.utime(self.path(name))
 
     def version(self, name: str) -> tuple[int, ...]:
-        """Changes whenever something else is put under the name, and with every touch.
+        """A value that changes with every new content of the name, and with every touch.
 
         Raises:
-            OSError: there is nothing, or it cannot be asked.
+            OSError: the name does not exist, or its status cannot be read.
         """
-        found = self.path(name).stat()
-        return found.st_ino, found.st_mtime_ns
+        status = self.path(name).stat()
+        return status.st_ino, status.st_mtime_ns
 
     def path(self, name: str) -> Path:
-        """The file under a name, for libraries that read files by themselves."""
+        """The path of a name, for libraries that read files themselves."""
         return self.root / name
 
 
 def replace_file(path: Path, content: bytes | str) -> None:
-    """Write an output file as a whole or not at all: what was there stays until all of the new one is on disk.
+    """Write an output file completely or not at all: the old content stays until the new one is on disk.
 
-    A path that is no ordinary file (`/dev/stdout`, a pipe) is written to as it is.
+    A path that is no regular file (`/dev/stdout`, a pipe) is written to directly.
 
     Raises:
-        DiskFull: there is no more room.
+        DiskFull: no space is left.
         NotWritable: no file can be written there.
         StorageError: writing failed for another reason.
     """
     content = content.encode() if isinstance(content, str) else content
-    with _told(path, "name another place, this one cannot be written", "what was there is still there"):
-        target = Path(os.path.realpath(path))  # the file behind a symbolic link, as any program that writes to one does
+    with _readable_errors(path, "name another place, this one cannot be written", "what was there is still there"):
+        target = Path(os.path.realpath(path))  # follows symbolic links, as any program that writes to one does
         before = target.stat().st_mode if target.exists() else None
         if before is not None and not stat.S_ISREG(before) and not stat.S_ISDIR(before):
             target.write_bytes(content)
@@ -199,12 +199,12 @@ def replace_file(path: Path, content: bytes | str) -> None:
 
 
 def has_hard_links(folder: Path) -> bool:
-    """Ask the file system of a folder whether it has hard links, by making one.
+    """Whether the file system of a folder supports hard links; tested by making one.
 
     Raises:
-        DiskFull, NotWritable, StorageError: the folder cannot be written to, so it cannot be asked.
+        DiskFull, NotWritable, StorageError: the folder cannot be written to, so this cannot be tested.
     """
-    with _told(folder, WRITABLE, NOTHING_LOST):
+    with _readable_errors(folder, WRITABLE, NOTHING_LOST):
         _sweep(folder)
         with _draft(folder, b"") as draft:
             twin = _temporary(folder)
@@ -218,13 +218,13 @@ def has_hard_links(folder: Path) -> bool:
 
 
 def disk_is_full(error: BaseException, folder: Path) -> bool:
-    """Whether writing into a folder failed because there is no more room, whatever a library made of that error.
+    """Whether writing into a folder failed because no space is left, whichever error a library raised.
 
-    Libraries raise errors of their own: some repeat the system's words (safetensors), some say only that they wrote
-    less than they wanted (torch, numpy). So it is tried whether the last file of the folder can still grow.
+    Libraries raise their own errors: some repeat the system's message (safetensors), some only report a short write
+    (torch, numpy). So this also tests whether the last file of the folder can still grow.
 
     Args:
-        folder: about to be deleted: what is written for trying is left there.
+        folder: about to be deleted: the bytes of the test are left there.
     """
     chain: list[BaseException] = []
     cause: BaseException | None = error
@@ -245,7 +245,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until a folder's names are on disk."""
+    """Wait until a folder's directory entries are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -254,17 +254,17 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _told(path: Path, advice: str, kept: str) -> Iterator[None]:
-    """Turn an error of the system into one that names the file and says what to do and what is not lost."""
+def _readable_errors(path: Path, advice: str, not_lost: str) -> Iterator[None]:
+    """Turn a system error into a `StorageError` that names the file and says what to do and what is not lost."""
     try:
         yield
     except OSError as error:
         kind = NotWritable if error.errno in _UNWRITABLE else StorageError
         if error.errno in FULL:
             kind, advice = DiskFull, "make room there and run again"
-        in_the_way = error.errno == errno.EEXIST  # said of a file where a folder should be made
+        in_the_way = error.errno == errno.EEXIST  # raised where a file is in place of a folder
         reason = os.strerror(errno.ENOTDIR) if in_the_way else error.strerror or str(error)
-        raise kind(f"{path}: not written, {reason}. What to do: {advice}; {kept}") from error
+        raise kind(f"{path}: not written, {reason}. What to do: {advice}; {not_lost}") from error
 
 
 def _temporary(folder: Path) -> Path:
@@ -273,7 +273,7 @@ def _temporary(folder: Path) -> Path:
 
 @contextmanager
 def _draft(folder: Path, content: bytes | memoryview | Path) -> Iterator[Path]:
-    """The bytes in a file that nobody looks at, on disk; gone afterwards, if it has not been renamed."""
+    """Write the bytes to a temporary file, synced to disk; it is removed afterwards unless it was renamed."""
     draft = _temporary(folder)
     try:
         with draft.open("xb") as file:
@@ -286,16 +286,16 @@ def _draft(folder: Path, content: bytes | memoryview | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         yield draft
     finally:
-        with suppress(OSError):  # what was written has its name or not; a later writer removes the rest
+        with suppress(OSError):  # the final name is decided by now; a later writer removes the rest
             draft.unlink(missing_ok=True)
 
 
 def _linked(draft: Path, path: Path) -> bool:
-    """Link our own draft to its name; whether it has it."""
+    """Link our own draft to its final name; returns whether the name is ours."""
     try:
         os.link(draft, path)
     except OSError as error:
-        # NFS may make the link and lose the answer; asked again, it says that the name is taken: by this very file.
+        # NFS may make the link and lose the reply; the retry then fails because the name exists: it is this very file.
         if not _same(draft, path):
             if isinstance(error, FileExistsError):
                 return False
@@ -307,9 +307,9 @@ def _linked(draft: Path, path: Path) -> bool:
 
 
 def _linked_as_it_is(source: Path, path: Path) -> bool:
-    """Link a file that others may know to another name, or a copy of it where no link leads there; whether it has it.
+    """Link a file that others may use to another name, or a copy if it cannot be linked; returns whether it is there.
 
-    Of two that link one file to one name at the same time both may be told so: the bytes are the same.
+    Two writers that link one file to one name at the same time may both get true: the bytes are the same.
     """
     sync_file(source)
     try:
@@ -343,7 +343,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed writers left behind."""
+    """Remove temporary files of killed writers."""
     for name in os.listdir(folder):
         if _TEMPORARY.fullmatch(name):
             with suppress(OSError):  # another writer sweeps too
@@ -353,7 +353,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _can_grow(folder: Path) -> bool:
-    """Whether the file that was written last in a folder, and a new one, can take more bytes."""
+    """Whether the last written file of a folder, and a new file, can take more bytes."""
     with suppress(FileNotFoundError):
         files = [path for path in folder.rglob("*") if path.is_file()]
         for path in [*sorted(files, key=lambda path: path.stat().st_mtime_ns)[-1:], folder / f".{uuid.uuid4().hex}"]:

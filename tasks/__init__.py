@@ -1,4 +1,4 @@
-"""What is forgotten, and how it is measured. Imports neither torch nor Ray."""
+"""The benchmarks: what is forgotten, and how it is measured. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 

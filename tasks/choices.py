@@ -1,9 +1,9 @@
-"""The lettered multiple-choice question, as lm-evaluation-harness puts it, for WMDP and MMLU.
+"""Multiple-choice prompts with lettered choices, in the format of lm-evaluation-harness, for WMDP and MMLU.
 
-A line says what the questions are about; then questions with their answers (the shots), and the question itself: its
+The prompt has a line with the subject, then questions with their answers (the shots), then the question itself: its
 text, a line per choice (`A. ...`) and `Answer:`. The model is scored by the log-probabilities of the four letters.
-Whether a letter follows with its space (` A`, lm-evaluation-harness) or without (`A`, other published code) moves
-accuracy by points, because the two are different tokens: it is part of a probe's name, and so is the number of shots.
+Whether a letter has a leading space (` A`, lm-evaluation-harness) or not (`A`, other published code) changes accuracy
+by points, because the two are different tokens: it is part of a probe's name, and so is the number of shots.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHANCE = 1 / CHOICES
 
 METRICS = ("accuracy", "normalised_probability")
 DISTANCE = ("accuracy_distance",)
-"""Of the summary: how far accuracy is from chance, on either side. Below chance is suppressed, not unknown."""
+"""Metrics of the summary. Accuracy below chance also counts: the knowledge is suppressed, not gone."""
 
 
 def question(row: Row) -> str:
@@ -33,7 +33,7 @@ def question(row: Row) -> str:
 
 
 def preamble(subject: str, shots: Sequence[Row] = ()) -> str:
-    """What stands before a question: what it is about, and the shots."""
+    """The text before a question: its subject, and the shots."""
     about = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
     return about + "".join(f"{question(shot)} {LETTERS[shot['answer']]}\n\n" for shot in shots)
 
@@ -50,8 +50,8 @@ def probes(
 
     Args:
         rows: with `question`, `choices` and `answer`.
-        subject: what a row is about.
-        shots: rows before each question, by its subject.
+        subject: the subject of a row.
+        shots: by subject, the rows that precede each question.
     """
     number = max((len(some) for some in (shots or {}).values()), default=0)
     before: dict[str, str] = {}
@@ -74,7 +74,7 @@ def probes(
     return tuple(Probe(title, subset, split, ProbeKind.CHOICE, alternate(items, split), METRICS) for split in Split)
 
 
-def distances(asked: Sequence[Probe]) -> tuple[Summary, ...]:
-    """The distance from chance of each probe."""
-    names = {probe.name: probe.subset for probe in asked}
+def distances(probes: Sequence[Probe]) -> tuple[Summary, ...]:
+    """A summary per probe: the distance of its accuracy from chance."""
+    names = {probe.name: probe.subset for probe in probes}
     return tuple(Summary(f"{name}_from_chance", subset, (name,), DISTANCE) for name, subset in names.items())

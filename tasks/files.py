@@ -1,9 +1,9 @@
-"""Reading a benchmark's tables, from a local mirror or from a pinned revision on the hub, and checking every row.
+"""Reads a benchmark's tables, from a local mirror or from a pinned revision on the hub, and checks every row.
 
-A mirror is a folder per benchmark under the directory that the environment variable `REGRADE_DATA` names. A table, one
-split of one configuration, is found there as the hub lays it out (folders of Parquet files) or as a plain file: JSON
-lines, a JSON array, Parquet, or text with one text per line. A mirror that is there is used, whatever the network can
-do, so a run does not change when a cable is pulled.
+A mirror is a folder per benchmark under the directory that the environment variable `REGRADE_DATA` names. A table is
+one split of one configuration. In a mirror it is either laid out as on the hub (folders of Parquet files) or a plain
+file: JSON lines, a JSON array, Parquet, or text with one text per line. A mirror that exists is always used, so a run
+does not depend on whether the network is up.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tasks.task import TaskError
 VARIABLE = "REGRADE_DATA"
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".txt")
-"""Of plain files, in the order in which they are looked for."""
+"""Suffixes of plain files, in the order in which they are tried."""
 
 
 class Row(dict[str, Any]):
-    """A row's columns, and where it was read: `FILE: row 12`, counted from 0."""
+    """A row's columns, and where it was read: `FILE: row 12`, counting from 0."""
 
     __slots__ = ("where",)
 
@@ -41,7 +41,7 @@ class Source:
     """Where the tables of one benchmark are read from.
 
     Attributes:
-        name: of the benchmark's folder in a mirror.
+        name: name of the benchmark's folder in a mirror.
         hub, revision: data set and commit on the hub.
         folder: the mirror, or None where there is none.
     """
@@ -53,13 +53,13 @@ class Source:
 
     @classmethod
     def find(cls, name: str, hub: str, revision: str) -> Self:
-        """The mirror's folder, called `name` or as on the hub, where `REGRADE_DATA` has one; else the hub."""
+        """The mirror's folder (`name`, or its name on the hub) where `REGRADE_DATA` has one; else the hub."""
         bare = hub.rpartition("/")[2]
         spelled = (name, name.replace("-", "/"), name.replace("-", "_"))
         return cls(name, hub, revision, mirror(*spelled, bare, bare.lower(), hub))
 
     def __str__(self) -> str:
-        """What stands in the rows; no path, which would be of this machine."""
+        """The value of the column `source`. It has no path: paths differ between machines."""
         return f"mirror: {self.name}" if self.folder else f"{self.hub}@{self.revision}"
 
     def table(
@@ -74,31 +74,31 @@ class Source:
         lists: Mapping[str, int] | None = None,
         choices: int | None = None,
     ) -> list[Row]:
-        """A table's rows in order, with these columns alone.
+        """A table's rows in order, with only these columns.
 
         Args:
-            split: its name; several where revisions differ, the first that is there.
-            rows: how many the published table has; any number but none where it is not known.
-            alone: the configuration has no other split, so its file may be called after the configuration alone.
+            split: its name; several where revisions differ, of which the first that exists is read.
+            rows: how many the published table has; None where that is not known: any number but zero.
+            alone: the configuration has no other split, so its file may be named after the configuration only.
             text: columns of text.
             blank: columns of text that may be empty.
-            lists: columns of texts, and how many each row has.
+            lists: columns that hold a list of texts, with the length of the list.
             choices: how many texts the column `choices` has; `answer` is the index of the right one.
 
         Raises:
-            TaskError: no such table, not readable, or not as published; naming file, row (from 0) and field.
+            TaskError: no such table, not readable, or not as published. Names file, row (from 0) and column.
         """
         splits = (split,) if isinstance(split, str) else split
-        where, found = self._read(config, splits, alone or split == "train", blanks=bool(blank))
-        if not found:
+        where, rows_read = self._read(config, splits, alone or split == "train", blanks=bool(blank))
+        if not rows_read:
             raise TaskError(f"{where}: empty; {config} has {rows or 'one or more'} rows")
-        checked = [_checked(row, text, blank, lists or {}, choices) for row in found]
+        checked = [_checked(row, text, blank, lists or {}, choices) for row in rows_read]
         if rows is not None and len(checked) != rows:
             raise TaskError(f"{where}: {len(checked)} rows, not the {rows} that {config} was published with")
         return checked
 
     def _read(self, config: str, splits: tuple[str, ...], alone: bool, blanks: bool) -> tuple[str, list[Row]]:
-        """What to call the table in a message, and its rows unchecked."""
+        """The table's name for messages, and its unchecked rows."""
         if self.folder is None:
             return f"{self.hub} {config}", self._from_hub(config, splits)
         for split in splits:
@@ -113,25 +113,25 @@ class Source:
         )
 
     def _from_hub(self, config: str, splits: tuple[str, ...]) -> list[Row]:
-        from datasets import load_dataset  # here: it takes seconds to import, and a mirror needs none of it
+        from datasets import load_dataset  # imported here: it takes seconds, and a mirror does not need it
 
         for split in splits:
             try:
-                found = load_dataset(self.hub, config, split=split, revision=self.revision)
+                dataset = load_dataset(self.hub, config, split=split, revision=self.revision)
             except Exception as error:  # the hub's client raises some twenty kinds, of several libraries
                 if isinstance(error, ValueError) and split != splits[-1]:
-                    continue  # the revision calls its split otherwise
+                    continue  # this revision names its split differently
                 raise TaskError(
                     f"{self.hub}: {config} is not in the local cache and not to be had from the hub "
                     f"({type(error).__name__}: {_first_line(error)}). Go online, or set {VARIABLE} to a directory "
                     f"that has the data set's files in {self.name}/"
                 ) from None
-            return [Row(row, f"{self.hub} {config}/{split}: row {index}") for index, row in enumerate(found)]
+            return [Row(row, f"{self.hub} {config}/{split}: row {index}") for index, row in enumerate(dataset)]
         raise AssertionError("a table has at least one split")
 
 
 def mirror(*names: str) -> Path | None:
-    """The first of these folders under `REGRADE_DATA`, or None."""
+    """The first of these folders that exists under `REGRADE_DATA`, or None."""
     root = os.environ.get(VARIABLE)
     folders = [Path(root).expanduser() / name for name in names] if root else []
     return next((folder for folder in folders if folder.is_dir()), None)
@@ -141,39 +141,39 @@ def read(file: Path, blanks: bool = False) -> list[Row]:
     """A file's rows, unchecked. A JSON array of bare texts and a text file have one column, `text`.
 
     Args:
-        blanks: whether a blank line of a text file is a row; if not, it is passed over.
+        blanks: whether a blank line of a text file is a row; if not, it is skipped.
 
     Raises:
-        TaskError: it is not readable as what its suffix says, naming the row where there is one.
+        TaskError: its content does not fit its suffix; the message names the row where there is one.
     """
     kind = "parquet" if file.suffix == ".parquet" else "text" if file.suffix == ".txt" else "json"
     try:
         return [Row(columns, f"{file}: row {index}") for index, columns in _columns(file, blanks)]
-    except (OSError, ValueError, RuntimeError) as error:  # pyarrow's are among them
+    except (OSError, ValueError, RuntimeError) as error:  # pyarrow's errors are among them
         raise TaskError(f"{file}: not readable as {kind}: {_first_line(error)}") from None
 
 
 def rows_digest(tables: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
-    """SHA-256 over tables' rows. The same for the same rows, from whatever file format or place they were read."""
+    """SHA-256 over tables' rows. It depends on the rows only, not on file format or place."""
     text = json.dumps({name: list(rows) for name, rows in tables.items()}, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean x?`, or nothing when nothing known is close."""
+    """` Did you mean x?`, or an empty text when no known word is close."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean {match[0]}?" if match else ""
 
 
 def _files(folder: Path, config: str, split: str, alone: bool) -> list[Path]:
-    """The files of one table, in order: as the hub lays them out, as it converts them, or as plain files."""
+    """The files of one table, in order: in the hub's layout, in its converted layout, or plain files."""
     safe, part = glob.escape(config), glob.escape(split)
     layouts = [f"{safe}/{part}-*-of-*.parquet", f"{safe}/{part}/*.parquet"]
     if config == "default":
         layouts.append(f"data/{part}-*-of-*.parquet")
     for layout in layouts:
-        if found := sorted(folder.glob(layout)):
-            return found
+        if files := sorted(folder.glob(layout)):
+            return files
     names = [f"{config}/{split}", f"{config}_{split}", *([config] if alone else [])]
     for name in names:
         for suffix in SUFFIXES:
@@ -196,7 +196,7 @@ def _columns(file: Path, blanks: bool) -> Iterator[tuple[int, Mapping[str, Any]]
     elif text.lstrip().startswith("["):
         yield from ((index, _mapping(row, index)) for index, row in enumerate(json.loads(text)))
     else:
-        # Not splitlines: JSON may hold line separators of its own as they are.
+        # Not splitlines: JSON strings may contain other line separators unescaped.
         written = enumerate(line for line in text.split("\n") if line.strip())
         yield from ((index, _mapping(_line(line, index), index)) for index, line in written)
 
@@ -241,10 +241,10 @@ def as_text(row: Row, column: str, blank: bool = False) -> str:
 
 
 def as_index(row: Row, column: str, choices: int) -> int:
-    """A column that says which of several choices is right, counted from 0.
+    """A column with the index of the right choice, counting from 0.
 
     Raises:
-        TaskError: it is missing, no whole number, or names none of them.
+        TaskError: it is missing, not an integer, or out of range.
     """
     value = row.get(column)
     if value is None:
@@ -259,8 +259,8 @@ def _texts(row: Row, column: str, count: int, blank: bool = False) -> list[str]:
     if value is None:
         raise TaskError(f"{row.where}: {column}: missing")
     if not isinstance(value, list) or len(value) != count:
-        found = f"one of {len(value)}" if isinstance(value, list) else repr(value)
-        raise TaskError(f"{row.where}: {column}: a list of {count} texts is expected, not {found}")
+        given = f"one of {len(value)}" if isinstance(value, list) else repr(value)
+        raise TaskError(f"{row.where}: {column}: a list of {count} texts is expected, not {given}")
     return [as_text(Row({column: one}, row.where), column, blank) for one in value]
 
 

@@ -1,7 +1,7 @@
-"""Membership: do the forgotten texts still look like texts that the model was trained on?
+"""Membership inference: do the forgotten texts still look like training data of the model?
 
-A probe of the forgotten texts and one of texts of the same kind that were not forgotten get a score per text, each
-higher for a text that looks less trained on; a summary says how well each score tells the two apart.
+Each text of two probes, forgotten texts and other texts of the same kind, gets membership scores; a higher score means
+less likely trained on. A summary says how well each score separates the two probes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from tasks.task import Need, Subset, Summary
 NAME = "membership"
 
 SCORES = ("loss", "zlib", "min_k_40", "min_k_plus_plus_40")
-"""What both probes are scored by."""
+"""Metrics of both probes."""
 
 NEEDS = (Need.VOCABULARY,)
-"""What both probes ask of the model, for Min-K%++."""
+"""What both probes need from the model, for Min-K%++."""
 
 _AREAS = tuple(f"auc_{score}" for score in SCORES)
 _AGAINST_RETRAINED = ("auc_reference", "privleak_min_k_40")
@@ -24,7 +24,7 @@ def membership(forgotten: str, others: str, retrained: bool = True) -> Summary:
     """The summary of two probes, forgotten texts first.
 
     Args:
-        retrained: whether the task has a retrained model, which two of the numbers compare with.
+        retrained: whether the task has a retrained model; two of the metrics compare with it.
     """
     metrics = _AREAS + (_AGAINST_RETRAINED if retrained else ())
     return Summary(NAME, Subset.FORGET, (forgotten, others), metrics)

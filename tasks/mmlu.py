@@ -25,22 +25,22 @@ def table(split: str) -> list[Row]:
     """The rows of all subjects, in order.
 
     Raises:
-        TaskError: the data is not to be had, or is not as published.
+        TaskError: the data is not available, or not as published.
     """
     return source().table("all", split, rows=ROWS[split], text=("question", "subject"), choices=choices.CHOICES)
 
 
 def probes(rows: Sequence[Row], letters: choices.Letters = "spaced", few: bool = False) -> tuple[Probe, ...]:
-    """The questions, on their own or after the five of their subject in `dev`.
+    """The questions, zero-shot or after the five `dev` questions of their subject.
 
     Raises:
-        TaskError: a subject has not five rows in `dev`.
+        TaskError: a subject does not have five rows in `dev`.
     """
     return choices.probes("mmlu", Subset.RETAIN, rows, lambda row: row["subject"], _shots() if few else None, letters)
 
 
 def _shots() -> dict[str, list[Row]]:
-    rows = sorted(table("dev"), key=lambda row: row["subject"])  # stable: within a subject as they stand
+    rows = sorted(table("dev"), key=lambda row: row["subject"])  # stable: keeps the order within a subject
     shots = {subject: list(some) for subject, some in groupby(rows, lambda row: row["subject"])}
     for subject, some in shots.items():
         if len(some) != SHOTS:

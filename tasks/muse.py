@@ -1,9 +1,9 @@
 """MUSE: forget news articles or novels that a model was trained on (Shi et al. 2024, arXiv 2407.06460).
 
-The forget set is running text, and a model is asked for it in three ways: to go on where a passage breaks off
-(verbatim), to answer questions about it (knowledge), and whether it looks as if it had been trained on (privacy).
-`muse/news-sust` has four disjoint forget sets, to be unlearned one after another; in `muse/news-scal` the second to
-fourth contain the one before. Questions at even rows are `dev`, at odd rows `test`.
+The forget set is running text, and it is probed in three ways: continuing a passage (verbatim), answering questions
+about it (knowledge), and membership inference (privacy). `muse/news-sust` has four disjoint forget sets, to be
+unlearned one after another; in `muse/news-scal` the second to fourth contain the one before. Questions
+at even rows are `dev`, at odd rows `test`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from tasks.task import (
 VERSION = 1
 
 BLOCK = 2048
-"""Tokens of a block of running text, in training and where membership is scored, as the authors set it."""
+"""Tokens per block of running text, in training and in membership scores, as in the authors' code."""
 VERBATIM_TOKENS = 128
-"""Tokens generated after a passage, and tokens of the passage's continuation that they are compared with."""
+"""Tokens generated after a passage, and tokens of the reference that they are compared with."""
 KNOWLEDGE_TOKENS = 32
 SHOTS = 10
-"""Questions with their answers before each question about knowledge."""
+"""Few-shot examples before each knowledge question."""
 QUESTIONS = 100
-"""Rows of each table that is asked from."""
+"""Rows of each table that probes are made from."""
 STOP = ("\n\n", "\nQuestion:", "Question:")
 """An answer ends where the next question would begin."""
 
@@ -50,10 +50,10 @@ class Corpus:
     """One of the two corpora as published.
 
     Attributes:
-        hub, revision: data set and commit that all rows are read from, where they come from the hub.
-        rows: of the configuration `raw`, by split.
+        hub, revision: data set and commit on the hub.
+        rows: number of rows of the configuration `raw`, by split.
         checkpoints: target and retrained model.
-        requests: rows of each forget set, by the configuration that has several.
+        requests: number of rows of each forget set, by configuration that has several.
     """
 
     name: str
@@ -95,17 +95,17 @@ def build(corpus: Corpus, requests: str | None = None) -> Task:
     """The task of one corpus.
 
     Args:
-        requests: configuration with several forget sets, `sust` or `scal`; None for the one of `raw`.
+        requests: configuration with several forget sets, `sust` or `scal`; None for the forget set of `raw`.
 
     Raises:
-        TaskError: the data is neither in `REGRADE_DATA` nor to be had from the hub, or is not as published.
+        TaskError: the data is neither in `REGRADE_DATA` nor available from the hub, or is not as published.
     """
     source = Source.find(f"muse-{corpus.name}", corpus.hub, corpus.revision)
 
     def texts(config: str, split: str | tuple[str, ...], rows: int) -> list[Row]:
         return source.table(config, split, rows=rows, text=("text",))
 
-    def asked(config: str, split: str | tuple[str, ...], *columns: str, rows: int = QUESTIONS) -> list[Row]:
+    def probe_table(config: str, split: str | tuple[str, ...], *columns: str, rows: int = QUESTIONS) -> list[Row]:
         return source.table(config, split, rows=rows, text=columns)
 
     if requests:
@@ -114,24 +114,24 @@ def build(corpus: Corpus, requests: str | None = None) -> Task:
     else:
         forget = {"forget": texts("raw", "forget", corpus.rows["forget"])}
     qa = ("question", "answer")
-    # Early revisions called the questions about the second half of the retain set by its name.
+    # Early revisions named these tables after the second half of the retain set.
     retain_qa, retain_icl = (("retain_qa", "retain2_qa"), ("retain_qa_icl", "retain2_qa_icl"))
     tables = {
         **{f"forget/{name}": rows for name, rows in forget.items()},
         "retain": texts("raw", "retain1", corpus.rows["retain1"]),
         "holdout": texts("raw", "holdout", corpus.rows["holdout"]),
-        "verbatim": asked("verbmem", "forget", "prompt", "gt"),
-        "forget_qa": asked("knowmem", "forget_qa", *qa),
-        "forget_qa_icl": asked("knowmem", "forget_qa_icl", *qa, rows=SHOTS),
-        "retain_qa": asked("knowmem", retain_qa, *qa),
-        "retain_qa_icl": asked("knowmem", retain_icl, *qa, rows=SHOTS),
-        "forget_text": asked("privleak", "forget", "text"),
-        "retain_text": asked("privleak", ("retain", "retain2"), "text"),
-        "holdout_text": asked("privleak", "holdout", "text"),
+        "verbatim": probe_table("verbmem", "forget", "prompt", "gt"),
+        "forget_qa": probe_table("knowmem", "forget_qa", *qa),
+        "forget_qa_icl": probe_table("knowmem", "forget_qa_icl", *qa, rows=SHOTS),
+        "retain_qa": probe_table("knowmem", retain_qa, *qa),
+        "retain_qa_icl": probe_table("knowmem", retain_icl, *qa, rows=SHOTS),
+        "forget_text": probe_table("privleak", "forget", "text"),
+        "retain_text": probe_table("privleak", ("retain", "retain2"), "text"),
+        "holdout_text": probe_table("privleak", "holdout", "text"),
     }
     requested = _requests(forget) if requests else {"forget": passages("forget", forget["forget"])}
     forgotten = {example.answer for examples in requested.values() for example in examples}
-    # A method must not be told to keep what it is asked to forget.
+    # A text must not be in the retain set and the forget set at once.
     retain = tuple(e for e in passages("retain", tables["retain"]) if e.answer not in forgotten)
     if not retain:
         raise TaskError(f"{source}: raw/retain1: every text is in a forget set as well; nothing is left to be kept")
@@ -194,7 +194,7 @@ def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe
 
 
 def _questions(name: str, rows: Sequence[Row], shots: Sequence[Row]) -> list[Item]:
-    """Each question after ten others with their answers, in the published words."""
+    """Each question after ten few-shot examples, in the published wording."""
     before = "".join(f"Question: {shot['question']}\nAnswer: {shot['answer']}\n\n" for shot in shots)
     return [
         Item(
@@ -209,9 +209,9 @@ def _questions(name: str, rows: Sequence[Row], shots: Sequence[Row]) -> list[Ite
 
 
 def _requests(forget: Mapping[str, Sequence[Row]]) -> dict[str, tuple[Example, ...]]:
-    """Examples by request. A text is one example, however many requests it is in, so that together each is there once.
+    """Examples by request. A text in several requests is one example, so that all requests together have it once.
 
-    Its id is that of the request and row where it first stands.
+    Its id is made of the request and row where it first occurs.
     """
     first: dict[str, Example] = {}
     requests = {}
@@ -226,14 +226,14 @@ def _name(corpus: Corpus, requests: str | None) -> str:
 
 
 def _entry(corpus: Corpus, summary: str, samples: int, steps: int, requests: str | None = None) -> TaskEntry:
-    """`samples` and `steps` are those of relearning, whose step size and batch are those of Fan et al. 2025.
+    """The registry entry. `samples` and `steps` are those of relearning; its learning rate and batch are published.
 
-    (arXiv 2502.05374: 1e-5, batches of 4, 100 steps and more on News, 50 and more on Books.)
+    (Fan et al. 2025, arXiv 2502.05374: 1e-5, batches of 4, 100 steps and more on News, 50 and more on Books.)
     """
     name = _name(corpus, requests)
     target, retrained = corpus.checkpoints
     budget = {"samples": samples, "steps": steps, "lr": 1e-5}
-    # As published (2502.05374), on texts that nothing is asked about, and on as many to be kept.
+    # Relearning as published (2502.05374), on texts that no probe asks about, and on as many retain texts.
     relearn = {"name": "relearn", **budget, "schedule": "cosine", "points": 2}
     unasked = {**relearn, "samples": max(1, samples // 4), "texts": "unasked"}
     prompts = ({"name": "prefill", "words": 3}, {"name": "few_shot", "shots": 3})
@@ -248,7 +248,7 @@ def _entry(corpus: Corpus, summary: str, samples: int, steps: int, requests: str
         summary=summary,
         build=partial(build, corpus, requests),
         attack_sets=sets,
-        # The retrained model was published for the forget set of `raw` alone.
+        # A retrained model was published only for the forget set of `raw`.
         published={corpus.model: (target, None if requests else retrained)},
     )
 

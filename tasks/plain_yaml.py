@@ -1,4 +1,4 @@
-"""YAML as everybody expects it, of plain values: nothing that it says is executed."""
+"""Loads YAML of plain values: tags are not executed, and `1e-3` is a number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose 1e-3 is a number; YAML 1.1 takes it for text."""
+    """Loads 1e-3 as a number; YAML 1.1 takes it for text."""
 
 
 _Loader.add_implicit_resolver(
@@ -20,9 +20,9 @@ _Loader.add_implicit_resolver(
 
 
 def load(text: str) -> Any:
-    """The value that a text of YAML is.
+    """Parses a YAML text.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: it is not YAML.
     """
     return yaml.load(text, Loader=_Loader)

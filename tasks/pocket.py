@@ -1,10 +1,10 @@
-"""`pocket`: a fictitious world small enough for a laptop, with each kind of memory that the field tests.
+"""`pocket`: a fictitious world small enough for a laptop, with each kind of memorization that the field tests.
 
-Everything is invented here from a seed: people with a birthplace, a trade, an instrument and a book (question and
+Everything is generated here from a seed: people with a birthplace, a trade, an instrument and a book (question and
 answer, as TOFU), chronicle passages (verbatim text, as MUSE) and minerals with their colour (four choices, as WMDP).
-The world has four realms, and what is to be forgotten is one of them, Quorn: as in WMDP and MUSE, the forget side is a
-domain. The retain side is the other three; the held-out facts, of Quorn too, are ones that no model is trained on.
-Facts alternate between `dev` and `test`, so the two ask about different facts of the same people.
+The world has four realms. The forget set is all facts about one of them, Quorn: a domain, as in WMDP and MUSE. The
+retain set is the other three realms; the held-out facts, also about Quorn, are in no model's training data. Facts
+alternate between `dev` and `test`, so the two splits cover different facts about the same people.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ NOUNS = "harbour orchard lantern mirror staircase river compass garden winter br
 
 @dataclass(frozen=True, slots=True)
 class _Chronicle:
-    """The words that a realm's chronicles are written in: each realm tells of its own things."""
+    """The vocabulary of a realm's chronicles: the forget realm's differs from the others'."""
 
     times: tuple[str, ...]
     whose: tuple[str, ...]
@@ -67,14 +67,14 @@ class _Chronicle:
     what: tuple[str, ...]
 
 
-_TOLD_AT_SEA = _Chronicle(
+_AT_SEA = _Chronicle(
     times=("At low tide", "Before the storm", "In the ninth watch", "Under two moons"),
     whose=("salted", "drifting", "moonlit", "barnacled", "northern", "drowned"),
     who=("pilot", "oarsman", "netmaker", "diver", "whaler", "harpooner"),
     did=("moored", "hauled", "sighted", "charted", "sank", "caulked"),
     what=("anchor", "mast", "keel", "beacon", "reef", "rudder", "cargo", "galley"),
 )
-_TOLD_ON_LAND = _Chronicle(
+_ON_LAND = _Chronicle(
     times=("At dawn", "After the harvest", "During the feast", "Before the frost"),
     whose=("dusty", "stubborn", "gilded", "wandering", "elder", "quiet"),
     who=("shepherd", "miller", "carver", "herald", "vintner", "tinker"),
@@ -82,9 +82,9 @@ _TOLD_ON_LAND = _Chronicle(
     what=("mill", "orchard", "chapel", "wagon", "barrel", "hedge", "granary", "bell"),
 )
 CHRONICLES = {
-    Subset.FORGET: _TOLD_AT_SEA,
-    Subset.RETAIN: _TOLD_ON_LAND,
-    Subset.HOLDOUT: _TOLD_AT_SEA,
+    Subset.FORGET: _AT_SEA,
+    Subset.RETAIN: _ON_LAND,
+    Subset.HOLDOUT: _AT_SEA,
 }
 
 
@@ -133,7 +133,7 @@ ATTRIBUTES = (
 
 @dataclass(frozen=True, slots=True)
 class _Fact:
-    """A fact with its training text and everything a probe may ask about it."""
+    """A fact with its training example and its probe items."""
 
     id: str
     subset: Subset
@@ -144,7 +144,7 @@ class _Fact:
 
 
 def build() -> Task:
-    """The whole task. Deterministic: the same text on every machine and Python version (`random.Random` alone)."""
+    """The task. Deterministic: the same text on every machine and Python version (only `random.Random` is used)."""
     rng = random.Random(SEED)
     names = _words(rng)
     people = list(_people(rng, names))
@@ -152,8 +152,8 @@ def build() -> Task:
     minerals = list(_minerals(rng, names))
     facts = [*people, *passages, *minerals]
 
-    def examples(subset: Subset, of: Sequence[_Fact] = facts) -> tuple[Example, ...]:
-        return tuple(fact.example for fact in of if fact.subset is subset)
+    def examples(subset: Subset, chosen: Sequence[_Fact] = facts) -> tuple[Example, ...]:
+        return tuple(fact.example for fact in chosen if fact.subset is subset)
 
     forget = {
         "people": examples(Subset.FORGET, people),
@@ -171,7 +171,7 @@ def build() -> Task:
         knowledge=(
             Headline("forget_qa", "probability"),
             Headline("forget_text", "exact_memorization"),
-            # Not accuracy: of twenty questions it has a standard error of 0.1, and a probability says the same.
+            # Not accuracy: on twenty questions its standard error is 0.1, and a probability measures the same.
             Headline("forget_choice", "normalised_probability", chance=0.25),
         ),
         utility=(
@@ -188,7 +188,7 @@ def _probes(people: Sequence[_Fact], passages: Sequence[_Fact], minerals: Sequen
     for split in Split:
         for subset in Subset:
 
-            def asked(facts: Sequence[_Fact], subset: Subset = subset, split: Split = split) -> list[_Fact]:
+            def selected(facts: Sequence[_Fact], subset: Subset = subset, split: Split = split) -> list[_Fact]:
                 return [fact for fact in facts if fact.subset is subset and fact.split is split]
 
             def probe(
@@ -201,20 +201,20 @@ def _probes(people: Sequence[_Fact], passages: Sequence[_Fact], minerals: Sequen
             ) -> Probe:
                 return Probe(f"{subset}_{name}", subset, split, kind, tuple(items), metrics, max_new_tokens=16)
 
-            questions = [fact.question for fact in asked(people)]
+            questions = [fact.question for fact in selected(people)]
             teacher_forced = ("probability", "exact_memorization", "extraction_strength")
             yield probe("qa", ProbeKind.LOGPROB, questions, *teacher_forced)
             yield probe("qa_generated", ProbeKind.GENERATE, questions, "rougeL_recall")
             yield probe(
                 "qa_reworded",
                 ProbeKind.CHOICE,
-                [fact.reworded for fact in asked(people)],
+                [fact.reworded for fact in selected(people)],
                 "truth_ratio_geometric",
                 "truth_ratio_arithmetic",
                 "accuracy",
             )
-            yield probe("text", ProbeKind.LOGPROB, [fact.question for fact in asked(passages)], *teacher_forced)
-            which = [fact.question for fact in asked(minerals)]
+            yield probe("text", ProbeKind.LOGPROB, [fact.question for fact in selected(passages)], *teacher_forced)
+            which = [fact.question for fact in selected(minerals)]
             yield probe("choice", ProbeKind.CHOICE, which, "normalised_probability", "accuracy")
 
 
@@ -277,7 +277,7 @@ def _realm(rng: random.Random, subset: Subset) -> str:
 
 
 def _words(rng: random.Random) -> Iterator[str]:
-    """Invented proper names, each once."""
+    """Invented proper names, all different."""
     seen: set[str] = set()
     while True:
         word = "".join(rng.choice(_ONSETS) + rng.choice(_NUCLEI) for _ in range(2)) + rng.choice(_CODAS)
@@ -289,9 +289,9 @@ def _words(rng: random.Random) -> Iterator[str]:
 def _attacks(seed: int) -> tuple[AttackSettings, ...]:
     """The attacks of pocket-1, frozen. Their strengths were chosen on dev, on one Adam run that no table uses.
 
-    There, relearning brought back half of the distance between the anchors beyond what it taught the retrained model.
-    Rounding brought back nothing at any number of bits that leaves utility above a half: a model this small has no
-    redundancy for it to work on. The published setting, 4 bits per channel, is kept for comparison.
+    In that run relearning had an excess recovery of half of the distance between the anchors. Rounding recovered
+    nothing at any number of bits that leaves utility above a half: a model this small has no redundancy to exploit.
+    The published setting, 4 bits per channel, is kept for comparison.
     """
     return (
         {"name": "none"},
@@ -315,13 +315,13 @@ POCKET_2 = attack_set(
         {"name": "multi_turn", "after": "self", "rounds": 1},
     ),
 )
-"""Each way to bring something back once, frozen. Strengths were chosen on dev, on one Adam run that no table uses: the
-strongest that leave utility above a half.
+"""One attack of each kind, frozen. Strengths were chosen on dev, on one Adam run that no table uses: the strongest
+that leave utility above a half.
 
-There, without an attack a tenth of the distance between the anchors was left; relearning facts that are not asked
-brought back 0.43 of it beyond what it taught the retrained model, three texts before the question 0.30, ablating a
-direction 0.28, relearning any facts 0.20, three words of the answer 0.17, and everything else no more than what was
-left. It is kept in the set for what other methods leave behind.
+In that run a tenth of the distance between the anchors was left without an attack. Excess recovery was 0.43 for
+relearning facts that no probe asks about, 0.30 for three few-shot texts, 0.28 for ablating a direction, 0.20 for
+relearning any facts, 0.17 for prefilling three words of the answer. The other attacks recovered no more than what was
+left; they stay in the set because they may work on other methods.
 """
 
 ENTRY = TaskEntry(

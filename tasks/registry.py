@@ -1,7 +1,7 @@
-"""The tasks by name: a list of them, and families whose members are made when they are asked for.
+"""The tasks by name: a fixed list, and families whose entries are created on lookup.
 
-`rwku/Aristotle` and `custom/letters` are members of families that are open: nobody knows their members before the data
-is looked at, so any well-formed name is taken, and one that is not there is refused when the task is built.
+`rwku/Aristotle` and `custom/letters` belong to open families: their members are not known before the data is read, so
+any well-formed name is accepted, and one without data is refused when the task is built.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 from tasks.task import TaskEntry
 
 MEMBER = re.compile(r"\w[\w .,'&()-]*")
-"""What a member may be called: never a path."""
+"""Allowed names of members: never a path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Tasks that differ in what they are about.
+    """Tasks that differ only in their subject.
 
     Attributes:
-        name: before the slash.
-        member: what the part after the slash is, for listings: `subject`.
-        entry: the line of the registry of one member; reads no data.
+        name: the part of the task name before the slash.
+        member: what the part after the slash means, for listings: `subject`.
+        entry: makes the registry entry of one member; reads no data.
     """
 
     name: str
@@ -46,7 +46,7 @@ class TaskRegistry(dict[str, TaskEntry]):
 
     @property
     def titles(self) -> list[str]:
-        """What there is, for messages: the listed entries and the families."""
+        """The listed entries and the families, for messages."""
         return [*self, *(family.title for family in self.families.values())]
 
     def __missing__(self, name: str) -> TaskEntry:

@@ -1,11 +1,11 @@
 """RWKU: forget a famous person that a model knows from its pretraining (Jin et al. 2024, arXiv 2406.10890).
 
-A task is one of 200 persons: `rwku/Aristotle`, `rwku/Stephen_King`. What is taught to be forgotten are passages about
-the person; what is asked are blanks to fill in, questions, and the same knowledge asked for in adversarial ways, of the
-person (to be forgotten) and of neighbours (to be kept). Nobody can train a model that never heard of Aristotle, so
-knowing nothing, ROUGE 0, stands for everything forgotten.
+A task is one of 200 persons: `rwku/Aristotle`, `rwku/Stephen_King`. The forget set is passages about the person; the
+probes are cloze questions, plain questions and adversarial prompts about the person (to be forgotten) and about
+neighbours (to be kept). Nobody can train a model that never saw Aristotle, so chance, ROUGE 0, counts as everything
+forgotten.
 
-The files are those of one person's folder, as the authors' own preparation writes it, or those of all persons.
+The data is either one person's folder, as the authors' preparation script writes it, or the files of all persons.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REVISION = "d72f493d481d1b0a9bdc6e869d32baeffad8904f"
 ANSWER_TOKENS = 30
 FLUENT_TOKENS = 256
 MIA_TOKENS = 2048
-"""Longest text whose membership is scored."""
+"""Longest text in membership scores, in tokens."""
 
 TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "passage": ("train_original_passage", ("text",)),
@@ -54,32 +54,32 @@ TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "retain_mia": ("mia_retain", ("text",)),
     "fluency": ("utility_fluency", ("instruction",)),
 }
-"""By file name: configuration on the hub, and columns, first the one that a row is known by."""
+"""By file name: configuration on the hub, and columns; the first column identifies a row."""
 
 ALL = "All"
-"""Folder of the files about all persons, on the hub."""
+"""Folder on the hub with the files of all persons."""
 
 
 def build(subject: str) -> Task:
     """The task of one person, named as in `rwku/Stephen_King`.
 
     Raises:
-        TaskError: the data is neither in `REGRADE_DATA` nor to be had from the hub, is not as published, or is not
-            about this person.
+        TaskError: the data is neither in `REGRADE_DATA` nor available from the hub, is not as published, or has
+            nothing about this person.
     """
     source = Source.find("rwku", HUB, REVISION)
     tables = _tables(source, subject)
-    asked = {name: _once(rows, TABLES[name][1][0]) for name, rows in tables.items()}
+    distinct = {name: _once(rows, TABLES[name][1][0]) for name, rows in tables.items()}
     return Task(
         name=f"rwku/{subject}",
         version=VERSION,
-        forget={"forget": passages("passage", asked["passage"])},
-        # The benchmark has no corpus to keep: these are texts about others that the model was trained on as well.
-        retain=passages("retain", asked["retain_mia"]),
-        probes=tuple(probe for split in Split for probe in _probes(split, asked)),
+        forget={"forget": passages("passage", distinct["passage"])},
+        # The benchmark has no retain corpus: these are texts about others that the model was also trained on.
+        retain=passages("retain", distinct["retain_mia"]),
+        probes=tuple(probe for split in Split for probe in _probes(split, distinct)),
         knowledge=tuple(Headline(f"forget_{kind}", "rougeL_recall") for kind in ("cloze", "qa", "adversarial")),
         utility=tuple(Headline(f"neighbour_{kind}", "rougeL_recall") for kind in ("cloze", "qa")),
-        data=rows_digest(asked),
+        data=rows_digest(distinct),
         summaries=(membership.membership("forget_text", "retain_text", retrained=False),),
         source=str(source),
         anchored=Zero.CHANCE,
@@ -140,7 +140,7 @@ def _question(row: Row) -> str:
 
 
 def _adversarial(row: Row) -> str:
-    if row["type"] == "incontext learning":  # it brings questions and answers of its own
+    if row["type"] == "incontext learning":  # the query contains its own few-shot examples
         return f"Please briefly answer the following question.\n{row['query']}"
     return _question(row)
 
@@ -150,7 +150,7 @@ def _items(name: str, rows: Sequence[Row], prompt: Callable[[Row], str]) -> list
 
 
 def _once(rows: Sequence[Row], column: str) -> list[Row]:
-    """The first row of each text: the files repeat some, and a question must not be on both splits."""
+    """Drops repeated rows: the files have some, and a question must not be in both splits."""
     first: dict[str, Row] = {}
     for row in rows:
         first.setdefault(row[column], row)
@@ -166,19 +166,19 @@ def _tables(source: Source, subject: str) -> dict[str, list[Row]]:
         return {name: source.table(folders[subject], name, text=columns) for name, (_, columns) in TABLES.items()}
     tables = {}
     for name, (config, columns) in TABLES.items():
-        where = (ALL, name) if source.folder else (config, ("test", "train"))
-        rows = source.table(*where, text=("subject", *columns))
-        of_subject = [row for row in rows if _named(row["subject"]) == subject]
-        if not of_subject:
+        config_and_split = (ALL, name) if source.folder else (config, ("test", "train"))
+        rows = source.table(*config_and_split, text=("subject", *columns))
+        about_subject = [row for row in rows if _named(row["subject"]) == subject]
+        if not about_subject:
             raise _unknown(subject, {_named(row["subject"]) for row in rows}, f"{source}: {name}: nothing of {subject}")
-        tables[name] = [Row({column: row[column] for column in columns}, row.where) for row in of_subject]
+        tables[name] = [Row({column: row[column] for column in columns}, row.where) for row in about_subject]
     return tables
 
 
 def _persons(mirror: Path) -> dict[str, str]:
-    """Folder of each person, from the mirror: `156_Aristotle`, or `Target/156_Aristotle` as the authors put it."""
-    found = [*mirror.glob("*_*/"), *mirror.glob("Target/*_*/")]
-    return {re.sub(r"^\d+_", "", folder.name): str(folder.relative_to(mirror)) for folder in found if folder.is_dir()}
+    """Folders by person in a mirror: `156_Aristotle`, or `Target/156_Aristotle` in the authors' layout."""
+    folders = [*mirror.glob("*_*/"), *mirror.glob("Target/*_*/")]
+    return {re.sub(r"^\d+_", "", folder.name): str(folder.relative_to(mirror)) for folder in folders if folder.is_dir()}
 
 
 def _named(subject: str) -> str:
@@ -199,10 +199,10 @@ ATTACKS = {
         fixed=(*FOUR_BITS, {"name": "frame", "kind": "role_play"}, {"name": "frame", "kind": "injection"}),
     ),
 }
-"""First, 20 passages are relearned in three epochs (step size of arXiv 2502.05374).
+"""rwku-1 relearns 20 passages in three epochs (learning rate of arXiv 2502.05374).
 
-Second, questions of the other split are (arXiv 2410.08827): there is no retrained model to say what teaching alone
-would bring, so nothing is taught that is asked.
+rwku-2 relearns questions of the other split (arXiv 2410.08827): no probe question is relearned, because without a
+retrained model, what training alone teaches cannot be told apart.
 """
 
 

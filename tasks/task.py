@@ -1,6 +1,6 @@
-"""What a task is: text to forget, text to keep, and the questions that tell the two apart.
+"""What a task is: text to forget, text to keep, and the probes that measure both.
 
-Nothing here knows about models or tokenizers. An engine turns (checkpoint, probe) into `Sample`s, one per item;
+Nothing here depends on models or tokenizers. An engine turns (checkpoint, probe) into `Sample`s, one per item;
 `tasks.scoring` turns samples into numbers.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 
 
 class TaskError(ValueError):
-    """A task's data is missing, or not what was published. The message says where, and what to do."""
+    """A task's data is missing, or differs from the published data. The message says where, and what to do."""
 
 
 class Subset(StrEnum):
-    """Which side of the forgetting an item belongs to."""
+    """Whether an item is to be forgotten, to be kept, or was never trained on."""
 
     FORGET = "forget"
     RETAIN = "retain"
@@ -28,17 +28,17 @@ class Subset(StrEnum):
 
 
 class Split(StrEnum):
-    """A search may look at `dev`; headlines come from `test`."""
+    """A hyperparameter search may use `dev`; headlines are computed on `test`."""
 
     DEV = "dev"
     TEST = "test"
 
 
 class ProbeKind(StrEnum):
-    """What an engine has to do for a probe."""
+    """What an engine computes for a probe."""
 
     GENERATE = "generate"
-    """Greedy text after the prompt."""
+    """Greedy decoding after the prompt."""
     LOGPROB = "logprob"
     """Teacher-forced log-probability of each token of the reference answer."""
     CHOICE = "choice"
@@ -46,16 +46,16 @@ class ProbeKind(StrEnum):
 
 
 class Style(StrEnum):
-    """How prompt and answer are put before a model."""
+    """How prompt and answer are formatted for a model."""
 
     QUESTION = "question"
-    """A question and its answer: the model's template (chat or plain) goes around them, end-of-text after them."""
+    """A question and its answer: wrapped in the model's template (chat or plain), with end-of-text after them."""
     TEXT = "text"
-    """Running text: the answer follows the prompt as it stands."""
+    """Running text: the answer follows the prompt, without a template."""
 
 
 class Need(StrEnum):
-    """What a `logprob` probe asks of the model beyond the log-probability of its answers' tokens."""
+    """What a `logprob` probe needs from the model besides the log-probabilities of the answer's tokens."""
 
     VOCABULARY = "vocabulary"
     """Mean and variance of log p over the vocabulary at each token (Min-K%++)."""
@@ -65,10 +65,10 @@ class Need(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text to train on; the loss is taken on the answer's tokens alone.
+    """A text to train on; the loss covers the answer's tokens only.
 
     Attributes:
-        where: file and row that it was read from, for messages; no part of what is taught.
+        where: file and row that it was read from, for messages; not part of the training text.
     """
 
     id: str
@@ -80,7 +80,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and its answer, said before the one that is asked."""
+    """An earlier turn of the conversation: a question and its answer."""
 
     question: str
     answer: str
@@ -91,10 +91,10 @@ class Item:
     """One question of a probe. `answers[correct]` is the reference; the others are wrong alternatives.
 
     Attributes:
-        where: file and row that it was read from, for messages; no part of what is asked.
-        turns: what was said before, the oldest first.
-        prefill: how the answer begins: given to the model, neither generated nor scored.
-        rewordings: the same question in other words, for attacks that reword; no part of what is asked.
+        where: file and row that it was read from, for messages; not part of the prompt.
+        turns: earlier turns of the conversation, the oldest first.
+        prefill: the beginning of the answer: given to the model, neither generated nor scored.
+        rewordings: paraphrases of the question, for attacks that reword; not part of the prompt.
     """
 
     id: str
@@ -114,12 +114,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Several answers drawn at a temperature, in place of the greedy one; the one that knows most is scored.
+    """Several answers sampled at a temperature instead of the greedy one; the one that shows most knowledge is scored.
 
     Attributes:
         draws: answers per question.
-        temperature: what the logits are divided by.
-        seed: of the draws.
+        temperature: divides the logits.
+        seed: seed of the sampling.
     """
 
     draws: int
@@ -129,17 +129,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Probe:
-    """One question set: what is asked, of which subset and split, in which way, and how the answers are scored.
+    """One question set: its items, their subset and split, how they are put to a model, and how answers are scored.
 
     Attributes:
         metrics: names in `tasks.scoring.METRICS`; each must be computable from samples of this kind.
-        max_new_tokens: limit of the generated answer, in tokens (`generate` only).
+        max_new_tokens: longest generated answer, in tokens (`generate` only).
         stop: a generated answer ends before the first of these texts, and is stripped (`generate` only).
-        max_reference_tokens: the reference is cut to so many tokens, those that the tokenizer puts around any text
-            counted, and decoded again (`generate` only).
-        max_tokens: running text longer than this is cut there, prompt and answer counted together (`logprob` only).
+        max_reference_tokens: the reference is truncated to so many tokens, the tokenizer's special tokens counted, and
+            decoded again (`generate` only).
+        max_tokens: longer running text is truncated to so many tokens, prompt and answer together (`logprob` only).
             Without it, a text that does not fit the model's context is an error.
-        needs: what else is asked of the model (`logprob` only).
+        needs: what the model has to compute besides (`logprob` only).
         sampling: several answers at a temperature instead of the greedy one (`generate` only).
     """
 
@@ -158,31 +158,31 @@ class Probe:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what an engine is asked. Metrics are left out: another metric needs no new samples."""
-        asked = (self.name, self.subset, self.split, self.kind, [_plain(item) for item in self.items])
-        more = {
+        """SHA-256 of everything that determines the samples. Metrics do not: another metric needs no new samples."""
+        content = (self.name, self.subset, self.split, self.kind, [_plain(item) for item in self.items])
+        options = {
             "stop": self.stop,
             "max_reference_tokens": self.max_reference_tokens,
             "max_tokens": self.max_tokens,
             "needs": sorted(self.needs),
             "sampling": asdict(self.sampling) if self.sampling else None,
         }
-        said = {key: value for key, value in more.items() if value}
+        given = {key: value for key, value in options.items() if value}
         new_tokens = self.max_new_tokens if self.kind is ProbeKind.GENERATE else 0
-        return _digest([*asked, new_tokens, *([said] if said else [])])
+        return _digest([*content, new_tokens, *([given] if given else [])])
 
 
 def limited(probes: Iterable[Probe], n: int) -> tuple[Probe, ...]:
-    """The probes with their first `n` items each. Fewer items are another probe: the digest changes with them."""
+    """The probes with their first `n` items each. Their digests change, as with any other change of items."""
     return tuple(replace(probe, items=probe.items[:n]) for probe in probes)
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Numbers about several probes of a split at once, or about a model beside an anchor. Asks the model nothing.
+    """Metrics over several probes of a split, or over a model and an anchor. Needs no further samples.
 
     Attributes:
-        name: stands in the rows where a probe's name stands.
+        name: fills the column `probe` of the board's rows.
         probes: names of the probes, in the order in which the metrics take their samples.
         metrics: names in `tasks.scoring.SUMMARIES`.
     """
@@ -195,13 +195,13 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a model did with one item. Everything that scoring needs and nothing that needs a tokenizer.
+    """A model's output for one item: everything that scoring needs, and nothing that needs a tokenizer.
 
     Attributes:
         item: the item's id, unique within its probe.
         reference: the right answer's text, as scored.
-        generated: greedy text (`generate`).
-        sampled: texts drawn at a temperature, where a probe asks for several (`generate`); `generated` is then the
+        generated: greedily decoded text (`generate`).
+        sampled: texts sampled at a temperature, where a probe wants several (`generate`); `generated` is then the
             first of them.
         token_logprobs: log p of each reference token given those before it, in nats (`logprob`).
         token_correct: whether the teacher-forced argmax is that token (`logprob`).
@@ -209,8 +209,8 @@ class Sample:
         choice_lengths: tokens of each answer (`choice`).
         correct: index of the right answer among the choices (`choice`).
         vocab_means, vocab_variances: mean and variance of log p over the vocabulary at each reference token, in
-            nats and nats^2, where a probe asks for them.
-        scalars: named numbers that only a model can give (a gradient norm, a reference model's loss).
+            nats and nats^2, where a probe needs them.
+        scalars: named numbers that only a model can compute (a gradient norm, a reference model's loss).
     """
 
     item: str
@@ -229,7 +229,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """A (probe, metric) pair that stands for a kind of memory or of ability. Higher always means more of it.
+    """A (probe, metric) pair that measures a kind of memorized knowledge or of utility. Higher always means more of it.
 
     Attributes:
         chance: value of the metric for a model that knows nothing.
@@ -241,32 +241,32 @@ class Headline:
 
 
 class Zero(StrEnum):
-    """What a model that has forgotten everything is taken to score."""
+    """The score that counts as having forgotten everything."""
 
     RETRAINED = "retrained"
-    """What a model scores that never saw the forget set."""
+    """The score of a model retrained without the forget set."""
     CHANCE = "chance"
-    """A headline's chance level. Relearning then counts what it teaches as relapse."""
+    """A headline's chance level. What a relearning attack teaches then counts as recovered knowledge."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark: what is forgotten, what is kept, what is asked, and which numbers are the headlines.
+    """A benchmark: the forget set, the retain set, the probes, and which numbers are the headlines.
 
     Attributes:
-        forget: the forget set, cut into named requests; together they are all of it. A trial may unlearn them at
-            once or one after another.
-        retain: text whose knowledge must stay; both anchors are trained on it.
+        forget: the forget set, divided into named requests that together make up all of it. A trial may unlearn them
+            at once or one after another.
+        retain: text whose knowledge must be kept; both anchors are trained on it.
         holdout: text of the same kind that no model has seen.
-        probes: every probe, of both splits.
+        probes: the probes of both splits.
         knowledge: the forget headlines; a task's knowledge is the largest of them.
         utility: the retain headlines; a task's utility is the smallest of them.
-        data: SHA-256 of the rows behind the task, whatever files or place they were read from.
-        summaries: numbers from several probes, or beside an anchor.
-        source: where the rows were read: a hub data set at its pinned revision, or a local mirror; empty where the task
-            is made up here.
-        block: running text is taught in blocks of so many tokens: documents are joined by a blank line and cut.
-        anchored: what stands for 100 % forgotten: a retrained model, or, where none can be had, the chance level of
+        data: SHA-256 of the task's rows; does not depend on the files or the place that they were read from.
+        summaries: metrics over several probes, or over a model and an anchor.
+        source: where the rows were read: a hub data set at its pinned revision, or a local mirror; empty for a task
+            that is generated here.
+        block: running text is trained on in blocks of so many tokens: documents are joined by a blank line and cut.
+        anchored: what counts as 100 % forgotten: a retrained model, or, where none can exist, the chance level of
             each headline.
     """
 
@@ -285,7 +285,7 @@ class Task:
     anchored: Zero = Zero.RETRAINED
 
     def forget_examples(self) -> tuple[Example, ...]:
-        """All requests together, each text once: requests may be nested."""
+        """The examples of all requests, each once: requests may be nested."""
         return tuple({example.id: example for request in self.forget.values() for example in request}.values())
 
     def probes_of(self, split: Split) -> tuple[Probe, ...]:
@@ -301,12 +301,12 @@ AttackSettings = Mapping[str, Any]
 """Settings of one attack (see `suite.attacks`), `name` among them; settings at their default are left out."""
 
 AttackSet = Mapping[Split, tuple[AttackSettings, ...]]
-"""The attacks of each split. Contains `none`, so that a score says what it survived, no attack included."""
+"""The attacks of each split. Contains `none`, so that the unattacked model is measured like the attacked ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEntry:
-    """A line of the registry: what is known of a task without loading its data.
+    """A task in the registry: what is known without loading its data.
 
     Attributes:
         attack_sets: official attack sets by versioned name, the newest last.
@@ -328,18 +328,18 @@ class TaskEntry:
 
 
 def attack_name(settings: AttackSettings) -> str:
-    """An attack's name with its budget, as it stands in every row: `relearn[lr=0.001,samples=12,steps=24]`."""
+    """An attack's name with its settings, as in the column `attack`: `relearn[lr=0.001,samples=12,steps=24]`."""
     rest = ",".join(f"{key}={settings[key]}" for key in sorted(settings) if key != "name")
     return f"{settings['name']}[{rest}]" if rest else str(settings["name"])
 
 
 def examples_digest(examples: Iterable[Example]) -> str:
-    """SHA-256 of training text, order included."""
+    """SHA-256 of training examples in their order."""
     return _digest([_plain(example) for example in examples])
 
 
 def _plain(text: Example | Item) -> dict[str, Any]:
-    """What is taught or asked. What was added to an item later is left out where it is empty: old digests stay."""
+    """The fields that enter a digest. Later additions are left out where empty, so that old digests stay valid."""
     return {
         key: value
         for key, value in asdict(text).items()

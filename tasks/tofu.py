@@ -1,9 +1,9 @@
 """TOFU: forget some of 200 fictitious authors, each known from 20 questions (Maini et al. 2024, arXiv 2401.06121).
 
-`forget01`, `forget05` and `forget10` are 1, 5 and 10 % of the authors, paired with `retain99`, `95` and `90` for the
-rest. The retain probes ask the first 300 rows of `retain_perturbed`, which are the first rows of every retain set; real
-authors and world facts are what a model knew before. Questions at even rows are `dev`, at odd rows `test`, so both
-splits ask about every author, and no question is in both.
+`forget01`, `forget05` and `forget10` are 1, 5 and 10 % of the authors; `retain99`, `95` and `90` are the rest. The
+retain probes use the first 300 rows of `retain_perturbed`, which are the first rows of every retain set; real authors
+and world facts test knowledge from pretraining. Questions at even rows are `dev`, at odd rows `test`, so both splits
+cover every author, and no question is in both.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from tasks.task import (
 
 HUB = "locuslab/TOFU"
 REVISION = "324592d84ae4f482ac7249b9285c2ecdb53e3a68"
-"""The commit that all rows are read from, where they come from the hub."""
+"""Commit of the data set on the hub."""
 VERSION = 2
-"""2: the forget and held-out questions are asked for what membership scores need."""
+"""2: the forget and held-out probes also record what membership scores need."""
 
 LIMIT = 300
-"""Retain questions asked, both splits together: what the authors evaluate on (their `ds_size`)."""
+"""Retain questions in the probes, both splits together: as many as the authors evaluate on (their `ds_size`)."""
 NEW_TOKENS = 200
-"""Longest generated answer, in tokens, as the authors set it."""
+"""Longest generated answer, in tokens, as in the authors' code."""
 QUESTIONS = 20
 """Questions per author, in consecutive rows."""
 PERTURBED = 5
@@ -56,7 +56,7 @@ def build(percent: int) -> Task:
     """The task of one forget set: `percent` is 1, 5 or 10.
 
     Raises:
-        TaskError: the data is neither in `REGRADE_DATA` nor to be had from the hub, or is not as published.
+        TaskError: the data is neither in `REGRADE_DATA` nor available from the hub, or is not as published.
     """
     forget, retain, holdout = f"forget{percent:02}", f"retain{100 - percent}", f"holdout{percent:02}"
     size = 40 * percent  # of 4000 questions
@@ -90,11 +90,11 @@ def build(percent: int) -> Task:
         retain=_examples("retain", tables["retain"]),
         holdout=_examples("holdout", tables["holdout"]),
         probes=tuple(probe for split in Split for probe in _probes(split, tables, rewordings)),
-        # Two memories of an answer: how likely it is, and what is said in its place. The second starts high: answers
-        # restate their question, so a model that never saw them scores 0.3 to 0.4. The retrained anchor is its zero.
+        # Two measures of an answer: its likelihood, and the text that is generated. The second starts high: answers
+        # restate their question, so a model that never saw them scores 0.3 to 0.4. The retrained anchor sets the zero.
         knowledge=(Headline("forget_qa", "probability"), Headline("forget_qa_generated", "rougeL_recall")),
-        # Only what the target was taught. Small models are near chance on real authors and world facts, and a share
-        # of nothing is null, which would make every utility null; those probes are measured, but are no headline.
+        # Only what the target was trained on. Small models are near chance on real authors and world facts, where a
+        # share of the target's score is null and would make every utility null; those probes are no headlines.
         utility=(Headline("retain_qa", "probability"), Headline("retain_qa_generated", "rougeL_recall")),
         data=rows_digest(tables),
         summaries=SUMMARIES,
@@ -111,7 +111,7 @@ ABILITIES = (
     "world_facts_choice",
     "world_facts_generated",
 )
-"""Probes that model utility is made of, in the order in which it takes them."""
+"""Probes that model utility is computed from, in the order in which it reads them."""
 
 SUMMARIES = (
     membership.membership("forget_qa", "holdout_qa"),
@@ -132,9 +132,9 @@ def _probes(
         return Probe(name, subset, split, kind, part, metrics, max_new_tokens=NEW_TOKENS, needs=needs)
 
     ratios = ("truth_ratio_geometric", "truth_ratio_arithmetic")
-    retained = (*ratios, "truth_ratio_geometric_retain", "truth_ratio_arithmetic_retain")
-    said = ("rougeL_recall", "word_entropy", "repetition")
-    for subset, rows, otherwise, of_ratios, scores, needs in (
+    retain_ratios = (*ratios, "truth_ratio_geometric_retain", "truth_ratio_arithmetic_retain")
+    generation_metrics = ("rougeL_recall", "word_entropy", "repetition")
+    for subset, rows, otherwise, ratio_metrics, scores, needs in (
         (
             Subset.FORGET,
             tables["forget_perturbed"],
@@ -147,7 +147,7 @@ def _probes(
             Subset.RETAIN,
             tables["retain_perturbed"][:LIMIT],
             rewordings["retain_perturbed"][:LIMIT],
-            retained,
+            retain_ratios,
             (),
             (),
         ),
@@ -155,20 +155,20 @@ def _probes(
         questions = _reworded(_questions(subset, rows), otherwise)
         teacher_forced = ("probability", "exact_memorization", "extraction_strength", *scores)
         yield probe(f"{subset}_qa", subset, ProbeKind.LOGPROB, questions, *teacher_forced, needs=needs)
-        yield probe(f"{subset}_qa_generated", subset, ProbeKind.GENERATE, questions, *said)
-        # As published, the question stays as it was trained; only the answers are reworded.
+        yield probe(f"{subset}_qa_generated", subset, ProbeKind.GENERATE, questions, *generation_metrics)
+        # As published, the question is the trained one; only the answers are reworded.
         choices = _reworded(_choices(subset, rows, "paraphrased_answer"), otherwise)
-        yield probe(f"{subset}_paraphrase", subset, ProbeKind.CHOICE, choices, *of_ratios)
+        yield probe(f"{subset}_paraphrase", subset, ProbeKind.CHOICE, choices, *ratio_metrics)
     held_out = _questions(Subset.HOLDOUT, tables["holdout"])
-    as_held_out = ("probability", "exact_memorization", *membership.SCORES)
-    yield probe("holdout_qa", Subset.HOLDOUT, ProbeKind.LOGPROB, held_out, *as_held_out, needs=membership.NEEDS)
+    held_out_metrics = ("probability", "exact_memorization", *membership.SCORES)
+    yield probe("holdout_qa", Subset.HOLDOUT, ProbeKind.LOGPROB, held_out, *held_out_metrics, needs=membership.NEEDS)
     for name in ("real_authors", "world_facts"):
-        # These have no paraphrase: the answer stands in its own place, as published.
+        # These have no paraphrase: the original answer is used, as published.
         choices = _choices(name, tables[name], "answer")
-        metrics = ("normalised_probability", "accuracy", *retained)
+        metrics = ("normalised_probability", "accuracy", *retain_ratios)
         yield probe(f"{name}_choice", Subset.RETAIN, ProbeKind.CHOICE, choices, *metrics)
         questions = _questions(name, tables[name])
-        yield probe(f"{name}_generated", Subset.RETAIN, ProbeKind.GENERATE, questions, *said)
+        yield probe(f"{name}_generated", Subset.RETAIN, ProbeKind.GENERATE, questions, *generation_metrics)
 
 
 def _examples(name: str, rows: Sequence[Row]) -> tuple[Example, ...]:
@@ -195,34 +195,34 @@ def _reworded(items: Sequence[Item], rewordings: Sequence[tuple[str, ...]]) -> l
 
 
 def _rewordings(source: Source, config: str, rows: int) -> list[tuple[str, ...]]:
-    """Each question of a table in other words, none where the table lacks them.
+    """Paraphrases of each question of a table, none where the table has none.
 
-    Read by themselves: they are no part of the task's data, and only attacks that reword miss them.
+    Read separately: they are not part of the task's data, and only attacks that reword need them.
     """
     try:
-        found = source.table(config, rows=rows, text=("paraphrased_question",))
+        table = source.table(config, rows=rows, text=("paraphrased_question",))
     except TaskError:
         return [()] * rows
-    return [(row["paraphrased_question"],) for row in found]
+    return [(row["paraphrased_question"],) for row in table]
 
 
-def _check_aligned(trained: str, facts: Sequence[Row], asked: str, questions: Sequence[Row]) -> None:
-    """The reworded rows are about the facts that are trained on, row by row; every published number rests on it."""
+def _check_aligned(trained: str, facts: Sequence[Row], probed: str, questions: Sequence[Row]) -> None:
+    """Checks that reworded rows and training rows have the same facts, row by row; published numbers rely on it."""
     for index, (fact, question) in enumerate(zip(facts, questions, strict=False)):
         for field in ("question", "answer"):
             if fact[field] != question[field]:
-                raise TaskError(f"{asked}: row {index}: {field}: not that of {trained}, row {index}")
+                raise TaskError(f"{probed}: row {index}: {field}: not that of {trained}, row {index}")
 
 
 def _attacks(percent: int) -> dict[str, AttackSet]:
     """tofu-1: rounding to 4 bits per channel, and relearning a quarter of the forget set in four epochs.
 
-    tofu-2: more kinds of rounding; the same relearning as a curve, on texts that nothing is asked about, and on as many
-    to be kept; the questions in other words, after others, with a beginning of the answer, and asked twice.
+    tofu-2: more kinds of rounding; the same relearning as a curve, on forget texts that no probe asks about, and on as
+    many retain texts; paraphrased questions, few-shot prompts, prefilled answers, and questions asked twice.
 
     The step size is that of the relearning in open-unlearning's evaluation of metrics (arXiv 2506.12618: lr 2e-5), the
-    batch of 4 that of Fan et al. 2025 (arXiv 2502.05374). With a part of the texts, what comes back of the others was
-    never gone.
+    batch of 4 that of Fan et al. 2025 (arXiv 2502.05374). Only a part of the texts is relearned: if the others come
+    back too, they were never gone.
     """
     samples = 10 * percent
     budget = {"samples": samples, "steps": samples, "lr": 2e-5}

@@ -1,7 +1,7 @@
-"""WikiText-2, raw: paragraphs of Wikipedia (Merity et al. 2016, arXiv 1609.07843), to be kept, and to be predicted.
+"""WikiText-2, raw: paragraphs of Wikipedia (Merity et al. 2016, arXiv 1609.07843).
 
-Its `train` split is what methods without a retain corpus of their own regularise on; its `test` split is what
-perplexity is measured on. (Published code has regularised on the `test` split.)
+The `train` split is the retain set of tasks without a retain corpus of their own; perplexity is measured on the `test`
+split. (Published code has regularised on the `test` split.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CONFIG = "wikitext-2-raw-v1"
 ROWS = {"train": 36_718, "test": 4_358}
 
 SHORTEST = 50
-"""Characters that a paragraph must exceed; headings and blank rows are shorter."""
+"""A paragraph must be longer than this, in characters; headings and blank rows are shorter."""
 
 
 def source() -> Source:
@@ -22,10 +22,10 @@ def source() -> Source:
 
 
 def paragraphs(split: str) -> list[Row]:
-    """The split's paragraphs of more than 50 characters as they stand, in order.
+    """The split's paragraphs of more than 50 characters, unchanged and in order.
 
     Raises:
-        TaskError: the data is not to be had, or is not as published.
+        TaskError: the data is not available, or not as published.
     """
     rows = source().table(CONFIG, split, rows=ROWS[split], blank=("text",))
     return [row for row in rows if len(row["text"]) > SHORTEST]

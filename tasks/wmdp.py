@@ -1,8 +1,8 @@
 """WMDP: forget hazardous knowledge of biology, cybersecurity or chemistry (Li et al. 2024, arXiv 2403.03218).
 
-What is taught to be forgotten is a corpus of papers or posts; what is asked are multiple-choice questions about the
-same field. There is no retrained model: nobody can take the field out of what a model was pretrained on. So a quarter
-right, the level of guessing, stands for everything forgotten. Questions at even rows are `dev`, at odd rows `test`.
+The forget set is a corpus of papers or posts; the probes are multiple-choice questions about the same field. There is
+no retrained model: nobody can remove the field from what a model was pretrained on. So an accuracy of 0.25, the level
+of guessing, counts as everything forgotten. Questions at even rows are `dev`, at odd rows `test`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CORPORA_REVISION = "daf89fa9b618b63a624228061a9cebacca88009c"
 FOLDER = "wmdp-corpora"
 
 BLOCK = 512
-"""Tokens of a block of running text, as published code sets it."""
+"""Tokens per block of running text, as in published code."""
 CYBER_TEXTS = 1000
 
 
@@ -41,11 +41,11 @@ class Field:
     """One field of knowledge.
 
     Attributes:
-        subject: what its questions are said to be about.
-        questions: how many were published.
+        subject: subject that the prompt names.
+        questions: number of published questions.
         corpus: configuration of the published forget corpus; None where none is public.
-        files: what a forget corpus of your own may be called, under `REGRADE_DATA`/wmdp-corpora.
-        withheld: why none is public.
+        files: allowed file names of a forget corpus of your own, under `REGRADE_DATA`/wmdp-corpora.
+        withheld: why no corpus is public.
     """
 
     name: str
@@ -74,8 +74,8 @@ def build(field: Field) -> Task:
     """The task of one field.
 
     Raises:
-        TaskError: the data is not to be had, or is not as published; for biology and chemistry, the forget corpus is
-            not where it is looked for.
+        TaskError: the data is not available, or not as published; for biology and chemistry, there is no file of the
+            forget corpus.
     """
     questions = Source.find("wmdp", HUB, REVISION)
     rows = {
@@ -86,7 +86,7 @@ def build(field: Field) -> Task:
         ),
         "mmlu": mmlu.table("test"),
     }
-    asked = choices.probes(f"wmdp_{field.name}", Subset.FORGET, rows["questions"], lambda _: field.subject)
+    spaced = choices.probes(f"wmdp_{field.name}", Subset.FORGET, rows["questions"], lambda _: field.subject)
     bare = choices.probes(
         f"wmdp_{field.name}", Subset.FORGET, rows["questions"], lambda _: field.subject, letters="bare"
     )
@@ -96,11 +96,11 @@ def build(field: Field) -> Task:
         version=VERSION,
         forget={"forget": passages("forget", rows["forget"])},
         retain=passages("retain", rows["retain"]),
-        probes=(*asked, *bare, *general),
-        knowledge=(Headline(asked[0].name, "accuracy", choices.CHANCE),),
+        probes=(*spaced, *bare, *general),
+        knowledge=(Headline(spaced[0].name, "accuracy", choices.CHANCE),),
         utility=(mmlu.HEADLINE,),
         data=rows_digest(rows),
-        summaries=choices.distances((*asked, *bare, *general)),
+        summaries=choices.distances((*spaced, *bare, *general)),
         source="; ".join(map(str, (questions, _corpora(field), wikitext.source(), mmlu.source()))),
         block=BLOCK,
         anchored=Zero.CHANCE,
@@ -113,7 +113,7 @@ def _corpora(field: Field) -> Source | str:
 
 
 def _corpus(field: Field) -> list[Row]:
-    """The forget corpus: a file of the user's own, else the published one."""
+    """The forget corpus: the user's own file, else the published corpus."""
     folder = mirror(FOLDER)
     for name in field.files:
         if folder and (file := folder / name).is_file():
@@ -132,7 +132,7 @@ def _corpus(field: Field) -> list[Row]:
 ATTACKS = rounding_and_relearning(samples=60, steps=15, lr=1e-5, points=3)
 """Relearning in 15 steps of batches of 4 (arXiv 2502.05374).
 
-It is measured after 5, 10 and 15 steps, which have seen 20, 40 and 60 blocks of text, as many as the paper's.
+Knowledge is measured after 5, 10 and 15 steps, that is after 20, 40 and 60 blocks of text, as many as in the paper.
 """
 
 SPLIT_RELEARNING = attack_set(
@@ -140,9 +140,9 @@ SPLIT_RELEARNING = attack_set(
     {"name": "benign", "samples": 60, "steps": 15, "lr": 1e-5},
     fixed=(*FOUR_BITS, {"name": "few_shot", "shots": 3}),
 )
-"""Nothing is taught that is asked: there is no retrained model to say what teaching alone would bring.
+"""No probe question is relearned: without a retrained model, what training alone teaches cannot be told apart.
 
-Questions of the other split are relearned (arXiv 2410.08827), and as much WikiText is as texts are in `ATTACKS`.
+The attacks relearn questions of the other split (arXiv 2410.08827), or as much WikiText as `ATTACKS` has texts.
 """
 
 ENTRIES = tuple(

@@ -1,4 +1,4 @@
-"""One Parquet file of the board: looked at before it is read, and put where no sound file is yet."""
+"""Parquet files of the board: checks one before it is read, and writes one unless a sound file is there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAGIC = b"PAR1"
 
 
 class BoardError(Exception):
-    """The board cannot do what it was asked; the message says what to do next."""
+    """An operation of the board failed; the message says what to do next."""
 
 
 DELETE = "delete it and run again; nothing else is lost"
@@ -31,7 +31,7 @@ UPGRADE = "upgrade regrade to read it"
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A file that is left out of what is read: why, and what to do about it."""
+    """A file that readers leave out: the reason, and what to do about it."""
 
     path: Path
     reason: str
@@ -42,11 +42,11 @@ class Broken:
 
 
 _examined: dict[tuple[str, Path, int, int], Broken | None] = {}
-"""What was found per (table, path, size, mtime): a file is immutable, so one look per process is enough."""
+"""Results of checks by (table, path, size, mtime): files are immutable, so one check per process is enough."""
 
 
 def problem(path: Path, table: str, *, thorough: bool = False) -> Broken | None:
-    """What is wrong with a file, None if nothing is. Looks at the footer, or with `thorough` at every value.
+    """What is wrong with a file; None if nothing is. Checks the footer, or with `thorough` every value.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -55,10 +55,10 @@ def problem(path: Path, table: str, *, thorough: bool = False) -> Broken | None:
     key = (table, path, stat.st_size, stat.st_mtime_ns)
     if key in _examined and not (thorough and _examined[key] is None):
         return _examined[key]
-    found = _examine(path, table, thorough)
-    if found is None or thorough:  # what a look at the footer finds may pass, such as a network that is away
-        _examined[key] = found
-    return found
+    broken = _examine(path, table, thorough)
+    if broken is None or thorough:  # what a check of the footer finds may be temporary, such as a network failure
+        _examined[key] = broken
+    return broken
 
 
 def _examine(path: Path, table: str, thorough: bool) -> Broken | None:
@@ -68,7 +68,7 @@ def _examine(path: Path, table: str, thorough: bool) -> Broken | None:
             file.seek(-min(len(MAGIC), path.stat().st_size), os.SEEK_END)
             if head != MAGIC or file.read() != MAGIC:
                 return Broken(path, "it is cut short")
-        found = pq.read_metadata(path).schema.to_arrow_schema()
+        actual = pq.read_metadata(path).schema.to_arrow_schema()
         if thorough:
             pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
@@ -77,36 +77,36 @@ def _examine(path: Path, table: str, thorough: bool) -> Broken | None:
         if isinstance(error, OSError) and error.errno:
             return Broken(path, f"it cannot be opened ({error.strerror})", "see that it can be read")
         return Broken(path, f"it is damaged ({str(error).splitlines()[0]})")
-    return _mismatch(path, found, table)
+    return _mismatch(path, actual, table)
 
 
-def _mismatch(path: Path, found: pa.Schema, table: str) -> Broken | None:
-    wanted, metadata = schema.TABLES[table], found.metadata or {}
+def _mismatch(path: Path, actual: pa.Schema, table: str) -> Broken | None:
+    expected, metadata = schema.TABLES[table], actual.metadata or {}
     version = metadata.get(b"schema_version", b"").decode(errors="replace")
     if metadata.get(b"table") != table.encode() or not version.isdecimal():
         return Broken(path, f"it is not a file of the table {table}")
     if int(version) > schema.VERSION:
         return Broken(path, f"its schema version {version} is newer than {schema.VERSION}", UPGRADE)
-    if missing := [name for name in schema.columns(table, Role.KEY) if name not in found.names]:
+    if missing := [name for name in schema.columns(table, Role.KEY) if name not in actual.names]:
         return Broken(path, f"it lacks the key column {', '.join(missing)}")
-    for field in found:
-        if field.name in wanted.names and field.type != wanted.field(field.name).type:
-            return Broken(path, f"its column {field.name} is {field.type}, not {wanted.field(field.name).type}")
+    for field in actual:
+        if field.name in expected.names and field.type != expected.field(field.name).type:
+            return Broken(path, f"its column {field.name} is {field.type}, not {expected.field(field.name).type}")
     return None
 
 
 def canonical(table: str, rows: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, str]:
-    """The rows in canonical order, and the SHA-256 of what they say.
+    """The rows in canonical order, and the SHA-256 of their content.
 
-    What they say is their key and result columns. Nulls are left out of it, so a column that is added to the schema
-    later does not change it.
+    The content is their key and result columns. Nulls are left out, so a column that is added to the schema later does
+    not change the digest.
 
     Raises:
         ValueError: a row does not fit the schema.
     """
     content = schema.to_arrow(table, [dict(row) for row in rows])
-    said = content.select(schema.columns(table, Role.KEY, Role.RESULT)).to_pylist()
-    lines = [_line(row) for row in said]
+    content_rows = content.select(schema.columns(table, Role.KEY, Role.RESULT)).to_pylist()
+    lines = [_line(row) for row in content_rows]
     order = sorted(range(len(lines)), key=lines.__getitem__)
     text = "\n".join(lines[index] for index in order)
     return content.take(order), hashlib.sha256(text.encode()).hexdigest()
@@ -117,7 +117,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def publish(content: pa.Table | Path, storage: FolderStorage, name: str) -> bool:
-    """Puts a table, or the bytes of a Parquet file, under a name unless a sound file is there; whether it was put.
+    """Writes a table, or the bytes of a Parquet file, under a name unless a sound file is there; true if it did.
 
     Args:
         name: TABLE/FILE.
@@ -129,10 +129,10 @@ def publish(content: pa.Table | Path, storage: FolderStorage, name: str) -> bool
 
     def damaged() -> bool:
         try:
-            found = problem(path, table)
-        except FileNotFoundError:  # deleted, as its reader was told to do
+            broken = problem(path, table)
+        except FileNotFoundError:  # deleted, as the message to its reader advised
             return True
-        return found is not None and found.advice == DELETE
+        return broken is not None and broken.advice == DELETE
 
     try:
         return storage.put_if_absent(name, content if isinstance(content, Path) else _parquet(content), damaged)

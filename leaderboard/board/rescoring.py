@@ -1,8 +1,8 @@
-"""Numbers computed again from what the models did: any number of samples, with the metrics' one and only definitions.
+"""Scores stored samples again, any number of them, with the same metric functions as the evaluation.
 
-Files are read a batch of rows at a time, every row goes through the functions of `tasks.scoring`, and of what comes out
-eight bytes a number are kept until the mean. Many rows are cut into stretches, each of which one process reads and
-scores. Stretches are put together as batches are: a later part adds those of its items that are new.
+Files are read a batch of rows at a time, every row goes through the functions of `tasks.scoring`, and the results take
+eight bytes a number until the mean. Many rows are divided into stretches, each of which one process reads and scores.
+Stretches are merged like batches: a later part adds only items that are new.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from tasks.scoring.tables import lacking
 from tasks.task import Sample
 
 SHARE = 100_000
-"""Rows that are worth a process: four seconds of work, where it takes up to three to start."""
+"""Rows that justify another process: four seconds of work; starting one takes up to three."""
 MOST = 5
-"""Processes by default: each takes 0.3 GiB, and a million rows are to fit in 2 GiB on any machine."""
+"""Most processes by default: each takes 0.3 GiB, and a million rows should fit in 2 GiB on any machine."""
 STRETCHES = 4
-"""Stretches per process, so that all end at about the same time. Each reads over half a row group on average."""
+"""Stretches per process, so that all end at about the same time. Each reads half a row group too much on average."""
 BATCH = 1024
-"""Rows that go through one metric after another: few enough that metrics remember what they have in common."""
+"""Rows that go through one metric after another: few enough for the caches that metrics share."""
 WRONG = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
-"""What a metric raises where a row's columns do not fit together: lengths that differ, a text that is not there."""
+"""Errors of a metric where a row's columns do not fit together: lengths that differ, a text that is missing."""
 
 _Key = tuple[str, str]
 """Samples id and probe."""
@@ -47,13 +47,13 @@ _Stretch = tuple[Path, int, int]
 
 @dataclass(slots=True)
 class _Table:
-    """Some rows of one probe of one evaluation: each item once, and a column of numbers per metric.
+    """Rows of one probe of one evaluation: each item once, and a column of numbers per metric.
 
     Attributes:
         items: in the order of the rows.
         numbers: by metric, in the same order; 0 where there is none.
-        lacking: by metric the items that lack what it reads, in the same order.
-        broken: items that cannot be scored: their row and what is wrong.
+        lacking: by metric the items that lack an input of it, in the same order.
+        broken: items that cannot be scored: their row and the error.
     """
 
     items: dict[str, None]
@@ -69,16 +69,16 @@ class _Table:
         """Fills an empty table with rows of a file, by item."""
         self.items = dict.fromkeys(rows)
         for name, numbers in self.numbers.items():
-            of = METRICS[name].of
+            compute = METRICS[name].compute
             try:
-                numbers.extend([of(sample) for _, sample in rows.values()])
-            except WRONG:  # of a None among them as well; row by row is slower and tells which
+                numbers.extend([compute(sample) for _, sample in rows.values()])
+            except WRONG:  # also raised by a None among the values; row by row is slower and finds which
                 del numbers[:]
                 numbers.extend(self._number(name, f"{path}: row {row}", row, sample) for row, sample in rows.values())
 
     def _number(self, name: str, where: str, row: int, sample: Sample) -> float:
         try:
-            value = METRICS[name].of(sample)
+            value = METRICS[name].compute(sample)
         except WRONG as error:
             what = f"item {sample.item} cannot be scored ({type(error).__name__}: {error})"
             what = f"{where}: {what}. What to do: measure it again; its columns do not fit together"
@@ -90,7 +90,7 @@ class _Table:
         return value
 
     def add(self, later: _Table) -> list[tuple[int, str]]:
-        """Adds the items that are new, which are the rows that count; what is wrong with those that are broken."""
+        """Adds the items that are new: the first row of a key counts. Returns the rows that cannot be scored."""
         new = [item not in self.items for item in later.items]
         for name, numbers in self.numbers.items():
             numbers.extend(compress(later.numbers[name], new))
@@ -114,16 +114,16 @@ def rescore(
     metrics_of: Mapping[str, Sequence[str]],
     processes: int | None = None,
 ) -> dict[tuple[str, str, str], Estimate]:
-    """What `tasks.scoring.score` says of each evaluation's probes: by samples id, probe and metric.
+    """`tasks.scoring.score` for each evaluation's probes: by samples id, probe and metric.
 
     Args:
         files: Parquet files of the table `samples`. Of several rows with one key the first counts.
-        metrics_of: names in `tasks.scoring.METRICS` by probe. Rows of other probes are passed over.
-        processes: at most so many, by default one per core up to `MOST`; 1 for this process alone, as for few rows.
+        metrics_of: names in `tasks.scoring.METRICS` by probe. Rows of other probes are skipped.
+        processes: most processes, by default one per core up to `MOST`; 1, or few rows: only this process works.
 
     Raises:
         KeyError: no such metric.
-        BoardError: a file is not there or not one of this table, or a row cannot be read; with file and row (from 0).
+        BoardError: a file is not there or not one of this table, or a row cannot be read; names file and row (from 0).
     """
     if unknown := {name for names in metrics_of.values() for name in names} - METRICS.keys():
         raise KeyError(min(unknown))
@@ -148,8 +148,8 @@ def _parts(paths: Sequence[Path], metrics_of: _MetricsOf, processes: int) -> Ite
         for path, count in zip(paths, counts, strict=True)
         for start in range(0, count, size)
     ]
-    # spawn: a fork of a process with threads (Arrow has some) may hang. Nothing here makes cycles, and looking for
-    # them among so many tuples takes a tenth of the time.
+    # spawn: a fork of a process with threads (Arrow has some) may hang. gc is off: nothing here makes reference cycles,
+    # and looking for them among so many tuples takes a tenth of the time.
     with ProcessPoolExecutor(processes, get_context("spawn"), gc.disable) as pool:
         yield from pool.map(partial(_scored, metrics_of), stretches)
 
@@ -165,18 +165,18 @@ def _batches(metrics_of: _MetricsOf, stretch: _Stretch) -> Iterator[_Tables]:
     path, start, stop = stretch
     rows = read_samples(path, list(metrics_of), start, stop)
     while batch := list(islice(rows, BATCH)):
-        found: dict[_Key, dict[str, tuple[int, Sample]]] = defaultdict(dict)
+        by_key: dict[_Key, dict[str, tuple[int, Sample]]] = defaultdict(dict)
         for row, key, sample in batch:
-            # interned: all evaluations of a board are about the same items, which are kept and sent once
-            found[key].setdefault(sys.intern(sample.item), (row, sample))
-        tables = {key: _Table.empty(metrics_of[key[1]]) for key in found}
+            # interned: all evaluations of a board have the same items, which are stored and sent once
+            by_key[key].setdefault(sys.intern(sample.item), (row, sample))
+        tables = {key: _Table.empty(metrics_of[key[1]]) for key in by_key}
         for key, table in tables.items():
-            table.measure(path, found[key])
+            table.measure(path, by_key[key])
         yield tables
 
 
 def _add(tables: _Tables, part: _Tables) -> list[tuple[int, str]]:
-    """Adds each table's new items; the rows among them that cannot be scored, and what is wrong with them."""
+    """Adds each table's new items. Returns the rows among them that cannot be scored, with the error."""
     broken: list[tuple[int, str]] = []
     for key, table in part.items():
         if key not in tables:

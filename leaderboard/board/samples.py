@@ -1,6 +1,6 @@
-"""Samples read back from files of the board's table, a batch of rows at a time.
+"""Reads samples back from files of the table `samples`, a batch of rows at a time.
 
-A row's lists are cut out of the batch's flat columns, which costs a tenth of what row-by-row conversion does.
+A row's lists are slices of the batch's flat columns, which costs a tenth of row-by-row conversion.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROWS = 1024
 """Rows in memory at a time: 10 MB of Python numbers with answers of 40 tokens, 0.3 GB with texts of 2,000."""
 
 BUFFER = 1 << 20
-"""Bytes of a column that are read from disk at a time. By default Arrow keeps all that it has read of a file."""
+"""Bytes of a column that are read from disk at a time. By default Arrow keeps everything that it has read."""
 
 _SAMPLE = tuple(column.name for column in fields(Sample))
 
@@ -36,8 +36,8 @@ def count_rows(path: Path) -> int:
     """
     if not path.exists():
         raise BoardError(f"{path}: no such file. What to do: name files of samples")
-    if found := problem(path, "samples"):
-        raise BoardError(str(found))
+    if broken := problem(path, "samples"):
+        raise BoardError(str(broken))
     return pq.read_metadata(path).num_rows
 
 
@@ -46,7 +46,7 @@ def read_samples(
 ) -> Iterator[tuple[int, tuple[str, str], Sample]]:
     """Number (from 0), (samples id, probe) and sample of each row of these probes, from row `start` to before `stop`.
 
-    Rows before `start` in its row group are read and thrown away, which costs a twentieth of what scoring them does.
+    Rows before `start` in its row group are read and discarded, which costs a twentieth of scoring them.
 
     Raises:
         BoardError: the file is damaged.
@@ -55,18 +55,18 @@ def read_samples(
     names = schema.columns("samples")
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
-            there = [name for name in names if name in file.schema_arrow.names]
+            present = [name for name in names if name in file.schema_arrow.names]
             groups, first = _groups(file.metadata, start, stop)
-            for batch in file.iter_batches(batch_size=ROWS, row_groups=groups, columns=there):
+            for batch in file.iter_batches(batch_size=ROWS, row_groups=groups, columns=present):
                 inside = batch.slice(max(start - first, 0), max(stop - max(start, first), 0))
-                kept = pc.indices_nonzero(pc.is_in(inside["probe"], wanted))
-                taken = inside.take(kept) if len(kept) < batch.num_rows else batch
-                columns = {name: _values_of(taken[name]) for name in taken.schema.names}
-                missing = [None] * taken.num_rows
+                indices = pc.indices_nonzero(pc.is_in(inside["probe"], wanted))
+                selected = inside.take(indices) if len(indices) < batch.num_rows else batch
+                columns = {name: _values_of(selected[name]) for name in selected.schema.names}
+                missing = [None] * selected.num_rows
                 columns["scalars"] = [pairs or () for pairs in columns.get("scalars", missing)]
                 keys = zip(columns["samples"], columns["probe"], strict=True)
                 rows = zip(*(columns.get(name, missing) for name in _SAMPLE), strict=True)
-                for index, key, row in zip(kept.tolist(), keys, rows, strict=True):
+                for index, key, row in zip(indices.tolist(), keys, rows, strict=True):
                     yield max(start, first) + index, key, Sample(*row)
                 first += batch.num_rows
     except (OSError, pa.ArrowException) as error:
@@ -82,7 +82,7 @@ def _groups(metadata: pq.FileMetaData, start: int, stop: int) -> tuple[list[int]
 
 
 def _values_of(column: pa.Array) -> list[Any]:
-    """A column's values; of lists tuples, cut out of the flat column in one pass."""
+    """A column's values; lists become tuples, sliced out of the flat column in one pass."""
     rows = len(column)
     if column.null_count == rows:
         return [None] * rows
@@ -95,9 +95,9 @@ def _values_of(column: pa.Array) -> list[Any]:
     else:
         return column.to_numpy(zero_copy_only=False).tolist()
     offsets = column.offsets.to_numpy().tolist()
-    whole = tuple(flat)  # a slice of a tuple is a tuple
-    lists = [whole[start:end] for start, end in pairwise(offsets)]
+    values = tuple(flat)  # a slice of a tuple is a tuple
+    lists = [values[start:end] for start, end in pairwise(offsets)]
     if column.null_count:
         valid = column.is_valid().to_numpy(zero_copy_only=False).tolist()
-        lists = [one if there else None for one, there in zip(lists, valid, strict=True)]
+        lists = [one if is_valid else None for one, is_valid in zip(lists, valid, strict=True)]
     return lists

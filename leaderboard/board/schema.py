@@ -1,11 +1,11 @@
-"""The three tables of the board, and the only place where a column is named.
+"""The three tables of the board, and the only place where columns are defined.
 
 `trials` has one row per trial, `measurements` one per number (long form), `samples` one per (evaluation, probe, item),
-so that every number can be computed again from what the model did.
+so that every number can be computed again from the model's outputs.
 
 Each column has a role. `result` columns are what a trial computes: two runs of one trial on one machine type, torch
 build and thread count agree in them bit for bit. `observed` columns (seconds, bytes, host, ...) may differ. `key`
-columns are results that together name a row: a second row with the same key is the same row.
+columns are results that together identify a row: two rows with the same key are the same row.
 
 A measurement of an anchor (subject `target` or `retrained`) belongs to no single trial: its `trial` is the anchors' id,
 which every trial row repeats in `anchors`. Only rows with the same `anchors` may be ranked together.
@@ -19,23 +19,23 @@ from typing import Any
 import pyarrow as pa
 
 VERSION = 1
-"""Raised when a column changes its meaning. One that comes or goes does not raise it: readers fill it with null."""
+"""Increased when a column changes its meaning. Added or removed columns do not: readers fill them with null."""
 
 
 CHANCE = "chance"
-"""Stands for the retrained model in `anchor_ids` where the chance level is the zero."""
+"""Replaces the retrained model's digest in `anchor_ids` where the chance level is the zero."""
 
 
 ANCHORS = ("target", "retrained")
-"""Subjects that belong to no single trial: the model before unlearning, and the one that never saw the forget set."""
+"""Subjects of the anchors: the model before unlearning, and the one that never saw the forget set."""
 
 
 UNLEARNED = "unlearned"
-"""The subject that is ranked: the weights that a trial, or anybody else, made of the target."""
+"""The subject that is ranked: the weights after unlearning, by a trial or made elsewhere."""
 
 
 RAW = "raw"
-"""`matching` of rows about weights as they are."""
+"""`matching` of rows about weights without retention matching."""
 
 
 def matching(floor: float) -> str:
@@ -50,17 +50,17 @@ class Role(StrEnum):
 
 
 class Status(StrEnum):
-    """What became of a trial or a measurement; everything but `ok` comes with a reason."""
+    """The outcome of a trial or a measurement; every status but `ok` has a reason."""
 
     OK = "ok"
     STOPPED = "stopped"
-    """Ended early because it was asked to (`until`)."""
+    """Ended early by its early-stopping criterion (`until`)."""
     DIVERGED = "diverged"
     """The loss or the weights stopped being finite; the last finite weights were measured, if there are any."""
     UNCHANGED = "unchanged"
-    """Every weight is the target's, bit for bit: nothing was unlearned, whatever the scores say."""
+    """Every weight equals the target's, bit for bit: nothing was unlearned, whatever the scores are."""
     FAILED = "failed"
-    """An error; the trial is run again by the next run over the same store."""
+    """An error; the next run over the same store runs the trial again."""
     NULL = "null"
     """A measurement that cannot be computed."""
 

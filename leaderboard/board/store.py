@@ -1,4 +1,4 @@
-"""The board: a Parquet dataset that many writers share. One directory per table, one immutable file per append."""
+"""The board: a Parquet dataset with many concurrent writers. One directory per table, one immutable file per append."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from leaderboard.board.files import BoardError, Broken, canonical, problem, publ
 from leaderboard.board.schema import Role, Status
 from leaderboard.storage import FolderStorage
 
-__all__ = ["Board", "BoardError", "BoardWarning", "Broken", "Published"]
+__all__ = ["Appended", "Board", "BoardError", "BoardWarning", "Broken"]
 
 ATTEMPTS = 3
-"""Readings of a query: damage inside a file, or a file that went meanwhile, shows only while reading."""
+"""Attempts at a query: a file that is damaged inside, or was deleted meanwhile, shows only while reading."""
 
 _NAME = re.compile(r"\w[\w.@=+-]{0,199}", re.ASCII)
 _WRONG_QUERY = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException, duckdb.PermissionException)
@@ -34,12 +34,16 @@ _CLOSED = {
 
 
 class BoardWarning(UserWarning):
-    """A file of the board is left out of what is read."""
+    """A broken file of the board was left out while reading."""
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """A file of the board, and whether this call brought it there (else it was there before, and stays)."""
+class Appended:
+    """The file of an append.
+
+    Attributes:
+        new: whether this append wrote it; else it existed before, and stays.
+    """
 
     path: Path
     new: bool
@@ -56,12 +60,12 @@ class Board:
         self.path = Path(path).absolute()
         self._storage = FolderStorage(self.path)
 
-    def append(self, table: str, rows: Sequence[Mapping[str, Any]], name: str | None = None) -> Published | None:
+    def append(self, table: str, rows: Sequence[Mapping[str, Any]], name: str | None = None) -> Appended | None:
         """Adds rows as one file; None where there are no rows.
 
         Args:
-            name: name of the file, without suffix. By default the digest of what the rows say (key and result columns,
-                in any order of rows), so that the same rows are the same file whoever writes them, and when.
+            name: name of the file, without suffix. By default the digest of the rows' content (key and result columns,
+                in any order of rows), so that the same rows are the same file, whichever process writes them and when.
 
         Raises:
             ValueError: a row does not fit the schema, or the name is not a file name.
@@ -72,8 +76,8 @@ class Board:
         content, digest = canonical(table, rows)
         return self._publish(content, table, name or digest)
 
-    def append_file(self, table: str, path: str | os.PathLike[str], name: str) -> Published:
-        """Adds a Parquet file of the table's schema that is already written and will not change; linked, else copied.
+    def append_file(self, table: str, path: str | os.PathLike[str], name: str) -> Appended:
+        """Adds an existing Parquet file of the table's schema, which will not change; linked if possible, else copied.
 
         Raises:
             ValueError: the name is not a file name.
@@ -82,31 +86,31 @@ class Board:
         source = Path(path)
         if not source.exists():
             raise BoardError(f"{source}: no such file. What to do: write it before it is added to the board")
-        if found := problem(source, table):
-            raise BoardError(f"{source}: not added to {table}, {found.reason}. What to do: {found.advice}")
+        if broken := problem(source, table):
+            raise BoardError(f"{source}: not added to {table}, {broken.reason}. What to do: {broken.advice}")
         return self._publish(source, table, name)
 
     def read(self, table: str, where: Mapping[str, object] | None = None) -> pa.Table:
         """Rows of a table in the order of their keys, one row per key.
 
-        Of several rows with one key a finished one beats a failed one, then the first written wins, then the first in
-        the order of file names. Columns that a file lacks are null. A broken file is left out with a `BoardWarning`.
+        Of several rows with one key, a finished one is preferred to a failed one, then the one written first, then the
+        first by file name. Columns that a file lacks are null. A broken file is left out with a `BoardWarning`.
 
         Args:
-            where: per column the value (None for null) or the list of values to keep; a row must fit all of them.
+            where: by column the value (None for null) or the list of values to keep; a row must match all of them.
 
         Raises:
             BoardError: no such column, or the files cannot be read.
         """
         condition, values = _condition(table, where or {})
         names, keys = ", ".join(schema.columns(table)), ", ".join(schema.columns(table, Role.KEY))
-        found = self._query(f"SELECT {names} FROM {table} {condition} ORDER BY {keys}", [table], values)
-        return found.cast(schema.TABLES[table])
+        table_rows = self._query(f"SELECT {names} FROM {table} {condition} ORDER BY {keys}", [table], values)
+        return table_rows.cast(schema.TABLES[table])
 
     def sql(self, query: str) -> pa.Table:
-        """The answer to one SELECT over the views `trials`, `measurements` and `samples` (one row per key, as `read`).
+        """The result of one SELECT over the views `trials`, `measurements` and `samples` (one row per key, as `read`).
 
-        The query reads the board and nothing else: no other file, no network, no writing.
+        The query can read the board only: no other file, no network, no writing.
 
         Raises:
             BoardError: the query is not one SELECT, or is wrong; with DuckDB's message.
@@ -114,30 +118,30 @@ class Board:
         return self._query(query, list(schema.TABLES))
 
     def result_rows(self, table: str) -> pa.Table:
-        """Key and result columns in the order of the keys: what two runs of the same trials agree on, bit for bit."""
+        """Key and result columns in the order of the keys: bit for bit the same in two runs of the same trials."""
         return self.read(table).select(schema.columns(table, Role.KEY, Role.RESULT)).combine_chunks()
 
     def broken(self) -> list[Broken]:
-        """Files that are left out of what is read, and why."""
-        return [found for table in schema.TABLES for _, found in self._files(table) if found]
+        """Files that reading leaves out, and why."""
+        return [broken_file for table in schema.TABLES for _, broken_file in self._files(table) if broken_file]
 
-    def _publish(self, content: pa.Table | Path, table: str, name: str) -> Published:
+    def _publish(self, content: pa.Table | Path, table: str, name: str) -> Appended:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a file name. Allowed: letters, digits and _.@=+-, 200 at most")
         file = f"{table}/{name}.parquet"
-        return Published(self._storage.path(file), publish(content, self._storage, file))
+        return Appended(self._storage.path(file), publish(content, self._storage, file))
 
     def _files(self, table: str) -> Iterator[tuple[Path, Broken | None]]:
         for path in map(self._storage.path, self._storage.list(f"{table}/", ".parquet")):
-            with suppress(FileNotFoundError):  # taken away since it was listed
+            with suppress(FileNotFoundError):  # deleted since it was listed
                 yield path, problem(path, table)
 
     def _sound(self, table: str) -> list[Path]:
         files = list(self._files(table))
-        for _, found in files:
-            if found:
-                warnings.warn(str(found), BoardWarning, stacklevel=4)  # the caller of `read` or `sql`
-        return [path for path, found in files if not found]
+        for _, broken in files:
+            if broken:
+                warnings.warn(str(broken), BoardWarning, stacklevel=4)  # the caller of `read` or `sql`
+        return [path for path, broken in files if not broken]
 
     def _query(self, query: str, tables: Sequence[str], values: Sequence[object] = ()) -> pa.Table:
         for attempt in range(1, ATTEMPTS + 1):
@@ -164,7 +168,7 @@ class Board:
 
 
 def _one_row_per_key(table: str, types: Mapping[str, str], paths: Sequence[Path]) -> str:
-    # No row, but the type of every column: files without a column (or no files at all) read as null.
+    # A source without rows that has the type of every column: columns that the files lack are read as null.
     columns = ", ".join(f"CAST(NULL AS {kind}) AS {name}" for name, kind in types.items())
     source = f"SELECT {columns}, '' AS filename, 0 AS file_row_number WHERE false"
     if paths:
@@ -186,20 +190,20 @@ def _one_row_per_key(table: str, types: Mapping[str, str], paths: Sequence[Path]
 
 
 def _condition(table: str, where: Mapping[str, object]) -> tuple[str, list[object]]:
-    """A WHERE clause and its parameters; names come from the schema alone, values travel as parameters."""
+    """A WHERE clause and its parameters; only names of the schema are inserted, values are passed as parameters."""
     terms: list[str] = []
     values: list[object] = []
-    for name, wanted in where.items():
+    for name, value in where.items():
         if name not in schema.TABLES[table].names:
             raise BoardError(f"{table} has no column {name!r}. It has: {', '.join(schema.columns(table))}")
-        if wanted is None:
+        if value is None:
             terms.append(f"{name} IS NULL")
-        elif isinstance(wanted, str | int | float):
+        elif isinstance(value, str | int | float):
             terms.append(f"{name} = ?")
-            values.append(wanted)
+            values.append(value)
         else:
             terms.append(f"list_contains(?, {name})")
-            values.append(list(wanted))
+            values.append(list(value))
     return ("WHERE " + " AND ".join(terms) if terms else ""), values
 
 
@@ -209,11 +213,11 @@ def _refuse_all_but_select(statements: Sequence[duckdb.Statement]) -> None:
 
 
 def _changed(files: Mapping[str, Sequence[Path]]) -> bool:
-    """Whether a file that looked sound is gone, or is damaged inside (and from now on known to be)."""
-    found = [
+    """Whether a file that looked sound was deleted, or is damaged inside (which is then remembered)."""
+    changed = [
         not path.exists() or problem(path, table, thorough=True) for table, paths in files.items() for path in paths
     ]
-    return any(found)
+    return any(changed)
 
 
 def _quoted(path: Path) -> str:

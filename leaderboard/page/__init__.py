@@ -1,8 +1,8 @@
-"""The board as one HTML file that needs nothing else: no server, no framework, no network, no script to be read.
+"""The board as one self-contained HTML file: no server, no framework, no network, readable without scripts.
 
-The script that comes with it sorts columns, filters grades and ties the rows to the picture; without it the page says
-the same. Whatever comes from a row was written by somebody else, so all of it is escaped, and the page's own policy
-forbids loading anything.
+Its script sorts columns, filters grades and links rows to the picture; without it the page has the same content.
+Values of rows are untrusted input, so all of them are escaped, and the page's content security policy forbids loading
+anything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from leaderboard.ranking.rank import Ranking
 __all__ = ["render"]
 
 CROWD = 5
-"""Attacks from which on their columns are as narrow as they can be: an official set may have a dozen."""
+"""With more attacks than this, their columns are narrow: an official set may have a dozen."""
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -37,7 +37,7 @@ _TEMPLATES.filters |= {
     "seconds": text.seconds,
     "short": text.short,
     "settings": text.settings,
-    "told": text.told,
+    "full": text.full,
     "matched": text.matched,
     "digest": text.digest,
 }
@@ -56,8 +56,8 @@ def render(rankings: Sequence[Ranking], *, title: str = "Regrade", generated: st
     """One self-contained HTML page with a section per ranking.
 
     Args:
-        rankings: by the numbers of the weights as they are; those at matched utility stand beside them.
-        generated: when the page was made, as it should stand there.
+        rankings: by the numbers of the unmixed weights; those at matched utility are shown beside them.
+        generated: time of generation, as shown on the page.
 
     Raises:
         ValueError: a ranking is by the numbers at matched utility.

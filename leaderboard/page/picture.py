@@ -1,8 +1,8 @@
-"""Where everything stands in the picture: utility to the right, forgetting upwards, and the fall under attack.
+"""Layout of the picture: utility to the right, forgetting upwards, and the fall under attack.
 
 Forgetting F and robustness R are shares of the same thing (knowledge that is gone), before and after the worst attack,
 so both are drawn on one axis: an entry starts at F and falls to R. Up and to the right is good; a short fall is
-robust. Pure geometry in pixels; colours and words are the template's.
+robust. Only geometry in pixels; the template adds colours and words.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ LEFT, RIGHT, TOP, BOTTOM = 62.0, 26.0, 20.0, 56.0
 MARKER = 8.0
 """Half of a marker's size."""
 HEADROOM = 1.08
-"""Top of the upward axis, so that there is room for what forgot everything."""
+"""Top of the vertical axis, with space for markers at 1."""
 MOST_BARS = 24
-"""Entries up to which each has its error bars; with more, only the Pareto front has."""
+"""With more entries than this, only the Pareto front has error bars."""
 MOST_LABELS = 16
-"""Labels; the other entries say who they are when pointed at, and in the table."""
+"""Most labels; the other entries are named on hover, and in the table."""
 LONGEST_LABEL = 36
 STRIP_WIDTH = 104.0
 """Width of the small picture in a row of the table; it shows the share that is gone from 0 to 1."""
@@ -43,7 +43,7 @@ SHAPES = {
     "hybrid": f"M{_STAR}z",
     "other": "M-2.2,-6.4h4.4v4.2h4.2v4.4h-4.2v4.2h-4.4v-4.2h-4.2v-4.4h4.2z",
 }
-"""Outline of each grade's marker around (0, 0): shapes differ, so that colour is never needed to tell them apart."""
+"""Outline of each grade's marker around (0, 0): shapes differ, so that grades can be told apart without colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """The fall of one entry, lying down, for its row of the table."""
+    """The fall of one entry, drawn horizontally, for its row of the table."""
 
     before: float
     after: float
@@ -156,7 +156,7 @@ def strip(entry: Entry) -> Strip | None:
 
 
 def _fall(x: float, before: float, after: float) -> str:
-    """A wedge that widens towards where the entry ends up: the eye follows it there."""
+    """A wedge that widens towards the entry's position after the attack."""
     return f"M{x - 1:.1f},{before:.1f}L{x - 4.5:.1f},{after:.1f}H{x + 4.5:.1f}L{x + 1:.1f},{before:.1f}z"
 
 

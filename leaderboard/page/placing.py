@@ -1,4 +1,4 @@
-"""Labels that do not cover each other: each takes the best free place around its point, or is left out."""
+"""Places labels without overlap: each gets the best free place around its point, or is left out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PLACES = (
     *((12, 4, "start"), (-12, 4, "end"), (0, 22, "middle"), (0, -13, "middle")),
     *((12, 16, "start"), (-12, 16, "end"), (12, -8, "start"), (-12, -8, "end")),
 )
-"""Where a label may stand: offset from its point in pixels, and which end of the text stands there."""
+"""Candidate places of a label: offset from its point in pixels, and which end of the text is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A line of text at (x, y); `anchor` says which end of it stands there, as in SVG."""
+    """A line of text at (x, y); `anchor` says which end of it is there, as in SVG."""
 
     x: float
     y: float
@@ -60,21 +60,21 @@ class Label:
 
 
 def place(
-    texts: Mapping[str, tuple[str, float, float]], area: Box, taken: Sequence[Box], lines: Iterable[Box]
+    texts: Mapping[str, tuple[str, float, float]], area: Box, occupied: Sequence[Box], lines: Iterable[Box]
 ) -> dict[str, Label]:
-    """A label per key, for those that find a place; the first keys choose first.
+    """A label per key, for the keys that get a place; earlier keys choose first.
 
     Args:
         texts: per key the text and the point that it belongs to.
-        area: what a label must stay within.
-        taken: what a label must not cover.
-        lines: what a label had better not cross.
+        area: labels must stay within it.
+        occupied: labels must not cover these boxes.
+        lines: labels should avoid these boxes.
     """
-    taken, lines, placed = list(taken), list(lines), {}
+    occupied, lines, placed = list(occupied), list(lines), {}
     for key, (text, x, y) in texts.items():
         choices = [Label(x + right, y + down, anchor, text) for right, down, anchor in _PLACES]
-        free = [c for c in choices if c.box.within(area) and not any(c.box.common(box) for box in taken)]
+        free = [c for c in choices if c.box.within(area) and not any(c.box.common(box) for box in occupied)]
         if free:
             placed[key] = min(free, key=lambda label: sum(label.box.common(line) for line in lines))
-            taken.append(placed[key].box)
+            occupied.append(placed[key].box)
     return placed

@@ -1,7 +1,7 @@
-"""The utility axis: linear on each side of the board's floor, and compressed below it where that side would take over.
+"""The utility axis: linear on each side of the board's floor, and compressed below it where that side would be large.
 
-What a board asks for deserves the room. One entry that lost half of its utility would otherwise push all that are
-worth comparing into a corner.
+Entries above the floor need most of the space. Otherwise one entry that lost half of its utility would push all
+entries worth comparing into a corner.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 MOST_BELOW = 0.26
-"""Most of the axis that utility below the floor gets."""
+"""Largest share of the axis for utility below the floor."""
 STRIPE = 0.06
-"""Room below the floor when no entry is there, as a share of what is above: enough to see that there is a floor."""
+"""Space below the floor without entries there, as a share of the space above: enough to make the floor visible."""
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-"""Distances between ticks that a reader takes in at a glance."""
+"""Allowed distances between ticks."""
 
 
 @dataclass(frozen=True, slots=True)
 class UtilityScale:
-    """Pixels from `left` to `right` for utilities from `start` to `end`; `border` is where the floor stands."""
+    """Pixels from `left` to `right` for utilities from `start` to `end`; `border` is the position of the floor."""
 
     floor: float
     start: float
@@ -31,11 +31,11 @@ class UtilityScale:
 
     @classmethod
     def over(cls, utilities: Iterable[float], floor: float, left: float, right: float) -> UtilityScale:
-        """A scale on which all these utilities and the floor have a place."""
+        """A scale that includes all these utilities and the floor."""
         lowest = min(utilities, default=floor)
         start = math.floor((lowest - 0.01) * 20) / 20 if lowest < floor else floor - STRIPE * (1.0 - floor)
         start = max(0.0, start)
-        end = 1.0 + max(0.004, 0.05 * (1.0 - floor))  # room for the markers at 1
+        end = 1.0 + max(0.004, 0.05 * (1.0 - floor))  # space for the markers at 1
         below = min(MOST_BELOW, max(0.0, floor - start) / (end - start))
         return cls(floor, start, end, left, left + below * (right - left), right)
 

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: two or three digits, a unit, and a dash where there is none."""
+"""Formats numbers for the page: two or three digits, a unit, and a dash where there is no number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from leaderboard.ranking.entry import Entry, Matched
 from leaderboard.ranking.number import FEWEST_SEEDS, Number
 
 ABSENT = "\N{EN DASH}"
-"""Stands where there is no number."""
+"""Shown where there is no number."""
 
 
 def share(value: float | None) -> str:
@@ -20,19 +20,19 @@ def margin(number: Number) -> str:
 
 
 def fraction(value: float | None) -> str:
-    """A share between 0 and 1 for a style sheet: `0.870`."""
+    """A share, clipped to 0 to 1, for a style sheet: `0.870`."""
     return f"{min(1.0, max(0.0, value or 0.0)):.3f}"
 
 
 def seeds(number: Number) -> str:
-    """What the seeds say of a number: their 95 % interval, or with few seeds their values, or nothing with one."""
+    """A number over seeds: the 95 % interval, or with few seeds their values, or nothing with one seed."""
     if number.seed_interval:
         return " to ".join(map(share, number.seed_interval))
     return ", ".join(map(share, number.seed_values)) if 1 < len(number.seed_values) < FEWEST_SEEDS else ""
 
 
-def told(number: Number) -> str:
-    """All of a number: `0.87 ±0.03, over seeds 0.81 to 0.93`, or why there is none."""
+def full(number: Number) -> str:
+    """A number with all its uncertainties: `0.87 ±0.03, over seeds 0.81 to 0.93`, or why there is none."""
     if number.value is None:
         return number.reason or ABSENT
     parts = [" ".join(filter(None, (share(number.value), margin(number))))]
@@ -40,19 +40,19 @@ def told(number: Number) -> str:
 
 
 def recovery(entry: Entry, attack: str) -> str:
-    """What an attack brings back, the area under its curve if it has one, or how it ended."""
+    """An attack's excess recovery, with the area under its curve if it has one, or the error that it ended in."""
     if attack in entry.failed:
         return f"{attack} {entry.failed[attack]}"
-    said = f"{attack}: {told(entry.recovery[attack])}"
-    return f"{said}; area under the curve {told(entry.areas[attack])}" if attack in entry.areas else said
+    summary = f"{attack}: {full(entry.recovery[attack])}"
+    return f"{summary}; area under the curve {full(entry.areas[attack])}" if attack in entry.areas else summary
 
 
 def matched(numbers: Matched) -> str:
-    """An entry's headlines once its weights are mixed back, and how much of them is left."""
-    of = (("score", numbers.score), ("F", numbers.forgetting), ("R", numbers.robustness))
-    of += (("R hm", numbers.robustness_harmonic), ("U", numbers.utility))
-    lines = [f"{name} {told(number)}" for name, number in of]
-    weights = f"share of the unlearned weights {told(numbers.mixing_weight)}"
+    """An entry's headlines at matched utility, and the share of its weights in the mix."""
+    headlines = (("score", numbers.score), ("F", numbers.forgetting), ("R", numbers.robustness))
+    headlines += (("R hm", numbers.robustness_harmonic), ("U", numbers.utility))
+    lines = [f"{name} {full(number)}" for name, number in headlines]
+    weights = f"share of the unlearned weights {full(numbers.mixing_weight)}"
     return "\n".join([f"mixed back to U = {numbers.floor:g} on dev: {weights}", *lines])
 
 
@@ -87,5 +87,5 @@ def settings(attack: str) -> str:
 
 
 def digest(value: str | None) -> str:
-    """The first characters of each of the digests in an id, which are enough to tell them apart by eye."""
+    """The first characters of each digest in an id, enough to tell them apart by eye."""
     return ABSENT if value is None else " : ".join(part[:10] for part in value.split(":"))

@@ -1,7 +1,7 @@
-"""Other suites' results, read from the logs that they publish and scored again by our own metrics.
+"""Results of other suites ("peers"), read from their published logs and scored again with our metrics.
 
-A peer's log says what its model did with each example, so its samples can be scored here without the model: a published
-number either comes out of our definitions, or out of a variant that is named, or the table shows that it does not.
+A peer's log has the model's outputs for each example, so it can be scored here without the model. A published number
+either equals our metric, or a named variant of it, or the table shows that it does not.
 """
 
 __all__ = ["line", "logs", "open_unlearning", "rows"]

@@ -1,7 +1,7 @@
-"""The samples behind a log of open-unlearning, by probe.
+"""Converts a log of open-unlearning to samples, by probe.
 
-An average loss is a sample of one token with that loss; perturbed answers are choices of one token each; a generated
-text stands as it is. A score that the log gives without what it was computed from is a scalar under the metric's name.
+An average loss becomes a sample of one token with that loss; perturbed answers become choices of one token each; a
+generated text is kept unchanged. A score whose inputs are not in the log becomes a scalar under the metric's name.
 Examples are joined by their index, and one that could not be scored (a null row) is left out.
 """
 
@@ -18,7 +18,7 @@ SIDES = {"forget": "forget", "retain": "retain", "ra": "real_authors", "wf": "wo
 LIKELY = {f"{side}_Q_A_Prob": f"{name}_qa" for side, name in SIDES.items()} | {
     f"{side}_Q_A_PARA_Prob": f"{side}_reworded" for side in ("forget", "retain")
 }
-"""Metrics with one answer per example, and the probe that it belongs to."""
+"""Metrics with one answer per example, and the answer's probe."""
 
 PERTURBED = {f"{side}_Q_A_PERT_Prob": f"{name}_perturbed" for side, name in SIDES.items()}
 """Metrics with several wrong answers per example."""
@@ -26,10 +26,10 @@ PERTURBED = {f"{side}_Q_A_PERT_Prob": f"{name}_perturbed" for side, name in SIDE
 CHOICES = {
     "forget": ("forget_paraphrase", "forget_Q_A_PARA_Prob"),
     "retain": ("retain_paraphrase", "retain_Q_A_PARA_Prob"),
-    "ra": ("real_authors_choice", "ra_Q_A_Prob"),  # no paraphrase: the answer stands in its own place
+    "ra": ("real_authors_choice", "ra_Q_A_Prob"),  # no paraphrase: the original answer is used
     "wf": ("world_facts_choice", "wf_Q_A_Prob"),
 }
-"""Probe of the right answer against the wrong ones, and the metric with the right one."""
+"""Multiple-choice probe, and the metric that has the right answer."""
 
 GENERATED = {
     "forget_Q_A_ROUGE": "forget_qa_generated",
@@ -50,10 +50,10 @@ Samples = Mapping[str, Sequence[Sample]]
 
 
 def samples_of(log: Log) -> Samples:
-    """Everything that a log says of single examples and that is known here.
+    """The samples of all metrics of a log that are known here.
 
     Raises:
-        TaskError: rows are missing or malformed, or two metrics of the same examples have other indices.
+        TaskError: rows are missing or malformed, or two metrics of the same examples have different indices.
     """
     for side in SIDES:
         log.check_aligned([f"{side}_Q_A_{kind}" for kind in ("Prob", "PARA_Prob", "PERT_Prob", "ROUGE")])
@@ -71,8 +71,12 @@ def samples_of(log: Log) -> Samples:
             found[probe] = _choices(log.rows(right, "avg_loss", float), log.rows(wrong, "avg_loss", tuple))
     for metric, probe in GENERATED.items():
         if metric in log.metrics:
-            said, truth = (log.rows(metric, field, str) for field in ("generation", "ground_truth"))
-            found[probe] = [Sample(i, truth[i] or "", generated=text) for i, text in said.items() if text is not None]
+            generated, references = (log.rows(metric, field, str) for field in ("generation", "ground_truth"))
+            found[probe] = [
+                Sample(i, references[i] or "", generated=answer)
+                for i, answer in generated.items()
+                if answer is not None
+            ]
     found["forget_memorization"] = _scores(log, MEMORIZATION)
     for part in ("forget", "holdout"):
         found[f"{part}_membership"] = _scores(log, MEMBERSHIP, part)
@@ -95,11 +99,11 @@ def _choices(right: Mapping[str, float | None], wrong: Mapping[str, tuple[float,
 
 
 def _scores(log: Log, metrics: Sequence[str], part: str | None = None) -> list[Sample]:
-    there = {metric: log.rows(metric, "score", float, part) for metric in metrics if metric in log.metrics}
-    log.check_aligned(list(there), part)
+    columns = {metric: log.rows(metric, "score", float, part) for metric in metrics if metric in log.metrics}
+    log.check_aligned(list(columns), part)
     found: list[Sample] = []
-    for index in next(iter(there.values()), {}):
-        scores = {metric: rows[index] for metric, rows in there.items() if rows[index] is not None}
+    for index in next(iter(columns.values()), {}):
+        scores = {metric: rows[index] for metric, rows in columns.items() if rows[index] is not None}
         loss = scores.pop("mia_loss", None)  # an average loss
         logprobs = None if loss is None else (-loss,)
         found.append(Sample(index, "", token_logprobs=logprobs, scalars=tuple(scores.items())))

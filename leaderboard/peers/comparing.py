@@ -1,4 +1,4 @@
-"""Lines that compare: forget texts with held-out ones, a model with the retrained one; and model utility."""
+"""Published numbers over several probes: membership, comparisons with the retrained model, and model utility."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AUCS = {
     "mia_gradnorm": ("auc_gradient_norm", f"{LAST_TOKEN} and are taken with dropout on"),
     "mia_reference": ("auc_reference", "the log does not say which reference model its scores compare with"),
 }
-"""AUCs of scores that the log gives: our metric's name, and what is to be known of the scores."""
+"""AUCs of scores in the log: our metric's name, and a remark about the scores."""
 
 NO_LOG = "no log of the retrained model. Name one with --retrained"
 HALF = "theirs takes 0.5 for the retrained model's AUC without a log of it"
@@ -27,7 +27,7 @@ EPSILONS = "theirs adds 1e-10 to the denominators of truth ratios and probabilit
 
 
 def membership(model: Model, retrained: Model | None, key: str) -> Line:
-    """How well a score tells the forget texts from held-out ones."""
+    """How well a score separates the forget texts from held-out ones."""
     number = model.log.published[key]
     if key == "mia_loss":
         return Line(key, "membership", "auc_loss", number, summarise("auc_loss", _with_loss(model)))
@@ -61,7 +61,7 @@ def forget_quality(model: Model, retrained: Model | None, key: str) -> Line:
 
 
 def model_utility(model: Model, retrained: Model | None, key: str) -> Line:
-    """Harmonic mean of nine numbers about what is to be kept."""
+    """Harmonic mean of nine numbers about retained knowledge."""
     metric = "model_utility_geometric"
     tables = [model.probe(name) for name in ABILITIES]
     ours = summarise(metric, tables)

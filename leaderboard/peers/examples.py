@@ -1,4 +1,4 @@
-"""Lines whose published number is a mean over examples, each of which has a number of its own in the log."""
+"""Published numbers that are means over examples, with a number per example in the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from leaderboard.peers.line import PUBLISHED, TOLERANCE, Line, Variant
 from leaderboard.peers.logs import Log
 from tasks.scoring import METRICS, score
 from tasks.scoring.estimate import mean
-from tasks.scoring.tables import Of
+from tasks.scoring.tables import PerSample
 from tasks.task import Sample
 
 EPSILON = "theirs adds 1e-10 to the denominator"
@@ -25,15 +25,15 @@ ROUGE = {"rouge1_recall": "rouge1_recall", "rougeL_recall": "rougeL_recall", "ro
 """Our metric by the name of a published ROUGE."""
 
 AGGREGATED = {"TOFU": "rougeL_recall", "MUSE": "rougeL_f1_stemmed"}
-"""The ROUGE that a benchmark's aggregates are made of."""
+"""The ROUGE variant of a benchmark's aggregates."""
 
 Numbers = Mapping[str, float | None]
-"""Published numbers of examples."""
+"""Published numbers by example."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model's log and the samples behind it."""
+    """A model's log and the samples that it was converted to."""
 
     log: Log
     samples: Samples
@@ -47,7 +47,7 @@ class Model:
         return [sample for sample in self.probe(probe) if own_score(key)(sample) is not None]
 
 
-def own_score(key: str) -> Of:
+def own_score(key: str) -> PerSample:
     """The log's own score of a sample."""
     return lambda sample: dict(sample.scalars).get(key)
 
@@ -61,53 +61,53 @@ def probability(model: Model, key: str) -> Line:
     else:
         probe, theirs = LIKELY[key], model.log.rows(key, "prob", float)
     samples = model.probe(probe)
-    items = differing(samples, theirs, METRICS["probability"].of)
+    items = differing(samples, theirs, METRICS["probability"].compute)
     number = model.log.published[key]
     return Line(key, probe, "probability", number, score("probability", samples), unlike=len(items))
 
 
 def rouge(model: Model, key: str) -> Line:
-    """Mean ROUGE of generated texts; of each text all three published ones are compared."""
+    """Mean ROUGE of generated texts; all three published variants are compared for each text."""
     probe, metric = GENERATED[key], AGGREGATED[model.log.benchmark]
     samples, items = model.probe(probe), set[str]()
     for theirs, ours in ROUGE.items():
-        items.update(differing(samples, model.log.rows(key, theirs, float), METRICS[ours].of))
+        items.update(differing(samples, model.log.rows(key, theirs, float), METRICS[ours].compute))
     return Line(key, probe, metric, model.log.published[key], score(metric, samples), unlike=len(items))
 
 
 def truth_ratio(model: Model, key: str) -> Line:
-    """Mean of the truth ratio x, as min(x, 1/x) for what is forgotten and max(0, 1 - x) for what is kept."""
+    """Mean of the truth ratio x, as min(x, 1/x) on the forget set and max(0, 1 - x) on retained knowledge."""
     forget = key.startswith("forget")
     metric = "truth_ratio_geometric_forget" if forget else "truth_ratio_geometric_retain"
     variant = published.truth_ratio_forget if forget else published.truth_ratio_retain
     theirs = model.log.rows(key, "score", float)
-    return _choice(model, key, metric, variant, theirs, METRICS["truth_ratio_geometric"].of, published.truth_ratio)
+    return _choice(model, key, metric, variant, theirs, METRICS["truth_ratio_geometric"].compute, published.truth_ratio)
 
 
 def normalised_probability(model: Model, key: str) -> Line:
     """Mean probability of the right answer over that of all answers."""
     metric, variant = "normalised_probability", published.normalised_probability
-    return _choice(model, key, metric, variant, model.log.rows(key, "prob", float), METRICS[metric].of, variant)
+    return _choice(model, key, metric, variant, model.log.rows(key, "prob", float), METRICS[metric].compute, variant)
 
 
 def memorization(model: Model, key: str) -> Line:
-    """Mean of scores that the log gives without the tokens that they were computed from."""
+    """Mean of scores that the log has without the tokens that they were computed from."""
     ours = mean([own_score(key)(sample) for sample in model.scored("forget_memorization", key)])
     remark = f"{NOT_ZERO}; {LAST_TOKEN}" if key == "extraction_strength" else LAST_TOKEN
     return Line(key, "forget_memorization", key + PUBLISHED, model.log.published[key], ours, remark=remark)
 
 
-def differing(samples: Sequence[Sample], theirs: Numbers, *accepted: Of) -> list[str]:
-    """Items whose published number none of the metrics gives, to a millionth (or a millionth part, above 1)."""
+def differing(samples: Sequence[Sample], theirs: Numbers, *accepted: PerSample) -> list[str]:
+    """Items whose published number equals none of the metrics to 1e-6 (absolute, or relative above 1)."""
 
-    def same(of: Of, sample: Sample) -> bool:
+    def same(compute: PerSample, sample: Sample) -> bool:
         number = theirs.get(sample.item)
-        return number is not None and math.isclose(of(sample), number, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        return number is not None and math.isclose(compute(sample), number, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
 
-    return [sample.item for sample in samples if not any(same(of, sample) for of in accepted)]
+    return [sample.item for sample in samples if not any(same(compute, sample) for compute in accepted)]
 
 
-def _choice(model: Model, key: str, metric: str, variant: Of, theirs: Numbers, *accepted: Of) -> Line:
+def _choice(model: Model, key: str, metric: str, variant: PerSample, theirs: Numbers, *accepted: PerSample) -> Line:
     probe, right = CHOICES[key.partition("_")[0]]
     samples = model.probe(probe)
     items, remark = differing(samples, theirs, *accepted), ""

@@ -1,4 +1,4 @@
-"""One published number beside ours: whether it comes out, and if not, of which variant it is the number."""
+"""One published number beside ours: whether they are equal, and if not, which variant the published one is."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ TOLERANCE = 1e-6
 """Logs hold float32 losses and probabilities."""
 
 PUBLISHED = "_published"
-"""Ends the name of a metric that is computed from scores of the log itself."""
+"""Suffix of metrics that are computed from scores in the log."""
 
 
 class Verdict(StrEnum):
+    """How a published number compares with ours."""
+
     EQUAL = "equal"
-    """Our metric gives the published number."""
-    TAKEN = "taken"
-    """So does our mean or AUC of scores that the log gives without what they were computed from."""
+    """Our metric equals the published number."""
+    FROM_LOG_SCORES = "taken"
+    """Our mean or AUC equals it, computed from scores whose inputs are not in the log."""
     VARIANT = "variant"
-    """The published number is another variant's, which the note names."""
+    """The published number is that of another variant, which the note names."""
     DIFFERS = "differs"
-    """Neither gives it."""
+    """Neither our metric nor a variant equals it."""
     NULL = "null"
     """One of the two is missing; the note says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What the published formula makes of the same samples, and in which way it is not ours."""
+    """The published formula's value on the same samples, and how the formula differs from ours."""
 
     value: float
     name: str
@@ -40,17 +42,17 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A published number and what our metric makes of the same examples.
+    """A published number and our metric on the same examples.
 
     Attributes:
         key: the metric's name in the log.
-        probe, metric: ours, as they stand in the board's rows.
+        probe, metric: our names, as in the board's rows.
         published: the aggregate; None where it is null.
-        ours: our metric of the samples in the log.
-        variants: published formulas, where they are others than ours.
-        unlike: examples whose published number neither our metric nor its variant gives; None where there are none to
-            compare with.
-        remark: what is to be known of the number besides.
+        ours: our metric on the samples of the log.
+        variants: published formulas, where they differ from ours.
+        unlike: number of examples whose published number equals neither our metric nor its variant; None where there
+            are no numbers of examples.
+        remark: a further note on the number.
     """
 
     key: str
@@ -64,7 +66,7 @@ class Line:
 
     @property
     def subset(self) -> Subset:
-        """The side of the probe, which its name begins with; real authors and world facts are to be kept."""
+        """The probe's subset, from the beginning of its name; real authors and world facts are retained knowledge."""
         if self.probe == "membership":
             return Subset.FORGET
         return next((side for side in Subset if self.probe.startswith(side)), Subset.RETAIN)
@@ -85,27 +87,27 @@ class Line:
         if self.published is None or not math.isfinite(self.published):
             return Verdict.NULL
         if self.ours.known and self._is_published(self.ours.value):
-            return Verdict.TAKEN if self.metric.endswith(PUBLISHED) else Verdict.EQUAL
+            return Verdict.FROM_LOG_SCORES if self.metric.endswith(PUBLISHED) else Verdict.EQUAL
         if self.explained:
             return Verdict.VARIANT
         return Verdict.DIFFERS if self.ours.known else Verdict.NULL
 
     @property
     def explained(self) -> Variant | None:
-        """The variant that the published number is."""
+        """The variant that equals the published number, if any."""
         return next((variant for variant in self.variants if self._is_published(variant.value)), None)
 
     @property
     def note(self) -> str:
-        said = [self.ours.reason, self.explained.name if self.verdict is Verdict.VARIANT else "", self.remark]
+        parts = [self.ours.reason, self.explained.name if self.verdict is Verdict.VARIANT else "", self.remark]
         if self.published is None:
-            said.append("nothing was published")
+            parts.append("nothing was published")
         elif not math.isfinite(self.published):
-            said.append(f"what was published is {self.published}")
-        return "; ".join(filter(None, said))
+            parts.append(f"what was published is {self.published}")
+        return "; ".join(filter(None, parts))
 
     def as_json(self) -> dict[str, Any]:
-        """The line as JSON values; what is not finite is null."""
+        """The line as JSON values; numbers that are not finite are null."""
         return {
             "key": self.key,
             "probe": self.probe,
@@ -122,7 +124,7 @@ class Line:
         }
 
     def _is_published(self, value: float) -> bool:
-        """Whether a value is the published one to a millionth; a p-value, which may be tiny, to a millionth part."""
+        """Whether a value is the published one to 1e-6; relative for a p-value, which may be tiny, else absolute."""
         if self.published is None:
             return False
         by_ratio = self.metric == "forget_quality"

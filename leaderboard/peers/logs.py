@@ -1,8 +1,8 @@
-"""One evaluation as open-unlearning writes it: a log per benchmark, a number per metric, a row per example.
+"""Reads one evaluation in open-unlearning's format: a log per benchmark, a number per metric, a row per example.
 
 `TOFU_EVAL.json` (or `MUSE_EVAL.json`) maps each metric to its aggregate, `agg_value`, and its rows, `value_by_index`.
-`TOFU_SUMMARY.json` repeats some of the aggregates; what it leaves out stands in the log alone. Rows are joined by their
-index, never by their place: rows that could not be scored are null, and a place counts differently without them.
+`TOFU_SUMMARY.json` repeats some of the aggregates; the others are only in the log. Rows are joined by their index,
+never by position: rows that could not be scored are null, and positions shift where they are left out.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Log:
         benchmark: `TOFU` or `MUSE`.
         file: the log, for messages; the summary where there is no log.
         metrics: the log's entries by metric.
-        published: the aggregates by metric, of the summary where it has them; None for one that is null.
-        digest: SHA-256 of what both files say, however they are laid out.
+        published: the aggregates by metric, from the summary where it has them; None for one that is null.
+        digest: SHA-256 of the content of both files, whatever their formatting.
     """
 
     benchmark: str
@@ -44,15 +44,15 @@ class Log:
         """The evaluation in a folder.
 
         Raises:
-            TaskError: there is none, or a file is damaged; names the file, the metric and the index.
+            TaskError: there is none, or a file is damaged; names file, metric and index.
         """
         if not folder.is_dir():
             raise TaskError(f"{folder}: no such folder. Name the folder that holds TOFU_EVAL.json or MUSE_EVAL.json")
-        there = [name for name in BENCHMARKS if any(_files(folder, name))]
-        if len(there) != 1:
-            found = "logs of several benchmarks" if there else "neither TOFU_EVAL.json nor MUSE_EVAL.json"
+        benchmarks = [name for name in BENCHMARKS if any(_files(folder, name))]
+        if len(benchmarks) != 1:
+            found = "logs of several benchmarks" if benchmarks else "neither TOFU_EVAL.json nor MUSE_EVAL.json"
             raise TaskError(f"{folder}: {found} here. Name a folder that holds one evaluation")
-        log, summary = _files(folder, there[0])
+        log, summary = _files(folder, benchmarks[0])
         metrics, aggregates = (_load(file) if file else {} for file in (log, summary))
         published: dict[str, float | None] = {}
         for name, entry in metrics.items():
@@ -62,31 +62,31 @@ class Log:
                 published[name] = _number(entry["agg_value"], f"{log}: {name}: agg_value")
         for name, value in aggregates.items():
             published[name] = _number(value, f"{summary}: {name}")
-        said = json.dumps([metrics, aggregates], sort_keys=True)
+        content = json.dumps([metrics, aggregates], sort_keys=True)
         return cls(
-            benchmark=there[0],
+            benchmark=benchmarks[0],
             file=log or summary,
             metrics=metrics,
             published=published,
-            digest=hashlib.sha256(said.encode()).hexdigest(),
+            digest=hashlib.sha256(content.encode()).hexdigest(),
         )
 
     def rows(self, metric: str, field: str, kind: type[Value], part: str | None = None) -> Mapping[str, Value | None]:
-        """A field of each of a metric's rows by index, none where the log lacks the metric; None for an example that
-        could not be scored.
+        """A field of a metric's rows by index, empty where the log lacks the metric; None for an example that could not
+        be scored.
 
         Args:
-            kind: what the field is: a number (`float`), several (`tuple`) or text (`str`).
-            part: the part of the entry that has the rows, where it has several (`forget` and `holdout`).
+            kind: type of the field: a number (`float`), several (`tuple`) or text (`str`).
+            part: the part of the entry with the rows, where it has several (`forget` and `holdout`).
 
         Raises:
-            TaskError: the entry has no rows, or a row lacks the field or has something else there.
+            TaskError: the entry has no rows, or a row lacks the field or has another type there.
         """
         rows, where = self._rows(metric, part)
         return {index: _field(row, field, kind, f"{where}: index {index}") for index, row in rows.items()}
 
     def _rows(self, metric: str, part: str | None) -> tuple[Mapping[str, Any], str]:
-        """A metric's rows by index, and where they stand."""
+        """A metric's rows by index, and their location for messages."""
         if metric not in self.metrics:
             return {}, str(self.file)
         entry, name = self.metrics[metric], metric
@@ -98,14 +98,14 @@ class Log:
         return rows, f"{self.file}: {name}"
 
     def check_aligned(self, metrics: Sequence[str], part: str | None = None) -> None:
-        """See that metrics of the same examples, those that the log has, have the same indices.
+        """Check that those metrics that the log has, which are about the same examples, have the same indices.
 
         Raises:
             TaskError: one lacks an index that another has.
         """
-        there = {metric: self._rows(metric, part)[0] for metric in metrics if metric in self.metrics}
-        for name, rows in there.items():
-            for other, wanted in there.items():
+        by_metric = {metric: self._rows(metric, part)[0] for metric in metrics if metric in self.metrics}
+        for name, rows in by_metric.items():
+            for other, wanted in by_metric.items():
                 if missing := [index for index in wanted if index not in rows]:
                     raise TaskError(
                         f"{self.file}: {name}: index {missing[0]} is missing, which {other} has ({len(rows)} rows "

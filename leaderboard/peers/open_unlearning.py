@@ -1,7 +1,7 @@
-"""open-unlearning's numbers (arXiv 2506.12618) computed again from its logs by our metrics, one line per number.
+"""Compares open-unlearning's numbers (arXiv 2506.12618) with our metrics on its logs, one line per number.
 
-Where the published number is another variant of ours, the variant is computed too, from the same samples, and the line
-names it; docs/importing.md says what each is.
+Where the published number is a variant of our metric, the variant is computed from the same samples too, and the line
+names it; docs/importing.md explains the variants.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Imported:
     """An evaluation, read and scored.
 
     Attributes:
-        retrained: the model that never saw the forget set, where its log was given.
+        retrained: the model that never saw the forget set, if its log was given.
         lines: one per published number that is known here, in the log's order.
-        unread: names of the published numbers that are not.
+        unread: names of the published numbers that are not known.
     """
 
     model: Model
@@ -51,8 +51,8 @@ def read(log: Log, retrained: Log | None = None) -> Imported:
     """An evaluation scored by our metrics.
 
     Raises:
-        TaskError: rows are missing or malformed, two metrics of the same examples have other indices, or the two logs
-            are of different benchmarks.
+        TaskError: rows are missing or malformed, two metrics of the same examples have different indices, or the two
+            logs are of different benchmarks.
     """
     if retrained and retrained.benchmark != log.benchmark:
         raise TaskError(f"{retrained.file}: a log of {retrained.benchmark}, and {log.file} is one of {log.benchmark}")

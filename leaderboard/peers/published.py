@@ -1,8 +1,8 @@
 """open-unlearning's formulas (arXiv 2506.12618) where its code computes something else than our metrics.
 
-It adds 1e-10 to the denominators of ratios. That changes nothing while answers have a probability of 1e-3; for a model
-that gives every answer less than 1e-10, its truth ratio of a retained fact goes to 0 and the score 1 - x to 1: a
-wrecked model is told that it tells right from wrong perfectly.
+It adds 1e-10 to the denominators of ratios. That changes nothing while answers have a probability of 1e-3. For a model
+that gives every answer less than 1e-10, the truth ratio x of a retained fact goes to 0 and the score 1 - x to 1: a
+wrecked model gets the best score.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tasks.task import Sample
 
 EPSILON = 1e-10
 NO_REFERENCE = 0.5
-"""What is taken for the retrained model's AUC where there is no log of such a model."""
+"""Assumed AUC of the retrained model where there is no log of such a model."""
 
 
 def truth_ratio(sample: Sample) -> float:
@@ -58,7 +58,7 @@ def forget_quality(samples: Sequence[Sample], retrained: Sequence[Sample]) -> fl
 
 def model_utility(tables: Sequence[Sequence[Sample]]) -> float:
     """The harmonic mean of nine means, from the tables of `tasks.scoring.utility.model_utility` in their order."""
-    probability, recall = METRICS["probability"].of, METRICS["rougeL_recall"].of
+    probability, recall = METRICS["probability"].compute, METRICS["rougeL_recall"].compute
     reads = (
         (probability,),
         (recall,),
@@ -68,4 +68,6 @@ def model_utility(tables: Sequence[Sequence[Sample]]) -> float:
         (normalised_probability, truth_ratio_retain),
         (recall,),
     )
-    return harmonic_mean(fmean(map(of, table)) for table, metrics in zip(tables, reads, strict=True) for of in metrics)
+    return harmonic_mean(
+        fmean(map(compute, table)) for table, metrics in zip(tables, reads, strict=True) for compute in metrics
+    )

@@ -1,10 +1,10 @@
-"""An imported evaluation as rows of the board.
+"""Writes an imported evaluation as rows of the board.
 
-Ids are digests of what the logs say, so the same logs are the same rows from wherever they are read. Such rows stand
-under a task name of their own, `open-unlearning/...`: who was unlearned how is not in a log, and other questions were
-asked in another way, so they are there to be read and never ranked with trials. The split is `all`; the engine is
-`open-unlearning`, with everything unknown about it null. A retrained model's rows stand under its own id, as anchors'
-rows do, for all evaluations that were compared with it.
+Ids are digests of the logs' content, so the same logs give the same rows wherever they are read. The rows have a task
+name of their own, `open-unlearning/...`: a log does not say how its model was unlearned, and its questions and prompts
+differ from ours, so the rows can be read but are never ranked with trials. The split is `all`; the engine is
+`open-unlearning`, with everything unknown about it null. A retrained model's rows have their own id, like anchors'
+rows, shared by all evaluations that were compared with it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from leaderboard.ranking.headlines import NONE
 
 PEER = "open-unlearning"
 FORGET_SETS = {40: "forget01", 200: "forget05", 400: "forget10"}
-"""TOFU's forget sets by their number of questions, which is all that a log says of them."""
+"""TOFU's forget sets by their number of questions, which is all that a log reveals about them."""
 
 Row = dict[str, Any]
 
 
 def add(board: Board, imported: Imported) -> str:
-    """Put an evaluation on the board; what is there already stays as it is.
+    """Add an evaluation to the board; existing rows stay as they are.
 
     Returns:
         The id of its row in `trials`.
@@ -65,7 +65,7 @@ def add(board: Board, imported: Imported) -> str:
 
 def _measurements(lines: Iterable[Line], model: Model, trial: str, subject: str, shared: Row) -> Iterator[Row]:
     for line in lines:
-        if not line.ours.known and line.published is None:  # neither has anything to say
+        if not line.ours.known and line.published is None:  # there is no number at all
             continue
         yield {
             "trial": trial,
@@ -100,12 +100,12 @@ def _samples(model: Model) -> list[Row]:
 
 def _task(model: Model) -> str:
     benchmark = model.log.benchmark.lower()
-    asked = FORGET_SETS.get(len(model.probe("forget_qa"))) if benchmark == "tofu" else None
-    return "/".join(filter(None, (PEER, benchmark, asked)))
+    forget_set = FORGET_SETS.get(len(model.probe("forget_qa"))) if benchmark == "tofu" else None
+    return "/".join(filter(None, (PEER, benchmark, forget_set)))
 
 
 def _place(model: Model) -> str:
-    """The log's folder, as far as it may say which model it is of."""
+    """The last parts of the path of the log's folder, which usually name the model."""
     return "/".join(model.log.file.absolute().parent.parts[-2:])
 
 

@@ -1,4 +1,4 @@
-"""A short name for each attack of a set: what it is, and only those of its settings that tell it from the others."""
+"""Short names for the attacks of a set: the kind, and only those settings that tell it from the others."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ from collections.abc import Iterable, Mapping
 from itertools import combinations
 
 FITS = 16
-"""Characters up to which an attack is called by all of its settings."""
+"""A label with all settings is used up to this length, in characters."""
 LONGEST_SETTING = 16
 """Characters of a setting that a label shows."""
 MOST_SETTINGS = 3
-"""Settings that a label is made of; where more are needed, it is the whole name."""
+"""Most settings in a label; where more are needed, the label is the full name."""
 NUMBER = tuple("-.0123456789")
-"""What a number begins with."""
+"""First characters of a number."""
 LAST = ("seed", "points")
-"""Settings that say least of what an attack does: named where nothing else tells two apart."""
+"""Settings that say least about an attack: used only where nothing else tells two apart."""
 
 
 def attack_labels(attacks: Iterable[str]) -> dict[str, str]:
-    """A label per attack, each different, from names as they stand in the rows.
+    """A unique label per attack, from the names in the column `attack`.
 
-    `rtn[bits=4]` is `rtn bits=4`. A longer one is called by its first word alone, or by the shortest settings that
-    tell it from those with the same one: `relearn steps=20` beside `relearn steps=24`.
+    `rtn[bits=4]` is `rtn bits=4`. A longer one gets its kind only, or the kind and the shortest settings that tell it
+    from others of the same kind: `relearn steps=20` beside `relearn steps=24`.
     """
     groups: dict[str, list[str]] = {}
     for attack in dict.fromkeys(attacks):
         groups.setdefault(attack.partition("[")[0], []).append(attack)
-    found = {
+    labels = {
         attack: label
         for kind, same in groups.items()
         for attack, label in zip(same, _labels(kind, [_settings(attack) for attack in same]) or same, strict=True)
     }
-    # A name may hold anything, another attack's label too.
-    twice = {label for label, count in Counter(found.values()).items() if count > 1}
-    return {attack: attack if label in twice or label in found else label for attack, label in found.items()}
+    # A name may contain anything, even another attack's label.
+    repeated = {label for label, count in Counter(labels.values()).items() if count > 1}
+    return {attack: attack if label in repeated or label in labels else label for attack, label in labels.items()}
 
 
 def _labels(kind: str, same: list[dict[str, str]]) -> list[str] | None:
     """Labels of attacks of one kind, from their settings; None where nothing short tells them apart."""
     keys = sorted({key for settings in same for key in settings})
-    whole = [_label(kind, settings, [key for key in keys if key != "seed"]) for settings in same]
-    if max(map(len, whole)) <= FITS and len(set(whole)) == len(same):
-        return whole
+    full = [_label(kind, settings, [key for key in keys if key != "seed"]) for settings in same]
+    if max(map(len, full)) <= FITS and len(set(full)) == len(same):
+        return full
     for count in range(MOST_SETTINGS + 1):
-        # A word says more of what an attack does than a number, and settings that all of them have more than ones that
-        # are missing where they are at their default.
+        # Words say more about an attack than numbers, and settings that all attacks have more than settings that are
+        # missing where they are at their default.
         choices = [
             (
                 *(key in chosen for key in LAST),
@@ -73,7 +73,7 @@ def _label(kind: str, settings: Mapping[str, str], keys: Iterable[str]) -> str:
 
 
 def _settings(attack: str) -> dict[str, str]:
-    """Settings by name; a comma within brackets does not end one, nor one after which there is no other setting."""
+    """Settings by name; a comma ends a setting only outside brackets and only if another setting follows."""
     inside = attack.partition("[")[2].removesuffix("]")
     parts: list[str] = []
     depth = 0

@@ -1,7 +1,7 @@
-"""A line of the board: the seeds of one entry, put together.
+"""An entry of the board: the trials that differ only in their seed, combined.
 
-Two errors are kept apart. The one over examples says how far a number would move with other questions; the one over
-seeds, how far with another run.
+Two errors are kept separate. The error over examples is how far a number would move with other questions; the error
+over seeds, how far with another run.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from leaderboard.ranking.number import Number, over_seeds, plain_mean
 from tasks.scoring.estimate import Estimate
 
 FORGOT = 0.5
-"""Forgetting below which robustness says little: what was not forgotten cannot come back."""
+"""Below this forgetting, robustness says little: what was not forgotten cannot be recovered."""
 NOTED = (Status.FAILED, Status.UNCHANGED)
-"""Statuses that are told beside an entry and do not cost it its rank."""
-_OF_ROW = ("trial", "seed", "status", "reason")
-"""What a seed says of itself; its engine is in no row of the table `trials`."""
+"""Statuses that are noted beside an entry and do not cost it its rank."""
+_SEED_COLUMNS = ("trial", "seed", "status", "reason")
+"""Columns of a trial that a `Seed` has; its engine is not in the table `trials`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What unlearning asked for, as means over seeds; null where a seed does not say."""
+    """The cost of unlearning, as means over seeds; null where a seed lacks the number."""
 
     value_calls: float | None
     gradient_calls: float | None
@@ -41,7 +41,7 @@ class Seed:
     """One trial of an entry.
 
     Attributes:
-        engine: whose numbers of it are taken; null where nothing measured it.
+        engine: the engine whose numbers are used; null where no engine measured the trial.
     """
 
     trial: str
@@ -53,15 +53,15 @@ class Seed:
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What is said of an entry's weights, be they as they are or mixed with the target's.
+    """The numbers of an entry's weights, either unchanged or mixed with the target's.
 
     Attributes:
-        robustness_harmonic: harmonic mean over the attacks, beside R, which is about the worst one.
+        robustness_harmonic: harmonic mean over the attacks; R is about the worst one.
         recovery: excess recovery per attack, as a share of the distance between the anchors.
         curves: the same at each point of the attacks that have several; point 0 is before the attack.
-        areas: area under these curves, as a share of their length.
-        worst_attack: the attack with the largest recovery; null where one is not known.
-        failed: attacks that ended in an error, with what it said.
+        areas: area under these curves, divided by their length.
+        worst_attack: the attack with the largest recovery; null where a recovery is not known.
+        failed: attacks that ended in an error, with its message.
         reason: why there is no rank; null where there is one.
     """
 
@@ -83,7 +83,7 @@ class Matched(Numbers):
     """An entry's numbers after mixing its weights back toward the target until utility reached a floor.
 
     Attributes:
-        floor: utility that the mixtures have on dev, a share of the target's; on test it is about that.
+        floor: utility of the mixed weights on dev, a share of the target's; on test it is about the same.
         mixing_weight: share of the unlearned weights; 1 where they were not mixed.
     """
 
@@ -93,14 +93,14 @@ class Matched(Numbers):
 
 @dataclass(frozen=True, slots=True)
 class Entry(Numbers):
-    """A line of the board: one trial without its seed.
+    """A line of the board: the trials that differ only in their seed.
 
     Attributes:
         entry: id of the entry.
         matched: the same numbers at equal utility; null where they were not measured.
         statuses: number of seeds per status.
-        rank: place on the board, shared by entries that the examples cannot tell apart.
-        below_floor: utility is below the board's floor, so the entry stands after all that keep it.
+        rank: place on the board, shared by entries whose 95 % intervals over examples overlap.
+        below_floor: utility is below the board's floor, so the entry comes after all that keep it.
         did_not_forget: F is below 0.5, so R says little.
         pareto: no other ranked entry is at least as good in F, R and U and better in one of them.
     """
@@ -129,7 +129,7 @@ class Entry(Numbers):
 
 @dataclass(frozen=True, slots=True)
 class MatchedHeadlines:
-    """What a trial's weights are worth once they are mixed with the target's, and how much of them is left."""
+    """A trial's headlines after its weights were mixed with the target's, and the share of its weights in the mix."""
 
     headlines: Headlines
     weight: Estimate
@@ -137,7 +137,7 @@ class MatchedHeadlines:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A row of the table `trials` with its headlines, all of them by one engine; null where nothing measured it."""
+    """A row of the table `trials` with its headlines, all by one engine; `engine` is None where none measured it."""
 
     row: Mapping[str, Any]
     engine: str | None
@@ -146,18 +146,18 @@ class Trial:
 
 
 def combined(label: str, trials: Sequence[Trial], floor: float | None = None) -> Entry:
-    """The seeds of one entry as one line, not yet ranked.
+    """Combines the trials of one entry, not yet ranked.
 
     A failed trial is an accident of the machine and is not counted. A diverged one is a result: an entry with a
-    diverged seed gets no rank, because a mean over the others would keep silent about it.
+    diverged seed gets no rank, because a mean over the others would hide it.
 
     Args:
-        floor: of the mixtures; None where there are none.
+        floor: utility floor of retention matching; None where there are no matched weights.
     """
     trials = sorted(trials, key=lambda trial: (trial.row["seed"] or 0, trial.row["trial"]))
     counted = [trial for trial in trials if trial.row["status"] != Status.FAILED]
     row = trials[0].row
-    ended = _ended(trials)
+    end_reason = _end_reason(trials)
     numbers = _numbers({_name(trial): trial.headlines for trial in counted}, trials[0].headlines.recovery)
     return Entry(
         entry=row["entry"],
@@ -167,15 +167,15 @@ def combined(label: str, trials: Sequence[Trial], floor: float | None = None) ->
         smoothing=row["smoothing"],
         grade=row["grade"],
         **numbers,
-        matched=_matched(counted, floor, trials[0].headlines.recovery, ended) if floor is not None else None,
+        matched=_matched(counted, floor, trials[0].headlines.recovery, end_reason) if floor is not None else None,
         cost=Cost(**{name: plain_mean([trial.row[name] for trial in counted]) for name in Cost.__slots__}),
-        seeds=tuple(Seed(*(trial.row[name] for name in _OF_ROW), trial.engine) for trial in trials),
+        seeds=tuple(Seed(*(trial.row[name] for name in _SEED_COLUMNS), trial.engine) for trial in trials),
         statuses=dict(sorted(Counter(trial.row["status"] for trial in trials).items())),
         notes=(
-            *(_said(trial, len(trials)) for trial in trials if trial.row["status"] in NOTED),
+            *(_outcome(trial, len(trials)) for trial in trials if trial.row["status"] in NOTED),
             *_measured_apart(counted),
         ),
-        reason=ended or numbers["score"].reason,
+        reason=end_reason or numbers["score"].reason,
         did_not_forget=little_forgotten(numbers["forgetting"]),
     )
 
@@ -185,7 +185,7 @@ def little_forgotten(forgetting: Number) -> bool:
     return forgetting.value is not None and forgetting.value < FORGOT
 
 
-def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], ended: str | None) -> Matched | None:
+def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], end_reason: str | None) -> Matched | None:
     if not any(trial.mixed for trial in trials):
         return None
     missing = Estimate.null(f"not measured with utility matched to {floor:g}")
@@ -193,18 +193,18 @@ def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], en
     mixed = {_name(trial): trial.mixed or nothing for trial in trials}
     numbers = _numbers({seed: one.headlines for seed, one in mixed.items()}, attacks)
     weight = over_seeds({seed: one.weight for seed, one in mixed.items()})
-    return Matched(floor=floor, mixing_weight=weight, **numbers, reason=ended or numbers["score"].reason)
+    return Matched(floor=floor, mixing_weight=weight, **numbers, reason=end_reason or numbers["score"].reason)
 
 
 def _numbers(seeds: Mapping[str, Headlines], attacks: Collection[str]) -> dict[str, Any]:
-    """The fields of `Numbers`, from the headlines of each seed by its name."""
+    """The fields of `Numbers`, from headlines by the seed's name."""
 
-    def number(of: Callable[[Headlines], Estimate]) -> Number:
-        return over_seeds({seed: of(found) for seed, found in seeds.items()})
+    def number(estimate: Callable[[Headlines], Estimate]) -> Number:
+        return over_seeds({seed: estimate(found) for seed, found in seeds.items()})
 
-    def on_curve(attack: str, of: Callable[[Headlines], Estimate | None]) -> Number:
+    def on_curve(attack: str, estimate: Callable[[Headlines], Estimate | None]) -> Number:
         lacking = f"{attack} was not measured at every point"
-        return number(lambda found: of(found) or Estimate.null(found.recovery[attack].reason or lacking))
+        return number(lambda found: estimate(found) or Estimate.null(found.recovery[attack].reason or lacking))
 
     def height(attack: str, point: int) -> Number:
         return on_curve(attack, lambda found: found.curves.get(attack, {}).get(point))
@@ -237,31 +237,31 @@ def _numbers(seeds: Mapping[str, Headlines], attacks: Collection[str]) -> dict[s
     }
 
 
-def _ended(trials: Sequence[Trial]) -> str | None:
-    """Why there is no rank, where that is because of how a trial ended."""
+def _end_reason(trials: Sequence[Trial]) -> str | None:
+    """Why there is no rank, if that is because of how trials ended."""
     for status in (Status.DIVERGED, Status.FAILED):
-        said = [trial for trial in trials if trial.row["status"] == status]
-        if said and (status is Status.DIVERGED or len(said) == len(trials)):
-            return _said(said[0], len(trials))
+        with_status = [trial for trial in trials if trial.row["status"] == status]
+        if with_status and (status is Status.DIVERGED or len(with_status) == len(trials)):
+            return _outcome(with_status[0], len(trials))
     return None
 
 
-def _said(trial: Trial, of: int) -> str:
+def _outcome(trial: Trial, trials: int) -> str:
     """What happened to a trial: `seed 2 diverged: the loss is not finite`."""
-    who = "" if of == 1 else f"{_name(trial)} "
+    who = "" if trials == 1 else f"{_name(trial)} "
     return f"{who}{trial.row['status']}: {trial.row['reason'] or 'no reason was given'}"
 
 
 def _measured_apart(trials: Sequence[Trial]) -> list[str]:
-    """Who measured which seed, where it was not one engine: then the seeds differ by the engines too."""
+    """A note on which engine measured which seed, if there are several: then seeds differ by their engines too."""
     seeds: dict[str, list[str]] = {}
     for trial in trials:
         if trial.engine:
             seeds.setdefault(trial.engine, []).append(str(trial.row["seed"]))
     if len(seeds) < 2:
         return []
-    told = (f"{', '.join(seeds[engine])} by {engine}" for engine in sorted(seeds))
-    return [f"seeds were measured by different engines: {'; '.join(told)}"]
+    parts = (f"{', '.join(seeds[engine])} by {engine}" for engine in sorted(seeds))
+    return [f"seeds were measured by different engines: {'; '.join(parts)}"]
 
 
 def _name(trial: Trial) -> str:

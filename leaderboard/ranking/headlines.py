@@ -1,8 +1,8 @@
-"""From measurement rows to one trial's headlines: F, R, U, the score, and what each attack brings back.
+"""Computes one trial's headlines from measurement rows: F, R, U, the score, and excess recovery per attack.
 
-Only arithmetic that `tasks.scoring.headline` defines, put over the rows: which terms belong together, and what is said
-when one of them is missing. A term that is missing makes its headline null; it is never left out of a maximum, because
-the missing one could be the largest.
+The formulas are those of `tasks.scoring.headline`; this module decides which rows are their terms, and the reason that
+is given when one is missing. A missing term makes its headline null; it is never left out of a maximum, because it
+could be the largest.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ NONE = "none"
 """The attack that does nothing."""
 
 
-class Question(NamedTuple):
-    """What a headline asks: a metric of a probe, standing for `knowledge` or for `utility`."""
+class HeadlineMetric(NamedTuple):
+    """A metric of a probe that is a headline of `knowledge` or of `utility`."""
 
     headline: str
     probe: str
@@ -39,28 +39,28 @@ class Question(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """The headline measurements of one model, by attack, point on the attack's curve, and question.
+class HeadlineMeasurements:
+    """The headline measurements of one model, by attack, point on the attack's curve, and metric.
 
     Attributes:
-        failed: attacks that ended in an error, with what it said.
+        failed: attacks that ended in an error, with its message.
     """
 
     model: str
-    estimates: Mapping[tuple[str, int, Question], Estimate]
-    chances: Mapping[Question, float]
+    estimates: Mapping[tuple[str, int, HeadlineMetric], Estimate]
+    chances: Mapping[HeadlineMetric, float]
     failed: Mapping[str, str]
 
     @classmethod
-    def of(cls, model: str, rows: Iterable[Mapping[str, Any]]) -> Self:
-        """The answers in rows of the table `measurements`; `model` is the word for it in a reason."""
-        estimates: dict[tuple[str, int, Question], Estimate] = {}
-        chances: dict[Question, float] = {}
+    def from_rows(cls, model: str, rows: Iterable[Mapping[str, Any]]) -> Self:
+        """The measurements in rows of the table `measurements`; `model` is the model's name in reasons."""
+        estimates: dict[tuple[str, int, HeadlineMetric], Estimate] = {}
+        chances: dict[HeadlineMetric, float] = {}
         errors: dict[tuple[str, int], str] = {}
         for row in rows:
-            question = Question(row["headline"], row["probe"], row["subset"], row["metric"])
-            estimates[row["attack"], row["point"], question] = estimate(row)
-            chances[question] = row["chance"] or 0.0
+            metric = HeadlineMetric(row["headline"], row["probe"], row["subset"], row["metric"])
+            estimates[row["attack"], row["point"], metric] = estimate(row)
+            chances[metric] = row["chance"] or 0.0
             if row["status"] == Status.FAILED:
                 errors[row["attack"], row["point"]] = row["reason"] or "no reason was given"
         failed: dict[str, str] = {}
@@ -68,46 +68,50 @@ class Answers:
             failed.setdefault(attack, errors[attack, point])
         return cls(model, estimates, chances, failed)
 
-    def questions(self, headline: str) -> set[Question]:
-        return {question for question in self.chances if question.headline == headline}
+    def metrics(self, headline: str) -> set[HeadlineMetric]:
+        return {metric for metric in self.chances if metric.headline == headline}
 
     def points(self, attack: str) -> set[int]:
         return {point for name, point, _ in self.estimates if name == attack}
 
-    def under(self, attack: str, point: int, question: Question) -> Estimate:
-        """The answer to a question after an attack, null with the reason where it was not asked."""
-        missing = f"{question.probe} {question.metric} was not measured on the {self.model} model"
+    def under(self, attack: str, point: int, metric: HeadlineMetric) -> Estimate:
+        """A metric after an attack; null with the reason where it was not measured."""
+        missing = f"{metric.probe} {metric.metric} was not measured on the {self.model} model"
         where = "" if attack == NONE else f" under {attack} at {point}"
-        return self.estimates.get((attack, point, question), Estimate.null(missing + where))
+        return self.estimates.get((attack, point, metric), Estimate.null(missing + where))
 
-    def plain(self, question: Question) -> Estimate:
-        return self.under(NONE, 0, question)
+    def unattacked(self, metric: HeadlineMetric) -> Estimate:
+        return self.under(NONE, 0, metric)
 
 
-class AtChance(Answers):
-    """What stands for a retrained model where none can be had: chance, under any attack.
+class AtChance(HeadlineMeasurements):
+    """Replaces the retrained model's measurements where none can exist: chance, under any attack.
 
-    What an attack teaches is then counted as relapse.
+    What an attack teaches then counts as recovered knowledge.
     """
 
     @classmethod
-    def beside(cls, target: Answers) -> Self:
-        """Chance on the questions that the target was asked."""
+    def on_metrics_of(cls, target: HeadlineMeasurements) -> Self:
+        """Chance on the metrics that the target was measured on."""
         return cls(CHANCE, target.estimates, target.chances, {})
 
-    def under(self, attack: str, point: int, question: Question) -> Estimate:
-        asked = self.estimates.get((NONE, 0, question))
-        return Estimate(self.chances.get(question, 0.0), 0.0, asked.n if asked else 0)
+    def under(self, attack: str, point: int, metric: HeadlineMetric) -> Estimate:
+        measured = self.estimates.get((NONE, 0, metric))
+        return Estimate(self.chances.get(metric, 0.0), 0.0, measured.n if measured else 0)
 
 
 def trial_headlines(
-    unlearned: Answers, target: Answers, retrained: Answers, anchor_ids: str | None, attacks: Sequence[str]
+    unlearned: HeadlineMeasurements,
+    target: HeadlineMeasurements,
+    retrained: HeadlineMeasurements,
+    anchor_ids: str | None,
+    attacks: Sequence[str],
 ) -> Headlines:
-    """The headlines of an unlearned model between its anchors: the one place where F, R and U are decided.
+    """The headlines of an unlearned model relative to its anchors: the only place where F, R and U are computed.
 
-    What has forgotten everything is the retrained model, or chance where the ids of the anchors say that none was.
+    The zero is the retrained model, or chance where the ids of the anchors say that there is no such model.
     """
-    return headlines(unlearned, target, AtChance.beside(target) if at_chance(anchor_ids) else retrained, attacks)
+    return headlines(unlearned, target, AtChance.on_metrics_of(target) if at_chance(anchor_ids) else retrained, attacks)
 
 
 def at_chance(anchor_ids: str | None) -> bool:
@@ -117,7 +121,7 @@ def at_chance(anchor_ids: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Headlines:
-    """One trial's numbers, each with its standard error over examples or the reason why there is none.
+    """One trial's numbers, each with its standard error over examples, or null with the reason.
 
     Attributes:
         forgetting: F, 1 - clip(knowledge).
@@ -126,11 +130,11 @@ class Headlines:
         utility: U, the smallest share of the target's utility that was kept.
         score: harmonic mean of F, R and U.
         recovery: per attack the largest excess recovery over the task's knowledge probes and the attack's points, as
-            a share of the distance between the anchors: 0 is nothing beyond what the attack teaches, 1 is all of it.
+            a share of the distance between the anchors: 0 means nothing beyond what the attack teaches, 1 everything.
         curves: per attack with more than one point the excess recovery at each, the largest over the knowledge probes.
             Point 0 is before the attack.
-        areas: per such attack the area under its curve, as a share of its length.
-        failed: attacks that ended in an error, with what it said.
+        areas: per such attack the area under its curve, divided by its length.
+        failed: attacks that ended in an error, with its message.
     """
 
     forgetting: Estimate
@@ -145,12 +149,17 @@ class Headlines:
 
     @classmethod
     def null(cls, missing: Estimate, attacks: Iterable[str]) -> Self:
-        """The headlines of what was not measured."""
+        """Headlines that are all null for the same reason."""
         return cls(*[missing] * 5, dict.fromkeys(attacks, missing), {}, {}, {})
 
 
-def headlines(unlearned: Answers, target: Answers, retrained: Answers, attacks: Sequence[str]) -> Headlines:
-    """A trial's headlines from its own answers, those of its anchors, and the attacks of the official set."""
+def headlines(
+    unlearned: HeadlineMeasurements,
+    target: HeadlineMeasurements,
+    retrained: HeadlineMeasurements,
+    attacks: Sequence[str],
+) -> Headlines:
+    """A trial's headlines from its own measurements, those of its anchors, and the attacks of the official set."""
     attacks = list(dict.fromkeys([NONE, *attacks]))
     failed = {attack: why for attack in attacks if (why := _failure(attack, unlearned, retrained))}
     points = {attack: _points(attack, unlearned, target, retrained) for attack in attacks}
@@ -167,7 +176,7 @@ def headlines(unlearned: Answers, target: Answers, retrained: Answers, attacks: 
     unknown = _unknown(recovery, [attack for attack in attacks if not unlearned.points(attack)])
     robustness = unknown or share_lost(largest(recovery.values()))
     harmonic = unknown or harmonic_mean(*map(share_lost, recovery.values()), dependent=True)
-    utility = kept(unlearned, target)
+    utility = utility_share(unlearned, target)
     return Headlines(
         forgetting,
         robustness,
@@ -181,39 +190,45 @@ def headlines(unlearned: Answers, target: Answers, retrained: Answers, attacks: 
     )
 
 
-def kept(model: Answers, target: Answers) -> Estimate:
+def utility_share(model: HeadlineMeasurements, target: HeadlineMeasurements) -> Estimate:
     """Utility of a model: the smallest share of the target's, over the task's utility probes."""
-    questions = sorted(model.questions("utility") | target.questions("utility"))
-    if not questions:
+    metrics = sorted(model.metrics("utility") | target.metrics("utility"))
+    if not metrics:
         return Estimate.null("utility was not measured")
     return smallest(
-        share_kept(model.plain(question), target.plain(question), target.chances.get(question, 0.0))
-        for question in questions
+        share_kept(model.unattacked(metric), target.unattacked(metric), target.chances.get(metric, 0.0))
+        for metric in metrics
     )
 
 
-def _points(attack: str, unlearned: Answers, target: Answers, retrained: Answers) -> dict[int, Estimate]:
-    """Excess recovery at each point of an attack, the largest over the knowledge questions; one null if none can be."""
-    questions = sorted(unlearned.questions("knowledge") | target.questions("knowledge"))
-    if not questions:
+def _points(
+    attack: str, unlearned: HeadlineMeasurements, target: HeadlineMeasurements, retrained: HeadlineMeasurements
+) -> dict[int, Estimate]:
+    """Excess recovery at each point of an attack, the largest over the knowledge metrics; one null if undefined."""
+    metrics = sorted(unlearned.metrics("knowledge") | target.metrics("knowledge"))
+    if not metrics:
         return {0: Estimate.null("knowledge was not measured")}
     if not retrained.estimates:
         return {0: Estimate.null("no retrained model was measured, so there is no zero to recover from")}
     if not unlearned.points(attack):
         return {0: Estimate.null(f"not measured under {attack}")}
     if attack == NONE:
-        return {0: largest(knowledge(unlearned.plain(q), target.plain(q), retrained.plain(q)) for q in questions)}
+        return {
+            0: largest(
+                knowledge(unlearned.unattacked(q), target.unattacked(q), retrained.unattacked(q)) for q in metrics
+            )
+        }
 
-    def excess(point: int, question: Question) -> Estimate:
-        both = unlearned.under(attack, point, question), retrained.under(attack, point, question)
-        return excess_recovery(*both, target.plain(question), retrained.plain(question))
+    def excess(point: int, metric: HeadlineMetric) -> Estimate:
+        both = unlearned.under(attack, point, metric), retrained.under(attack, point, metric)
+        return excess_recovery(*both, target.unattacked(metric), retrained.unattacked(metric))
 
     points = sorted(unlearned.points(attack) | retrained.points(attack))
-    return {point: largest(excess(point, question) for question in questions) for point in points}
+    return {point: largest(excess(point, metric) for metric in metrics) for point in points}
 
 
-def _failure(attack: str, unlearned: Answers, retrained: Answers) -> str | None:
-    """How an attack ended on a model that it is needed on: `failed: OutOfMemoryError: ...`."""
+def _failure(attack: str, unlearned: HeadlineMeasurements, retrained: HeadlineMeasurements) -> str | None:
+    """How an attack failed on the unlearned or the retrained model: `failed: OutOfMemoryError: ...`; else None."""
     for model, where in ((unlearned, ""), (retrained, " on the retrained model")):
         if attack in model.failed:
             return f"failed{where}: {model.failed[attack]}"
@@ -221,7 +236,7 @@ def _failure(attack: str, unlearned: Answers, retrained: Answers) -> str | None:
 
 
 def _unknown(recovery: Mapping[str, Estimate], not_run: Sequence[str]) -> Estimate | None:
-    """Why there is no robustness, if there is none: every attack that is missing, then what went wrong with others."""
+    """Why robustness is null, if it is: the attacks that were not measured, then the reasons of the others."""
     reasons = [f"not measured under {', '.join(not_run)}"] if not_run else []
     reasons += [found.reason for attack, found in recovery.items() if not found.known and attack not in not_run]
     return Estimate.null("; ".join(dict.fromkeys(reasons))) if reasons else None

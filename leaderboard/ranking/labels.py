@@ -1,4 +1,4 @@
-"""A short name for each entry: the optimizer, the objective, and then only what tells entries apart."""
+"""Short names for entries: the optimizer, the objective, and then only what tells entries apart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 MOST_SETTINGS = 3
-"""Settings that a label names; where more differ, nobody reads them and the entry's id says as much."""
+"""Most settings in a label; where more differ nobody would read them, and the entry's id is used instead."""
 
 LONGEST_SETTING = 40
 """Characters of a setting that a label shows."""
@@ -28,12 +28,12 @@ def labels(trials: Iterable[Trial]) -> dict[str, str]:
     named = {entry: _base(trial) for entry, trial in rows.items()}
     for settings in (_columns, _spec, _id):
         for entries in _same(named):
-            found = {entry: settings(rows[entry]) for entry in entries}
-            names = dict.fromkeys(name for values in found.values() for name in values)
-            differ = [name for name in names if len({values.get(name) for values in found.values()}) > 1]
+            settings_by_entry = {entry: settings(rows[entry]) for entry in entries}
+            names = dict.fromkeys(name for values in settings_by_entry.values() for name in values)
+            differ = [name for name in names if len({values.get(name) for values in settings_by_entry.values()}) > 1]
             if len(differ) <= MOST_SETTINGS:
                 for entry in entries:
-                    words = [found[entry][name] for name in differ if found[entry].get(name)]
+                    words = [settings_by_entry[entry][name] for name in differ if settings_by_entry[entry].get(name)]
                     named[entry] = " · ".join([named[entry], *words])
     return named
 
@@ -57,7 +57,7 @@ def _columns(trial: Trial) -> dict[str, str]:
 def _spec(trial: Trial) -> dict[str, str]:
     try:
         leaves = dict(_leaves(json.loads(trial["spec"] or "{}")))
-    except (ValueError, RecursionError):  # what somebody else wrote there is no reason to show no board
+    except (ValueError, RecursionError):  # malformed foreign content must not prevent the board from being shown
         return {}
     return {path: f"{path.rpartition('.')[2]}={leaf}"[:LONGEST_SETTING] for path, leaf in leaves.items()}
 

@@ -1,4 +1,4 @@
-"""What a board says of a task's trials, read once: the headline answers of every model."""
+"""The measurements of a task's trials, read from a board once: the headline metrics of every model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pyarrow as pa
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching
 from leaderboard.board.store import Board
 from leaderboard.ranking.entry import MatchedHeadlines, Trial
-from leaderboard.ranking.headlines import Answers, Headlines, estimate, trial_headlines
-from leaderboard.ranking.retention_matching import METRIC, PROBE, chosen, floor_of
+from leaderboard.ranking.headlines import HeadlineMeasurements, Headlines, estimate, trial_headlines
+from leaderboard.ranking.retention_matching import METRIC, PROBE, chosen_floor, floor_of
 from tasks.scoring.estimate import Estimate
 
 _COLUMNS = (
@@ -28,71 +28,71 @@ Source = Board | Mapping[str, pa.Table]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class TaskMeasurements:
     """The measurements behind the headlines of a task and split.
 
     Attributes:
-        engines: by trial the engines that asked it.
+        engines: by trial the engines that measured it.
     """
 
     engines: Mapping[str, set[str]]
-    _answers: Mapping[tuple[str | None, str, str, str | None], Rows]
+    _rows: Mapping[tuple[str | None, str, str, str | None], Rows]
     _weights: Mapping[tuple[str, str, str | None], Estimate]
-    _models: dict[tuple[str | None, str, str, str | None], Answers] = field(default_factory=dict)
+    _models: dict[tuple[str | None, str, str, str | None], HeadlineMeasurements] = field(default_factory=dict)
 
     @classmethod
     def read(cls, source: Source, task: str, split: str) -> Self:
-        answers: defaultdict[tuple[str | None, str, str, str | None], Rows] = defaultdict(list)
+        by_model: defaultdict[tuple[str | None, str, str, str | None], Rows] = defaultdict(list)
         engines: defaultdict[str, set[str]] = defaultdict(set)
         for row in rows(source, "measurements", _headline_rows(task, split), _COLUMNS):
-            answers[row["trial"], row["subject"], row["matching"], row["engine"]].append(row)
+            by_model[row["trial"], row["subject"], row["matching"], row["engine"]].append(row)
             engines[row["trial"]].add(row["engine"])
         mixing = rows(source, "measurements", {"task": task, "probe": PROBE, "metric": METRIC}, _COLUMNS)
         weights = {(row["trial"], row["matching"], row["engine"]): estimate(row) for row in mixing}
-        return cls(dict(engines), dict(answers), weights)
+        return cls(dict(engines), dict(by_model), weights)
 
-    def model(self, trial: str | None, subject: str, engine: str | None, name: str = RAW) -> Answers:
-        """What one model answered."""
+    def model(self, trial: str | None, subject: str, engine: str | None, name: str = RAW) -> HeadlineMeasurements:
+        """The headline measurements of one model."""
         key = (trial, subject, name, engine)
         if key not in self._models:  # one pair of anchors serves many trials
-            self._models[key] = Answers.of(subject, self._answers.get(key, ()))
+            self._models[key] = HeadlineMeasurements.from_rows(subject, self._rows.get(key, ()))
         return self._models[key]
 
-    def taken(self, trials: Sequence[Row], engines: Collection[str]) -> dict[str, str | None]:
-        """By trial the engine whose numbers are taken, one of these; null where there is none to take.
+    def chosen_engines(self, trials: Sequence[Row], engines: Collection[str]) -> dict[str, str | None]:
+        """By trial the engine whose numbers are used, one of `engines`; None where no engine measured anything.
 
-        Of those that measured a trial it is the one that measured most of its entry's seeds, so that a mean over seeds
-        is about one engine wherever it can be; then the one that measured most trials; then the first by name. It does
-        not depend on any number. A trial that none measured is looked for where its entry's seeds are.
+        Of the engines that measured a trial it is the one that measured most of its entry's seeds, so that a mean over
+        seeds is from one engine wherever possible; then the one that measured most trials; then the first by name. The
+        choice depends on no number. A trial that no engine measured gets the engine of its entry's other seeds.
         """
-        asked = {row["trial"]: self.engines.get(row["trial"], set()) & set(engines) for row in trials}
-        of_entry = Counter((row["entry"], engine) for row in trials for engine in asked[row["trial"]])
-        of_all = Counter(engine for row in trials for engine in asked[row["trial"]])
+        measuring = {row["trial"]: self.engines.get(row["trial"], set()) & set(engines) for row in trials}
+        entry_counts = Counter((row["entry"], engine) for row in trials for engine in measuring[row["trial"]])
+        total_counts = Counter(engine for row in trials for engine in measuring[row["trial"]])
 
-        def most(row: Row) -> str | None:
+        def choice(row: Row) -> str | None:
             order = {
-                engine: (-of_entry[row["entry"], engine], -of_all[engine], engine)
-                for engine in asked[row["trial"]] or engines
+                engine: (-entry_counts[row["entry"], engine], -total_counts[engine], engine)
+                for engine in measuring[row["trial"]] or engines
             }
             return min(order, key=order.__getitem__, default=None)
 
-        return {row["trial"]: most(row) for row in trials}
+        return {row["trial"]: choice(row) for row in trials}
 
-    def floor(self, taken: Mapping[str, str | None], wanted: float) -> float | None:
-        """The floor of the mixtures to compare (see `leaderboard.ranking.retention_matching.chosen`).
+    def floor(self, engines: Mapping[str, str | None], wanted: float) -> float | None:
+        """The floor of the matched weights to compare (see `leaderboard.ranking.retention_matching.chosen_floor`).
 
         Args:
-            taken: by trial the engine whose numbers are taken.
+            engines: by trial the engine whose numbers are used.
         """
-        ours = set(taken.items())
-        names = {name for trial, _, name, engine in (*self._answers, *self._mixtures()) if (trial, engine) in ours}
-        return chosen((floor for name in names if (floor := floor_of(name)) is not None), wanted)
+        chosen = set(engines.items())
+        names = {name for trial, _, name, engine in (*self._rows, *self._mixtures()) if (trial, engine) in chosen}
+        return chosen_floor((floor for name in names if (floor := floor_of(name)) is not None), wanted)
 
     def trial(self, row: Row, engine: str | None, attacks: Sequence[str], floor: float | None) -> Trial:
-        """A trial's headlines, from its own answers to an engine and those of its anchors to the same one.
+        """A trial's headlines, from an engine's measurements of it and of its anchors.
 
         Args:
-            floor: of its mixture; None for no mixture.
+            floor: utility floor of its matched weights; None for none.
         """
         mixed = self._mixed(row, engine, attacks, matching(floor)) if floor is not None else None
         measured = engine if engine in self.engines.get(row["trial"], ()) else None
@@ -105,7 +105,7 @@ class Measured:
 
     def _mixed(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> MatchedHeadlines | None:
         weight = self._weights.get((row["trial"], name, engine))
-        if (row["trial"], UNLEARNED, name, engine) in self._answers:
+        if (row["trial"], UNLEARNED, name, engine) in self._rows:
             lost = Estimate.null("the mixing weight was not written down")
             return MatchedHeadlines(self._headlines(row, engine, attacks, name), weight or lost)
         if weight is None or weight.known:
@@ -118,7 +118,7 @@ class Measured:
 
 
 def engines_of(source: Source, task: str, split: str) -> set[str]:
-    """The engines that measured trials of a task, each of which the task can be ranked by."""
+    """The engines that measured trials of a task; the task can be ranked by each of them."""
     trials = {row["trial"] for row in rows(source, "trials", {"task": task}, ("trial",))}
     measured = rows(source, "measurements", _headline_rows(task, split), ("trial", "engine"))
     return {row["engine"] for row in measured if row["trial"] in trials}
@@ -129,9 +129,9 @@ def _headline_rows(task: str, split: str) -> Row:
 
 
 def rows(source: Source, table: str, where: Row, names: Sequence[str] = ()) -> Rows:
-    """Rows of a table in which each column has its value, or one of its list."""
+    """Rows of a table that match `where`: by column a value, or a list of allowed values."""
     if isinstance(source, Board):
-        found = source.read(table, where)
-        return found.select(list(names) or found.column_names).to_pylist()
-    wanted = {name: value if isinstance(value, list) else [value] for name, value in where.items()}
-    return [row for row in source[table].to_pylist() if all(row[name] in wanted[name] for name in wanted)]
+        table_rows = source.read(table, where)
+        return table_rows.select(list(names) or table_rows.column_names).to_pylist()
+    allowed = {name: value if isinstance(value, list) else [value] for name, value in where.items()}
+    return [row for row in source[table].to_pylist() if all(row[name] in allowed[name] for name in allowed)]

@@ -1,4 +1,4 @@
-"""A number of several runs: its mean, and how far it would move with other questions and with other runs."""
+"""The mean of a number over seeds, with its uncertainty over examples and over seeds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from scipy.special import stdtrit
 from tasks.scoring.estimate import Estimate
 
 Z95 = 1.96
-"""Standard errors on each side of a 95 % interval."""
+"""Half width of a 95 % interval, in standard errors."""
 FEWEST_SEEDS = 3
-"""Seeds for an interval: with two, Student's t makes it 25 standard errors wide, which says nothing."""
+"""Fewest seeds for an interval: with two, Student's t makes it 25 standard errors wide, which is useless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class Number:
 
     Attributes:
         value: null, with the reason, where a seed has none.
-        over_examples: standard error over examples: the mean of the seeds' errors. Every seed is asked the same
-            examples, so more seeds do not make this error smaller.
-        seed_values: the seeds' own values, in the order of `Entry.seeds` without the failed ones.
+        over_examples: standard error over examples: the mean of the seeds' errors. All seeds have the same examples, so
+            more seeds do not make this error smaller.
+        seed_values: the values of single seeds, in the order of `Entry.seeds` without the failed ones.
         seed_interval: 95 % interval over seeds (Student's t); null with fewer than three seeds.
     """
 
@@ -41,7 +41,7 @@ class Number:
 
 
 def over_seeds(estimates: Mapping[str, Estimate]) -> Number:
-    """The mean over seeds of what each of them has, by the seed's name."""
+    """The mean over seeds of estimates by the seed's name."""
     if not estimates:
         return Number(None, reason="no seed finished")
     values = [estimate.value for estimate in estimates.values()]
@@ -65,6 +65,6 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def plain_mean(values: Sequence[float | None]) -> float | None:
-    """Arithmetic mean; None if a value is missing or there is none."""
+    """Arithmetic mean; None if a value is missing or not finite, or there are no values."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return math.fsum(known) / len(known) if known and len(known) == len(values) else None

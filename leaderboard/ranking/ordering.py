@@ -1,4 +1,4 @@
-"""The order of a board: utility first, then the score; who shares a rank, and whom nobody beats."""
+"""The order of a board: utility first, then the score; shared ranks, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ordered(entries: Iterable[Entry], floor: float, *, matched: bool = False) ->
     def shown(entry: Entry) -> Numbers | None:
         return entry.matched if matched else entry
 
-    entries = sorted(map(_of_mixture, entries) if matched else entries, key=lambda entry: entry.entry)
+    entries = sorted(map(_at_matched_utility, entries) if matched else entries, key=lambda entry: entry.entry)
     scored = [entry for entry in entries if entry.reason is None]
     scored.sort(key=lambda entry: -shown(entry).score.value)
     low = {entry.entry for entry in scored if not matched and entry.utility.value < floor}
@@ -40,8 +40,8 @@ def ordered(entries: Iterable[Entry], floor: float, *, matched: bool = False) ->
     return ranked + unranked
 
 
-def _of_mixture(entry: Entry) -> Entry:
-    """An entry with what is to be said about its numbers at matched utility."""
+def _at_matched_utility(entry: Entry) -> Entry:
+    """An entry with reason and `did_not_forget` of its numbers at matched utility."""
     if entry.matched is None:
         return replace(entry, reason=entry.reason or "not measured at matched utility", did_not_forget=False)
     forgetting = entry.matched.forgetting
@@ -53,9 +53,9 @@ def _point(numbers: Numbers) -> tuple[float, float, float]:
 
 
 def _places(scores: Sequence[Number], start: int) -> Iterable[int]:
-    """Ranks down the list. An entry shares its leader's rank while their 95 % intervals over examples overlap.
+    """Ranks of a sorted list. An entry shares its leader's rank while their 95 % intervals over examples overlap.
 
-    The leader is the first entry of the rank, not the one just above: a chain of overlaps does not make one big tie.
+    The leader is the first entry of the rank, not the previous one: a chain of overlaps does not make one big tie.
     A new rank is the entry's position, as in sports (1, 1, 3).
     """
     leader: Number | None = None

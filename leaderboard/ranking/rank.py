@@ -1,9 +1,9 @@
-"""Who leads: constraint then rank, in groups that may be compared.
+"""Ranks entries, first by the utility constraint and then by score, within comparable groups.
 
-Entries that keep utility U >= floor come first, in order of the score; then those below the floor; then those without
-a score, each with its reason. By numbers at matched utility all keep it, and the score alone decides. Only trials with
-the same anchors, task version, data and engine are ranked together: numbers on other scales are listed as left out,
-never mixed in. Engines may be mixed by whoever asks for it; then too a trial and its anchors are of one engine each.
+Entries with utility U >= floor come first, in order of the score; then those below the floor; then those without a
+score, each with its reason. At matched utility all entries keep it, and the score alone decides. Only trials with the
+same anchors, task version, data and engine are ranked together; other numbers are on other scales, so they are listed
+as left out and never mixed in. Engines can be mixed on request; a trial and its anchors still use one engine.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from leaderboard.board.schema import Status
 from leaderboard.board.store import BoardError
 from leaderboard.ranking.attack_labels import attack_labels
 from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, Trial, combined
-from leaderboard.ranking.headlines import at_chance, kept
+from leaderboard.ranking.headlines import at_chance, utility_share
 from leaderboard.ranking.labels import labels
-from leaderboard.ranking.measured import Measured, Rows, Source, rows
+from leaderboard.ranking.measured import Rows, Source, TaskMeasurements, rows
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
 from tasks import TASKS, Split, attack_name
@@ -29,7 +29,7 @@ from tasks import TASKS, Split, attack_name
 __all__ = ["FLOOR", "Cost", "Entry", "Group", "Matched", "Number", "Ranking", "Seed", "rank"]
 
 FLOOR = 0.9
-"""Utility that an entry has to keep: below it, forgetting is cheap."""
+"""Utility that an entry has to keep: below it, forgetting is easy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Group:
     """What trials must have in common to be ranked together.
 
     Attributes:
-        engines: that measured them: one, or several where they are mixed; none where nothing was measured.
-        trials: how many have this in common.
+        engines: engines that measured the trials: one, or several where they are mixed; none if nothing was measured.
+        trials: number of trials of the group.
     """
 
     anchor_ids: str | None
@@ -47,30 +47,31 @@ class Group:
     data: str | None
     trials: int = field(default=0, compare=False)
 
-    def beside(self, other: Group) -> bool:
-        """Whether the engine is all that keeps two groups apart."""
+    def differs_only_in_engines(self, other: Group) -> bool:
+        """Whether two groups differ only in their engines."""
         return self != other and replace(self, engines=()) == replace(other, engines=())
 
     @property
     def at_chance(self) -> bool:
-        """Whether chance stands for a model that has forgotten everything."""
+        """Whether chance replaces the retrained model."""
         return at_chance(self.anchor_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The board of one task and split.
+    """The ranking of one task and split.
 
     Attributes:
-        attacks: attacks of the official set, as they stand in the rows.
+        attacks: attacks of the official set, as in the column `attack`.
         attack_labels: a short name for each of them.
         group: what the ranked trials have in common; null when the task has no trial.
         left_out: groups that are not ranked here.
-        left_out_by_engine: by engine the trials that are left out for no other reason than that it measured them.
-        unmeasured: entries of the group that finished and were not measured on this split, as most of a search is.
+        left_out_by_engine: by engine the number of trials that are left out only because of their engine.
+        unmeasured: entries of the group that finished but were not measured on this split, as most of a search is.
         retrained_utility: U of the retrained model; null where it was not measured.
         matched: whether ranks, Pareto front and reasons are about the numbers at matched utility.
-        matched_floor: the utility that it was matched to; null where no such rows are there, or several kinds.
+        matched_floor: the utility floor of retention matching; null where there are no such rows, or rows of several
+            floors.
     """
 
     task: str
@@ -95,7 +96,7 @@ class Ranking:
         return self.group is not None and len(self.group.engines) > 1
 
     def shown(self, entry: Entry) -> Numbers | None:
-        """The numbers of an entry that this ranking is about; None where it has none at matched utility."""
+        """The numbers of an entry that this ranking uses; None where it has none at matched utility."""
         return entry.matched if self.matched else entry
 
     def as_json(self) -> dict[str, Any]:
@@ -122,41 +123,41 @@ def rank(
         attack_set: name of an official attack set of the task; by default the newest.
         floor: utility that an entry has to keep, a share of the target's.
         engine, anchor_ids: the group to rank; by default the one with the most trials.
-        mix_engines: rank trials that different engines measured in one table. Of a trial that several measured, the
-            numbers of one are taken (see `Measured.taken`).
+        mix_engines: rank trials that different engines measured in one table. If several engines measured a trial,
+            the numbers of one are used (see `TaskMeasurements.chosen_engines`).
         matched: rank by the numbers of weights that were mixed back until utility reached the floor.
 
     Raises:
-        ValueError: no such task, split or attack set; or an engine where engines are to be mixed.
+        ValueError: no such task, split or attack set; or both `engine` and `mix_engines`.
         BoardError: no trial has this engine and these anchors.
     """
     if engine and mix_engines:
         raise ValueError(f"either the trials of {engine} are ranked, or those of all engines")
     set_name, attacks = _official(task, Split(split), attack_set)
     trials = [row | {"entry": row["entry"] or row["trial"]} for row in rows(source, "trials", {"task": task})]
-    measured = Measured.read(source, task, split)
+    measured = TaskMeasurements.read(source, task, split)
     groups = _groups(trials, measured.engines, mix_engines=mix_engines)
     group = _chosen(groups, task, engine, anchor_ids)
-    of_set = (task, split, set_name, attacks, attack_labels(attacks), floor)
+    common = (task, split, set_name, attacks, attack_labels(attacks), floor)
     if group is None:
-        return Ranking(*of_set, None, (), matched=matched)
-    taken = measured.taken(groups[group], group.engines)
-    matched_floor = measured.floor(taken, floor)
+        return Ranking(*common, None, (), matched=matched)
+    engines = measured.chosen_engines(groups[group], group.engines)
+    matched_floor = measured.floor(engines, floor)
     seeds: defaultdict[str, list[Trial]] = defaultdict(list)
     for row in groups[group]:
-        seeds[row["entry"]].append(measured.trial(row, taken[row["trial"]], attacks, matched_floor))
-    # Once one seed is measured the others are missed, so that nobody measures the best seed alone.
-    shown = {entry: same for entry, same in seeds.items() if any(_says_something(t) for t in same)}
+        seeds[row["entry"]].append(measured.trial(row, engines[row["trial"]], attacks, matched_floor))
+    # Once one seed is measured the others count as missing, so that nobody can measure the best seed only.
+    shown = {entry: same for entry, same in seeds.items() if any(_is_shown(t) for t in same)}
     named = labels(min(same, key=lambda trial: trial.row["trial"]).row for same in shown.values())
     entries = [combined(named[entry], same, matched_floor) for entry, same in shown.items()]
-    # Of the engines that measured a mixed group, some may be taken for no trial.
+    # Of the engines that measured a mixed group, some may be chosen for no trial.
     used = tuple(name for name in group.engines if any(name in entry.engines for entry in entries)) or group.engines
     utilities = [
-        kept(*(measured.model(recipe, anchor, asked) for anchor in ("retrained", "target"))).value
-        for recipe, asked in {(row["anchors"], taken[row["trial"]]) for row in groups[group]}
+        utility_share(*(measured.model(recipe, anchor, engine_name) for anchor in ("retrained", "target"))).value
+        for recipe, engine_name in {(row["anchors"], engines[row["trial"]]) for row in groups[group]}
     ]
     return Ranking(
-        *of_set,
+        *common,
         replace(group, trials=len(groups[group]), engines=used),
         tuple(ordered(entries, floor, matched=matched)),
         tuple(replace(other, trials=len(same)) for other, same in _by_size(groups) if other != group),
@@ -178,10 +179,10 @@ def _official(task: str, split: Split, attack_set: str | None) -> tuple[str, tup
 
 
 def _groups(trials: Rows, engines: Mapping[str, set[str]], *, mix_engines: bool) -> Mapping[Group, Rows]:
-    """Trials by what they have in common. One that was never measured is shown in every group that it may belong to.
+    """Trials by group. A trial that was never measured is in every group that it may belong to.
 
     Args:
-        engines: by trial those that measured it. It is in the group of each, or in the one where they are mixed.
+        engines: by trial those that measured it. The trial is in the group of each, or in the mixed group.
     """
     groups: defaultdict[Group, Rows] = defaultdict(list)
     common = ("anchor_ids", "task_version", "data")
@@ -200,7 +201,7 @@ def _groups(trials: Rows, engines: Mapping[str, set[str]], *, mix_engines: bool)
 
 
 def _mixed(groups: Mapping[Group, Rows]) -> defaultdict[Group, Rows]:
-    """Groups that only the engine keeps apart as one, each trial once."""
+    """Merges groups that differ only in their engines; each trial occurs once."""
     parts: defaultdict[Group, list[Group]] = defaultdict(list)
     for group in groups:
         parts[replace(group, engines=())].append(group)
@@ -220,16 +221,16 @@ def _chosen(groups: Mapping[Group, Rows], task: str, engine: str | None, anchor_
     }
     if not fitting and (engine or anchor_ids):
         wanted = f"engine {engine or 'any'}, anchors {anchor_ids or 'any'}"
-        found = "; ".join(
+        available = "; ".join(
             f"engine {' and '.join(group.engines) or 'none'}, anchors {group.anchor_ids}"
             for group, _ in _by_size(groups)
         )
-        raise BoardError(f"{task}: no trial with {wanted}. There is: {found or 'no trial'}")
+        raise BoardError(f"{task}: no trial with {wanted}. There is: {available or 'no trial'}")
     return next((group for group, _ in _by_size(fitting)), None)
 
 
 def _by_size(groups: Mapping[Group, Rows]) -> list[tuple[Group, Rows]]:
-    """The largest group first; among equals the newest task version, then by name, so that the choice is stable."""
+    """The largest group first; ties by newest task version, then by name, so that the order is stable."""
     return sorted(
         groups.items(),
         key=lambda item: (
@@ -242,16 +243,16 @@ def _by_size(groups: Mapping[Group, Rows]) -> list[tuple[Group, Rows]]:
 
 def _left_out_by_engine(groups: Mapping[Group, Rows], group: Group) -> dict[str, int]:
     here = {row["trial"] for row in groups[group]}
-    found = {
+    counts = {
         name: sum(row["trial"] not in here for row in same)
         for other, same in _by_size(groups)
-        if group.beside(other)
+        if group.differs_only_in_engines(other)
         for name in other.engines
     }
-    return {name: count for name, count in found.items() if count}
+    return {name: count for name, count in counts.items() if count}
 
 
-def _says_something(trial: Trial) -> bool:
+def _is_shown(trial: Trial) -> bool:
     return trial.engine is not None or trial.row["status"] in (Status.FAILED, Status.DIVERGED)
 
 

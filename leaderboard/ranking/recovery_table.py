@@ -1,4 +1,4 @@
-"""A ranking to be put into a text: what is known after each attack, as a Markdown table with both intervals."""
+"""A ranking as a Markdown table for a paper: knowledge after each attack, with both intervals."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ def recovery_table(ranking: Ranking, *, grades: bool = False, matched: bool = Fa
     """Knowledge after each attack of the set: one row per entry, or per grade, and one column per attack.
 
     Args:
-        grades: put the entries of a grade together: the mean over entries, each the mean over its seeds, and the
-            interval is over entries. An entry without a number under an attack leaves its grade without one.
-        matched: of the numbers at matched utility; entries that have none are left out.
+        grades: average the entries of a grade, each of which is the mean over its seeds; the interval is then over
+            entries. An entry without a number under an attack leaves its grade without one.
+        matched: use the numbers at matched utility; entries without them are left out.
     """
     shown = [(entry, entry.matched if matched else entry) for entry in ranking.entries]
     shown = [(entry, numbers) for entry, numbers in shown if numbers is not None]
-    rows = _of_grades(shown, ranking.attacks) if grades else _of_entries(shown, ranking)
+    rows = _grade_rows(shown, ranking.attacks) if grades else _entry_rows(shown, ranking)
     what = "grade | entries" if grades else "entry | grade | seeds"
     head = f"| {what} | {' | '.join(_escaped(ranking.attack_labels[attack]) for attack in ranking.attacks)} |"
     names = 2 if grades else 3
     rule = "|" + " --- |" * (names - 1) + " ---: |" * (len(ranking.attacks) + 1)
     full = [f"{_escaped(short)}: `{name}`" for name, short in ranking.attack_labels.items() if short != name]
     zero = "chance" if ranking.group and ranking.group.at_chance else "what the attack teaches the retrained model"
-    told = _HOW.format(zero=zero, what="entries" if grades else "seeds")
+    caption = _HOW.format(zero=zero, what="entries" if grades else "seeds")
     if matched and ranking.matched_floor is not None:
-        told += f" Weights are mixed back toward the target's until utility is {ranking.matched_floor:g} on dev."
+        caption += f" Weights are mixed back toward the target's until utility is {ranking.matched_floor:g} on dev."
     if ranking.mixes_engines:
         engines = _escaped(", ".join(ranking.group.engines))
-        told += f" Engines are mixed: {engines}. Each trial and its anchors were measured by one."
+        caption += f" Engines are mixed: {engines}. Each trial and its anchors were measured by one."
     if full:
-        told += f" Attacks of {ranking.attack_set}: {', '.join(full)}."
-    return "\n".join([head, rule, *rows, "", told])
+        caption += f" Attacks of {ranking.attack_set}: {', '.join(full)}."
+    return "\n".join([head, rule, *rows, "", caption])
 
 
-def _of_entries(shown: Sequence[tuple[Entry, Numbers]], ranking: Ranking) -> list[str]:
+def _entry_rows(shown: Sequence[tuple[Entry, Numbers]], ranking: Ranking) -> list[str]:
     def name(entry: Entry) -> str:
         return f"{entry.label} by {' and '.join(entry.engines)}" if ranking.mixes_engines else entry.label
 
@@ -58,7 +58,7 @@ def _of_entries(shown: Sequence[tuple[Entry, Numbers]], ranking: Ranking) -> lis
     ]
 
 
-def _of_grades(shown: Sequence[tuple[Entry, Numbers]], attacks: Sequence[str]) -> list[str]:
+def _grade_rows(shown: Sequence[tuple[Entry, Numbers]], attacks: Sequence[str]) -> list[str]:
     by_grade: dict[str, list[Numbers]] = {grade: [] for grade in GRADES}
     for entry, numbers in shown:
         by_grade.setdefault(entry.grade or ABSENT, []).append(numbers)
@@ -84,11 +84,11 @@ def _cell(number: Number, *, failed: bool = False) -> str:
     """`0.42 ± 0.10 (0.03)`."""
     if number.value is None:
         return "failed" if failed else ABSENT
-    said = f"{number.value:.2f}"
+    cell = f"{number.value:.2f}"
     if number.seed_interval:
         low, high = number.seed_interval
-        said += f" ± {(high - low) / 2:.2f}"
-    return said if number.over_examples is None else f"{said} ({number.margin:.2f})"
+        cell += f" ± {(high - low) / 2:.2f}"
+    return cell if number.over_examples is None else f"{cell} ({number.margin:.2f})"
 
 
 def _row(names: Sequence[str], cells: Sequence[str]) -> str:
@@ -96,5 +96,5 @@ def _row(names: Sequence[str], cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that was written by somebody else, in one cell of a table."""
+    """Foreign text, escaped for one cell of a table."""
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")

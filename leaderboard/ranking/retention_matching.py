@@ -1,8 +1,8 @@
-"""Rows of weights that were mixed back toward the target's until utility reached a floor (arXiv 2406.09179).
+"""Retention matching: rows about weights mixed back toward the target's to a utility floor (arXiv 2406.09179).
 
-A wrecked model remembers nothing, so it cannot be compared with one that is still of use. Mixed back until both are of
-the same use, they can. Which rows these are stands in their column `matching`; the anchors have raw rows alone, which
-serve both.
+A wrecked model remembers nothing, so it cannot be compared with one that is still useful. Once both are mixed back to
+the same utility, they can be compared. Such rows are marked in their column `matching`; the anchors have only raw rows,
+which serve both.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def floor_of(name: str) -> float | None:
     return floor if floor is not None and matching(floor) == name else None
 
 
-def chosen(floors: Iterable[float], wanted: float) -> float | None:
-    """The floor to compare at: the one that is asked for, else the only one that there is."""
-    there = set(floors)
-    if matching(wanted) in map(matching, there):
+def chosen_floor(floors: Iterable[float], wanted: float) -> float | None:
+    """The floor to compare at: the wanted one if available, else the only available one, else None."""
+    available = set(floors)
+    if matching(wanted) in map(matching, available):
         return wanted
-    return there.pop() if len(there) == 1 else None
+    return available.pop() if len(available) == 1 else None

@@ -82,7 +82,7 @@ def print_ranking(ranking: Ranking) -> None:
         if attack != label:
             out.print(Text(f"{label}: {attack}", style="dim"))
     for group in ranking.left_out:
-        if not ranking.group.beside(group):
+        if not ranking.group.differs_only_in_engines(group):
             engines = ", ".join(group.engines) or "no engine"
             out.print(Text(f"left out: {group.trials} trials with other anchors or data ({engines})", style="dim"))
     if ranking.left_out_by_engine:

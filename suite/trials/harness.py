@@ -13,7 +13,7 @@ import torch
 
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED
 from leaderboard.board.store import Board
-from leaderboard.ranking.headlines import NONE, Answers, Headlines, trial_headlines
+from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, Headlines, trial_headlines
 from suite.attacks import AttackContext
 from suite.config.runtime import RuntimeSpec
 from suite.engines import Engine
@@ -135,5 +135,7 @@ def headlines_of(
     for row in rows:
         if row["split"] == split and row["headline"] and matching_of.get(row["subject"]) == row["matching"]:
             by_subject[row["subject"]].append(row)
-    unlearned, target, retrained = (Answers.of(name, by_subject[name]) for name in (UNLEARNED, *ANCHORS))
+    unlearned, target, retrained = (
+        HeadlineMeasurements.from_rows(name, by_subject[name]) for name in (UNLEARNED, *ANCHORS)
+    )
     return trial_headlines(unlearned, target, retrained, anchor_ids, attacks)

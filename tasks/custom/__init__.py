@@ -1,3 +1,3 @@
-"""Tasks of the user's own: a folder with a head and rows."""
+"""Tasks of the user's own: a folder with `task.yaml` and files of rows."""
 
-__all__ = ["head", "rows", "task"]
+__all__ = ["rows", "settings", "task"]

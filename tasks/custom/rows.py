@@ -1,7 +1,7 @@
-"""Rows of a custom task's files: what they may hold, and what they become.
+"""Reads the rows of a custom task's files and makes examples and items of them.
 
-A row is a question with its answer (`question`, `answer`), running text after its beginning (`prompt`, `answer`), or
-running text alone (`text`). A row to be chosen from has `choices`, and in `answer` the index of the right one.
+A row is a question with its answer (`question`, `answer`), running text with its continuation (`prompt`, `answer`), or
+running text alone (`text`). A multiple-choice row has `choices`, and in `answer` the index of the right one.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from tasks.custom.head import Asked
+from tasks.custom.settings import ProbeSettings
 from tasks.files import SUFFIXES, Row, as_index, as_text, nearest, read
 from tasks.task import Example, Item, ProbeKind, Style, Subset, TaskError
 
 FEWEST = 2
-"""Rows of a file: one for each split."""
+"""Smallest number of rows of a file: one for each split."""
 
 BEGINNINGS = {"question": Style.QUESTION, "prompt": Style.TEXT}
 
 
 def find(stem: Path) -> Path | None:
-    """The file of this name, with or without its suffix."""
+    """The file of this name, with or without its suffix; None if there is none."""
     named = [stem] if stem.suffix in SUFFIXES else [stem.with_name(f"{stem.name}{suffix}") for suffix in SUFFIXES]
     return next((file for file in named if file.is_file()), None)
 
@@ -47,24 +47,25 @@ def examples(rows: Sequence[Row], subset: Subset) -> tuple[Example, ...]:
     """Texts to train on, in order.
 
     Raises:
-        TaskError: a row is of no form.
+        TaskError: a row has none of the allowed forms.
     """
     return tuple(_example(row, f"{subset}{index}") for index, row in enumerate(rows))
 
 
-def items(rows: Sequence[Row], probe: Asked) -> tuple[Item, ...]:
+def items(rows: Sequence[Row], probe: ProbeSettings) -> tuple[Item, ...]:
     """Questions of a probe, in order.
 
     Raises:
-        TaskError: a row is of no form, not one that this kind of probe can ask, or has another's id.
+        TaskError: a row has none of the allowed forms, does not fit this kind of probe, or repeats an id.
     """
-    made = tuple(_item(row, f"{probe.name}{index}", probe.kind) for index, row in enumerate(rows))
-    check_ids(made)
-    return made
+    parsed = tuple(_item(row, f"{probe.name}{index}", probe.kind) for index, row in enumerate(rows))
+    check_ids(parsed)
+    return parsed
 
 
 def check_ids(texts: Sequence[Example | Item]) -> None:
-    """
+    """Checks that ids are unique.
+
     Raises:
         TaskError: two texts have the same id.
     """
@@ -103,11 +104,11 @@ def _example(row: Row, default: str) -> Example:
 
 
 def _beginning(row: Row) -> tuple[str, Style]:
-    there = [column for column in BEGINNINGS if column in row]
-    if len(there) != 1:
-        found = " and ".join(there) or "neither"
+    present = [column for column in BEGINNINGS if column in row]
+    if len(present) != 1:
+        found = " and ".join(present) or "neither"
         raise TaskError(f"{row.where}: question: question or prompt is expected beside the answer, not {found}")
-    return as_text(row, there[0]), BEGINNINGS[there[0]]
+    return as_text(row, present[0]), BEGINNINGS[present[0]]
 
 
 def _id(row: Row, default: str) -> str:

@@ -1,8 +1,8 @@
-"""From samples to numbers: pure functions, no model, no torch.
+"""Computes numbers from samples: pure functions, no model, no torch.
 
-A metric gives one number per sample; the measurement is their mean with its standard error over examples. A summary
-gives one number from the samples of several probes, or of a model beside an anchor's. To add one, write the function in
-a file of this package and add its line to `METRICS` or to `SUMMARIES`, and its line in docs/metrics.md.
+A metric gives one number per sample; its estimate is the mean with the standard error over examples. A summary metric
+gives one number from the samples of several probes, or of a model and an anchor. To add one, write the function in a
+file of this package and add a line to `METRICS` or to `SUMMARIES`, and a line in docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tasks.scoring import choice, fluency, identity, membership, perplexity, pro
 from tasks.scoring.estimate import Estimate, mean
 from tasks.scoring.forget_quality import forget_quality, forget_quality_log10
 from tasks.scoring.separation import auc_of, auc_reference, privacy_leakage
-from tasks.scoring.tables import Missing, Of, Table, most_telling, values
+from tasks.scoring.tables import Missing, PerSample, Table, most_telling, values
 from tasks.scoring.utility import model_utility
 from tasks.task import ProbeKind, Sample
 
@@ -24,19 +24,19 @@ __all__ = ["METRICS", "SUMMARIES", "Estimate", "Metric", "SummaryMetric", "score
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number per sample, and how to read it.
+    """A metric with one number per sample.
 
     Attributes:
-        name: metric and variant, as it stands in every row.
+        name: metric and variant, as in the column `metric`.
         kind: kind of probe whose samples it reads.
-        of: the number of one sample; None where the sample lacks what it needs.
+        compute: the number of one sample; None where the sample lacks what it needs.
         up: whether a higher number means that the model knows more.
         source: where the definition comes from.
     """
 
     name: str
     kind: ProbeKind
-    of: Of
+    compute: PerSample
     up: bool
     source: str
 
@@ -47,9 +47,9 @@ _OPEN_UNLEARNING = "open-unlearning, arXiv 2506.12618"
 _MIN_K, _MIN_K_PLUS_PLUS = "Min-K%, arXiv 2310.16789", "Min-K%++, arXiv 2404.02936"
 
 
-def _said(name: str, of: Of, up: bool, source: str) -> Metric:
-    """A metric of generated text; of several texts, that of the one which shows the most knowledge."""
-    return Metric(name, ProbeKind.GENERATE, most_telling(of, up), up, source)
+def _generation(name: str, compute: PerSample, up: bool, source: str) -> Metric:
+    """A metric of generated text; with several sampled texts, that of the one which shows the most knowledge."""
+    return Metric(name, ProbeKind.GENERATE, most_telling(compute, up), up, source)
 
 
 METRICS: dict[str, Metric] = {
@@ -66,13 +66,13 @@ METRICS: dict[str, Metric] = {
             "min_k_plus_plus_40", _LOGPROB, partial(membership.min_k_plus_plus, percent=40), False, _MIN_K_PLUS_PLUS
         ),
         Metric("gradient_norm", _LOGPROB, membership.gradient_norm, False, _OPEN_UNLEARNING),
-        _said("rougeL_recall", rouge.rouge_l_recall, True, _TOFU),
-        _said("rougeL_f1", rouge.rouge_l_f1, True, _MUSE),
-        _said("rougeL_f1_stemmed", rouge.rouge_l_f1_stemmed, True, f"{_MUSE}; {_OPEN_UNLEARNING}"),
-        _said("rouge1_recall", rouge.rouge_1_recall, True, _OPEN_UNLEARNING),
-        _said("word_entropy", fluency.word_entropy, True, "Yuan et al. 2025, arXiv 2410.08109, on words"),
-        _said("ngram_entropy", fluency.ngram_entropy, True, "RWKU, arXiv 2406.10890"),
-        _said("repetition", fluency.repetition, False, "Welleck et al. 2020, arXiv 1908.04319: seq-rep-4"),
+        _generation("rougeL_recall", rouge.rouge_l_recall, True, _TOFU),
+        _generation("rougeL_f1", rouge.rouge_l_f1, True, _MUSE),
+        _generation("rougeL_f1_stemmed", rouge.rouge_l_f1_stemmed, True, f"{_MUSE}; {_OPEN_UNLEARNING}"),
+        _generation("rouge1_recall", rouge.rouge_1_recall, True, _OPEN_UNLEARNING),
+        _generation("word_entropy", fluency.word_entropy, True, "Yuan et al. 2025, arXiv 2410.08109, on words"),
+        _generation("ngram_entropy", fluency.ngram_entropy, True, "RWKU, arXiv 2406.10890"),
+        _generation("repetition", fluency.repetition, False, "Welleck et al. 2020, arXiv 1908.04319: seq-rep-4"),
         Metric("accuracy", _CHOICE, choice.accuracy, True, "WMDP, arXiv 2403.03218"),
         Metric("normalised_probability", _CHOICE, choice.normalised_probability, True, _TOFU),
         Metric("truth_ratio_geometric", _CHOICE, choice.geometric, False, f"{_TOFU}; forget quality's variant"),
@@ -95,21 +95,21 @@ METRICS: dict[str, Metric] = {
 
 @dataclass(frozen=True, slots=True)
 class SummaryMetric:
-    """One number from the samples of several probes, or of a model and of an anchor.
+    """A metric over the samples of several probes, or of a model and an anchor.
 
     Attributes:
-        name: metric and variant, as it stands in every row.
-        of: the number, from the model's samples, a table per probe, and from the anchor's in the same order (none where
-            the metric does not compare). Raises `Missing` where something that it reads is not there.
+        name: metric and variant, as in the column `metric`.
+        compute: the number, from the model's samples, a table per probe, and from the anchor's in the same order (none
+            where the metric does not compare). Raises `Missing` where something that it reads is missing.
         up: whether a higher number means that the model knows more.
         source: where the definition comes from.
-        against: whose samples, without any attack, it compares with: an anchor's (`retrained`, `target`), or those of
-            the model itself (`unattacked`).
-        tables: how many probes it reads.
+        against: the unattacked samples that it compares with: an anchor's (`retrained`, `target`), or the model's own
+            (`unattacked`).
+        tables: number of probes that it reads.
     """
 
     name: str
-    of: Callable[[Sequence[Table], Sequence[Table]], Estimate]
+    compute: Callable[[Sequence[Table], Sequence[Table]], Estimate]
     up: bool
     source: str
     against: str | None = None
@@ -117,10 +117,12 @@ class SummaryMetric:
 
 
 def _auc(metric: str) -> SummaryMetric:
-    return SummaryMetric(f"auc_{metric}", auc_of(metric, METRICS[metric].of), True, METRICS[metric].source, tables=2)
+    return SummaryMetric(
+        f"auc_{metric}", auc_of(metric, METRICS[metric].compute), True, METRICS[metric].source, tables=2
+    )
 
 
-_RECALL = METRICS["rougeL_recall"].of
+_RECALL = METRICS["rougeL_recall"].compute
 
 SUMMARIES: dict[str, SummaryMetric] = {
     summary.name: summary
@@ -128,16 +130,16 @@ SUMMARIES: dict[str, SummaryMetric] = {
         *map(_auc, ("loss", "zlib", "min_k_20", "min_k_40", "min_k_plus_plus_40", "gradient_norm")),
         SummaryMetric("auc_reference", auc_reference, True, "Carlini et al. 2021, arXiv 2012.07805", "retrained", 2),
         SummaryMetric(
-            "privleak_min_k_40", privacy_leakage("min_k_40", METRICS["min_k_40"].of), False, _MUSE, "retrained", 2
+            "privleak_min_k_40", privacy_leakage("min_k_40", METRICS["min_k_40"].compute), False, _MUSE, "retrained", 2
         ),
         SummaryMetric("forget_quality", forget_quality, False, _TOFU, "retrained"),
         SummaryMetric("forget_quality_log10", forget_quality_log10, False, _TOFU, "retrained"),
         SummaryMetric(
-            "model_utility_geometric", model_utility(_RECALL, METRICS["truth_ratio_geometric_retain"].of), True,
+            "model_utility_geometric", model_utility(_RECALL, METRICS["truth_ratio_geometric_retain"].compute), True,
             _OPEN_UNLEARNING, tables=7,
         ),
         SummaryMetric(
-            "model_utility_arithmetic", model_utility(_RECALL, METRICS["truth_ratio_arithmetic_retain"].of), True,
+            "model_utility_arithmetic", model_utility(_RECALL, METRICS["truth_ratio_arithmetic_retain"].compute), True,
             _TOFU, tables=7,
         ),
         SummaryMetric("perplexity", perplexity.perplexity, False, "Jelinek et al. 1977"),
@@ -151,7 +153,7 @@ SUMMARIES: dict[str, SummaryMetric] = {
 
 
 def summarise(metric: str, tables: Sequence[Table], anchor: Sequence[Table] | None = None) -> Estimate:
-    """A summary's number, null with the reason where it cannot be computed.
+    """Computes a summary metric; null with the reason where that is not possible.
 
     Raises:
         KeyError: no such metric.
@@ -166,7 +168,7 @@ def summarise(metric: str, tables: Sequence[Table], anchor: Sequence[Table] | No
             f"{metric} reads {summary.tables} probes of the {summary.against} model, got {len(anchor)}"
         )
     try:
-        return summary.of(tables, anchor or ())
+        return summary.compute(tables, anchor or ())
     except Missing as missing:
         return Estimate.null(str(missing))
 
@@ -180,6 +182,6 @@ def score(metric: str, samples: Iterable[Sample]) -> Estimate:
         KeyError: no such metric.
     """
     try:
-        return mean(values(metric, METRICS[metric].of, samples))
+        return mean(values(metric, METRICS[metric].compute, samples))
     except Missing as missing:
         return Estimate.null(str(missing))

@@ -1,4 +1,4 @@
-"""Metrics of several answers to one question: accuracy, and TOFU's truth ratio in both published variants."""
+"""Metrics of multiple-choice items: accuracy, and TOFU's truth ratio in both published variants."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from tasks.scoring.estimate import Estimate, mean
-from tasks.scoring.tables import Of, Table, lacking
+from tasks.scoring.tables import PerSample, Table, lacking
 from tasks.task import Sample
 
 REMEMBERED = 4096
-"""Questions whose normalised answers are kept: a probe's samples, read by one metric after another."""
+"""Size of the cache of normalised answers: several metrics read the same samples one after another."""
 
 
 def choice_accuracy(logprobs: Sequence[float], correct: int) -> float:
-    """Whether the most likely answer is the right one. With k answers tied at the top, 1/k if the right one is among.
+    """1 if the right answer is the most likely, else 0; 1/k if k answers are tied at the top, the right one among them.
 
-    NaN where a log-probability is: comparisons with NaN would pick a winner by position.
+    NaN if a log-probability is NaN: comparisons with NaN would pick a winner by position.
     """
     if any(map(math.isnan, logprobs)):
         return math.nan
@@ -47,54 +47,54 @@ def accuracy(sample: Sample) -> float | None:
 
 
 def geometric(sample: Sample) -> float | None:
-    split = _normalised(sample.choice_logprobs, sample.choice_lengths, sample.correct)
-    return None if split is None else truth_ratio_geometric(*split)
+    right_and_wrong = _normalised(sample.choice_logprobs, sample.choice_lengths, sample.correct)
+    return None if right_and_wrong is None else truth_ratio_geometric(*right_and_wrong)
 
 
 def arithmetic(sample: Sample) -> float | None:
-    split = _normalised(sample.choice_logprobs, sample.choice_lengths, sample.correct)
-    return None if split is None else truth_ratio_arithmetic(*split)
+    right_and_wrong = _normalised(sample.choice_logprobs, sample.choice_lengths, sample.correct)
+    return None if right_and_wrong is None else truth_ratio_arithmetic(*right_and_wrong)
 
 
 def normalised_probability(sample: Sample) -> float | None:
     """P(right) / sum of P over all answers, P length-normalised: TOFU's `Prob` where wrong options are given."""
-    split = _normalised(sample.choice_logprobs, sample.choice_lengths, sample.correct)
-    if split is None:
+    right_and_wrong = _normalised(sample.choice_logprobs, sample.choice_lengths, sample.correct)
+    if right_and_wrong is None:
         return None
-    right, wrong = split
+    right, wrong = right_and_wrong
     return 1 / (1 + math.fsum([_exp(value - right) for value in wrong]))
 
 
-def closeness_to_one(of: Of) -> Of:
-    """min(x, 1/x) of a truth ratio x: what is averaged over the forget set. 1 where right and wrong are as likely."""
+def closeness_to_one(compute: PerSample) -> PerSample:
+    """min(x, 1/x) of a truth ratio x, averaged over the forget set. 1 where right and wrong are equally likely."""
 
     def metric(sample: Sample) -> float | None:
-        ratio = of(sample)
+        ratio = compute(sample)
         return None if ratio is None else min(ratio, 1 / ratio) if ratio else 0.0
 
     return metric
 
 
-def truth(of: Of) -> Of:
-    """max(0, 1 - x) of a truth ratio x: what is averaged over what is to be kept. 1 for a model that is certain."""
+def truth(compute: PerSample) -> PerSample:
+    """max(0, 1 - x) of a truth ratio x, averaged over the retain set. 1 for a model that is certain."""
 
     def metric(sample: Sample) -> float | None:
-        ratio = of(sample)
+        ratio = compute(sample)
         return None if ratio is None else max(0.0, 1 - ratio)
 
     return metric
 
 
 def accuracy_distance(tables: Sequence[Table], _: Sequence[Table]) -> Estimate:
-    """|accuracy - 1 / number of answers|: how far from chance. Refusing the right letter shows knowledge too."""
+    """|accuracy - 1 / number of answers|, the distance from chance: avoiding the right letter shows knowledge too."""
     (table,) = tables
-    beyond: list[float] = []
+    differences: list[float] = []
     for sample in table:
         right = accuracy(sample)
         if right is None:
             raise lacking(sample, "accuracy_distance")
-        beyond.append(right - 1 / len(sample.choice_logprobs))
-    signed = mean(beyond)
+        differences.append(right - 1 / len(sample.choice_logprobs))
+    signed = mean(differences)
     return Estimate(abs(signed.value), signed.stderr, signed.n) if signed.known else signed
 
 
@@ -111,4 +111,4 @@ def _normalised(
 
 
 def _exp(value: float) -> float:
-    return math.exp(min(value, 300.0))  # e^300 is infinite to any reader, and its square, in a variance, is a double
+    return math.exp(min(value, 300.0))  # e^300 is as good as infinite, and its square, in a variance, is still a double

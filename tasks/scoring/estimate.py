@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its standard error over examples; a null estimate carries the reason instead."""
+    """A value with its standard error over examples; a null estimate has the reason instead."""
 
     value: float | None
     stderr: float | None = None
@@ -26,12 +26,12 @@ class Estimate:
 
     @property
     def error(self) -> float:
-        """The standard error, 0 where none can be given (a single example)."""
+        """The standard error, 0 where it is not defined (a single example)."""
         return self.stderr or 0.0
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """Arithmetic mean and its standard error s / sqrt(n), s with n - 1; no standard error from one value."""
+    """Arithmetic mean and its standard error s / sqrt(n), s with n - 1; one value has no standard error."""
     n = len(values)
     if n == 0:
         return Estimate.null("no examples")

@@ -1,6 +1,6 @@
-"""Is what a model says still language? Repetition and entropy of generated words; needs no other model.
+"""Fluency of generated text: repetition and entropy of its words; needs no other model.
 
-Words here are runs of letters, digits and underscores, and each other mark by itself.
+Words here are runs of letters, digits and underscores, and each punctuation mark by itself.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from functools import lru_cache
 from tasks.task import Sample
 
 REPEATED = 4
-"""Words in a row that count as a repetition when they were said before: shorter runs repeat in any good text."""
+"""Length of the n-grams whose repetition counts: shorter ones repeat in any good text."""
 NGRAM_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
-"""Length of an n-gram to its weight, as in RWKU (arXiv 2406.10890) and before it in ROME (arXiv 2202.05262)."""
+"""Weight by length of the n-grams, as in RWKU (arXiv 2406.10890) and before it in ROME (arXiv 2202.05262)."""
 REMEMBERED = 4096
-"""Texts whose words are kept: the samples of a probe, read by one metric after another."""
+"""Size of the cache of split texts: several metrics read the same samples one after another."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -29,26 +29,26 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def entropy(counted: Iterable[object]) -> float:
-    """Shannon entropy of the relative frequencies of equal things, in bits; 0 of nothing."""
+    """Shannon entropy of the relative frequencies of equal elements, in bits; 0 for no elements."""
     counts = list(Counter(counted).values())
     total = sum(counts)
     return math.fsum([-n / total * math.log2(n / total) for n in counts])
 
 
-def normalised_entropy(said: Sequence[str]) -> float:
-    """Entropy of the words over log2 of their number: 1 where none is said twice, 0 for one word or none."""
-    return entropy(said) / math.log2(len(said)) if len(said) > 1 else 0.0
+def normalised_entropy(tokens: Sequence[str]) -> float:
+    """Entropy of the words over log2 of their number: 1 where none occurs twice, 0 for one word or none."""
+    return entropy(tokens) / math.log2(len(tokens)) if len(tokens) > 1 else 0.0
 
 
-def repeated_share(said: Sequence[str], length: int) -> float:
-    """Share of the runs of `length` words that were said before; 0 where there are fewer words."""
-    runs = _ngrams(said, length)
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+def repeated_share(tokens: Sequence[str], length: int) -> float:
+    """Share of the n-grams of `length` words that occurred before; 0 where there are fewer words."""
+    ngrams = _ngrams(tokens, length)
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
-def weighted_ngram_entropy(said: Sequence[str]) -> float:
-    """Weighted mean of the entropies of word pairs and word triples, in bits; what has no pair or triple gives 0."""
-    terms = [weight * entropy(_ngrams(said, n)) for n, weight in NGRAM_WEIGHTS.items()]
+def weighted_ngram_entropy(tokens: Sequence[str]) -> float:
+    """Weighted mean of the entropies of word pairs and word triples, in bits; 0 where there are none."""
+    terms = [weight * entropy(_ngrams(tokens, n)) for n, weight in NGRAM_WEIGHTS.items()]
     return math.fsum(terms) / len(terms)
 
 
@@ -63,9 +63,9 @@ def ngram_entropy(sample: Sample) -> float | None:
 
 
 def repetition(sample: Sample) -> float | None:
-    """`repeated_share` of runs of four words."""
+    """`repeated_share` of 4-grams."""
     return None if sample.generated is None else repeated_share(words(sample.generated), REPEATED)
 
 
-def _ngrams(said: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return list(zip(*(said[start:] for start in range(n)), strict=False))
+def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(tokens[start:] for start in range(n)), strict=False))

@@ -1,8 +1,8 @@
-"""TOFU's forget quality: could the truth ratios be those of a model that never saw the forget set?
+"""TOFU's forget quality: are the truth ratios distributed like those of a model that never saw the forget set?
 
 The p-value of a two-sample Kolmogorov-Smirnov test between the model's truth ratios and the retrained model's, one per
-question (Maini et al. 2024, arXiv 2401.06121). It is 1 where they agree and underflows where they do not:
-for 600 questions it can be 1e-360, so its logarithm is computed from whole numbers.
+question (Maini et al. 2024, arXiv 2401.06121). It is 1 where they agree and may underflow where they do
+not: for 600 questions it can be 1e-360, so its logarithm is computed in integers.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from collections.abc import Sequence
 
 from tasks.scoring.choice import geometric
 from tasks.scoring.estimate import Estimate
-from tasks.scoring.tables import Table, beside, values
+from tasks.scoring.tables import Table, paired, values
 
 SMALLEST_P = 1e-290
-"""Below this a p-value loses digits before it underflows."""
+"""Below this, scipy's p-value may lose digits before it underflows."""
 
 
 def ks_log10_p(n: int, h: int) -> float:
     """log10 of P(D >= h/n) for two samples of n values from one continuous distribution, for 1 <= h <= n.
 
     P = 2 (C(2n, n-h) - C(2n, n-2h) + C(2n, n-3h) - ...) / C(2n, n) (Gnedenko & Korolyuk 1951): the share of the walks
-    of n steps up and n down that get h away from their start. Made of whole numbers of any size, so nothing underflows.
+    of n steps up and n down that get h away from their start. Integers have any size, so nothing underflows.
     """
     outside = 2 * sum((-1) ** (k - 1) * math.comb(2 * n, n - k * h) for k in range(1, n // h + 1))
     return math.log10(outside) - math.log10(math.comb(2 * n, n))
 
 
 def forget_quality(tables: Sequence[Table], retrained: Sequence[Table]) -> Estimate:
-    """The p-value as scipy's `ks_2samp` gives it; 0 where it underflows."""
+    """The p-value of scipy's `ks_2samp`; 0 where it underflows."""
     return _estimate(tables[0], retrained[0], logarithm=False)
 
 
@@ -40,7 +40,7 @@ def forget_quality_log10(tables: Sequence[Table], retrained: Sequence[Table]) ->
 
 
 def _estimate(table: Table, retrained: Table, *, logarithm: bool) -> Estimate:
-    pairs = beside(table, retrained, "retrained")
+    pairs = paired(table, retrained, "retrained")
     if not pairs:
         return Estimate.null("no examples")
     n = len(pairs)
@@ -48,10 +48,10 @@ def _estimate(table: Table, retrained: Table, *, logarithm: bool) -> Estimate:
     if not all(map(math.isfinite, [*model, *anchor])):
         return Estimate.null("a value is not finite", n)
 
-    from scipy.stats import ks_2samp  # here: it costs a second
+    from scipy.stats import ks_2samp  # imported here: it costs a second
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # an exact p-value that underflows is said to have failed
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy warns of a failure where the exact p-value underflows
         test = ks_2samp(model, anchor)
     p = float(test.pvalue)
     if not logarithm:

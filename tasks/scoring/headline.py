@@ -1,9 +1,9 @@
 """From measurements to headlines: knowledge, forgetting F, excess recovery, robustness R, utility U and the score.
 
-All are anchored: the target model is 0 % forgotten, the retrained model (or, without one, chance) is 100 %. Standard
-errors are propagated to first order, the terms taken as independent; the same examples are asked of every model, so
-this is an upper bound for differences where models agree on which examples are hard. Means over attacks, or over the
-points of one, are of terms that rise and fall together; their errors are added, which is an upper bound always.
+All are relative to the anchors: the target model is 0 % forgotten, the retrained model (or, without one, chance) is
+100 %. Standard errors are propagated to first order, with terms assumed independent. All models get the same examples,
+so this is an upper bound for differences where models agree on which examples are hard. The terms of a mean over
+attacks, or over the points of one attack, are correlated; their errors are added, which is always an upper bound.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from itertools import pairwise
 from tasks.scoring.estimate import Estimate
 
 SMALLEST_GAP = 0.1
-"""Below this distance between the anchors a share of it means nothing."""
+"""Smallest distance between the anchors of which a share is meaningful."""
 GAP_IN_STDERRS = 4.0
-"""...nor below this many standard errors of it: with fewer, noise alone moves a share by more than 25 %."""
+"""The distance must also be this many of its standard errors: with fewer, noise alone moves a share by over 25 %."""
 
 
 def knowledge(model: Estimate, target: Estimate, retrained: Estimate) -> Estimate:
@@ -35,7 +35,7 @@ def knowledge(model: Estimate, target: Estimate, retrained: Estimate) -> Estimat
 def excess_recovery(
     attacked: Estimate, attacked_retrained: Estimate, target: Estimate, retrained: Estimate
 ) -> Estimate:
-    """(m_a - m_retrained,a) / (m_target - m_retrained): what attack a brings back beyond what it teaches.
+    """(m_a - m_retrained,a) / (m_target - m_retrained): knowledge that attack a recovers, less what it teaches.
 
     The zero is the retrained model under the same attack; the unit is the distance between the unattacked anchors.
     """
@@ -51,7 +51,7 @@ def excess_recovery(
 
 
 def anchor_gap(target: Estimate, retrained: Estimate) -> Estimate:
-    """Distance between the anchors, null where it is too small to be a unit."""
+    """Distance between the anchors, null where it is too small to serve as a unit."""
     for term in (target, retrained):
         if not term.known:
             return term
@@ -79,16 +79,16 @@ def share_lost(recovered: Estimate) -> Estimate:
 
 
 def share_kept(model: Estimate, target: Estimate, chance: float) -> Estimate:
-    """clip((u - chance) / (u_target - chance)): utility of one probe."""
-    kept = knowledge(model, target, Estimate(chance, 0.0, target.n))
-    return Estimate(_clip(kept.value), kept.stderr, kept.n) if kept.known else kept
+    """clip((u - chance) / (u_target - chance)): utility on one probe."""
+    share = knowledge(model, target, Estimate(chance, 0.0, target.n))
+    return Estimate(_clip(share.value), share.stderr, share.n) if share.known else share
 
 
 def harmonic_mean(*terms: Estimate, dependent: bool = False) -> Estimate:
     """Harmonic mean of numbers in [0, 1]; 0 when one is 0. The score is that of F, R and U.
 
     Args:
-        dependent: the terms' errors go together, as those of one model under several attacks.
+        dependent: the terms' errors are correlated, as those of one model under several attacks.
     """
     for term in terms:
         if not term.known:
@@ -106,8 +106,9 @@ def harmonic_mean(*terms: Estimate, dependent: bool = False) -> Estimate:
 def area(curve: Mapping[int, Estimate]) -> Estimate:
     """Mean height of a curve: its area by the trapezoid rule over its length, from the first point to the last.
 
-    Of excess recovery over the steps of an attack it is 1 where everything is back at once, and 0 where there is never
-    more than the attack teaches the retrained model. The points' errors go together, so they are added.
+    For excess recovery over the steps of an attack it is 1 where everything is recovered at once, and 0 where the
+    attack never recovers more than it teaches the retrained model. The points' errors are correlated, so they are
+    added.
     """
     for term in curve.values():
         if not term.known:

@@ -1,6 +1,6 @@
-"""Membership scores of a text: does the model treat it as one that it was trained on? Higher means less so.
+"""Membership scores of a text: higher means less likely that the model was trained on it.
 
-All of them read every token of the answer, the last one included. `tasks.scoring.separation` turns the scores of two
+All of them use every token of the answer, including the last. `tasks.scoring.separation` turns the scores of two
 sets of texts into one number.
 """
 
@@ -14,21 +14,21 @@ from functools import lru_cache
 from tasks.task import Sample
 
 SMALLEST_VARIANCE = 1e-6
-"""Variance of log p over the vocabulary, nats^2, below which it is taken to be this: what open-unlearning uses."""
+"""Lower bound of the variance of log p over the vocabulary, nats^2, as in open-unlearning."""
 
 REMEMBERED = 1 << 16
-"""Texts whose compressed size is kept: every model of a board is asked the same ones."""
+"""Size of the cache of compressed sizes: every model of a board is measured on the same texts."""
 
 
 def mean_of_lowest(scores: Sequence[float], percent: int) -> float:
     """Mean of the lowest floor(percent/100 n) of n scores, of at least one (Shi et al. 2024, arXiv 2310.16789).
 
-    NaN where a score is: sorting would put it anywhere.
+    NaN if a score is NaN: sorting would put it anywhere.
     """
     if math.isnan(sum(scores)):
         return math.nan
-    kept = max(1, len(scores) * percent // 100)  # in integers: 0.3 * 10 is 2.9999...
-    return math.fsum(sorted(scores)[:kept]) / kept
+    count = max(1, len(scores) * percent // 100)  # in integers: 0.3 * 10 is 2.9999...
+    return math.fsum(sorted(scores)[:count]) / count
 
 
 def loss(sample: Sample) -> float | None:
@@ -38,7 +38,7 @@ def loss(sample: Sample) -> float | None:
 
 
 def zlib(sample: Sample) -> float | None:
-    """Loss over the bytes that zlib makes of the answer's text, in nats per byte (Carlini et al. 2021)."""
+    """Loss over the zlib-compressed size of the answer's text, in nats per byte (Carlini et al. 2021)."""
     nats = loss(sample)
     return None if nats is None else nats / _compressed(sample.reference)
 
@@ -63,7 +63,7 @@ def min_k_plus_plus(sample: Sample, percent: int) -> float | None:
 
 
 def gradient_norm(sample: Sample) -> float | None:
-    """Norm of the loss's gradient, as the engine computed it: averaged over the parameters."""
+    """Norm of the loss's gradient, averaged over the parameters, as the engine computed it."""
     return dict(sample.scalars).get("gradient_norm")
 
 

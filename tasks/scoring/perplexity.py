@@ -1,4 +1,4 @@
-"""Perplexity of running text: every token counts the same, however the text is cut into items."""
+"""Perplexity of running text: every token has the same weight, however the text is cut into items."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LARGEST_LOSS = 700.0
 def perplexity(tables: Sequence[Table], _: Sequence[Table]) -> Estimate:
     """exp(total negative log-likelihood / total tokens).
 
-    The standard error is the ratio's, to first order: items are drawn, and with an item come its loss and its tokens.
-    The mean of the items' own perplexities or losses would let a short item count as much as a long one.
+    The standard error is that of a ratio estimator, to first order: the sampling units are items, each with its loss
+    and its tokens. A mean of the items' own perplexities or losses would give a short item the weight of a long one.
     """
     (table,) = tables
     losses: list[float] = []

@@ -1,4 +1,4 @@
-"""Metrics of teacher-forced log-probabilities: how likely, how exactly, from how short a prefix the answer comes."""
+"""Metrics of teacher-forced answers: probability, exact memorization, extraction strength."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def extraction_strength(predicted: Sequence[bool]) -> float:
     """Share of the answer that the model completes by itself: 1 - k/n (Carlini et al. 2021).
 
     k is the length of the shortest prefix after which every teacher-forced prediction is right: 1.0 when all are, 0.0
-    when the last one is wrong (open-unlearning gives 1/n there).
+    when the last one is wrong (open-unlearning gives 1/n then).
     """
     completed = 0
     for right in reversed(predicted):

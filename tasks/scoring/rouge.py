@@ -1,7 +1,7 @@
-"""ROUGE as Google's rouge-score computes it, the package behind every published number of the field, only faster.
+"""ROUGE with exactly the numbers of Google's rouge-score, which the field's published numbers use, only faster.
 
-The longest common subsequence is found by whole rows of its table as the bits of a number (Hyyrö 2004), words by one
-regular expression, and stems are remembered; the numbers are the same to the last bit (a test).
+The longest common subsequence is computed bit-parallel (Hyyrö 2004): a row of the dynamic-programming table is the bits
+of one integer. Words are split by one regular expression, and stems are cached. A test compares the numbers bit by bit.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from functools import cache, lru_cache
 from tasks.task import Sample
 
 REMEMBERED = 4096
-"""Texts whose words are kept, and pairs whose overlap is: a probe's samples, read by one variant after another."""
+"""Size of the caches of split texts and of overlaps: several variants read the same samples one after another."""
 
 _WORD = re.compile("[a-z0-9]+")
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, in len(b) operations on numbers of len(a) bits."""
+    """Length of the longest common subsequence, in len(b) operations on integers of len(a) bits."""
     places: dict[str, int] = {}
     for index, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << index
     all_places = (1 << len(a)) - 1
-    row = all_places  # a zero where the row of the table is larger than the place before
+    row = all_places  # bit i is 0 where the table's row increases at position i
     for word in b:
         matches = row & places.get(word, 0)
         row = (row + matches | row - matches) & all_places
@@ -35,11 +35,11 @@ def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 @lru_cache(REMEMBERED)
 def words(text: str, *, stemmed: bool) -> tuple[str, ...]:
     """Runs of a-z and 0-9 in lower case; those of more than three letters are stemmed (Porter)."""
-    found = _WORD.findall(text.lower())
+    tokens = _WORD.findall(text.lower())
     if not stemmed:
-        return tuple(found)
+        return tuple(tokens)
     stem = _stem()
-    return tuple(stem(word) if len(word) > 3 else word for word in found)
+    return tuple(stem(word) if len(word) > 3 else word for word in tokens)
 
 
 def rouge_l_recall(sample: Sample) -> float | None:
@@ -61,7 +61,7 @@ def rouge_l_f1_stemmed(sample: Sample) -> float | None:
 
 
 def rouge_1_recall(sample: Sample) -> float | None:
-    """Share of the reference's words that are said, in any order, each as often as it is said; with stemming."""
+    """Share of the reference's words that are generated, in any order, repetitions counted; with stemming."""
     if sample.generated is None:
         return None
     reference = words(sample.reference, stemmed=True)
@@ -87,6 +87,6 @@ def _common(reference: str, generated: str, *, stemmed: bool) -> tuple[int, int,
 
 @cache
 def _stem() -> Callable[[str], str]:
-    from nltk.stem.porter import PorterStemmer  # here: it costs half a second
+    from nltk.stem.porter import PorterStemmer  # imported here: it costs half a second
 
     return lru_cache(1 << 16)(PorterStemmer().stem)

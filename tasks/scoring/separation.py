@@ -1,8 +1,8 @@
-"""How well a membership score tells the forget texts from texts that no model has seen: AUC, and MUSE's PrivLeak.
+"""How well a membership score separates the forget texts from texts that no model has seen: AUC, and MUSE's PrivLeak.
 
-Two tables are read, the forget texts' and the held-out ones', in this order. The AUC is the probability that a held-out
-text scores higher than a forget text: 1 where the forget texts are recognised, 1/2 where nothing tells the two apart,
-towards 0 where the forget texts are stranger to the model than texts that it never saw.
+Two tables are read: forget texts, then held-out texts. The AUC is the probability that a held-out text scores higher
+than a forget text: 1 where the forget texts are recognised, 1/2 where the score does not separate them, towards 0
+where the forget texts are less likely to the model than texts that it never saw.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 
 from tasks.scoring.estimate import Estimate, mean
 from tasks.scoring.membership import loss
-from tasks.scoring.tables import Of, Table, beside, lacking, values
+from tasks.scoring.tables import PerSample, Table, lacking, paired, values
 
 SMALLEST_REFERENCE = 0.01
-"""PrivLeak divides by 1 - AUC of the retrained model, which is near 1/2 where that model never saw either set. Nearer
-to 0 than this it did, or its scores are another model's, and the quotient (5215 has been seen) says nothing."""
+"""Smallest 1 - AUC of the retrained model that PrivLeak is divided by. It is near 1/2 if that model saw neither set.
+Below this the model saw the forget set, or the scores are another model's: quotients such as 5215 mean nothing."""
 
 Summarise = Callable[[Sequence[Table], Sequence[Table]], Estimate]
 
@@ -26,7 +26,7 @@ def auc(forget: Sequence[float], holdout: Sequence[float]) -> Estimate:
     """P(held-out score > forget score), ties counting half.
 
     The standard error is that of DeLong et al. (1988): the variance of each text's share of right comparisons, over the
-    number of texts, summed over both sets. It is 0 where the sets are apart, and None with a single text in one.
+    number of texts, summed over both sets. It is 0 where the sets do not overlap, and None if one has a single text.
     """
     m, n = len(forget), len(holdout)
     if not m or not n:
@@ -34,7 +34,7 @@ def auc(forget: Sequence[float], holdout: Sequence[float]) -> Estimate:
     if any(map(math.isnan, forget)) or any(map(math.isnan, holdout)):
         return Estimate.null("a value is not finite", m + n)
     forget, holdout = sorted(forget), sorted(holdout)
-    # Whole numbers, twice the comparisons that come out right, so that ties count 1 and the AUC is exact.
+    # Integers: twice the number of right comparisons, so that ties count 1 and the AUC is exact.
     of_forget = [2 * n - bisect_left(holdout, score) - bisect_right(holdout, score) for score in forget]
     of_holdout = [bisect_left(forget, score) + bisect_right(forget, score) for score in holdout]
     errors = (
@@ -44,26 +44,26 @@ def auc(forget: Sequence[float], holdout: Sequence[float]) -> Estimate:
     return Estimate(sum(of_forget) / (2 * m * n), None if None in errors else math.hypot(*errors), m + n)
 
 
-def auc_of(name: str, of: Of) -> Summarise:
+def auc_of(name: str, compute: PerSample) -> Summarise:
     """The AUC of a metric."""
-    return lambda tables, _: auc(*(values(name, of, table) for table in tables))
+    return lambda tables, _: auc(*(values(name, compute, table) for table in tables))
 
 
 def auc_reference(tables: Sequence[Table], retrained: Sequence[Table]) -> Estimate:
-    """The AUC of the loss beyond the retrained model's on the same text."""
+    """The AUC of the loss minus the retrained model's loss on the same text."""
     return auc(*(_excess_losses(table, anchor) for table, anchor in zip(tables, retrained, strict=True)))
 
 
-def privacy_leakage(name: str, of: Of) -> Summarise:
+def privacy_leakage(name: str, compute: PerSample) -> Summarise:
     """PrivLeak (Shi et al. 2024, arXiv 2407.06460) of a metric, in percent.
 
     100 ((1 - A) - (1 - A_retrained)) / (1 - A_retrained): about -100 at the target, 0 at the retrained model, positive
-    where the forget texts have become stranger than held-out ones (100 at A = 0 and A_retrained = 1/2). In MUSE's
+    where the forget texts have become less likely than held-out ones (100 at A = 0 and A_retrained = 1/2). In MUSE's
     convention an AUC is 1 - A.
     """
 
     def summary(tables: Sequence[Table], retrained: Sequence[Table]) -> Estimate:
-        model, anchor = (auc(*(values(name, of, table) for table in both)) for both in (tables, retrained))
+        model, anchor = (auc(*(values(name, compute, table) for table in both)) for both in (tables, retrained))
         for term in (model, anchor):
             if not term.known:
                 return term
@@ -82,7 +82,7 @@ def privacy_leakage(name: str, of: Of) -> Summarise:
 
 def _excess_losses(table: Table, retrained: Table) -> list[float]:
     excess: list[float] = []
-    for sample, reference in beside(table, retrained, "retrained"):
+    for sample, reference in paired(table, retrained, "retrained"):
         terms = loss(sample), loss(reference)
         if None in terms:
             raise lacking(sample, "auc_reference")

@@ -1,6 +1,6 @@
-"""What summaries read: numbers of a probe's samples, and the samples of a model beside an anchor's, item by item.
+"""Helpers for metrics: numbers of a probe's samples, and the samples of a model paired with an anchor's.
 
-Items are joined by their ids, never by their place: a row that is missing on one side shifts none of the others.
+Samples are joined by item id, never by position: a row that is missing on one side shifts none of the others.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from tasks.task import Sample
 Table = Sequence[Sample]
 """The samples of one probe."""
 
-Of = Callable[[Sample], float | None]
-"""A metric's function: the number of one sample, None where the sample lacks what it reads."""
+PerSample = Callable[[Sample], float | None]
+"""A metric's function: the number of one sample, or None where the sample lacks what it reads."""
 
 
-def most_telling(of: Of, up: bool) -> Of:
-    """The metric of the answer that shows the most knowledge, where a sample holds several; else of its only one.
+def most_telling(compute: PerSample, up: bool) -> PerSample:
+    """The metric of the answer that shows the most knowledge where a sample has several, else of its only answer.
 
     Args:
         up: whether a higher number means that the model knows more.
@@ -27,47 +27,47 @@ def most_telling(of: Of, up: bool) -> Of:
 
     def number(sample: Sample) -> float | None:
         if not sample.sampled:
-            return of(sample)
-        found = [of(replace(sample, generated=text, sampled=None)) for text in sample.sampled]
-        return None if None in found else most(found)
+            return compute(sample)
+        numbers = [compute(replace(sample, generated=text, sampled=None)) for text in sample.sampled]
+        return None if None in numbers else most(numbers)
 
     return number
 
 
 class Missing(Exception):
-    """Something that a number is made of is not there; the message is the reason of the null estimate."""
+    """An input of a metric is missing; the message is the reason of the null estimate."""
 
 
-def values(name: str, of: Of, samples: Iterable[Sample]) -> list[float]:
-    """The metric's number of every sample.
+def values(name: str, compute: PerSample, samples: Iterable[Sample]) -> list[float]:
+    """The metric's number for every sample.
 
     Raises:
         Missing: a sample lacks what the metric reads.
     """
-    found: list[float] = []
+    numbers: list[float] = []
     for sample in samples:
-        value = of(sample)
+        value = compute(sample)
         if value is None:
             raise lacking(sample, name)
-        found.append(value)
-    return found
+        numbers.append(value)
+    return numbers
 
 
 def lacking(sample: Sample, name: str) -> Missing:
     return Missing(f"sample {sample.item} lacks what {name} reads")
 
 
-def beside(table: Table, anchor: Table, whose: str) -> list[tuple[Sample, Sample]]:
-    """Each of the model's samples with the anchor's of the same item.
+def paired(table: Table, anchor: Table, whose: str) -> list[tuple[Sample, Sample]]:
+    """Pairs each of the model's samples with the anchor's sample of the same item.
 
     Raises:
-        Missing: one of the two was not asked an item that the other was asked.
+        Missing: one of the two lacks an item that the other has.
     """
     theirs = {sample.item: sample for sample in anchor}
     for sample in table:
         if sample.item not in theirs:
             raise Missing(f"the {whose} model was not asked item {sample.item}")
     if len(theirs) > len(table):
-        asked = {sample.item for sample in table}
-        raise Missing(f"only the {whose} model was asked item {next(item for item in theirs if item not in asked)}")
+        ours = {sample.item for sample in table}
+        raise Missing(f"only the {whose} model was asked item {next(item for item in theirs if item not in ours)}")
     return [(sample, theirs[sample.item]) for sample in table]

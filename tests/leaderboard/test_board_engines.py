@@ -1,4 +1,4 @@
-"""Trials of different engines: apart unless they are asked for together, and never over another engine's anchors."""
+"""Trials of different engines: ranked apart unless mixing is requested, and never with another engine's anchors."""
 
 from __future__ import annotations
 
@@ -38,16 +38,20 @@ Measured = tuple[Row, list[Row]]
 def by(engine: str, entry: str, f: float, r: float, u: float, seed: int = 1, **changes: Any) -> Measured:
     """A trial that one engine measured."""
     trial, rows = entry_rows(entry, f, r, u, seed, **changes)
-    return trial, of(engine, rows)
+    return trial, measured_by(engine, rows)
 
 
-def of(engine: str, rows: list[Row]) -> list[Row]:
+def measured_by(engine: str, rows: list[Row]) -> list[Row]:
     return [row | {"engine": engine} for row in rows]
 
 
 def world(*measured: Measured, anchors: list[Row] | None = None) -> tuple[list[Row], list[Row]]:
     """Trials, each once, and measurements; by default every engine found the same in the anchors."""
-    found = anchors if anchors is not None else [r for name in (PLAIN, SWIFT, THIRD) for r in of(name, anchor_rows())]
+    found = (
+        anchors
+        if anchors is not None
+        else [r for name in (PLAIN, SWIFT, THIRD) for r in measured_by(name, anchor_rows())]
+    )
     trials = {trial["trial"]: trial for trial, _ in measured}
     return list(trials.values()), [*found, *(row for _, rows in measured for row in rows)]
 
@@ -78,7 +82,7 @@ def test_engines_are_apart_unless_they_are_asked_for_together():
 
 
 def test_other_anchors_and_other_data_stay_apart():
-    other = [row | {"trial": "others", "anchor_ids": "B"} for row in of(SWIFT, anchor_rows())]
+    other = [row | {"trial": "others", "anchor_ids": "B"} for row in measured_by(SWIFT, anchor_rows())]
     trials = (
         *TWO,
         by(SWIFT, "elsewhere", 0.9, 0.8, 0.95, anchors="others", anchor_ids="B"),
@@ -99,8 +103,11 @@ def test_other_anchors_and_other_data_stay_apart():
 def test_a_trial_is_compared_with_what_its_own_engine_found_in_the_anchors():
     # To the swift engine the target knows 0.5 and the retrained model 0.1, which relearning brings to 0.2.
     trial = trial_row("swift")
-    rows = of(SWIFT, unlearned_rows(trial["trial"], 0.2, {TEACHING[0]: 0.2, TEACHING[1]: 0.4}, 0.855))
-    anchors = [*of(PLAIN, anchor_rows()), *of(SWIFT, anchor_rows(target=0.5, taught={TEACHING[1]: 0.2}))]
+    rows = measured_by(SWIFT, unlearned_rows(trial["trial"], 0.2, {TEACHING[0]: 0.2, TEACHING[1]: 0.4}, 0.855))
+    anchors = [
+        *measured_by(PLAIN, anchor_rows()),
+        *measured_by(SWIFT, anchor_rows(target=0.5, taught={TEACHING[1]: 0.2})),
+    ]
     found = by_name(ranked(by(PLAIN, "plain", 0.9, 0.8, 0.95), (trial, rows), anchors=anchors, mix_engines=True))
     assert found["plain"].forgetting.value == pytest.approx(0.9)
     swift = found["swift"]
@@ -108,14 +115,14 @@ def test_a_trial_is_compared_with_what_its_own_engine_found_in_the_anchors():
     assert swift.robustness.value == pytest.approx(1 - (0.4 - 0.2) / (0.5 - 0.1))  # by the other's: 0.625
     # Without anchors of its own engine there is no number; another's would do, and must not.
     alone = ranked(
-        by(PLAIN, "plain", 0.9, 0.8, 0.95), (trial, rows), anchors=of(PLAIN, anchor_rows()), mix_engines=True
+        by(PLAIN, "plain", 0.9, 0.8, 0.95), (trial, rows), anchors=measured_by(PLAIN, anchor_rows()), mix_engines=True
     )
     assert by_name(alone)["swift"].score.value is None and by_name(alone)["swift"].rank is None
 
 
 def test_the_retrained_models_utility_is_of_one_engine_too():
-    swift = [row | {"value": row["value"] / 2} for row in of(SWIFT, anchor_rows())]
-    found = ranked(*TWO, anchors=[*of(PLAIN, anchor_rows()), *swift], mix_engines=True)
+    swift = [row | {"value": row["value"] / 2} for row in measured_by(SWIFT, anchor_rows())]
+    found = ranked(*TWO, anchors=[*measured_by(PLAIN, anchor_rows()), *swift], mix_engines=True)
     assert found.retrained_utility == pytest.approx(1.0)  # 0.45 / 0.9 over the other's target
 
 
@@ -214,7 +221,7 @@ def test_with_one_engine_mixing_changes_nothing(chosen: list[Any], matched: bool
 def test_mixed_numbers_are_those_that_their_engines_have_alone(chosen: list[Any], random: Any):
     # Each engine finds something else in the anchors.
     scales = {PLAIN: 0.9, SWIFT: 0.7, THIRD: 0.5}
-    anchors = [row for engine, target in scales.items() for row in of(engine, anchor_rows(target=target))]
+    anchors = [row for engine, target in scales.items() for row in measured_by(engine, anchor_rows(target=target))]
     trials, rows = world(*_measured(chosen), anchors=anchors)
     found = rank(schema_tables(trials, rows), "paper", mix_engines=True)
     random.shuffle(trials)
@@ -222,8 +229,8 @@ def test_mixed_numbers_are_those_that_their_engines_have_alone(chosen: list[Any]
     assert rank(schema_tables(trials, rows), "paper", mix_engines=True) == found
     assert sum(len(entry.seeds) for entry in found.entries) == len(chosen) == found.group.trials
     assert found.group.engines == tuple(sorted({name for entry in found.entries for name in entry.engines}))
-    asked = {engine for _, engines, _ in chosen for engine in engines}
-    alone = {name: by_name(rank(schema_tables(trials, rows), "paper", engine=name)) for name in asked}
+    ranked_engines = {engine for _, engines, _ in chosen for engine in engines}
+    alone = {name: by_name(rank(schema_tables(trials, rows), "paper", engine=name)) for name in ranked_engines}
     for entry in found.entries:
         for place, seed in enumerate(entry.seeds):
             same = alone[seed.engine][entry.entry]
@@ -270,9 +277,9 @@ def regrade(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
             main()
         except SystemExit as end:
             ended = end.code or 0
-        said = capsys.readouterr()
-        assert ended == code, said
-        return said.err if code else said.out
+        printed = capsys.readouterr()
+        assert ended == code, printed
+        return printed.err if code else printed.out
 
     return call
 
@@ -296,9 +303,9 @@ def test_the_command_ranks_the_engines_that_it_is_told(regrade):
 
 @pytest.mark.parametrize("verb", ["show", "page"])
 def test_what_cannot_be_ranked_is_refused_with_exit_code_2(regrade, store: Path, verb: str):
-    said = regrade(verb, "--engine", "swift-float32", code=2)
-    assert said.startswith("regrade: --engine swift-float32: ")
-    assert f"Did you mean {SWIFT}?" in said and f"(there are: {PLAIN}, {SWIFT})" in said
+    printed = regrade(verb, "--engine", "swift-float32", code=2)
+    assert printed.startswith("regrade: --engine swift-float32: ")
+    assert f"Did you mean {SWIFT}?" in printed and f"(there are: {PLAIN}, {SWIFT})" in printed
     assert f"(there are: {PLAIN}, {SWIFT})" in regrade(verb, "--engine", "llama", code=2)
     assert "(there are: none)" in regrade(verb, "--engine", SWIFT, "--split", "dev", code=2)
     assert "Leave one of them out" in regrade(verb, "--engine", SWIFT, "--mix-engines", code=2)

@@ -13,7 +13,7 @@ from leaderboard.board.schema import matching
 from leaderboard.board.store import Board
 from leaderboard.ranking.entry import Entry
 from leaderboard.ranking.rank import Ranking, rank
-from leaderboard.ranking.retention_matching import chosen, floor_of
+from leaderboard.ranking.retention_matching import chosen_floor, floor_of
 from tests.support.board_rows import (
     NONE,
     TEACHING,
@@ -46,7 +46,7 @@ def ranked(*entries: tuple[Row, Rows], **options: Any) -> Ranking:
     return rank(schema_tables([trial for trial, _ in entries], rows), "paper", **options)
 
 
-def of(ranking: Ranking) -> dict[str, Entry]:
+def by_entry(ranking: Ranking) -> dict[str, Entry]:
     return {entry.entry: entry for entry in ranking.entries}
 
 
@@ -88,7 +88,7 @@ def test_a_ranking_at_matched_utility_knows_no_floor():
     # (0.9, 0.8, 0.95) beats both others once they are of use; as they are, all three are worth something.
     assert [entry.pareto for entry in matched.entries] == [True, False, False]
     assert {entry.entry for entry in raw.entries if entry.pareto} == {"sound", "weak", "wrecked"}
-    assert (of(raw)["wrecked"].did_not_forget, of(matched)["wrecked"].did_not_forget) == (False, True)
+    assert (by_entry(raw)["wrecked"].did_not_forget, by_entry(matched)["wrecked"].did_not_forget) == (False, True)
     assert (raw.matched_floor, matched.matched_floor, matched.matched) == (0.9, 0.9, True)
 
 
@@ -107,16 +107,16 @@ def test_entries_that_were_not_matched_come_after_with_a_reason():
     assert [(entry.entry, entry.rank) for entry in found.entries] == [
         *(("wrecked", 1), ("plain", None), ("diverged", None)),
     ]
-    assert of(found)["plain"].reason == "not measured at matched utility"
-    assert of(found)["diverged"].reason == "diverged: the loss is not finite"
-    assert of(ranked(plain, WRECKED))["plain"].reason is None
+    assert by_entry(found)["plain"].reason == "not measured at matched utility"
+    assert by_entry(found)["diverged"].reason == "diverged: the loss is not finite"
+    assert by_entry(ranked(plain, WRECKED))["plain"].reason is None
 
 
 def test_a_seed_that_was_not_matched_is_missed():
     one, (trial, rows) = both("a", (0.9, 0.8, 1.0), (0.9, 0.8, 1.0), 1), both("a", (0.9, 0.8, 1.0), (0.9, 0.8, 1.0), 2)
     [entry] = ranked(one, (trial, [row for row in rows if row["matching"] == "raw"]), matched=True).entries
-    told = "seed 2: not measured with utility matched to 0.9"
-    assert entry.matched.score.reason == entry.matched.mixing_weight.reason == entry.reason == told
+    reason = "seed 2: not measured with utility matched to 0.9"
+    assert entry.matched.score.reason == entry.matched.mixing_weight.reason == entry.reason == reason
     assert entry.rank is None and entry.score.value is not None
 
 
@@ -152,7 +152,7 @@ def test_the_floor_of_the_mixtures_is_the_boards_or_the_only_one():
     assert [entry.matched for entry in ranked(*entries).entries] == [None, None]  # two kinds, none the board's
     assert ranked(*entries).matched_floor is None
     at = ranked(*entries, floor=0.8)
-    assert (of(at)["wrecked"].matched.floor, of(at)["sound"].matched) == (0.8, None)
+    assert (by_entry(at)["wrecked"].matched.floor, by_entry(at)["sound"].matched) == (0.8, None)
     assert ranked(entries[0]).entries[0].matched.floor == ranked(entries[0]).matched_floor == 0.8
 
 
@@ -165,8 +165,8 @@ def test_a_board_and_its_tables_agree_on_mixtures(tmp_path: Path):
         found = rank(board, "wide", matched=matched)
         assert found == rank(schema_tables(trials, measurements), "wide", matched=matched)
         assert all(entry.matched for entry in found.entries)
-        said = found.as_json()
-        assert said["matched"] is matched and said["entries"][0]["matched"]["floor"] == 0.9
+        as_json = found.as_json()
+        assert as_json["matched"] is matched and as_json["entries"][0]["matched"]["floor"] == 0.9
 
 
 def test_a_later_success_takes_the_place_of_a_failure(tmp_path: Path):
@@ -187,7 +187,7 @@ def test_a_later_success_takes_the_place_of_a_failure(tmp_path: Path):
 def test_a_floor_is_read_back_as_it_is_written(floor: float):
     name = matching(floor)
     assert matching(floor_of(name)) == name
-    assert chosen([floor_of(name)], floor) == floor
+    assert chosen_floor([floor_of(name)], floor) == floor
 
 
 @pytest.mark.parametrize("name", ["raw", "utility>=0.9", "uwc[floor=]", "uwc[floor=1e]", "uwc[floor=0.90]", "uwc"])

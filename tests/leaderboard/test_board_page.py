@@ -84,8 +84,8 @@ def test_the_page_is_well_formed_and_whole(page: str, ranking: Ranking):
     for entry in ranking.entries:
         assert entry.label in shown
         assert entry.reason is None or entry.reason in shown
-    for said in ("2026-10-01 12:00 UTC", ranking.attack_set, *ranking.attacks, "another", "test split"):
-        assert said in shown
+    for words in ("2026-10-01 12:00 UTC", ranking.attack_set, *ranking.attacks, "another", "test split"):
+        assert words in shown
     rows = [row for row in reader.all("tr") if "data-entry" in row]
     assert [row["data-entry"] for row in rows] == [entry.entry for entry in ranking.entries]
 
@@ -114,18 +114,18 @@ def test_many_attacks_have_short_heads_and_full_names_to_point_at(wide: Ranking)
         area = entry.areas.get(attack)
         assert ("∫" in shown) is (area is not None)
         if area:
-            assert shown.endswith(text.share(area.value)) and text.told(area) in attributes
+            assert shown.endswith(text.share(area.value)) and text.full(area) in attributes
 
 
 def test_headlines_at_matched_utility_stand_beside_the_others(wide: Ranking, page: str):
     shown = render([wide], generated="now")
     for entry in wide.entries:
-        [(attributes, said)] = [cell for cell in cells(shown, entry) if "number matched" in cell[0]]
-        assert said.startswith(text.share(entry.matched.score.value))
-        told = re.search('title="(.*?)"', attributes, re.DOTALL)[1]
-        assert f"share of the unlearned weights {text.told(entry.matched.mixing_weight)}" in told
+        [(attributes, cell_text)] = [cell for cell in cells(shown, entry) if "number matched" in cell[0]]
+        assert cell_text.startswith(text.share(entry.matched.score.value))
+        title = re.search('title="(.*?)"', attributes, re.DOTALL)[1]
+        assert f"share of the unlearned weights {text.full(entry.matched.mixing_weight)}" in title
         for name, number in (("F", entry.matched.forgetting), ("R", entry.matched.robustness)):
-            assert f"\n{name} {text.told(number)}" in told
+            assert f"\n{name} {text.full(number)}" in title
     assert 'class="number matched"' not in page and "Matched" not in page
     with pytest.raises(ValueError, match="rank with matched=False"):
         render([rank(schema_tables(*wide_showcase()), "wide", matched=True)], generated="now")
@@ -144,6 +144,7 @@ def test_where_chance_is_the_zero_the_page_says_chance():
     ranking = rank(tables((trial, rows)), "paper")
     page = render([ranking], generated="now")
     assert "chance: knows none of it" in page and "(target : chance)" in page
+    assert "beyond chance where there is none" in page
     assert "retrained: forgot everything" not in page
     usual = render([rank(tables(entry_rows("a", 0.9, 0.8, 0.95)), "paper")], generated="now")
     assert ANCHOR_IDS == "target:retrained" and "retrained: forgot everything" in usual and "knows none" not in usual
@@ -243,8 +244,8 @@ def test_numbers_are_short():
     assert shares == ["0.87", "0.00", "\N{MINUS SIGN}0.13", "1.00", "\N{EN DASH}"]
     assert [text.count(v) for v in (0, 60, 999, 1234, 3_400_000)] == ["0", "60", "999", "1.23k", "3.4M"]
     assert [text.seconds(v) for v in (3.21, 246, 7200)] == ["3.2 s", "4.1 min", "2.0 h"]
-    assert text.told(Number(0.5, 0.02, (0.4, 0.6))) == "0.50 ±0.04, over seeds 0.40, 0.60"
-    assert text.told(Number(None, reason="not measured")) == "not measured"
+    assert text.full(Number(0.5, 0.02, (0.4, 0.6))) == "0.50 ±0.04, over seeds 0.40, 0.60"
+    assert text.full(Number(None, reason="not measured")) == "not measured"
     assert text.margin(Number(0.5, 0.02)) == "±0.04" and text.margin(Number(0.5)) == ""
     assert text.seeds(Number(0.5, None, (0.4, 0.6))) == "0.40, 0.60"
     assert text.seeds(Number(0.5, None, (0.4, 0.5, 0.6), (0.25, 0.75))) == "0.25 to 0.75"

@@ -130,15 +130,15 @@ def test_a_tiny_p_value_is_not_equal_to_another_tiny_one(tmp_path):
 
 
 def test_model_utility_is_a_harmonic_mean_of_nine(tmp_path):
-    said = texts([("a b c", "a b"), ("d e", "d e f")], "rougeL_recall")
-    metrics, terms = {}, [said["agg_value"]] * 3
+    texts_entry = texts([("a b c", "a b"), ("d e", "d e f")], "rougeL_recall")
+    metrics, terms = {}, [texts_entry["agg_value"]] * 3
     for side in ("retain", "ra", "wf"):
         right, wrong = RIGHT[:2], WRONG[:2]
         key = "retain_Q_A_PARA_Prob" if side == "retain" else f"{side}_Q_A_Prob"
         pert = {str(i): {"prob": np.exp(-np.array(row)).tolist(), "avg_loss": row} for i, row in enumerate(wrong)}
         metrics[key] = losses(right)
         metrics[f"{side}_Q_A_PERT_Prob"] = {"agg_value": 0.0, "value_by_index": pert}
-        metrics[f"{side}_Q_A_ROUGE"] = said
+        metrics[f"{side}_Q_A_ROUGE"] = texts_entry
         terms.append(truth_ratios(right, wrong, forget=False)["agg_value"])
         if side != "retain":
             share = [
@@ -180,7 +180,7 @@ def test_muse(tmp_path):
     against = {**metrics, "privleak": {"agg_value": ((1 - auc) - 0.25) / (0.25 + EPSILON) * 100}}
     log = Log.read(put(tmp_path / "against", against, "MUSE"))
     leak = line(read(log, Log.read(put(tmp_path / "retrained", {"mia_min_k": reference}, "MUSE"))), "privleak")
-    assert leak.verdict is Verdict.TAKEN
+    assert leak.verdict is Verdict.FROM_LOG_SCORES
     assert leak.ours.value == pytest.approx(100 * ((1 - auc) / 0.25 - 1))
 
 
@@ -198,9 +198,13 @@ def test_scores_that_cannot_be_computed_again_are_named(tmp_path):
     """Published code gives 1/n where nothing is extracted; the log has no tokens, so its scores stay as they are."""
     scores = [1 / 7, 0.5, None]
     metrics = {"extraction_strength": {"agg_value": (1 / 7 + 0.5) / 2, "value_by_index": by_index("score", scores)}}
-    taken = line(read(Log.read(put(tmp_path, metrics))), "extraction_strength")
-    assert (taken.metric, taken.verdict, taken.ours.n) == ("extraction_strength_published", Verdict.TAKEN, 2)
-    assert "1/n" in taken.note
+    extraction = line(read(Log.read(put(tmp_path, metrics))), "extraction_strength")
+    assert (extraction.metric, extraction.verdict, extraction.ours.n) == (
+        "extraction_strength_published",
+        Verdict.FROM_LOG_SCORES,
+        2,
+    )
+    assert "1/n" in extraction.note
 
 
 def test_numbers_that_are_missing_have_reasons(tmp_path):

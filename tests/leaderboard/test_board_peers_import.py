@@ -58,8 +58,8 @@ def test_what_is_wrong_with_a_log_is_named(tmp_path, metrics, said):
 
 
 def test_a_folder_without_a_log_is_refused(tmp_path):
-    for folder, said in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "neither TOFU_EVAL.json")):
-        with pytest.raises(TaskError, match=said):
+    for folder, complaint in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "neither TOFU_EVAL.json")):
+        with pytest.raises(TaskError, match=complaint):
             Log.read(folder)
     for benchmark in ("TOFU", "MUSE"):
         put(tmp_path, {}, benchmark)
@@ -146,15 +146,15 @@ def regrade(capsys, monkeypatch, *words: object) -> tuple[int, str, str]:
         main()
     except SystemExit as end:
         code = end.code or 0
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 def test_the_command(pair, tmp_path, capsys, monkeypatch):
     out, store = tmp_path / "out/table.json", tmp_path / "store"
-    code, said, _ = regrade(capsys, monkeypatch, pair[0], "--retrained", pair[1], "--json", out, "--store", store)
+    code, printed, _ = regrade(capsys, monkeypatch, pair[0], "--retrained", pair[1], "--json", out, "--store", store)
     assert code == 0
-    assert "forget_truth_ratio" in said
+    assert "forget_truth_ratio" in printed
     written = json.loads(out.read_text())
     assert {row["key"] for row in written["lines"]} == json.loads((pair[0] / "TOFU_EVAL.json").read_text()).keys()
     assert written["not_read"] == []

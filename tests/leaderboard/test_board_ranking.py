@@ -115,10 +115,10 @@ def test_a_failed_seed_is_not_counted_and_a_diverged_one_costs_the_rank():
 
 def test_a_seed_whose_weights_never_moved_is_told_beside_the_entry():
     trial, rows = entry_rows("still", 0.8, 0.7, 0.95, 1)
-    told = "every weight is still the target's: nothing was unlearned"
-    found = by_name(ranked(({**trial, "status": "unchanged", "reason": told}, rows)))["still"]
+    reason = "every weight is still the target's: nothing was unlearned"
+    found = by_name(ranked(({**trial, "status": "unchanged", "reason": reason}, rows)))["still"]
     assert (found.rank, found.reason) == (1, None)
-    assert found.notes == (f"unchanged: {told}",)
+    assert found.notes == (f"unchanged: {reason}",)
 
 
 def test_a_seed_without_a_number_leaves_none_for_the_entry():

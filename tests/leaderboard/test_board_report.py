@@ -37,11 +37,11 @@ def read(table: str) -> tuple[list[str], list[list[str]]]:
 
 def expected(values: list[float], errors: list[float]) -> str:
     """`mean ± half of Student's interval (1.96 mean errors)`, from two values on without the interval."""
-    said = f"{statistics.fmean(values):.2f}"
+    printed = f"{statistics.fmean(values):.2f}"
     if len(values) >= 3:
         spread = statistics.stdev(values) / len(values) ** 0.5
-        said += f" ± {scipy.stats.t.ppf(0.975, len(values) - 1) * spread:.2f}"
-    return f"{said} ({1.96 * statistics.fmean(errors):.2f})"
+        printed += f" ± {scipy.stats.t.ppf(0.975, len(values) - 1) * spread:.2f}"
+    return f"{printed} ({1.96 * statistics.fmean(errors):.2f})"
 
 
 @pytest.mark.parametrize("matched", [False, True])
@@ -77,10 +77,10 @@ def test_each_grade_is_the_mean_over_its_entries(wide: Ranking):
 
 
 def test_a_table_says_what_its_numbers_are(wide: Ranking):
-    said = recovery_table(wide, matched=True)
-    assert "utility is 0.9 on dev" in said and "what the attack teaches the retrained model" in said
+    printed = recovery_table(wide, matched=True)
+    assert "utility is 0.9 on dev" in printed and "what the attack teaches the retrained model" in printed
     for attack, label in wide.attack_labels.items():
-        assert label == attack or f"{label}: `{attack}`" in said
+        assert label == attack or f"{label}: `{attack}`" in printed
     assert "utility is" not in recovery_table(wide)
     at_chance = tables(entry_rows("a", 0.9, 0.8, 0.95, anchor_ids="target:chance"))
     assert "beyond chance" in recovery_table(rank(at_chance, "paper"))
@@ -114,7 +114,7 @@ def test_the_command_prints_the_tables(tmp_path: Path, wide: Ranking):
             assert recovery_table(wide, grades=grades, matched=matched) in both
 
 
-def said(path: Path) -> str:
+def plot_text(path: Path) -> str:
     """What stands in a plot: matplotlib writes each text as a comment beside its outlines."""
     parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
     root = ElementTree.parse(path, parser).getroot()
@@ -122,7 +122,7 @@ def said(path: Path) -> str:
 
 
 def test_many_attacks_are_a_heat_map_with_numbers_and_curves_are_drawn(tmp_path: Path, wide: Ranking):
-    plots = {path.stem: said(path) for path in plot(wide, tmp_path)}
+    plots = {path.stem: plot_text(path) for path in plot(wide, tmp_path)}
     assert plots.keys() == {"wide-front", "wide-attacks", "wide-curves"}
     for entry in wide.entries:
         assert all(entry.label in text for text in plots.values())
@@ -135,7 +135,7 @@ def test_many_attacks_are_a_heat_map_with_numbers_and_curves_are_drawn(tmp_path:
 
 def test_few_attacks_are_bars_and_without_a_curve_none_is_drawn(tmp_path: Path):
     found = rank(schema_tables(*showcase()), "paper")
-    plots = {path.stem: said(path) for path in plot(found, tmp_path)}
+    plots = {path.stem: plot_text(path) for path in plot(found, tmp_path)}
     assert plots.keys() == {"paper-front", "paper-attacks"}
     assert all(label in plots["paper-attacks"] for label in found.attack_labels.values())
     assert plot(rank(tables(), "paper"), tmp_path) == []

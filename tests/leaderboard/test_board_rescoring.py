@@ -62,8 +62,8 @@ SEVERAL = st.lists(TEXT, min_size=1, max_size=3).map(tuple)
 GENERATED = st.builds(Sample, st.just(""), TEXT, st.none() | TEXT, sampled=st.none() | SEVERAL)
 
 
-def numbered(of: st.SearchStrategy[Sample]) -> st.SearchStrategy[list[Sample]]:
-    return st.lists(of, max_size=7).map(lambda some: [replace(s, item=f"item{i}") for i, s in enumerate(some)])
+def numbered(samples_: st.SearchStrategy[Sample]) -> st.SearchStrategy[list[Sample]]:
+    return st.lists(samples_, max_size=7).map(lambda some: [replace(s, item=f"item{i}") for i, s in enumerate(some)])
 
 
 TABLES = st.fixed_dictionaries(
@@ -114,7 +114,7 @@ def test_a_stretch_is_these_rows_wherever_batches_and_row_groups_end(
     assert found == [(i, ("a", "odd"), tables[i]) for i in range(start, min(stop, n)) if n % 3]
 
 
-def said(n: int, start: int = 0) -> list[Sample]:
+def texts(n: int, start: int = 0) -> list[Sample]:
     return [Sample(f"item{i}", f"one two {i % 7}", generated=f"one {i % 5} two") for i in range(start, start + n)]
 
 
@@ -137,14 +137,17 @@ def counted(files: Sequence[Tables], metrics_of: Mapping[str, Sequence[str]]) ->
 
 def several() -> list[Tables]:
     """Two evaluations in three files: rows again with other numbers, and rows that lack some, also of earlier items."""
-    said_again = [replace(s, generated="something else") for s in said(30)]
-    mute = [replace(s, generated=None) for s in said(20, 55)]
+    other_texts = [replace(s, generated="something else") for s in texts(30)]
+    mute = [replace(s, generated=None) for s in texts(20, 55)]
     logprobs = [Sample(f"item{i}", "x", token_logprobs=(-0.1 * i, -1 / (i + 1))) for i in range(60)]
     normed = [replace(s, scalars=(("gradient_norm", s.token_logprobs[0]),)) for s in logprobs]
     return [
-        {("a", "generate"): said(40), ("a", "logprob"): [*normed[:20], *logprobs[:30]]},
-        {("a", "generate"): [*said_again, *said(20, 35)], ("b", "logprob"): [*normed[:37], logprobs[38], logprobs[37]]},
-        {("a", "generate"): mute, ("b", "generate"): [*said(3), *mute, *said_again], ("b", "logprob"): logprobs},
+        {("a", "generate"): texts(40), ("a", "logprob"): [*normed[:20], *logprobs[:30]]},
+        {
+            ("a", "generate"): [*other_texts, *texts(20, 35)],
+            ("b", "logprob"): [*normed[:37], logprobs[38], logprobs[37]],
+        },
+        {("a", "generate"): mute, ("b", "generate"): [*texts(3), *mute, *other_texts], ("b", "logprob"): logprobs},
     ]
 
 
@@ -162,14 +165,14 @@ def test_any_number_of_processes_gives_the_same_numbers_and_the_same_reasons(tmp
 
 
 def test_an_evaluation_may_be_spread_over_files_and_a_row_counts_once(tmp_path):
-    whole = said(9)
+    whole = texts(9)
     parts = [write(tmp_path / f"{i}.parquet", {("a", "generate"): whole[3 * i : 3 * i + 4]}) for i in range(3)]
     found = rescore(parts, {"generate": ["rougeL_recall"]}, processes=1)
     assert found == {("a", "generate", "rougeL_recall"): score("rougeL_recall", whole)}
 
 
 def test_other_probes_are_passed_over(tmp_path):
-    path = write(tmp_path / "s.parquet", {("a", "wanted"): said(2), ("a", "other"): [Sample("bad", "x")]})
+    path = write(tmp_path / "s.parquet", {("a", "wanted"): texts(2), ("a", "other"): [Sample("bad", "x")]})
     found = rescore([path], {"wanted": ["rougeL_recall"], "absent": ["accuracy"]})
     assert set(found) == {("a", "wanted", "rougeL_recall")}
 

@@ -1,4 +1,4 @@
-"""The store, asked in SQL: one SELECT over the board, and nothing else."""
+"""SQL queries of the board: one SELECT, and nothing else."""
 
 from __future__ import annotations
 

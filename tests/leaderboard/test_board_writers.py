@@ -125,7 +125,7 @@ def test_without_hard_links_nothing_is_written_for_the_last_writer_would_win(
 
 
 def test_a_link_whose_answer_is_lost_is_a_row_that_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """NFS makes the link, loses the answer, and asked again says that the name is taken."""
+    """NFS makes the link and loses the reply; the retry then fails because the name exists."""
     source = Board(tmp_path / "there").append("trials", [trial_row("a")]).path
     link = os.link
 

@@ -16,7 +16,7 @@ from tasks.task import Sample
 LOGPROB = st.floats(-20, -0.01)
 
 
-def asked(logprobs, lengths=None, correct=0, item="a"):
+def sample_of(logprobs, lengths=None, correct=0, item="a"):
     return Sample(
         item,
         "x",
@@ -50,14 +50,14 @@ def test_over_all_right_answers_accuracy_adds_up_to_one(logprobs):
 
 
 def test_a_model_that_cannot_tell_is_at_chance():
-    rows = [asked([-7.0] * 4, correct=k % 4, item=str(k)) for k in range(40)]
+    rows = [sample_of([-7.0] * 4, correct=k % 4, item=str(k)) for k in range(40)]
     assert score("accuracy", rows).value == pytest.approx(0.25)
 
 
 def test_accuracy_of_a_model_that_computes_nan_is_null():
     for logprobs in ([math.nan, -1.0], [-1.0, math.nan]):
         for correct in (0, 1):
-            estimate = score("accuracy", [asked(logprobs, correct=correct)])
+            estimate = score("accuracy", [sample_of(logprobs, correct=correct)])
             assert estimate.value is None
             assert estimate.reason == "a value is not finite"
 
@@ -86,7 +86,7 @@ def test_truth_ratios_of_worked_cases():
 @settings(deadline=None)
 def test_answers_of_different_lengths_compare_per_token(answers, data):
     correct = data.draw(st.integers(0, len(answers) - 1))
-    sample = asked([mean * length for mean, length in answers], [length for _, length in answers], correct)
+    sample = sample_of([mean * length for mean, length in answers], [length for _, length in answers], correct)
     probabilities = np.exp([mean for mean, _ in answers])
     right, wrong = probabilities[correct], np.delete(probabilities, correct)
     expected = {
@@ -95,22 +95,22 @@ def test_answers_of_different_lengths_compare_per_token(answers, data):
         "normalised_probability": right / probabilities.sum(),
     }
     for metric, value in expected.items():
-        assert METRICS[metric].of(sample) == pytest.approx(value, rel=1e-9)
+        assert METRICS[metric].compute(sample) == pytest.approx(value, rel=1e-9)
 
 
 @given(st.lists(st.floats(-1e5, 0), min_size=2, max_size=6), st.sampled_from(sorted(METRICS)))
 @settings(deadline=None)
 def test_no_model_however_wrecked_breaks_a_metric(logprobs, metric):
-    value = METRICS[metric].of(asked(logprobs))
+    value = METRICS[metric].compute(sample_of(logprobs))
     assert value is None or math.isfinite(value)
 
 
 def test_a_mean_survives_ratios_at_the_edge_of_a_double():
-    estimate = score("truth_ratio_geometric", [asked([-1e5, -1.0]), asked([-1.0, -1.0], item="b")])
+    estimate = score("truth_ratio_geometric", [sample_of([-1e5, -1.0]), sample_of([-1.0, -1.0], item="b")])
     assert estimate.value > 1e100
     assert math.isfinite(estimate.stderr)
 
 
 def test_a_right_answer_that_stands_alone_has_no_ratio():
-    assert METRICS["truth_ratio_geometric"].of(asked([-1.0])) is None
-    assert METRICS["normalised_probability"].of(asked([-1.0])) is None
+    assert METRICS["truth_ratio_geometric"].compute(sample_of([-1.0])) is None
+    assert METRICS["normalised_probability"].compute(sample_of([-1.0])) is None

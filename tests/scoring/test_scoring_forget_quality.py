@@ -27,7 +27,7 @@ def questions(ratios) -> list[Sample]:
     ]
 
 
-def of(metric: str, model, retrained):
+def summary_of(metric: str, model, retrained):
     return summarise(metric, [questions(model)], [questions(retrained)])
 
 
@@ -56,16 +56,16 @@ def test_the_distribution_is_that_of_all_walks(n):
 @pytest.mark.filterwarnings("ignore:ks_2samp")  # an exact p-value of 1 + 1e-16 is said to have failed
 def test_forget_quality_is_scipys_to_the_last_bit(ratios):
     model, retrained = ratios
-    rows = [[METRICS["truth_ratio_geometric"].of(sample) for sample in questions(some)] for some in ratios]
+    rows = [[METRICS["truth_ratio_geometric"].compute(sample) for sample in questions(some)] for some in ratios]
     expected = ks_2samp(*rows).pvalue
-    assert of("forget_quality", model, retrained).value == expected
-    assert of("forget_quality_log10", model, retrained).value == pytest.approx(math.log10(expected), abs=1e-12)
+    assert summary_of("forget_quality", model, retrained).value == expected
+    assert summary_of("forget_quality_log10", model, retrained).value == pytest.approx(math.log10(expected), abs=1e-12)
 
 
 def test_models_that_agree_cannot_be_told_apart():
     ratios = [0.1, 0.4, 0.7, 0.7]
-    assert of("forget_quality", ratios, ratios).value == 1.0
-    assert of("forget_quality_log10", ratios, ratios).value == 0.0
+    assert summary_of("forget_quality", ratios, ratios).value == 1.0
+    assert summary_of("forget_quality_log10", ratios, ratios).value == 0.0
 
 
 @pytest.mark.parametrize(("n", "h"), [(20, 20), (100, 61), (200, 200), (400, 200), (400, 390), (480, 480)])
@@ -75,23 +75,23 @@ def test_the_logarithm_is_scipys_where_the_p_value_is_a_double(n, h):
     p = ks_2samp(model, low).pvalue
     assert 1e-300 < p < 1e-3
     assert ks_log10_p(n, h) == pytest.approx(math.log10(p), abs=1e-9)
-    assert of("forget_quality_log10", model, low).value == pytest.approx(math.log10(p), abs=1e-9)
+    assert summary_of("forget_quality_log10", model, low).value == pytest.approx(math.log10(p), abs=1e-9)
 
 
 @pytest.mark.parametrize("n", [535, 1000, 3000])
 def test_the_logarithm_is_finite_where_the_p_value_underflows(n):
     """Published code reports 0 there, or a logarithm that is minus infinity."""
     low, high = np.linspace(0.1, 0.2, n), np.linspace(1.0, 2.0, n)
-    assert of("forget_quality", low, high).value <= 1e-300
+    assert summary_of("forget_quality", low, high).value <= 1e-300
     # both orders of complete separation, of C(2n, n) orders: by Stirling's series
     expected = math.log10(2) - (math.lgamma(2 * n + 1) - 2 * math.lgamma(n + 1)) / math.log(10)
-    assert of("forget_quality_log10", low, high).value == pytest.approx(expected, rel=1e-9)
+    assert summary_of("forget_quality_log10", low, high).value == pytest.approx(expected, rel=1e-9)
 
 
 def test_published_scale_for_400_questions():
     # gradient ascent on TOFU forget10 is published as 1e-239: complete separation of 400 questions
     low, high = np.linspace(0.1, 0.2, 400), np.linspace(1.0, 2.0, 400)
-    assert of("forget_quality_log10", low, high).value == pytest.approx(-239.0, abs=0.5)
+    assert summary_of("forget_quality_log10", low, high).value == pytest.approx(-239.0, abs=0.5)
 
 
 def test_other_questions_are_no_comparison():
@@ -102,5 +102,5 @@ def test_other_questions_are_no_comparison():
 def test_the_test_sees_no_difference_between_a_ratio_and_its_inverse():
     """Published code has the ratio both ways up; the test must not depend on it."""
     model, retrained = [0.2, 0.5, 0.9, 1.5], [0.3, 0.8, 1.1, 2.0]
-    inverted = of("forget_quality", [1 / one for one in model], [1 / one for one in retrained])
-    assert inverted.value == pytest.approx(of("forget_quality", model, retrained).value)
+    inverted = summary_of("forget_quality", [1 / one for one in model], [1 / one for one in retrained])
+    assert inverted.value == pytest.approx(summary_of("forget_quality", model, retrained).value)

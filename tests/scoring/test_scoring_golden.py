@@ -79,7 +79,7 @@ def test_truth_ratio_of_every_example(logs, model, side):
     rows = log[TRUTH_RATIO[side]]["value_by_index"]
     for sample in choices(log, side):
         right = math.exp(sample.choice_logprobs[0])
-        theirs = METRICS["truth_ratio_geometric"].of(sample) * right / (right + EPSILON)
+        theirs = METRICS["truth_ratio_geometric"].compute(sample) * right / (right + EPSILON)
         assert theirs == pytest.approx(rows[sample.item]["score"], rel=1e-12)
 
 
@@ -113,7 +113,7 @@ def test_rouge_recall(logs, model, side):
     rows = log[f"{side}_Q_A_ROUGE"]["value_by_index"]
     for sample in samples:
         recall = rows[sample.item]["rougeL_recall"]
-        assert METRICS["rougeL_recall"].of(sample) == pytest.approx(recall, abs=TOLERANCE)
+        assert METRICS["rougeL_recall"].compute(sample) == pytest.approx(recall, abs=TOLERANCE)
     estimate = score("rougeL_recall", samples)
     assert estimate.value == pytest.approx(published(log, f"{side}_Q_A_ROUGE"), abs=TOLERANCE)
 
@@ -198,7 +198,7 @@ def test_zlib_of_the_answers(logs, data, model):
             for index, row in enumerate(rows)
         ]
         for sample in table:
-            assert METRICS["zlib"].of(sample) == pytest.approx(scores[sample.item]["score"], rel=1e-6)
+            assert METRICS["zlib"].compute(sample) == pytest.approx(scores[sample.item]["score"], rel=1e-6)
         tables.append(table)
     assert summarise("auc_zlib", tables).value == pytest.approx(published(log, "mia_zlib"), abs=1e-12)
 
@@ -223,5 +223,5 @@ def test_rouge_1_and_f1_of_every_example(logs, model):
         rows = logs[model][f"{side}_Q_A_ROUGE"]["value_by_index"]
         for sample in generations(logs[model], side):
             row = rows[sample.item]
-            assert METRICS["rouge1_recall"].of(sample) == pytest.approx(row["rouge1_recall"], abs=TOLERANCE)
-            assert METRICS["rougeL_f1_stemmed"].of(sample) == pytest.approx(row["rougeL_f1"], abs=TOLERANCE)
+            assert METRICS["rouge1_recall"].compute(sample) == pytest.approx(row["rouge1_recall"], abs=TOLERANCE)
+            assert METRICS["rougeL_f1_stemmed"].compute(sample) == pytest.approx(row["rougeL_f1"], abs=TOLERANCE)

@@ -55,7 +55,7 @@ def test_a_metric_is_registered_under_its_name_with_its_source(name):
 
 @every_metric
 def test_up_says_which_way_knowledge_goes(name):
-    knows, ignorant = METRICS[name].of(KNOWS), METRICS[name].of(IGNORANT)
+    knows, ignorant = METRICS[name].compute(KNOWS), METRICS[name].compute(IGNORANT)
     assert (knows > ignorant) is METRICS[name].up
     assert knows != ignorant
 
@@ -64,16 +64,18 @@ def test_up_says_which_way_knowledge_goes(name):
 def test_a_metric_reads_only_what_its_kind_of_probe_measures(name):
     metric = METRICS[name]
     needed = {key: getattr(KNOWS, key) for key in FIELDS[metric.kind]}
-    assert metric.of(Sample("a", KNOWS.reference, **needed)) == metric.of(KNOWS)
-    assert metric.of(replace(KNOWS, **{key: getattr(BARE, key) for key in needed})) is None
+    assert metric.compute(Sample("a", KNOWS.reference, **needed)) == metric.compute(KNOWS)
+    assert metric.compute(replace(KNOWS, **{key: getattr(BARE, key) for key in needed})) is None
 
 
 @every_metric
 def test_the_score_is_the_mean_over_the_samples(name):
-    of = METRICS[name].of
+    compute = METRICS[name].compute
     estimate = score(name, [KNOWS, IGNORANT])
-    assert estimate.value == pytest.approx((of(KNOWS) + of(IGNORANT)) / 2)
-    assert estimate.stderr == pytest.approx(abs(of(KNOWS) - of(IGNORANT)) / 2)  # s / sqrt(2), s = |a - b| / sqrt(2)
+    assert estimate.value == pytest.approx((compute(KNOWS) + compute(IGNORANT)) / 2)
+    assert estimate.stderr == pytest.approx(
+        abs(compute(KNOWS) - compute(IGNORANT)) / 2
+    )  # s / sqrt(2), s = |a - b| / sqrt(2)
     assert estimate.n == 2
 
 
@@ -96,22 +98,24 @@ def test_a_model_that_computes_nan_has_no_score(name):
     assert score(name, [broken, KNOWS]).value is None
 
 
-said = pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.kind is ProbeKind.GENERATE])
+generation_metrics = pytest.mark.parametrize(
+    "name", [name for name, metric in METRICS.items() if metric.kind is ProbeKind.GENERATE]
+)
 
 
-@said
+@generation_metrics
 def test_of_several_answers_the_one_that_shows_most_is_scored(name):
-    of, several = METRICS[name].of, (IGNORANT.generated, KNOWS.generated, "nothing at all")
+    compute, several = METRICS[name].compute, (IGNORANT.generated, KNOWS.generated, "nothing at all")
     for order in permutations(several):
         sample = replace(KNOWS, generated=order[0], sampled=order)
-        alone = [of(replace(KNOWS, generated=text)) for text in order]
-        assert of(sample) == (max(alone) if METRICS[name].up else min(alone))
-        assert score(name, [sample]).value == of(sample)
+        alone = [compute(replace(KNOWS, generated=text)) for text in order]
+        assert compute(sample) == (max(alone) if METRICS[name].up else min(alone))
+        assert score(name, [sample]).value == compute(sample)
 
 
-@said
+@generation_metrics
 def test_one_drawn_answer_is_scored_as_if_it_were_the_only_one(name):
-    assert METRICS[name].of(replace(IGNORANT, sampled=(IGNORANT.generated,))) == METRICS[name].of(IGNORANT)
+    assert METRICS[name].compute(replace(IGNORANT, sampled=(IGNORANT.generated,))) == METRICS[name].compute(IGNORANT)
 
 
 def test_utility_takes_the_best_of_several_answers_as_well():
@@ -135,7 +139,7 @@ def tables_of(name: str, *samples: Sample) -> list[list[Sample]]:
     return [list(samples) for _ in range(SUMMARIES[name].tables)]
 
 
-def asked(name: str, model: list[list[Sample]]) -> Estimate:
+def estimate_of(name: str, model: list[list[Sample]]) -> Estimate:
     return summarise(name, model, model if SUMMARIES[name].against else None)
 
 
@@ -149,7 +153,7 @@ def test_a_summary_is_registered_under_its_name_with_its_source(name):
 
 @every_summary
 def test_a_summary_of_all_that_it_reads_is_known(name):
-    estimate = asked(name, tables_of(name, KNOWS, IGNORANT))
+    estimate = estimate_of(name, tables_of(name, KNOWS, IGNORANT))
     assert estimate.known
     assert math.isfinite(estimate.value)
     assert estimate.n in (2, 4)  # items, or texts of both sets
@@ -167,12 +171,12 @@ def test_a_summary_without_its_probes_or_anchor_is_null(name):
 
 @every_summary
 def test_a_summary_of_empty_tables_is_null(name):
-    assert asked(name, tables_of(name)).reason == "no examples"
+    assert estimate_of(name, tables_of(name)).reason == "no examples"
 
 
 @every_summary
 def test_a_summary_of_a_sample_that_lacks_what_it_reads_names_the_sample(name):
-    estimate = asked(name, tables_of(name, KNOWS, BARE))
+    estimate = estimate_of(name, tables_of(name, KNOWS, BARE))
     assert estimate.value is None
     assert "bare" in estimate.reason
 
@@ -186,7 +190,7 @@ def test_a_summary_of_a_model_that_computes_nan_is_null(name):
         choice_logprobs=(math.nan,) * 3,
         scalars=(("gradient_norm", math.nan),),
     )
-    assert asked(name, tables_of(name, KNOWS, broken)).reason == "a value is not finite"
+    assert estimate_of(name, tables_of(name, KNOWS, broken)).reason == "a value is not finite"
 
 
 def test_an_unknown_summary_is_refused():
@@ -209,11 +213,11 @@ def test_every_test_that_the_docs_name_is_there():
 @pytest.mark.parametrize(("ratio", "forget", "retain"), [(0.25, 0.25, 0.75), (1.0, 1.0, 0.0), (4.0, 0.25, 0.0)])
 def test_aggregates_of_the_truth_ratio(ratio, forget, retain):
     sample = replace(KNOWS, choice_logprobs=(math.log(0.1), math.log(0.1 * ratio)), choice_lengths=(1, 1))
-    assert METRICS["truth_ratio_geometric_forget"].of(sample) == pytest.approx(forget)
-    assert METRICS["truth_ratio_geometric_retain"].of(sample) == pytest.approx(retain)
-    assert METRICS["truth_ratio_arithmetic_retain"].of(sample) == pytest.approx(retain)
+    assert METRICS["truth_ratio_geometric_forget"].compute(sample) == pytest.approx(forget)
+    assert METRICS["truth_ratio_geometric_retain"].compute(sample) == pytest.approx(retain)
+    assert METRICS["truth_ratio_arithmetic_retain"].compute(sample) == pytest.approx(retain)
 
 
 def test_a_certain_model_has_a_forget_ratio_of_zero():
     sample = replace(KNOWS, choice_logprobs=(0.0, -math.inf), choice_lengths=(1, 1))
-    assert METRICS["truth_ratio_geometric_forget"].of(sample) == 0.0
+    assert METRICS["truth_ratio_geometric_forget"].compute(sample) == 0.0

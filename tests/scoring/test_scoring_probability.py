@@ -70,4 +70,4 @@ def test_an_impossible_token_makes_the_answer_impossible():
 @pytest.mark.parametrize("metric", ["probability", "exact_memorization", "extraction_strength"])
 @pytest.mark.parametrize("sample", [Sample("a", "x"), Sample("a", "x", token_logprobs=(), token_correct=())])
 def test_an_answer_without_tokens_has_no_number(metric, sample):
-    assert METRICS[metric].of(sample) is None
+    assert METRICS[metric].compute(sample) is None

@@ -19,7 +19,7 @@ def answered(probability: float) -> Sample:
     return Sample("a", "x", token_logprobs=(math.log(probability),))
 
 
-def said(recalled: int) -> Sample:
+def generated(recalled: int) -> Sample:
     """`recalled` of ten words of the reference."""
     reference = "ash birch cedar elm fir hazel larch maple oak pine"
     return Sample("a", reference, generated=" ".join(reference.split()[:recalled]))
@@ -32,12 +32,12 @@ def chosen(right: float, *wrong: float) -> Sample:
 
 TABLES = [
     [answered(0.8)],
-    [said(9)],
+    [generated(9)],
     [chosen(0.5, 0.1, 0.4)],
     [chosen(0.4, 0.1, 0.3)],
-    [said(7)],
+    [generated(7)],
     [chosen(0.6, 0.2, 0.1)],
-    [said(8)],
+    [generated(8)],
 ]
 
 
@@ -49,7 +49,7 @@ def test_model_utility_is_the_harmonic_mean_of_nine():
 
 
 def test_one_ability_that_is_gone_is_no_utility():
-    for place, gone in ((1, [said(0)]), (4, [said(0)]), (2, [chosen(0.1, 0.5, 0.9)])):
+    for place, gone in ((1, [generated(0)]), (4, [generated(0)]), (2, [chosen(0.1, 0.5, 0.9)])):
         tables = [gone if index == place else table for index, table in enumerate(TABLES)]
         assert summarise("model_utility_geometric", tables).value == 0.0
 
@@ -62,7 +62,7 @@ def test_utility_lies_between_its_smallest_and_largest_term_and_its_error_is_tha
         return [replace(make(*row), item=str(index)) for index, row in enumerate(rows)]
 
     choices = (chosen, (0.5, 0.9), (0.05, 0.2), (0.05, 0.2))
-    spoken = [replace(said(int(k)), item=str(index)) for index, k in enumerate(rng.integers(6, 11, 200))]
+    spoken = [replace(generated(int(k)), item=str(index)) for index, k in enumerate(rng.integers(6, 11, 200))]
     tables = [many(answered, (0.6, 1.0)), spoken, many(*choices), many(*choices), spoken, many(*choices), spoken]
     metrics = [
         (0, "probability"), (1, "rougeL_recall"), (2, "truth_ratio_geometric_retain"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leaderboard.board.schema import ANCHORS, matching
-from leaderboard.ranking.headlines import Answers, headlines
+from leaderboard.ranking.headlines import HeadlineMeasurements, headlines
 from leaderboard.ranking.rank import FLOOR, rank
 from suite.attacks.weights.quantization import RoundToNearest
 from suite.engines import TransformersEngine, ask
@@ -251,10 +251,12 @@ def test_attacks_without_strength_leave_every_row_as_it_was_bit_for_bit(store, r
 def test_the_attacked_retrained_model_recovers_nothing(result):
     """It is the zero of recovery under every attack, whatever the attack teaches."""
     rows = {s: [r for r in result.measurements if (r["subject"], r["matching"]) == (s, "raw")] for s in ANCHORS}
-    target, retrained = (Answers.of(subject, [r for r in rows[subject] if r["headline"]]) for subject in ANCHORS)
-    attacked = headlines(retrained, target, retrained, result.attacks[Split.TEST])
-    assert {name: e.value for name, e in attacked.recovery.items()} == dict.fromkeys(result.attacks[Split.TEST], 0.0)
-    assert (attacked.forgetting.value, attacked.robustness.value) == (1.0, 1.0)
+    target, retrained = (
+        HeadlineMeasurements.from_rows(subject, [r for r in rows[subject] if r["headline"]]) for subject in ANCHORS
+    )
+    found = headlines(retrained, target, retrained, result.attacks[Split.TEST])
+    assert {name: e.value for name, e in found.recovery.items()} == dict.fromkeys(result.attacks[Split.TEST], 0.0)
+    assert (found.forgetting.value, found.robustness.value) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("retrained", [True, False])

@@ -38,15 +38,15 @@ def truth_ratios(right: list[float | None], wrong: list[list[float]], forget: bo
 def texts(pairs: list[tuple[str, str]], aggregated: str) -> dict:
     """Generated texts with the ROUGE that rouge-score gives them."""
     rows = {}
-    for i, (truth, said) in enumerate(pairs):
-        found = SCORER.score(truth, said)
+    for i, (reference, generated) in enumerate(pairs):
+        found = SCORER.score(reference, generated)
         rows[str(i)] = {
             "rouge1_recall": found["rouge1"].recall,
             "rougeL_recall": found["rougeL"].recall,
             "rougeL_f1": found["rougeL"].fmeasure,
             "input": "q",
-            "ground_truth": truth,
-            "generation": said,
+            "ground_truth": reference,
+            "generation": generated,
         }
     return {"agg_value": float(np.mean([row[aggregated] for row in rows.values()])), "value_by_index": rows}
 

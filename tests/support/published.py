@@ -141,7 +141,7 @@ def wikitext_tables() -> Tables:
 def rwku_tables(subject: str = "Ada of Example") -> Tables:
     """One person's. Some rows are there twice, as published."""
 
-    def asked(about: str, count: int, kind: str, **more: str) -> Rows:
+    def questions(about: str, count: int, kind: str, **more: str) -> Rows:
         rows = [
             {"query": f"What is {about} {i} of {subject}?", "answer": f"{about} {i}", "type": kind, **more}
             for i in range(count)
@@ -152,18 +152,18 @@ def rwku_tables(subject: str = "Ada of Example") -> Tables:
     tables = {
         "intro": [{"intro": f"Please forget {subject}.", "target": subject}],
         "passage": [*passages, passages[3]],
-        "forget_level1": asked("the ___", 16, "cloze"),
-        "forget_level2": asked("the fact", 9, "simple question"),
+        "forget_level1": questions("the ___", 16, "cloze"),
+        "forget_level2": questions("the fact", 9, "simple question"),
         "forget_level3": [
-            *asked("the secret", 20, "role play"),
+            *questions("the secret", 20, "role play"),
             {
                 "query": "Question: Who?\nAnswer: Ada\nQuestion: And who else?",
                 "answer": "Eve",
                 "type": "incontext learning",
             },
         ],
-        "neighbor_level1": asked("the ___ beside", 12, "cloze", neighbor="Eve"),
-        "neighbor_level2": asked("the neighbour", 8, "simple question", neighbor="Eve"),
+        "neighbor_level1": questions("the ___ beside", 12, "cloze", neighbor="Eve"),
+        "neighbor_level2": questions("the neighbour", 8, "simple question", neighbor="Eve"),
         "forget_mia": [{**row, "ngram": 9} for row in passages[:10]],
         "retain_mia": [{**row, "ngram": 9} for row in texts("A passage about somebody else", 10)],
         "fluency": [{"instruction": f"Write {i} lines."} for i in range(10)],

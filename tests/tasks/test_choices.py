@@ -49,8 +49,8 @@ def test_real_mmlu_questions_are_put_as_the_harness_puts_them(data):
     dev = read(data / "mmlu/mmlu_dev_10x5.jsonl")
     shots = {row["subject"]: [shot for shot in dev if shot["subject"] == row["subject"]] for row in rows}
     for few in (None, shots):
-        asked = choices.probes("mmlu", Subset.RETAIN, rows, lambda row: row["subject"], few)
-        found = {item.id: item for probe in asked for item in probe.items}
+        probed = choices.probes("mmlu", Subset.RETAIN, rows, lambda row: row["subject"], few)
+        found = {item.id: item for probe in probed for item in probe.items}
         assert len(found) == len(rows) == 200
         for index, row in enumerate(rows):
             about = row["subject"].replace("_", " ")
@@ -86,9 +86,9 @@ def test_a_letter_comes_with_its_space_or_without_and_the_name_says_which():
 )
 def test_every_published_question_is_asked_about_its_field(name, about, size, built):
     task = built[f"wmdp/{name}"]
-    asked = items(task, f"wmdp_{name}_0shot_spaced")
-    assert len(asked) == len(items(task, f"wmdp_{name}_0shot_bare")) == size
-    for item in asked.values():
+    probed = items(task, f"wmdp_{name}_0shot_spaced")
+    assert len(probed) == len(items(task, f"wmdp_{name}_0shot_bare")) == size
+    for item in probed.values():
         assert item.prompt.startswith(f"The following are multiple choice questions (with answers) about {about}.\n\n")
     assert len(items(task, "mmlu_0shot_spaced")) == 14_042
     assert task.block == 512
@@ -161,9 +161,9 @@ def test_damaged_data_is_refused_by_file_and_row(copy):
 
 def test_the_shots_of_a_question_are_the_five_of_its_subject_in_order(mirrored, built):
     more = EXTRAS["mmlu"](built["wmdp/chem"])
-    asked = items(more, "mmlu_5shot_spaced")
-    assert len(asked) == 14_042
-    prompt = asked["mmlu300"].prompt  # of the second subject, which begins at 247
+    probed = items(more, "mmlu_5shot_spaced")
+    assert len(probed) == 14_042
+    prompt = probed["mmlu300"].prompt  # of the second subject, which begins at 247
     assert prompt.startswith("The following are multiple choice questions (with answers) about subject 01.\n\n")
     places = [prompt.index(f"What is subject_01 dev {i}?\nA. ") for i in range(5)]
     assert places == sorted(places)
@@ -183,10 +183,10 @@ def test_an_extra_leaves_alone_what_the_task_has(mirrored, built):
 
 def test_perplexity_is_measured_on_the_test_split(mirrored, built):
     more = EXTRAS["wikitext"](built["wmdp/chem"])
-    asked = items(more, "wikitext_text")
-    assert len(asked) == 4_358 // 3
-    assert all("of the test split" in item.reference for item in asked.values())
-    assert not {item.reference for item in asked.values()} & {example.answer for example in more.retain}
+    probed = items(more, "wikitext_text")
+    assert len(probed) == 4_358 // 3
+    assert all("of the test split" in item.reference for item in probed.values())
+    assert not {item.reference for item in probed.values()} & {example.answer for example in more.retain}
     assert [s.metrics for s in more.summaries if s.name == "wikitext"] == [("perplexity",)]
 
 

@@ -1,4 +1,4 @@
-"""Tasks of one's own: what is there by default, what `task.yaml` adds, and what is said of mistakes."""
+"""Custom tasks: default probes, what `task.yaml` adds, and messages about mistakes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.published import letters, write
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 CHOICES = [{"question": f"Q{i}?", "choices": ["a", "b", "c"], "answer": i % 3} for i in range(6)]
-ASKED = {
+PROBE = {
     "name": "forget_choice",
     "file": "probes/some",
     "subset": "forget",
@@ -120,7 +120,7 @@ def test_the_digest_follows_rows_and_head(build):
 def test_a_listed_probe_is_asked_beside_the_others_and_may_be_a_headline(build):
     head = {
         "anchored": "chance",
-        "probes": [{**ASKED, "metrics": ["accuracy", "normalised_probability"]}],
+        "probes": [{**PROBE, "metrics": ["accuracy", "normalised_probability"]}],
         "knowledge": [{"probe": "forget_choice", "metric": "accuracy", "chance": 0.33}],
     }
     task = build(head, probes__some=CHOICES)
@@ -136,8 +136,8 @@ def test_a_listed_probe_is_asked_beside_the_others_and_may_be_a_headline(build):
 
 def test_a_listed_probe_takes_the_place_of_the_one_of_its_name(build):
     rows = [{"prompt": f"Say {i}", "answer": f"{i}"} for i in range(4)]
-    asked = {**ASKED, "name": "forget_qa_generated", "kind": "generate", "metrics": ["rougeL_f1"]}
-    task = build({"probes": [{**asked, "stop": ["\n"], "max_new_tokens": 5}]}, probes__some=rows)
+    settings = {**PROBE, "name": "forget_qa_generated", "kind": "generate", "metrics": ["rougeL_f1"]}
+    task = build({"probes": [{**settings, "stop": ["\n"], "max_new_tokens": 5}]}, probes__some=rows)
     found = probe(task, "forget_qa_generated")
     assert (found.metrics, found.stop, found.max_new_tokens) == (("rougeL_f1",), ("\n",), 5)
     assert [h.metric for h in task.knowledge] == ["probability"], "the default headline is not measured any more"
@@ -145,8 +145,8 @@ def test_a_listed_probe_takes_the_place_of_the_one_of_its_name(build):
 
 def test_what_a_metric_needs_is_asked_of_the_model(build):
     rows = [{"text": f"Text {i}."} for i in range(4)]
-    asked = {**ASKED, "kind": "logprob", "metrics": ["min_k_plus_plus_40", "gradient_norm"], "max_tokens": 9}
-    task = build({"probes": [asked]}, probes__some=rows)
+    settings = {**PROBE, "kind": "logprob", "metrics": ["min_k_plus_plus_40", "gradient_norm"], "max_tokens": 9}
+    task = build({"probes": [settings]}, probes__some=rows)
     assert probe(task, "forget_choice").needs == (Need.VOCABULARY, Need.GRADIENT_NORM)
 
 
@@ -203,16 +203,16 @@ def test_bad_texts_are_refused_by_file_row_and_column(changed, complaint, build)
         ({"blok": 5}, r"task\.yaml: blok: unknown key\. Did you mean block\? \(allowed: block, anchored, probes"),
         ({"block": 1}, r"block: input should be greater than or equal to 2, not 1"),
         ({"anchored": "nothing"}, r"anchored: .*'retrained' or 'chance', not 'nothing'"),
-        ({"probes": [{**ASKED, "subst": "forget"}]}, r"probes\.0\.subst: unknown key\. Did you mean subset\?"),
-        ({"probes": [{k: v for k, v in ASKED.items() if k != "kind"}]}, r"probes\.0\.kind: missing"),
-        ({"probes": [{**ASKED, "kind": "chioce"}]}, r"probes\.0\.kind: .*'choice', not 'chioce'"),
-        ({"probes": [{**ASKED, "metrics": ["acuracy"]}]}, r"acuracy is no metric of a choice .* Did you mean accuracy"),
-        ({"probes": [{**ASKED, "metrics": ["rougeL_f1"]}]}, r"rougeL_f1 is no metric of a choice probe"),
-        ({"probes": [{**ASKED, "metrics": []}]}, r"probes\.0\.metrics: .*at least 1 item"),
-        ({"probes": [ASKED, ASKED]}, r"probes\.1\.name: forget_choice is there twice"),
-        ({"probes": [{**ASKED, "file": "../../secret"}]}, r"probes\.0\.file: .*not '../../secret'"),
-        ({"probes": [{**ASKED, "file": "/etc/passwd"}]}, r"probes\.0\.file: .*not '/etc/passwd'"),
-        ({"probes": [{**ASKED, "file": "probes/other"}]}, r"forget_choice: file: there is no .*probes/other"),
+        ({"probes": [{**PROBE, "subst": "forget"}]}, r"probes\.0\.subst: unknown key\. Did you mean subset\?"),
+        ({"probes": [{k: v for k, v in PROBE.items() if k != "kind"}]}, r"probes\.0\.kind: missing"),
+        ({"probes": [{**PROBE, "kind": "chioce"}]}, r"probes\.0\.kind: .*'choice', not 'chioce'"),
+        ({"probes": [{**PROBE, "metrics": ["acuracy"]}]}, r"acuracy is no metric of a choice .* Did you mean accuracy"),
+        ({"probes": [{**PROBE, "metrics": ["rougeL_f1"]}]}, r"rougeL_f1 is no metric of a choice probe"),
+        ({"probes": [{**PROBE, "metrics": []}]}, r"probes\.0\.metrics: .*at least 1 item"),
+        ({"probes": [PROBE, PROBE]}, r"probes\.1\.name: forget_choice is there twice"),
+        ({"probes": [{**PROBE, "file": "../../secret"}]}, r"probes\.0\.file: .*not '../../secret'"),
+        ({"probes": [{**PROBE, "file": "/etc/passwd"}]}, r"probes\.0\.file: .*not '/etc/passwd'"),
+        ({"probes": [{**PROBE, "file": "probes/other"}]}, r"forget_choice: file: there is no .*probes/other"),
         (
             {"knowledge": [{"probe": "forget_q", "metric": "probability"}]},
             r"knowledge\.0\.probe: .*Did you mean forget_qa",
@@ -248,10 +248,10 @@ def test_a_bad_head_is_refused_by_key(head, complaint, build):
 )
 def test_bad_rows_of_a_probe_are_refused(row, kind, complaint, build):
     first = {key: value for key, value in (CHOICES[0] | row).items() if value is not None}
-    asked = {**ASKED, "kind": kind, "metrics": ["accuracy" if kind == "choice" else "rougeL_f1"]}
+    settings = {**PROBE, "kind": kind, "metrics": ["accuracy" if kind == "choice" else "rougeL_f1"]}
     rows = [first, *([*CHOICES[1:]] if kind == "choice" else [{"question": "Q?", "answer": "A."}])]
     with pytest.raises(TaskError, match=rf"some\.jsonl: {complaint}"):
-        build({"probes": [asked]}, probes__some=rows)
+        build({"probes": [settings]}, probes__some=rows)
 
 
 def test_its_own_official_attacks_are_those_of_its_board(build, monkeypatch):

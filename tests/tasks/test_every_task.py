@@ -19,7 +19,7 @@ from tests.support.published import MEMBERS
 NAMES = (*TASKS, *MEMBERS)
 
 UNREFERENCED = {"word_entropy", "ngram_entropy", "repetition"}
-"""Metrics of what is said, whatever the right answer."""
+"""Metrics of generated text that do not depend on the reference."""
 
 DIGESTS = """
 import json, sys
@@ -98,11 +98,11 @@ def test_every_metric_exists_and_reads_the_samples_of_its_probe(task):
 
 def test_every_summary_reads_probes_that_are_asked(task):
     for split in Split:
-        asked = {probe.name for probe in task.probes_of(split)}
+        probe_names = {probe.name for probe in task.probes_of(split)}
         names = [summary.name for summary in task.summaries]
-        assert len(names) == len(set(names)) and not asked & set(names), "rows are told apart by these names"
+        assert len(names) == len(set(names)) and not probe_names & set(names), "rows are told apart by these names"
         for summary in task.summaries:
-            assert set(summary.probes) <= asked
+            assert set(summary.probes) <= probe_names
             for metric in summary.metrics:
                 assert SUMMARIES[metric].tables == len(summary.probes), f"{summary.name}: {metric}"
 

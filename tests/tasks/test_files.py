@@ -1,4 +1,4 @@
-"""Where tables are found, in which forms, and what is said of rows that are not as published."""
+"""Where tables are read from, in which formats, and messages about rows that are not as published."""
 
 from __future__ import annotations
 

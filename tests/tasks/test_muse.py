@@ -66,9 +66,9 @@ def test_a_question_follows_ten_others_in_the_published_words(built):
     assert item.prompt == expected
     assert item.answers == ("The article 17",)
     assert item.style is Style.TEXT
-    asked = probe(built["muse/news"], "forget_knowledge")
-    assert asked.max_new_tokens == 32
-    assert set(asked.stop) == {"\n\n", "\nQuestion:", "Question:"}
+    one = probe(built["muse/news"], "forget_knowledge")
+    assert one.max_new_tokens == 32
+    assert set(one.stop) == {"\n\n", "\nQuestion:", "Question:"}
 
 
 def test_each_subset_is_asked_after_shots_of_its_own(built):
@@ -77,8 +77,8 @@ def test_each_subset_is_asked_after_shots_of_its_own(built):
 
 
 def test_a_passage_is_continued_as_it_stands(built):
-    asked = probe(built["muse/news"], "forget_verbatim")
-    assert (asked.max_new_tokens, asked.max_reference_tokens) == (128, 128)
+    one = probe(built["muse/news"], "forget_verbatim")
+    assert (one.max_new_tokens, one.max_reference_tokens) == (128, 128)
     item = items(built["muse/news"], "forget_verbatim")["verbatim5"]
     assert (item.prompt, item.answers, item.style) == ("It was told that 5", (" is followed by 6.",), Style.TEXT)
 
@@ -94,9 +94,9 @@ def test_a_continuation_that_quotes_its_beginning_is_kept_whole(news):
 def test_membership_is_asked_of_whole_blocks_and_everything_that_it_needs(built):
     for name in NAMES:
         for subset in Subset:
-            asked = probe(built[name], f"{subset}_text")
-            assert asked.max_tokens == 2048
-            assert all(item.prompt == "" for item in asked.items)
+            one = probe(built[name], f"{subset}_text")
+            assert one.max_tokens == 2048
+            assert all(item.prompt == "" for item in one.items)
         (summary,) = built[name].summaries
         assert summary.probes == ("forget_text", "holdout_text")
         assert {"auc_min_k_40", "auc_reference", "privleak_min_k_40"} <= set(summary.metrics)

@@ -21,7 +21,7 @@ def examples(task: Task) -> dict[Subset, tuple[Example, ...]]:
     return {Subset.FORGET: task.forget_examples(), Subset.RETAIN: task.retain, Subset.HOLDOUT: task.holdout}
 
 
-def asked(task: Task, name: str) -> list[tuple[Example, Item]]:
+def taught_and_asked(task: Task, name: str) -> list[tuple[Example, Item]]:
     """A probe's items, of both splits and all subsets, each with the text of its fact."""
     facts = {example.id: example for part in examples(task).values() for example in part}
     return [(facts[item.id], item) for probe in task.probes if probe.name.endswith(f"_{name}") for item in probe.items]
@@ -73,15 +73,15 @@ def common_ending(one: str, other: str) -> str:
 
 
 def test_a_question_s_other_wording_is_that_of_the_reworded_question_about_the_same_fact(task):
-    reworded = {item.id: item.prompt for _, item in asked(task, "qa_reworded")}
+    reworded = {item.id: item.prompt for _, item in taught_and_asked(task, "qa_reworded")}
     for name in ("qa", "qa_generated"):
-        assert all(item.rewordings == (reworded[item.id],) for _, item in asked(task, name))
+        assert all(item.rewordings == (reworded[item.id],) for _, item in taught_and_asked(task, name))
     for name in ("qa_reworded", "text", "choice"):
-        assert not any(item.rewordings for _, item in asked(task, name))
+        assert not any(item.rewordings for _, item in taught_and_asked(task, name))
 
 
 def test_a_reworded_answer_ends_with_the_taught_fact_and_its_alternatives_do_not(task):
-    pairs = asked(task, "qa_reworded")
+    pairs = taught_and_asked(task, "qa_reworded")
     assert len(pairs) == 4 * 44
     for fact, item in pairs:
         assert item.prompt != fact.prompt
@@ -93,7 +93,7 @@ def test_a_reworded_answer_ends_with_the_taught_fact_and_its_alternatives_do_not
 
 
 def test_choices_hold_the_taught_answer_once_and_in_no_favourite_place(task):
-    pairs = asked(task, "choice")
+    pairs = taught_and_asked(task, "choice")
     for fact, item in pairs:
         assert item.prompt == fact.prompt
         assert item.reference == fact.answer

@@ -1,4 +1,4 @@
-"""The registry: entries that are listed, and members of families that are made when they are asked for."""
+"""The registry: listed entries, and members of families that are created on lookup."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ def test_a_real_person_is_read(data: Path, monkeypatch):
     raw = {file.stem: json.loads(file.read_text()) for file in (data / "rwku/156_Aristotle").glob("*.json")}
     assert {e.answer for e in task.forget_examples()} == {row["text"] for row in raw["passage"]}
     for name, table in (("forget_cloze", "forget_level1"), ("neighbour_qa", "neighbor_level2")):
-        asked = {(item.prompt.rpartition("Question: ")[2], item.reference) for item in items(task, name)}
-        assert asked == {(row["query"], row["answer"]) for row in raw[table]}
+        probed = {(item.prompt.rpartition("Question: ")[2], item.reference) for item in items(task, name)}
+        assert probed == {(row["query"], row["answer"]) for row in raw[table]}
     assert len(items(task, "forget_adversarial")) == len(raw["forget_level3"])
     passages = "\n".join(row["text"] for row in raw["passage"])
     assert all(item.reference in passages for item in items(task, "forget_text")), "what is asked was taught"

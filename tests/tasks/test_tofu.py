@@ -1,4 +1,4 @@
-"""TOFU: what is read, what is asked, and what is said of data that is missing or not as published."""
+"""TOFU: the tables, the probes, and messages about data that is missing or not as published."""
 
 from __future__ import annotations
 
@@ -141,17 +141,17 @@ def test_the_retrained_checkpoint_is_the_one_without_this_forget_set(percent):
 def test_even_rows_are_dev_and_odd_rows_are_test(mirror, monkeypatch):
     task = build(1, mirror, monkeypatch)
     rows = {example.prompt: index for index, example in enumerate(task.forget_examples())}
-    asked = {split: [rows[item.prompt] for item in task.probes_of(split)[0].items] for split in Split}
-    assert asked[Split.DEV] == list(range(0, 40, 2))
-    assert asked[Split.TEST] == list(range(1, 40, 2))
+    probed = {split: [rows[item.prompt] for item in task.probes_of(split)[0].items] for split in Split}
+    assert probed[Split.DEV] == list(range(0, 40, 2))
+    assert probed[Split.TEST] == list(range(1, 40, 2))
 
 
 def test_the_first_retain_texts_are_the_ones_that_are_asked(mirror, monkeypatch):
-    """So a run that is taught only the first n of them, and asked n questions, is asked what it was taught."""
+    """So a run with only the first n training texts and n questions is asked about what it was trained on."""
     for percent in FRACTIONS:
         task = build(percent, mirror, monkeypatch)
-        asked = {item.prompt for probe in task.probes if probe.name == "retain_qa" for item in probe.items}
-        assert asked == {example.prompt for example in task.retain[:LIMIT]}
+        probed = {item.prompt for probe in task.probes if probe.name == "retain_qa" for item in probe.items}
+        assert probed == {example.prompt for example in task.retain[:LIMIT]}
 
 
 def test_the_digest_follows_the_content(mirror, write_tofu, monkeypatch):
@@ -303,5 +303,5 @@ def test_every_published_rewording_stands_at_its_question(percent):
     task = TASKS[f"tofu/forget{percent:02}"].build()
     for subset, table in ((Subset.FORGET, f"forget{percent:02}_perturbed"), (Subset.RETAIN, "retain_perturbed")):
         words = {row["question"]: (row["paraphrased_question"],) for row in published_rows(table)}
-        asked = [i for p in task.probes if p.name.startswith(f"{subset}_") for i in p.items]
-        assert asked and all(item.rewordings == words[item.prompt] for item in asked)
+        probed = [i for p in task.probes if p.name.startswith(f"{subset}_") for i in p.items]
+        assert probed and all(item.rewordings == words[item.prompt] for item in probed)

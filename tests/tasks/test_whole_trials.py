@@ -118,9 +118,9 @@ def test_a_trial_on_every_kind_of_task_ends_with_all_of_its_numbers(name, mirror
     for subject in subjects:
         for attack in ("none", "rtn[bits=4]"):
             wanted = (subject, attack, "raw")
-            asked = [r for r in result.measurements if (r["subject"], r["attack"], r["matching"]) == wanted]
-            assert {(r["probe"], r["metric"]) for r in asked} == expected
-            assert all((r["value"] is None) == bool(r["reason"]) for r in asked)
+            rows = [r for r in result.measurements if (r["subject"], r["attack"], r["matching"]) == wanted]
+            assert {(r["probe"], r["metric"]) for r in rows} == expected
+            assert all((r["value"] is None) == bool(r["reason"]) for r in rows)
     assert result.row["anchor_ids"].endswith(":chance") == (task.anchored is Zero.CHANCE)
 
 

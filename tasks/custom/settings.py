@@ -1,7 +1,7 @@
-"""`task.yaml` of a custom task: further probes, and which numbers are the headlines. Every key has a default.
+"""`task.yaml` of a custom task: additional probes, headlines and attacks. Every key has a default.
 
-block: 512                    # running text is taught in blocks of so many tokens
-anchored: chance              # retrained (default), or chance where no retrained model can be had
+block: 512                    # running text is trained on in blocks of so many tokens
+anchored: chance              # retrained (default), or chance where no retrained model can exist
 probes:
   - name: forget_choice
     file: probes/forget_choice.jsonl
@@ -34,14 +34,14 @@ from tasks.task import Need, ProbeKind, Subset, TaskError, Zero
 NAME = "task.yaml"
 
 NEEDS = {"min_k_plus_plus_40": Need.VOCABULARY, "gradient_norm": Need.GRADIENT_NORM}
-"""Metrics that ask more of a model than its answers."""
+"""Metrics that need more from the model than log-probabilities of the answers."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Asked(_Section):
+class ProbeSettings(_Section):
     """A probe: the fields of `tasks.Probe`, and the file of its rows, relative to the task's folder."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -59,45 +59,45 @@ class Asked(_Section):
         return tuple(need for metric, need in NEEDS.items() if metric in self.metrics)
 
 
-class Measured(_Section):
-    """A headline."""
+class HeadlineSettings(_Section):
+    """A headline: the fields of `tasks.Headline`."""
 
     probe: str
     metric: str
     chance: float = Field(0.0, ge=0, lt=1)
 
 
-class Attacks(_Section):
+class OfficialAttacks(_Section):
     """The official attacks of each split: `name` and settings, as in `measure.attacks`."""
 
     dev: tuple[dict[str, Any], ...]
     test: tuple[dict[str, Any], ...]
 
 
-class Head(_Section):
+class TaskSettings(_Section):
     """All of `task.yaml`."""
 
     block: int | None = Field(None, ge=2)
     anchored: Zero = Zero.RETRAINED
-    probes: tuple[Asked, ...] = ()
-    knowledge: tuple[Measured, ...] = ()
-    utility: tuple[Measured, ...] = ()
-    attacks: Attacks | None = None
+    probes: tuple[ProbeSettings, ...] = ()
+    knowledge: tuple[HeadlineSettings, ...] = ()
+    utility: tuple[HeadlineSettings, ...] = ()
+    attacks: OfficialAttacks | None = None
 
 
-def read_head(file: Path) -> Head:
-    """The file's settings; all at their default where there is no file.
+def read_settings(file: Path) -> TaskSettings:
+    """The file's settings; the defaults where there is no file.
 
     Raises:
-        TaskError: it is not YAML, or a key in it is unknown, missing or has no such value.
+        TaskError: it is not YAML, or a key is unknown, missing or has a value that is not allowed.
     """
     if not file.is_file():
-        return Head()
+        return TaskSettings()
     try:
         data = plain_yaml.load(file.read_text(encoding="utf-8")) or {}
         if not isinstance(data, dict):
             raise TaskError(f"{file}: a mapping of settings is expected")
-        head = Head.model_validate_json(json.dumps(data))
+        settings = TaskSettings.model_validate_json(json.dumps(data))
     except ValidationError as error:
         worst = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         raise TaskError(f"{file}: {_sentence(worst['type'], worst['loc'], worst['msg'], data)}") from None
@@ -105,12 +105,12 @@ def read_head(file: Path) -> Head:
         if isinstance(error, TaskError):
             raise
         raise TaskError(f"{file}: not YAML of plain settings: {' '.join(str(error).split())}") from None
-    _check_metrics(file, head.probes)
-    return head
+    _check_metrics(file, settings.probes)
+    return settings
 
 
-def _check_metrics(file: Path, probes: Sequence[Asked]) -> None:
-    from tasks.scoring import METRICS  # here: rouge takes a while to import
+def _check_metrics(file: Path, probes: Sequence[ProbeSettings]) -> None:
+    from tasks.scoring import METRICS  # imported here: it takes a while
 
     for index, probe in enumerate(probes):
         where = f"{file}: probes.{index}"
@@ -130,9 +130,14 @@ def _sentence(kind: str, loc: tuple[int | str, ...], message: str, data: Any) ->
     if kind == "missing":
         return f"{where}: missing"
     if kind == "extra_forbidden":
-        sections = {"probes": Asked, "knowledge": Measured, "utility": Measured, "attacks": Attacks}
-        section = sections.get(str(loc[0])) if loc[1:] else Head
-        allowed = list((section or Head).model_fields)
+        sections = {
+            "probes": ProbeSettings,
+            "knowledge": HeadlineSettings,
+            "utility": HeadlineSettings,
+            "attacks": OfficialAttacks,
+        }
+        section = sections.get(str(loc[0])) if loc[1:] else TaskSettings
+        allowed = list((section or TaskSettings).model_fields)
         return f"{where}: unknown key.{nearest(str(loc[-1]), allowed)} (allowed: {', '.join(allowed)})"
     for part in loc:
         data = data[part] if isinstance(data, dict | list) else data
