@@ -16,6 +16,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+LONGEST = """
+suite/test_runners_on_ray.py suite/test_conformance.py suite/test_runners.py suite/test_cli.py tasks/test_whole_trials.py
+suite/test_directions.py suite/test_trial.py suite/test_matching.py suite/test_pool.py
+""".split()
+"""Files that take longer than all others, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: where several processes share the files, none begins a long one when the rest are done."""
+    here = Path(__file__).parent
+    rank = {here / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
 
 @pytest.fixture(scope="session")
 def data() -> Path:

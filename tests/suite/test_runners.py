@@ -1,13 +1,9 @@
-"""Sweeps that are killed, that run beside each other, and that run on Ray bring the same rows."""
+"""Sweeps that are killed, that run beside each other, and that fail bring the same rows in the end; so do searches."""
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,86 +12,51 @@ import yaml
 
 from leaderboard.board.store import Board
 from suite.storage.stages import StageStore
-from tests.support.small import SMALL
-
-MEASURE = {"attacks": [{"name": "rtn", "bits": 3}], "limit": 3}
-SWEEP = {
-    **SMALL,
-    "steps": 2,
-    "measure": MEASURE,
-    "search": {"grid": {"optimizer.name": ["adam", "hybrid"], "seed": [0, 1]}},
-}
-TABLES = ("trials", "measurements", "samples")
+from tests.support.processes import fresh, run, start
+from tests.support.sweeps import SEARCH, SWEEP, same
 
 
-@pytest.fixture
-def spec(tmp_path) -> Path:
-    file = tmp_path / "sweep.yaml"
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("spec") / "sweep.yaml"
     file.write_text(yaml.safe_dump(SWEEP))
     return file
 
 
-def command(spec: Path, store: Path, *more: str) -> list[str]:
-    return [
-        sys.executable,
-        "-c",
-        "from suite.cli import main; main()",
-        "sweep",
-        str(spec),
-        "--store",
-        str(store),
-        *more,
-    ]
-
-
-def rows(store: Path) -> dict:
-    return {table: Board(store / "board").result_rows(table) for table in TABLES}
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def whole(spec) -> Path:
     """A store after one uninterrupted sweep."""
-    folder = tmp_path_factory.mktemp("whole")
-    file = folder / "sweep.yaml"
-    file.write_text(yaml.safe_dump(SWEEP))
-    subprocess.run(command(file, folder / "store"), check=True, capture_output=True)
-    return folder / "store"
-
-
-def same(one: Path, other: Path) -> None:
-    for table, expected in rows(other).items():
-        got = rows(one)[table]
-        assert got.num_rows == expected.num_rows, table
-        assert got.equals(expected), table
+    store = spec.parent / "store"
+    fresh("sweep", spec, "--store", store)
+    return store
 
 
 def test_a_sweep_killed_at_ten_random_instants_ends_in_the_same_rows(spec, whole, tmp_path):
     draw, store = random.Random(0), tmp_path / "store"
     kills = 0
     for _ in range(10):
-        process = subprocess.Popen(
-            command(spec, store), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        # After the imports (about 5 s here) there are a few seconds of work; some kills hit before, some after.
-        deadline = time.monotonic() + draw.uniform(2, 9)
+        process = start("sweep", spec, "--store", store)
+        # Its imports are done and its work takes a second or more: it is hit at its start, in stages and between.
+        deadline = time.monotonic() + draw.uniform(0, 0.5)
         while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+            time.sleep(0.01)
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             kills += 1
         process.wait()
         Board(store / "board").read("measurements")  # readable at every instant
     assert kills >= 1
-    subprocess.run(command(spec, store), check=True, capture_output=True)
+    run("sweep", spec, "--store", store)
     same(store, whole)
     assert StageStore(store).damaged() == []
 
 
 def test_two_sweeps_at_once_share_the_work(spec, whole, tmp_path):
     store = tmp_path / "store"
-    both = [subprocess.Popen(command(spec, store, "--json"), stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [yaml.safe_load(process.communicate(timeout=300)[0]) for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    both = [start("sweep", spec, "--store", store, "--json") for _ in range(2)]
+    done = [process.wait(300) for process in both]
+    assert [process.returncode for process in done] == [0, 0]
+    said = [yaml.safe_load(process.stdout) for process in done]
     same(store, whole)
     computed = [outcome["computed"] for sweep in said for outcome in sweep["trials"]]
     for kind, expected in (("target", 1), ("retrained", 1), ("unlearn", 4)):
@@ -104,37 +65,11 @@ def test_two_sweeps_at_once_share_the_work(spec, whole, tmp_path):
     assert len(folders) == 4
 
 
-@pytest.mark.ray
-def test_the_same_specs_give_the_same_rows_on_ray(spec, whole, tmp_path):
-    store = tmp_path / "store"
-    done = subprocess.run(
-        command(spec, store, "--runner", "ray", "--concurrency", "2"), capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    same(store, whole)
-    assert not list((store / "ray").glob("*")), "Ray's own folder is cleared"
-
-
-SEARCH = {
-    **SMALL,
-    "steps": 2,
-    "measure": {"attacks": [], "limit": 3},
-    "search": {
-        "space": {
-            "optimizer.name": ["adam", "hybrid"],
-            "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
-            "optimizer.zo.samples": [1, 2],
-        },
-        "trials": 4,
-    },
-}
-
-
 def test_an_optuna_search_repeats_and_measures_its_best_on_test(tmp_path):
     file = tmp_path / "search.yaml"
     file.write_text(yaml.safe_dump(SEARCH))
-    for name in ("one", "two"):
-        subprocess.run(command(file, tmp_path / name, "--search", "optuna"), check=True, capture_output=True)
+    for name, once in (("one", fresh), ("two", run)):
+        once("sweep", file, "--store", tmp_path / name, "--search", "optuna")
     same(tmp_path / "one", tmp_path / "two")
     measured = Board(tmp_path / "one" / "board").read("measurements").to_pylist()
     trials = {r["trial"]: r for r in Board(tmp_path / "one" / "board").read("trials").to_pylist()}
@@ -144,33 +79,19 @@ def test_an_optuna_search_repeats_and_measures_its_best_on_test(tmp_path):
     assert sum(split == "test" for _, split in seen) == 1, "a search sees dev; its best is measured on test"
 
 
-@pytest.mark.ray
-def test_an_optuna_search_runs_on_ray(tmp_path):
-    file = tmp_path / "search.yaml"
-    file.write_text(yaml.safe_dump(SEARCH))
-    done = subprocess.run(
-        command(file, tmp_path / "store", "--runner", "ray", "--concurrency", "2"), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    board = Board(tmp_path / "store" / "board")
-    assert {r["status"] for r in board.read("trials").to_pylist()} == {"ok"}
-    assert "test" in {r["split"] for r in board.read("measurements").to_pylist()}
-
-
 def test_a_failed_trial_is_a_row_and_the_next_run_mends_it(spec, tmp_path):
     """A checkpoint cut short fails the trials that need it, says which file, and costs nothing else."""
     store = tmp_path / "store"
-    subprocess.run(command(spec, store, "seed=0", "--grid", "seed=0"), check=True, capture_output=True)
+    run("sweep", spec, "--store", store, "seed=0", "--grid", "seed=0")
     (target,) = (store / "stages" / "target").glob("*/model.safetensors")
     whole = target.read_bytes()
     target.write_bytes(whole[: len(whole) // 2])
     shutil.rmtree(store / "stages" / "unlearn")
-    broken = subprocess.run(command(spec, store), capture_output=True, text=True)
-    assert broken.returncode == 1
+    broken = run("sweep", spec, "--store", store, code=1)
     assert "model.safetensors" in broken.stderr
     assert "cut short" in broken.stderr
     trials = Board(store / "board").read("trials").to_pylist()
     assert {r["status"] for r in trials} == {"ok", "failed"}, "rows that were there stay"
     target.write_bytes(whole)
-    subprocess.run(command(spec, store), check=True, capture_output=True)
+    run("sweep", spec, "--store", store)
     assert {r["status"] for r in Board(store / "board").read("trials").to_pylist()} == {"ok"}
