@@ -17,8 +17,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 LONGEST = """
-suite/test_runners_on_ray.py suite/test_conformance.py suite/test_runners.py suite/test_cli.py tasks/test_whole_trials.py
-suite/test_directions.py suite/test_trial.py suite/test_matching.py suite/test_pool.py
+suite/test_runners_on_ray.py suite/test_conformance.py tasks/test_whole_trials.py suite/test_runners.py
+suite/test_cli.py suite/test_directions.py suite/test_trial.py suite/test_matching.py suite/test_pool.py
 """.split()
 """Files that take longer than all others, the longest first."""
 
