@@ -1,4 +1,4 @@
-"""Sweeps that are killed, that run beside each other, and that fail bring the same rows in the end; so do searches."""
+"""Sweeps that are killed, that run beside each other, and that run on Ray bring the same rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,27 @@ import yaml
 from leaderboard.board.store import Board
 from suite.storage.stages import StageStore
 from tests.support.processes import fresh, run, start
-from tests.support.sweeps import SEARCH, SWEEP, same
+from tests.support.small import SMALL
+
+SWEEP = {
+    **SMALL,
+    "steps": 2,
+    "measure": {"attacks": [{"name": "rtn", "bits": 3}], "limit": 3},
+    "search": {"grid": {"optimizer.name": ["adam", "hybrid"], "seed": [0, 1]}},
+}
+SEARCH = {
+    **SMALL,
+    "steps": 2,
+    "measure": {"attacks": [], "limit": 3},
+    "search": {
+        "space": {
+            "optimizer.name": ["adam", "hybrid"],
+            "optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+            "optimizer.zo.samples": [1, 2],
+        },
+        "trials": 4,
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +49,14 @@ def whole(spec) -> Path:
     store = spec.parent / "store"
     fresh("sweep", spec, "--store", store)
     return store
+
+
+def same(one: Path, other: Path) -> None:
+    """The same rows in the same order, in every table."""
+    for table in ("trials", "measurements", "samples"):
+        got, expected = (Board(store / "board").result_rows(table) for store in (one, other))
+        assert got.num_rows == expected.num_rows, table
+        assert got.equals(expected), table
 
 
 def test_a_sweep_killed_at_ten_random_instants_ends_in_the_same_rows(spec, whole, tmp_path):
@@ -65,6 +93,14 @@ def test_two_sweeps_at_once_share_the_work(spec, whole, tmp_path):
     assert len(folders) == 4
 
 
+@pytest.mark.ray
+def test_the_same_specs_give_the_same_rows_on_ray(spec, whole, tmp_path):
+    store = tmp_path / "store"
+    run("sweep", spec, "--store", store, "--runner", "ray", "--concurrency", "2")
+    same(store, whole)
+    assert not list((store / "ray").glob("*")), "Ray's own folder is cleared"
+
+
 def test_an_optuna_search_repeats_and_measures_its_best_on_test(tmp_path):
     file = tmp_path / "search.yaml"
     file.write_text(yaml.safe_dump(SEARCH))
@@ -77,6 +113,16 @@ def test_an_optuna_search_repeats_and_measures_its_best_on_test(tmp_path):
     seen = {(r["trial"], r["split"]) for r in measured if r["subject"] == "unlearned"}
     assert sum(split == "dev" for _, split in seen) == len(trials)
     assert sum(split == "test" for _, split in seen) == 1, "a search sees dev; its best is measured on test"
+
+
+@pytest.mark.ray
+def test_an_optuna_search_runs_on_ray(tmp_path):
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump(SEARCH))
+    run("sweep", file, "--store", tmp_path / "store", "--runner", "ray", "--concurrency", "2")
+    board = Board(tmp_path / "store" / "board")
+    assert {r["status"] for r in board.read("trials").to_pylist()} == {"ok"}
+    assert "test" in {r["split"] for r in board.read("measurements").to_pylist()}
 
 
 def test_a_failed_trial_is_a_row_and_the_next_run_mends_it(spec, tmp_path):
