@@ -65,7 +65,7 @@ def _options(item: Item, probe: Probe, choice_items: Mapping[str, Item]) -> tupl
     """The correct option and all possible wrong ones."""
     own = item if len(item.answers) > 1 else choice_items.get(item.id, item)
     if len(own.answers) > 1 and own.style is Style.QUESTION:
-        wrong = [answer for place, answer in enumerate(own.answers) if place != own.correct]
+        wrong = [answer for index, answer in enumerate(own.answers) if index != own.correct]
         return own.reference, wrong
     others = dict.fromkeys(other.reference for other in probe.items)
     return item.reference, [answer for answer in others if answer != item.reference]
