@@ -60,9 +60,7 @@ class GreedyCoordinateGradient(Attack):
         @model_validator(mode="after")
         def _its_own(self) -> GreedyCoordinateGradient.Settings:
             if self.scope == "each" and not {"samples", "texts"}.isdisjoint(self.changed()):
-                raise ValueError(
-                    "samples and texts are of scope=universal; scope=each optimises on the questions themselves"
-                )
+                raise ValueError("samples and texts are of scope=universal; scope=each optimises on the probe itself")
             return self
 
     def check(self, task: Task, split: Split) -> None:
