@@ -127,7 +127,7 @@ def utility_row(trial: str, subject: str, value: float | None, **changes: Any) -
 
 
 def mixture_row(trial: str, share: float | None, floor: float = 0.9, **changes: Any) -> Row:
-    """How much of the unlearned weights is in the mixture that keeps utility at a floor."""
+    """The share of the unlearned weights in the matched weights that keep utility at a floor."""
     row = {"probe": "mixture", "subset": "retain", "split": "dev", "metric": "mixing_weight", "headline": None}
     return measurement_row(trial, "unlearned", share, **(row | {"matching": matching(floor), "stderr": None} | changes))
 
