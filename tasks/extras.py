@@ -18,7 +18,7 @@ WIKITEXT_TOKENS = 512
 
 
 def with_mmlu(task: Task) -> Task:
-    """Adds MMLU: 14,042 questions, zero-shot, five-shot, and zero-shot with bare letters.
+    """MMLU: 14,042 questions, zero-shot, five-shot, and zero-shot with bare letters.
 
     Raises:
         TaskError: the data is not available, or not as published.
@@ -29,7 +29,7 @@ def with_mmlu(task: Task) -> Task:
 
 
 def with_wikitext(task: Task) -> Task:
-    """Adds perplexity on WikiText-2: paragraphs of more than 50 characters of its test split.
+    """Perplexity on WikiText-2: paragraphs of more than 50 characters of its test split.
 
     Raises:
         TaskError: the data is not available, or not as published.
@@ -51,7 +51,7 @@ def with_wikitext(task: Task) -> Task:
 
 
 def with_gradient_norm(task: Task) -> Task:
-    """Adds the norm of the loss's gradient as a membership score: a backward pass per text.
+    """The norm of the loss's gradient as one more membership score: a backward pass per text.
 
     Raises:
         TaskError: the task has no membership summary.

@@ -142,7 +142,7 @@ class Trial:
     row: Mapping[str, Any]
     engine: str | None
     headlines: Headlines
-    mixed: MatchedHeadlines | None = None
+    matched: MatchedHeadlines | None = None
 
 
 def combined(label: str, trials: Sequence[Trial], floor: float | None = None) -> Entry:
@@ -186,13 +186,13 @@ def little_forgotten(forgetting: Number) -> bool:
 
 
 def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], end_reason: str | None) -> Matched | None:
-    if not any(trial.mixed for trial in trials):
+    if not any(trial.matched for trial in trials):
         return None
     missing = Estimate.null(f"not measured with utility matched to {floor:g}")
     nothing = MatchedHeadlines(Headlines.null(missing, attacks), missing)
-    mixed = {_name(trial): trial.mixed or nothing for trial in trials}
-    numbers = _numbers({seed: one.headlines for seed, one in mixed.items()}, attacks)
-    weight = over_seeds({seed: one.weight for seed, one in mixed.items()})
+    matched = {_name(trial): trial.matched or nothing for trial in trials}
+    numbers = _numbers({seed: one.headlines for seed, one in matched.items()}, attacks)
+    weight = over_seeds({seed: one.weight for seed, one in matched.items()})
     return Matched(floor=floor, mixing_weight=weight, **numbers, reason=end_reason or numbers["score"].reason)
 
 

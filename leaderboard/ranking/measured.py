@@ -47,8 +47,8 @@ class TaskMeasurements:
         for row in rows(source, "measurements", _headline_rows(task, split), _COLUMNS):
             by_model[row["trial"], row["subject"], row["matching"], row["engine"]].append(row)
             engines[row["trial"]].add(row["engine"])
-        mixing = rows(source, "measurements", {"task": task, "probe": PROBE, "metric": METRIC}, _COLUMNS)
-        weights = {(row["trial"], row["matching"], row["engine"]): estimate(row) for row in mixing}
+        weight_rows = rows(source, "measurements", {"task": task, "probe": PROBE, "metric": METRIC}, _COLUMNS)
+        weights = {(row["trial"], row["matching"], row["engine"]): estimate(row) for row in weight_rows}
         return cls(dict(engines), dict(by_model), weights)
 
     def model(self, trial: str | None, subject: str, engine: str | None, name: str = RAW) -> HeadlineMeasurements:
@@ -85,7 +85,7 @@ class TaskMeasurements:
             engines: by trial the engine whose numbers are used.
         """
         chosen = set(engines.items())
-        names = {name for trial, _, name, engine in (*self._rows, *self._mixtures()) if (trial, engine) in chosen}
+        names = {name for trial, _, name, engine in (*self._rows, *self._matched_keys()) if (trial, engine) in chosen}
         return chosen_floor((floor for name in names if (floor := floor_of(name)) is not None), wanted)
 
     def trial(self, row: Row, engine: str | None, attacks: Sequence[str], floor: float | None) -> Trial:
@@ -94,26 +94,26 @@ class TaskMeasurements:
         Args:
             floor: utility floor of its matched weights; None for none.
         """
-        mixed = self._mixed(row, engine, attacks, matching(floor)) if floor is not None else None
+        matched = self._matched(row, engine, attacks, matching(floor)) if floor is not None else None
         measured = engine if engine in self.engines.get(row["trial"], ()) else None
-        return Trial(row, measured, self._headlines(row, engine, attacks, RAW), mixed)
+        return Trial(row, measured, self._headlines(row, engine, attacks, RAW), matched)
 
     def _headlines(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> Headlines:
         target, retrained = (self.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
         unlearned = self.model(row["trial"], UNLEARNED, engine, name)
         return trial_headlines(unlearned, target, retrained, row["anchor_ids"], attacks)
 
-    def _mixed(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> MatchedHeadlines | None:
+    def _matched(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> MatchedHeadlines | None:
         weight = self._weights.get((row["trial"], name, engine))
         if (row["trial"], UNLEARNED, name, engine) in self._rows:
-            lost = Estimate.null("the mixing weight was not written down")
-            return MatchedHeadlines(self._headlines(row, engine, attacks, name), weight or lost)
+            unknown = Estimate.null("the mixing weight was not written down")
+            return MatchedHeadlines(self._headlines(row, engine, attacks, name), weight or unknown)
         if weight is None or weight.known:
             return None
         missing = Estimate.null(f"utility cannot be matched: {weight.reason}")
         return MatchedHeadlines(Headlines.null(missing, attacks), missing)
 
-    def _mixtures(self) -> Iterable[tuple[str, str, str, str | None]]:
+    def _matched_keys(self) -> Iterable[tuple[str, str, str, str | None]]:
         return ((trial, UNLEARNED, name, engine) for trial, name, engine in self._weights)
 
 

@@ -12,7 +12,7 @@ from tests.support.board_rows import TASK, WIDE
 
 @pytest.fixture(scope="module", autouse=True)
 def paper_tasks() -> Iterator[None]:
-    """The tasks of `board_rows`: their attack sets stay as they are, whatever becomes of the bundled ones."""
+    """The tasks of `board_rows`: their attack sets stay the same when those of real tasks change."""
     with pytest.MonkeyPatch.context() as patch:
         for task in (TASK, WIDE):
             patch.setitem(TASKS, task.name, task)

@@ -46,7 +46,7 @@ def measured_by(engine: str, rows: list[Row]) -> list[Row]:
 
 
 def world(*measured: Measured, anchors: list[Row] | None = None) -> tuple[list[Row], list[Row]]:
-    """Trials, each once, and measurements; by default every engine found the same in the anchors."""
+    """Trials, each once, and measurements; by default every engine measured the same numbers on the anchors."""
     found = (
         anchors
         if anchors is not None

@@ -267,7 +267,7 @@ def test_nothing_measured_is_null_everywhere():
 
 
 def test_where_chance_is_the_zero_teaching_counts_as_relapse():
-    """No retrained model: the zero is the question's chance level, also under an attack that teaches."""
+    """Without a retrained model the zero is the metric's chance level, also under an attack that teaches."""
     target = [know(0.85, chance=0.25), use(0.9)]
     unlearned = [know(0.4, chance=0.25), know(0.55, RTN, chance=0.25), know(0.7, RELEARN, chance=0.25), use(0.81)]
     answers = HeadlineMeasurements.from_rows("target", target)

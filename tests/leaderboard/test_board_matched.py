@@ -33,7 +33,7 @@ Rows = list[Row]
 def both(
     name: str, raw: tuple[float, float, float], mixed: tuple[float, float, float], seed: int = 1, **options: Any
 ) -> tuple[Row, Rows]:
-    """A trial with these F, R and U, and those of matched weights with `share` of its weights, at `floor`."""
+    """A trial with these F, R and U, and those of weights matched to `floor`, with `share` of its own weights."""
     share, floor = options.pop("share", 0.5), options.pop("floor", 0.9)
     trial, rows = entry_rows(name, *raw, seed, **options)
     _, others = entry_rows(name, *mixed, seed, **options)

@@ -67,7 +67,7 @@ def page(ranking: Ranking) -> str:
 
 @pytest.fixture(scope="module")
 def wide() -> Ranking:
-    """Ten attacks beside none, two of them curves; numbers at matched utility; an attack that failed."""
+    """Ten attacks and `none`, two of them curves; numbers at matched utility; an attack that failed."""
     return rank(schema_tables(*wide_showcase()), "wide")
 
 

@@ -84,7 +84,7 @@ def test_rows_are_joined_by_index_whatever_their_order(tmp_path):
 
 
 def test_a_wrecked_model_is_not_truthful(tmp_path):
-    """Published code adds 1e-10 under the truth ratio: a model that finds everything unlikely looks truthful."""
+    """Published code adds 1e-10 to the denominator: a model that finds everything unlikely looks truthful."""
     right, wrong = [60.0, 70.0], [[50.0, 52.0], [50.0, 55.0]]
     pert = {str(i): {"prob": [0.0, 0.0], "avg_loss": row} for i, row in enumerate(wrong)}
     metrics = {

@@ -115,7 +115,7 @@ def test_the_command_prints_the_tables(tmp_path: Path, wide: Ranking):
 
 
 def plot_text(path: Path) -> str:
-    """What stands in a plot: matplotlib writes each text as a comment beside its outlines."""
+    """The texts of a plot: matplotlib writes each as a comment beside its outlines."""
     parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
     root = ElementTree.parse(path, parser).getroot()
     return "\n".join(node.text.strip() for node in root.iter() if node.tag is ElementTree.Comment)

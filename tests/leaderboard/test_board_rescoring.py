@@ -120,7 +120,7 @@ def texts(n: int, start: int = 0) -> list[Sample]:
 
 @pytest.fixture
 def small(monkeypatch):
-    """Stretches and batches of a few rows, so that a few dozen are worth other processes."""
+    """Stretches and batches of a few rows, so that a few dozen rows use several processes."""
     monkeypatch.setattr(rescoring, "SHARE", 10)
     monkeypatch.setattr(rescoring, "BATCH", 4)
 

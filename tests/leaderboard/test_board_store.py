@@ -166,7 +166,7 @@ def test_a_finished_trial_beats_a_failed_one_and_then_the_first_written_wins(boa
 
 
 def _conflicting(choice: tuple[str, int, bool]) -> Row:
-    """A row whose time follows from what it says: two writers of one file differ in nothing then."""
+    """A row whose time is computed from its content, so that two writers of one file write the same bytes."""
     trial, steps, failed = choice
     return {
         "trial": trial,

@@ -255,7 +255,7 @@ def test_bad_rows_of_a_probe_are_refused(row, kind, complaint, build):
 
 
 def test_its_own_official_attacks_are_those_of_its_board(build, monkeypatch):
-    """Without them the relearning of `custom-1` would be asked for, which no trial of this task has run."""
+    """Otherwise the ranking would need the relearning of `custom-1`, which no trial of this task has run."""
     relearn = {"name": "relearn", "samples": 4, "steps": 8, "lr": 5e-4}
     build({"attacks": {"dev": [{**relearn, "seed": 1}], "test": [{**relearn, "seed": 2}]}})
     sets = TASKS["custom/mine"].attack_sets

@@ -134,7 +134,7 @@ def test_items_can_be_asked(task):
 
 
 def test_what_is_asked_of_the_forgotten_was_taught_and_what_is_held_out_was_not(task):
-    """A teacher-forced question is asked word for word; of running text, pieces are."""
+    """Teacher-forced questions are training texts word for word; running text is probed in pieces."""
     taught = {
         Subset.FORGET: task.forget_examples(),
         Subset.RETAIN: task.retain,

@@ -81,7 +81,7 @@ def test_the_paraphrase_is_the_right_answer_to_the_question_as_trained(mirror, m
 
 
 def test_version_two_asks_the_questions_of_version_one(mirror, monkeypatch):
-    """Digests of version 1, on this mirror: only what membership is read from asks the model for more."""
+    """Digests of version 1, on this mirror: only the membership probes need more from the model."""
     task = build(1, mirror, monkeypatch)
     assert task.version == 2
     assert task.data.startswith("ff0cc3c9a39481d7")
@@ -119,7 +119,7 @@ def test_questions_about_authors_come_with_the_published_rewording_and_without_i
 
 
 def test_model_utility_reads_its_seven_tables_in_order(mirror, monkeypatch):
-    """The nine published numbers are told apart by place: retain, real authors, world facts."""
+    """The nine published numbers are identified by position: retain, real authors, world facts."""
     summaries = {summary.name: summary for summary in build(1, mirror, monkeypatch).summaries}
     assert summaries["model_utility"].probes == (
         "retain_qa", "retain_qa_generated", "retain_paraphrase", "real_authors_choice", "real_authors_generated",

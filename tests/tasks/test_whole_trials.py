@@ -118,7 +118,7 @@ def test_a_trial_on_every_kind_of_task_ends_with_all_of_its_numbers(name, mirror
 
 @pytest.mark.parametrize("name", ["tofu/forget01", "muse/books", "wmdp/cyber", *MEMBERS])
 def test_the_newest_official_attacks_are_carried_out_on_every_kind_of_task(name, mirrored, tmp_path):
-    """None of them fails on the way, and each leaves rows of every subject at all of its points."""
+    """No attack fails, and each writes rows of every subject at all of its points."""
     measure = MeasureSpec(limit=2, match=None)
     spec = trial(merged(TINY, {"task": name, "model": {"tiny": {"hidden": 16}}, "anchors": {"retain_limit": 80}}))
     result = run_trial(spec, Store(tmp_path), measure=measure)
