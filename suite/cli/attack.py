@@ -27,7 +27,7 @@ Attacks = Annotated[
     list[str] | None,
     typer.Option(
         "--attack",
-        help="An attack by its name in rows, rtn[bits=4]; give it several times. By default the official set.",
+        help="An attack by its name in rows, rtn\\[bits=4]; give it several times. By default the official set.",
     ),
 ]
 

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from suite.trials.given_checkpoint import CheckpointResult
 
-CheckpointName = Annotated[str, typer.Argument(help="Folder, or hub id owner/model[@revision].", show_default=False)]
+CheckpointName = Annotated[str, typer.Argument(help="Folder, or hub id owner/model\\[@revision].", show_default=False)]
 TaskName = Annotated[str, typer.Option("--task", help="The task to evaluate on.", show_default=False)]
 Anchor = Annotated[str | None, typer.Option(help="Checkpoint to compare with, where a metric does.")]
 Limit = Annotated[int | None, typer.Option(help="Questions per probe and split, the first ones.", min=1)]

@@ -56,6 +56,10 @@ class Outcome:
         return 0.0 if value is None else value
 
 
+OnOutcome = Callable[[Outcome], None]
+"""Called with each outcome as it becomes known."""
+
+
 def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None) -> Outcome:
     """Run a job. A failure becomes its outcome; only errors that would also stop every later trial are raised.
 

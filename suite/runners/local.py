@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from suite.runners.base import Outcome, TrialJob, lease_name, run_one
+from suite.runners.base import OnOutcome, TrialJob, lease_name, run_one
 from suite.storage.store import Store
-
-OnOutcome = Callable[[Outcome], None]
 
 
 def run_here(

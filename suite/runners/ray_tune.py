@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,14 +28,13 @@ from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import parse
 from suite.engines.choosing import pool_resources
-from suite.runners.base import Outcome, TrialJob, refused, run_one
+from suite.runners.base import OnOutcome, Outcome, TrialJob, refused, run_one
 from suite.runners.search import sampler
 from suite.spec.measure import MeasureSpec
 from suite.spec.search_space import Plan, suggest
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged, nested
 
-OnOutcome = Callable[[Outcome], None]
 RESTARTS = 2
 """Times that a trial is started again after its worker or node is lost (a spot machine, the kernel's OOM killer)."""
 

@@ -13,7 +13,11 @@ from scipy.stats import sem
 from tasks.scoring.estimate import Estimate, mean
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50))
+# The squares of numbers below 1e-150 are not normal, and neither way is exact for them.
+SCORES = st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-100)
+
+
+@given(st.lists(SCORES, min_size=2, max_size=50))
 @settings(deadline=None)
 def test_mean_and_standard_error_are_scipys(values):
     estimate = mean(values)
