@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-WRITABLE = "see that the directory can be written and run again"
+MAKE_WRITABLE = "see that the directory can be written and run again"
 NOTHING_LOST = "nothing else is lost"
 
 STALE_SECONDS = 3600.0
@@ -59,14 +59,14 @@ class DiskFull(StorageError):
 
 
 class NotWritable(StorageError):
-    """Files can never be written at this place: another one has to be named."""
+    """Files cannot be written at this place as it is: the user has to change it, or name another one."""
 
 
 class FolderStorage:
     """Named bytes under one folder, for any number of processes and machines that share it.
 
-    A name is a relative path with `/`. Its content is complete and stays until it is deleted. Names that begin with a
-    dot belong to unfinished writers and are never listed.
+    A name is a relative path with `/`. Its content is complete, and stays until it is deleted, or replaced because it
+    was damaged. Names that begin with a dot belong to unfinished writers and are never listed.
 
     Args:
         root: the folder; made by the first write.
@@ -91,10 +91,10 @@ class FolderStorage:
             NotWritable: the folder cannot be written to, or its file system has no hard links.
             StorageError: writing failed for another reason.
 
-        No error leaves anything behind.
+        No error leaves anything under the name.
         """
         path = self.path(name)
-        with _readable_errors(path, WRITABLE, NOTHING_LOST):
+        with _readable_errors(path, MAKE_WRITABLE, NOTHING_LOST):
             if path.exists():
                 return damaged() and _replaced(path, content)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ class FolderStorage:
         Raises:
             DiskFull, NotWritable, StorageError: it cannot be made.
         """
-        with _readable_errors(self.path(name), WRITABLE, NOTHING_LOST):
+        with _readable_errors(self.path(name), MAKE_WRITABLE, NOTHING_LOST):
             self.path(name).mkdir(parents=True)
 
     def open(self, name: str) -> BinaryIO:
@@ -204,7 +204,7 @@ def has_hard_links(folder: Path) -> bool:
     Raises:
         DiskFull, NotWritable, StorageError: the folder cannot be written to, so this cannot be tested.
     """
-    with _readable_errors(folder, WRITABLE, NOTHING_LOST):
+    with _readable_errors(folder, MAKE_WRITABLE, NOTHING_LOST):
         _sweep(folder)
         with _draft(folder, b"") as draft:
             twin = _temporary(folder)

@@ -107,7 +107,7 @@ def trial_headlines(
     anchor_ids: str | None,
     attacks: Sequence[str],
 ) -> Headlines:
-    """The headlines of an unlearned model relative to its anchors: the only place where F, R and U are computed.
+    """The headlines of an unlearned model relative to its anchors: the only way from rows to F, R and U.
 
     The zero is the retrained model, or chance where the ids of the anchors say that there is no such model.
     """
@@ -159,7 +159,7 @@ def headlines(
     retrained: HeadlineMeasurements,
     attacks: Sequence[str],
 ) -> Headlines:
-    """A trial's headlines from its own measurements, those of its anchors, and the attacks of the official set."""
+    """A trial's headlines from its own measurements, those of its anchors, and the attacks that R covers."""
     attacks = list(dict.fromkeys([NONE, *attacks]))
     failed = {attack: why for attack in attacks if (why := _failure(attack, unlearned, retrained))}
     points = {attack: _points(attack, unlearned, target, retrained) for attack in attacks}

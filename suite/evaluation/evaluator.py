@@ -135,7 +135,10 @@ class _Queue:
         self._settled: list[Evaluated | Failed] = []
 
     def jobs(self) -> Iterator[Job]:
-        """The jobs of missing evaluations, one attack after another, each under a lease so that it runs only once."""
+        """The jobs of missing evaluations, one attack after another.
+
+        A lease per attack is held while its jobs are handed out, which only saves work.
+        """
         curves: dict[tuple[str, str, str, str], dict[int, str]] = {}
         for key, (e, *_) in self._evaluations.items():
             curves.setdefault((e.weights.key, e.weights.part, e.attack.name, e.split), {})[e.point] = key
@@ -158,6 +161,10 @@ class _Queue:
         while missing:
             try:
                 point, subject = next(attacked)
+            except StopIteration:
+                points = ", ".join(map(str, missing))
+                self.record_failure(missing.values(), RuntimeError(f"the attack ended before point {points}"))
+                return
             except Exception as error:
                 self.record_failure(missing.values(), error.with_traceback(None))
                 return

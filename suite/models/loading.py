@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
-"""Of the tiny model: raised when the same settings give other weights or another tokenizer."""
+"""Of the tiny model: increased when the same settings give other weights or another tokenizer."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class Optimizer(Stateful):
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         """The direction of the next step: the weights move by -lr times it. The next call may overwrite it.
 
-        It does not depend on the step size. Computing it advances the optimizer's own averages.
+        Most do not depend on the step size. Computing it advances the optimizer's own averages.
         """
         raise NotImplementedError
 

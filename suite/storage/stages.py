@@ -117,7 +117,7 @@ class StageStore:
         return artifact
 
     def damaged(self) -> list[str]:
-        """Descriptions of the damage in published stages, one sentence each."""
+        """Files of published stages that are missing or have another size, one sentence each."""
         damage = []
         for kind in self._files.list():
             for manifest in self._files.list(f"{kind}/", ".json"):

@@ -29,7 +29,7 @@ from tasks import TASKS
 from tasks.task import Example, Task, Zero, examples_digest
 
 VERSION = 1
-"""Raised when the same recipe gives other weights."""
+"""Increased when the same recipe gives other weights."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from suite.training.weight_change import change
 from tasks.task import Example, Task, examples_digest
 
 VERSION = 3
-"""Raised when the same trial gives other weights or more metadata."""
+"""Increased when the same trial gives other weights or more metadata."""
 
 
 class EarlyStopping(Protocol):
@@ -193,7 +193,7 @@ class _Unlearning:
             "grade": str(self.metered.queries.grade()) if done else None,
             "cost": cost,
             **asdict(changed if status != "diverged" else changed.for_nonfinite_weights()),
-            "drowned": getattr(self.optimizer, "lost_to_rounding", None),  # the name that stores and boards have
+            "drowned": getattr(self.optimizer, "lost_to_rounding", None),  # its name on the board, kept
             "observed": observed,
         }
 

@@ -34,7 +34,7 @@ from suite.trials.task_data import TaskData
 from tasks.task import Split
 
 OnStage = Callable[[str, Sequence[Row]], bool | None]
-"""Called after each stage with its name and the measurements it produced; a true return value ends the trial there."""
+"""Called after each stage with its name and the rows that it produced. A true answer to `evaluate` ends the trial."""
 
 MakeEngine = Callable[[Encoder, torch.device], Engine]
 """Makes the inference engine from the model's encoder and the device."""
@@ -46,8 +46,8 @@ class TrialResult:
 
     Attributes:
         row: the trial's row, as on the board.
-        attacks: by split, the names in rows of the attacks that were run.
-        measurements: rows of the unlearned model and of the anchors, as on the board.
+        attacks: by split, the attacks of the measurement by their names in rows.
+        measurements: all rows that this run published: of the unlearned model, its checkpoints and the anchors.
     """
 
     spec: TrialSpec
@@ -62,7 +62,7 @@ class TrialResult:
         return list(dict.fromkeys(f"{row['attack']} failed: {row['reason']}" for row in failed))
 
     def headlines(self, split: Split, name: str = RAW) -> Headlines:
-        """F, R, U and score on a split, over the attacks that were run on it.
+        """F, R, U and score on a split, over the attacks of the measurement.
 
         Args:
             name: `matching` of the rows: the weights as unlearned, or after retention matching.
@@ -86,8 +86,9 @@ def run_trial(
         on_stage: called after each stage; may end the trial once the models were evaluated without an attack.
 
     Raises:
-        SpecError: the trial cannot be run as specified.
-        StageError, CheckpointError, BoardError: something stored is damaged, or the disk is full.
+        SpecError, TaskError: the trial cannot be run as specified.
+        CheckpointError, EngineError: a model cannot be evaluated even without an attack.
+        StageError, BoardError, StorageError: something stored is damaged, or the disk is full.
     """
     measure, runtime = measure or MeasureSpec(), runtime or RuntimeSpec()
     make_engine = make_engine or _engine_of(measure, spec)

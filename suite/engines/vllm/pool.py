@@ -1,9 +1,9 @@
 """A pool of warm engines behind one queue: vLLM in Ray actors that outlive the checkpoints that they run.
 
 The scheduler, a named actor, takes requests from any number of trials and assigns them to engines, which are actors
-with their own process and GPUs. An engine that already holds the architecture of a waiting request is preferred to one
-that would have to be restarted. The resources of the engines are reserved before the first trial starts, and stay
-reserved. An engine that dies, or whose weights did not arrive, is replaced, and its request is run again. A reply
+with their own process and GPUs. An idle engine that has the configuration of a waiting request is preferred to one that
+would have to be restarted. The resources of the engines are reserved before the first trial starts, and stay
+reserved. An engine that dies or fails is replaced, and its request is run again, up to `MAX_ATTEMPTS` times. A reply
 depends on its request alone, so nothing is lost and nothing is delivered twice.
 """
 
@@ -32,16 +32,16 @@ MAX_ATTEMPTS = 3
 """Engines that a request may use up: two may be lost by accident, but a third loss is caused by the request itself."""
 
 MAX_BROKEN_ENGINES = 2
-"""Engines that a request may leave unusable, or unable to start."""
+"""Engines that may fail over a request, or not start for it, before it is given up."""
 
 QUEUE_CAPACITY = 64
-"""Requests in the queue; the sender of another one waits. The weights of a request stay in memory until it is done."""
+"""Requests that wait or run; the sender of another one waits. The weights of a request stay in memory until it is done."""
 
 PATIENCE = 16
-"""Times that a request may be passed over in favour of one whose architecture is already loaded."""
+"""Times that a request may be passed over in favour of later ones."""
 
 RESTART_DELAY = 2.0
-"""Seconds before another engine is started: the memory of the previous one may not be free yet."""
+"""Seconds between losing an engine and starting another: the memory of the previous one may not be free yet."""
 
 NOTICE_INTERVAL = 20.0
 """Seconds between notices that the cluster has not enough free resources yet."""
@@ -103,7 +103,8 @@ class Scheduler:
         return os.getpid(), [await slot.actor.pid.remote() for slot in self._slots if slot.actor]
 
     def _assign(self) -> None:
-        for slot in self._slots:
+        waiting = {w.config for w in self._waiting}
+        for slot in sorted(self._slots, key=lambda slot: slot.config not in waiting):
             if not slot.busy and self._waiting:
                 slot.busy = True
                 task = asyncio.create_task(self._serve(slot, self._take(slot)))
