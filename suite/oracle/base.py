@@ -30,7 +30,7 @@ class Part(StrEnum):
 
 
 class Grade(StrEnum):
-    """How much information an optimizer uses, from the most to the least; a hybrid uses values and gradients (arXiv 2510.00761)."""
+    """How much information an optimizer uses, from the most to the least (arXiv 2510.00761); a hybrid uses two kinds."""
 
     SECOND = "second"
     FIRST = "first"

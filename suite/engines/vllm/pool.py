@@ -35,7 +35,7 @@ MAX_BROKEN_ENGINES = 2
 """Engines that may fail over a request, or not start for it, before it is given up."""
 
 QUEUE_CAPACITY = 64
-"""Requests that wait or run; the sender of another one waits. The weights of a request stay in memory until it is done."""
+"""Requests that wait or run; the sender of another one waits. Their weights stay in memory until they are done."""
 
 PATIENCE = 16
 """Times that a request may be passed over in favour of later ones."""
