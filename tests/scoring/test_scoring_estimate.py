@@ -12,7 +12,6 @@ from scipy.stats import sem
 
 from tasks.scoring.estimate import Estimate, mean
 
-
 # The squares of numbers below 1e-150 are not normal, and neither way is exact for them.
 SCORES = st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-100)
 
