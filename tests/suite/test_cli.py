@@ -297,7 +297,7 @@ def test_a_file_system_without_hard_links_is_refused_before_anything_is_computed
 
 
 def test_standard_output_that_takes_no_more_ends_without_a_traceback():
-    call = [sys.executable, "-c", "from suite.cli import main; main()", "ls", "attacks", "--json"]
+    call = [sys.executable, "-c", "from suite.cli import main; main()", "ls", "metrics", "--json"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True)
     sentence = "regrade: standard output: not written, No space left on device. What to do: make room and run again\n"

@@ -191,14 +191,14 @@ def test_an_engine_that_fails_under_an_attack_goes_on_with_the_others(store, res
     import shutil
 
     shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("samples"))
-    holding = Engine._holding
+    loaded = Engine._loaded
 
     def short_of_memory(self, checkpoint):
         if getattr(checkpoint, "name", "") == "rtn[bits=4]":
             raise RuntimeError("DefaultCPUAllocator: not enough memory")
-        return holding(self, checkpoint)
+        return loaded(self, checkpoint)
 
-    monkeypatch.setattr(Engine, "_holding", short_of_memory)
+    monkeypatch.setattr(Engine, "_loaded", short_of_memory)
     failing = run_trial(trial(LEARNT), Store(tmp_path), measure=MEASURE)
     statuses = {(r["attack"], r["status"]) for r in failing.measurements}
     relearn = failing.attacks[Split.TEST][2]

@@ -14,7 +14,7 @@ from suite.spec.yaml_file import merged
 from suite.storage.store import Store
 from suite.trials.run import run_trial
 from tasks import TASKS, Split, Zero
-from tests.support.command import Said, regrade
+from tests.support.command import Output, regrade
 from tests.support.published import MEMBERS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -25,7 +25,7 @@ SMALL = [
 ]
 
 
-def run(store: Path, spec: str, *settings: str, data: Path) -> Said:
+def run(store: Path, spec: str, *settings: str, data: Path) -> Output:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REGRADE_DATA", str(data))
         return regrade("run", CONFIGS / spec, *SMALL, *settings, "--store", store, "--json")
