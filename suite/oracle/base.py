@@ -30,7 +30,7 @@ class Part(StrEnum):
 
 
 class Grade(StrEnum):
-    """How much information an optimizer uses, from the most to the least (arXiv 2510.00761); a hybrid uses two kinds."""
+    """How much an optimizer asks for, from the most to the least (arXiv 2510.00761); a hybrid uses two kinds."""
 
     SECOND = "second"
     FIRST = "first"
