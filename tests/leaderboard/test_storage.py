@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from leaderboard.storage import DiskFull, FolderStorage, NotWritable, has_hard_links, replace_file
 from tests.support import storage_writers
+from tests.support.disks import small_disk
 from tests.support.storage_writers import NAMES, author, content, race, read, write_for_ever
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -34,15 +35,8 @@ def storage(tmp_path: Path) -> FolderStorage:
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "small", "1m") as folder:
+        yield folder
 
 
 @given(

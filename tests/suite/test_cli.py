@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.support.command import regrade
+from tests.support.disks import mounted, small_disk
 from tests.support.small import SMALL
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -204,27 +205,18 @@ def test_a_store_may_be_named_as_a_file_url(ran, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def mounted(folder: Path, *words: str) -> None:
-    folder.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", *words, str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
-
-
 @pytest.fixture
 def full_disk(tmp_path):
     """A file system of one megabyte."""
-    mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "tmpfs")
-    yield tmp_path / "small"
-    subprocess.run(["umount", "--lazy", tmp_path / "small"], check=True)
+    with small_disk(tmp_path / "small", "1m") as folder:
+        yield folder
 
 
 @pytest.fixture
 def read_only(ran, tmp_path):
     """The store after a run, mounted read-only."""
-    mounted(tmp_path / "read-only", "--bind", "-o", "ro", str(ran[1]))
-    yield tmp_path / "read-only"
-    subprocess.run(["umount", "--lazy", tmp_path / "read-only"], check=True)
+    with mounted(tmp_path / "read-only", "--bind", "-o", "ro", str(ran[1])) as folder:
+        yield folder
 
 
 def test_a_page_that_does_not_fit_leaves_the_page_that_was_there(ran, full_disk):

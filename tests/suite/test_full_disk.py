@@ -11,6 +11,7 @@ import pytest
 
 from suite.config.errors import StageError
 from suite.storage.stages import StageStore
+from tests.support.disks import small_disk
 
 
 def write(folder: Path) -> dict:
@@ -49,15 +50,8 @@ assert store.run("kind", {{"a": 2}}, lambda f: (f / "x").write_bytes(b"1") and {
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of four megabytes: more than is written to see whether a disk is full."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "small", "4m") as folder:
+        yield folder
 
 
 WRITERS = {
