@@ -18,7 +18,7 @@ LEGEND = (
     "± 95 % over examples; below it 95 % over seeds, or of two the values. F forgetting, R robustness to the worst "
     "attack, R hm the harmonic mean over all attacks, U utility, score the harmonic mean of F, R and U; "
 )
-WORST = " Worst attack: share of the knowledge that it recovers."
+WORST = " Worst attack: share of the knowledge that it brings back."
 ENGINES = " Engines are mixed: each trial and its anchors were measured by one, and no ± covers what engines differ by."
 
 
