@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +77,35 @@ def test_what_needs_no_model_imports_no_torch(modules):
     code = f"import sys, {', '.join(modules)}; print(*{sorted(HEAVY)!r}, *(set({sorted(HEAVY)!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == sorted(HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["ls", "tasks"], 0),
+        (["board", "show", "--store", "STORE", "--floor", "0.8"], 0),
+        (["board", "page", "--store", "STORE", "--out", "PAGE"], 0),
+        (["board", "show", "--store", "NOWHERE"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_what_needs_no_model_runs_without_torch(words, code, tmp_path):
+    with tarfile.open(ROOT / "tests" / "stores" / "before-the-rooms.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    places = {"STORE": tmp_path / "quickstart", "PAGE": tmp_path / "page.html", "NOWHERE": tmp_path / "nowhere"}
+    program = f"""
+import sys
+import tarfile
+from suite.cli import main
+sys.argv = {["regrade", *(str(places.get(word, word)) for word in words)]!r}
+code = 0
+try:
+    main()
+except SystemExit as end:
+    code = end.code or 0
+print(code, *({HEAVY!r} & sys.modules.keys()), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.split("\n")[-2] == str(code)
