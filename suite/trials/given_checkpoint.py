@@ -23,7 +23,7 @@ from suite.storage.stages import StageStore
 from suite.training.anchors import Anchor, Anchors, given_anchor
 from suite.trials.harness import Harness, headlines_of
 from suite.trials.task_data import TaskData
-from tasks.task import Task, Zero
+from tasks.task import Probe, Task, Zero
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,12 @@ def _check_model(model: BaseModel, task: Task, measure: MeasureSpec) -> None:
         SpecError: what does not fit.
     """
     check_heads(measure, heads_of(model.checkpoint.architecture), "checkpoint")
-    probes = [probe for split in measure.splits for probe in task.probes_of(split)]
-    check_lengths(replace(task, forget={}, retain=()), model.encoder, model.context, probes)
+    check_lengths(replace(task, forget={}, retain=()), model.encoder, model.context, _probes(task, measure))
+
+
+def _probes(task: Task, measure: MeasureSpec) -> list[Probe]:
+    """The task's probes on the splits of the measurement."""
+    return [probe for split in measure.splits for probe in task.probes_of(split)]
 
 
 def cross_check(
@@ -132,10 +136,9 @@ def cross_check(
     task = TaskData.load(task_name, measure).task
     base = resolve_model(model, checkpoint, "checkpoint")
     _check_model(base, task, measure)
-    probes = [probe for split in measure.splits for probe in task.probes_of(split)]
     with numeric(runtime) as device:
         transformers = TransformersEngine(
             base.encoder, dtype=model.dtype, device=device, batch_tokens=measure.batch_tokens
         )
         vllm = VllmEngine(measure, base.encoder, dtype=model.dtype, device=device, alone=True)
-        return agreement(base.checkpoint, probes, base.encoder, transformers, vllm)
+        return agreement(base.checkpoint, _probes(task, measure), base.encoder, transformers, vllm)

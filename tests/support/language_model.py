@@ -14,21 +14,26 @@ from suite.oracle.loss import LossOracle
 
 
 def llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    model, drawn = _built(seed)
+    return seeded_llama(
+        seed, vocab_size=23, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=32,
+    ).to(dtype)  # fmt: skip
+
+
+def seeded_llama(seed: int, **sizes: int) -> torch.nn.Module:
+    """A model with the weights of a seed; torch's random numbers go on from where making it leaves them."""
+    model, drawn = _built(seed, **sizes)
     torch.set_rng_state(drawn)
-    return deepcopy(model).to(dtype)
+    return deepcopy(model)
 
 
 @cache
-def _built(seed: int) -> tuple[torch.nn.Module, torch.Tensor]:
+def _built(seed: int, **sizes: int) -> tuple[torch.nn.Module, torch.Tensor]:
     """A copy takes half the time, and a thousand tests want one. With it, where torch's random numbers are then."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=23, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=32, tie_word_embeddings=True, initializer_range=0.3,
-    )  # fmt: skip
+    config = LlamaConfig(**sizes, tie_word_embeddings=True, initializer_range=0.3)
     return LlamaForCausalLM(config).eval(), torch.get_rng_state()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from suite.oracle.loss import LossOracle
 from suite.smoothing import SMOOTHINGS, Smoothing
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
+from tests.support.language_model import seeded_llama
 from tests.support.small import SMALL
 
 STEPS = 3
@@ -67,22 +66,10 @@ class Trained:
 
 
 def llama(seed: int) -> torch.nn.Module:
-    model, drawn = _built(seed)
-    torch.set_rng_state(drawn)
-    return deepcopy(model)
-
-
-@cache
-def _built(seed: int) -> tuple[torch.nn.Module, torch.Tensor]:
-    """A copy takes half the time, and thousands of runs want one. With it, where torch's random numbers are then."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=17, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=16, tie_word_embeddings=True, initializer_range=0.3,
+    return seeded_llama(
+        seed, vocab_size=17, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=16,
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval(), torch.get_rng_state()
 
 
 def batch(number: int) -> Batch:
