@@ -14,25 +14,27 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune.error import TuneError
 from ray.tune.search.optuna import OptunaSearch
 
 from suite.cluster.connection import connected
 from suite.cluster.placement import Placement, plan_placement
-from suite.config.errors import SpecError
+from suite.config.errors import EngineError, SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import parse
 from suite.engines.choosing import pool_resources
-from suite.runners.base import OnOutcome, Outcome, TrialJob, refused, run_one
+from suite.runners.base import OnOutcome, Outcome, TrialJob, failed, label, refused, run_one
 from suite.runners.search import sampler
 from suite.spec.measure import MeasureSpec
 from suite.spec.search_space import Plan, suggest
-from suite.spec.trial import trial
+from suite.spec.trial import TrialSpec, trial
 from suite.spec.yaml_file import merged, nested
 
 RESTARTS = 2
@@ -91,13 +93,16 @@ class DefineByRunSpace:
 def _cluster(address: str | None, template: TrialJob) -> Iterator[Placement]:
     """Connect to the cluster and place trials and engines on it. The engines' resources are reserved already.
 
+    Ray prints what its processes report on standard output, which is for results; its log files have it too.
+
     Raises:
         SpecError: no cluster at the address, or one on which no trial fits.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our rows are the log
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    with connected(address) as resources:
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would return from Ctrl-C as if every trial were done
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), connected(address) as resources:
         placement = plan_placement(resources, pool_resources(template.measure), template.runtime)
         if placement.pool.engines:
             from suite.engines.vllm.pool import open_pool
@@ -133,7 +138,7 @@ def _fit(
 
     folder = template.store / "ray"
     name = uuid.uuid4().hex[:12]
-    _LISTENERS[name] = on_outcome
+    _LISTENERS[name] = _Listener(template, on_outcome)
     tuner = tune.Tuner(
         trainable,
         param_space=space,
@@ -148,12 +153,23 @@ def _fit(
     )
     try:
         tuner.fit()
+    except (RayError, TuneError, ConnectionError) as error:
+        cause = error.__cause__ or error  # Tune's own words are about how to go on with Tune
+        raise EngineError(f"Ray broke off the sweep, {type(cause).__name__}: {_on_one_line(str(cause))}") from error
     finally:
         del _LISTENERS[name]
-    shutil.rmtree(folder / name, ignore_errors=True)  # all results are in the stages and on the board
+        shutil.rmtree(folder / name, ignore_errors=True)  # all results are in the stages and on the board
 
 
-_LISTENERS: dict[str, OnOutcome] = {}
+@dataclass(frozen=True)
+class _Listener:
+    """Takes the outcomes of an experiment; `template` is any of its jobs."""
+
+    template: TrialJob
+    on_outcome: OnOutcome
+
+
+_LISTENERS: dict[str, _Listener] = {}
 """Listeners by experiment, not in the callback: Tune pickles its callbacks, and a terminal cannot be pickled."""
 
 
@@ -165,13 +181,35 @@ class OutcomeCallback(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         if "outcome" in result:
-            _LISTENERS[self.experiment](Outcome(**json.loads(result["outcome"])))
+            _LISTENERS[self.experiment].on_outcome(Outcome(**json.loads(result["outcome"])))
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        print(f"{_label(trial.config)}: its worker was lost; the trial is started again", file=sys.stderr)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        file = trial.error_file
-        reason = " ".join(Path(file).read_text().split())[-300:] if file else "no reason given"
-        lost = Outcome("", str(trial), "failed", f"its worker was lost: {reason}", {}, {}, {}, 0.0)
-        _LISTENERS[self.experiment](lost)
+        """A trial was lost `RESTARTS` + 1 times. Its worker could not write its row, so this process does."""
+        listener = _LISTENERS[self.experiment]
+        cause = Path(trial.error_file).read_text() if trial.error_file else "Ray gives no reason"
+        job = replace(listener.template, spec=_spec(trial.config))
+        listener.on_outcome(
+            failed(job, WorkerLost(f"{RESTARTS + 1} workers were lost while they ran it. {_on_one_line(cause)}"))
+        )
+
+
+def _label(config: Mapping[str, Any]) -> str:
+    try:
+        return label(_spec(config))
+    except SpecError:
+        return "a draw"
+
+
+class WorkerLost(RuntimeError):
+    """The process or the machine of a trial ended, and so did those on which it was started again."""
+
+
+def _on_one_line(report: str) -> str:
+    """The end of a report of Ray's."""
+    return " ".join(report.split())[-300:]
 
 
 def _trainable(config: Mapping[str, Any], context: Mapping[str, Any]) -> None:
@@ -182,16 +220,12 @@ def _trainable(config: Mapping[str, Any], context: Mapping[str, Any]) -> None:
 
 
 def _outcome(config: Mapping[str, Any], context: Mapping[str, Any]) -> Outcome:
-    if "spec" in config:
-        data = json.loads(config["spec"])
-    else:
-        data = json.loads(config["base"])
-        for key in sorted(config.keys() - {"base"}, key=lambda key: not key.endswith(".name")):
-            data = merged(data, nested(key, config[key]))
     try:
-        spec = trial(data)
-    except SpecError as error:  # the drawn settings are valid one by one but not together
-        return refused(str(error))
+        spec = _spec(config)
+    except SpecError as error:
+        if "spec" not in config:  # the drawn settings are valid one by one but not together
+            return refused(str(error))
+        return Outcome("", "not run", "failed", f"this machine has another version of regrade: {error}")
     job = TrialJob(
         spec,
         parse(MeasureSpec, context["measure"], "measure."),
@@ -199,3 +233,17 @@ def _outcome(config: Mapping[str, Any], context: Mapping[str, Any]) -> Outcome:
         Path(context["store"]),
     )
     return run_one(job)
+
+
+def _spec(config: Mapping[str, Any]) -> TrialSpec:
+    """The trial of a configuration: its spec, or the base of a search with the settings that were drawn.
+
+    Raises:
+        SpecError: the settings are not valid together.
+    """
+    if "spec" in config:
+        return trial(json.loads(config["spec"]))
+    data = json.loads(config["base"])
+    for key in sorted(config.keys() - {"base"}, key=lambda key: not key.endswith(".name")):
+        data = merged(data, nested(key, config[key]))
+    return trial(data)
