@@ -70,8 +70,8 @@ def _wait(child: int, from_child: int) -> NoReturn:
         sys.exit(code if code >= 0 else 128 - code)
     how = f"code {code}" if code >= 0 else signal.Signals(-code).name
     message = (
-        f"the process that led the sweep on Ray ended at once ({how}). Ray ends it when the head of the cluster or this "
-        "machine's part of it is lost, and the kernel when memory is full"
+        f"the process that led the sweep on Ray ended at once ({how}). Ray ends it when the head of the cluster or "
+        "this machine's part of it is lost, and the kernel when memory is full"
     )
     print(f"regrade: {message}. {unfinished(*map(int, last.split()))}", file=sys.stderr)
     sys.exit(1)

@@ -134,7 +134,7 @@ def _run_grid(
     from suite.trials.preflight import preflight
 
     specs = plan.trials()
-    preflight(specs, plan.measure, plan.runtime, here=runner is Runner.LOCAL)
+    preflight(specs, plan.measure, plan.runtime, here=runner is Runner.LOCAL or not address)
     _run_trials(plan, specs, store, progress, runner, address, concurrency)
 
 
@@ -173,7 +173,7 @@ def _run_search(
     dev = plan.measure.model_copy(update={"splits": (Split.DEV,), "match": None})
     example = some_trial(plan)
     for measure in (dev, plan.measure):
-        preflight([example], measure, plan.runtime, here=runner is Runner.LOCAL)
+        preflight([example], measure, plan.runtime, here=runner is Runner.LOCAL or not address)
     if runner is Runner.RAY:
         from suite.runners.ray_tune import search_on_ray
 

@@ -14,8 +14,8 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,20 @@ def run_on_ray(
     jobs: Sequence[TrialJob], on_outcome: OnOutcome, *, address: str | None, concurrency: int | None
 ) -> None:
     """Run every job on the cluster at `address`, or on a Ray of this machine alone."""
-    specs = [json.dumps(job.spec.canonical) for job in jobs]
     with _cluster(address, jobs[0]) as placement:
-        config = tune.TuneConfig(max_concurrent_trials=concurrency or placement.trials, reuse_actors=True)
-        _fit(jobs[0], {"spec": tune.grid_search(specs)}, config, (), on_outcome, placement)
+        _run(jobs, on_outcome, placement, concurrency)
+
+
+def _run(jobs: Sequence[TrialJob], on_outcome: OnOutcome, placement: Placement, concurrency: int | None) -> None:
+    """Run every job, and those again that Tune gave up before they had lost enough workers.
+
+    Tune does so where a trial is to start on a worker of a node that was lost a moment ago.
+    """
+    for last in (*[False] * RESTARTS, True):
+        if jobs:
+            config = tune.TuneConfig(max_concurrent_trials=concurrency or placement.trials, reuse_actors=True)
+            specs = [json.dumps(job.spec.canonical) for job in jobs]
+            jobs = _fit(jobs[0], {"spec": tune.grid_search(specs)}, config, (), on_outcome, placement, last=last)
 
 
 def search_on_ray(
@@ -75,7 +85,8 @@ def search_on_ray(
             max_concurrent_trials=concurrency or placement.trials,
             reuse_actors=True,
         )
-        _fit(template, None, config, names, on_outcome, placement)
+        lost = _fit(template, None, config, names, on_outcome, placement)
+        _run(lost, on_outcome, placement, concurrency)
 
 
 class DefineByRunSpace:
@@ -124,11 +135,24 @@ def _fit(
     objectives: Sequence[str],
     on_outcome: OnOutcome,
     placement: Placement,
-) -> None:
+    last: bool = False,
+) -> list[TrialJob]:
+    """Run trials with Tune.
+
+    Args:
+        last: whether every lost trial has failed, however many workers it had.
+
+    Returns:
+        Jobs without an outcome, which are to be run again.
+
+    Raises:
+        EngineError: Ray cannot go on.
+    """
     context = {
         "measure": template.measure.changed(),
         "runtime": template.runtime.changed(),
         "store": str(template.store),
+        "folder": os.getcwd(),
         "objectives": list(objectives),
     }
     trainable = tune.with_resources(
@@ -138,7 +162,7 @@ def _fit(
 
     folder = template.store / "ray"
     name = uuid.uuid4().hex[:12]
-    _LISTENERS[name] = _Listener(template, on_outcome)
+    listener = _LISTENERS[name] = _Listener(template, on_outcome, last)
     tuner = tune.Tuner(
         trainable,
         param_space=space,
@@ -159,14 +183,43 @@ def _fit(
     finally:
         del _LISTENERS[name]
         shutil.rmtree(folder / name, ignore_errors=True)  # all results are in the stages and on the board
+    return listener.again
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Listener:
-    """Takes the outcomes of an experiment; `template` is any of its jobs."""
+    """Takes the outcomes of an experiment.
+
+    Attributes:
+        template: any of its jobs.
+        last: whether every lost trial has failed.
+        again: lost trials that are to be run again.
+        known: Tune's ids of the trials that have an outcome. A worker may be lost after it has sent one.
+    """
 
     template: TrialJob
     on_outcome: OnOutcome
+    last: bool
+    again: list[TrialJob] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
+
+    def take(self, tune_id: str, outcome: Outcome) -> None:
+        if tune_id not in self.known:
+            self.known.add(tune_id)
+            self.on_outcome(outcome)
+
+    def lost(self, tune_id: str, config: Mapping[str, Any], workers: int, cause: str) -> None:
+        """A trial was lost with so many workers. None of them could write its row, so this process does."""
+        try:
+            job = replace(self.template, spec=_spec(config))
+        except SpecError as error:
+            return self.take(tune_id, refused(str(error)))
+        if tune_id in self.known:
+            return None
+        if workers <= RESTARTS and not self.last:
+            return self.again.append(job)
+        lost = WorkerLost(f"{workers} worker{'s were' if workers > 1 else ' was'} lost while running it. {cause}")
+        return self.take(tune_id, failed(job, lost))
 
 
 _LISTENERS: dict[str, _Listener] = {}
@@ -181,19 +234,15 @@ class OutcomeCallback(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         if "outcome" in result:
-            _LISTENERS[self.experiment].on_outcome(Outcome(**json.loads(result["outcome"])))
+            _LISTENERS[self.experiment].take(trial.trial_id, Outcome(**json.loads(result["outcome"])))
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         print(f"{_label(trial.config)}: its worker was lost; the trial is started again", file=sys.stderr)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial was lost `RESTARTS` + 1 times. Its worker could not write its row, so this process does."""
-        listener = _LISTENERS[self.experiment]
         cause = Path(trial.error_file).read_text() if trial.error_file else "Ray gives no reason"
-        job = replace(listener.template, spec=_spec(trial.config))
-        listener.on_outcome(
-            failed(job, WorkerLost(f"{RESTARTS + 1} workers were lost while they ran it. {_on_one_line(cause)}"))
-        )
+        workers = trial.run_metadata.num_failures
+        _LISTENERS[self.experiment].lost(trial.trial_id, trial.config, workers, _on_one_line(cause))
 
 
 def _label(config: Mapping[str, Any]) -> str:
@@ -220,6 +269,8 @@ def _trainable(config: Mapping[str, Any], context: Mapping[str, Any]) -> None:
 
 
 def _outcome(config: Mapping[str, Any], context: Mapping[str, Any]) -> Outcome:
+    with suppress(OSError):  # relative paths in a spec are those of the process that leads the sweep
+        os.chdir(context["folder"])
     try:
         spec = _spec(config)
     except SpecError as error:
