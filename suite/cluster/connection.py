@@ -14,7 +14,7 @@ import ray
 from ray.job_config import JobConfig
 
 from suite.cluster.placement import Resources
-from suite.config.errors import SpecError
+from suite.config.errors import EngineError, SpecError
 
 CONNECT_TIMEOUT = 10.0
 """Seconds within which a cluster's head must accept a connection."""
@@ -53,6 +53,7 @@ def connect(address: str | None = None, *, first_gpu: bool = True) -> None:
 
     Raises:
         SpecError: no cluster at the address.
+        EngineError: Ray does not start on this machine.
     """
     # A trial stays in the driver's folder, so that relative paths stay valid.
     variables = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
@@ -72,18 +73,25 @@ def connect(address: str | None = None, *, first_gpu: bool = True) -> None:
                 job_config=_OwnModules(),
                 **local_options,
             )
-    except ConnectionError as error:
-        raise SpecError(f"--address {address}: no Ray cluster answers there ({error})") from None
+    except Exception as error:  # of some ten kinds
+        reason = " ".join(str(error).split())[:300]
+        if address:
+            raise SpecError(f"--address {address}: no Ray cluster answers there ({reason})") from error
+        raise EngineError(f"Ray does not start on this machine, {type(error).__name__}: {reason}") from error
 
 
 def _check_reachable(address: str) -> None:
-    """Raises SpecError if nothing listens at a host and port. Ray itself would go on trying for many minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):  # auto
+    """Raises SpecError if an address is none, or nothing listens there. Ray itself would go on trying for minutes."""
+    if address == "auto":
         return
+    host, _, port = address.rpartition(":")
+    if address.startswith("ray://"):
+        raise SpecError(f"--address {address}: a sweep is led from a machine of the cluster. Start it there, with auto")
+    if not (host and port.isdecimal()):
+        raise SpecError(f"--address {address}: write auto, or HOST:PORT of the cluster's head")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
-    except OSError as error:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
+    except (OSError, OverflowError, UnicodeError) as error:
         raise SpecError(f"--address {address}: no Ray cluster answers there ({error})") from None
 
 
