@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from suite.adapters.base import Adapter, AdapterSettings, LazyWeights
 from suite.config.errors import SpecError
+from suite.config.numbers import Few
 from suite.oracle.base import Tensors
 
 
@@ -24,7 +25,7 @@ class LowRankSettings(AdapterSettings):
             share its weight with the embeddings.
     """
 
-    rank: int = Field(8, ge=1)
+    rank: Few = 8
     targets: tuple[str, ...] = Field(("*",), min_length=1)
 
     @field_validator("targets", mode="before")

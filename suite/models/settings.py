@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from suite.config.numbers import LARGEST
 from suite.config.settings import Settings
 from suite.models.encoding import Template
 
@@ -13,16 +14,22 @@ from suite.models.encoding import Template
 class TinyModel(Settings):
     """A Llama-architecture model and a byte-level BPE tokenizer that the suite makes for the task's own text."""
 
-    hidden: int = Field(192, ge=8)
-    layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
-    vocabulary: int = Field(1024, ge=258)
-    context: int = Field(256, ge=16)
+    hidden: int = Field(192, ge=8, le=16_384)
+    layers: int = Field(2, ge=1, le=512)
+    heads: int = Field(4, ge=1, le=1024)
+    vocabulary: int = Field(1024, ge=258, le=1_000_000)
+    context: int = Field(256, ge=16, le=1_000_000)
 
     @model_validator(mode="after")
     def _whole_heads(self) -> TinyModel:
         if self.hidden % (2 * self.heads):
             raise ValueError(f"hidden={self.hidden} must be a multiple of 2 * heads={2 * self.heads}")
+        numbers = self.hidden * (self.vocabulary + 13 * self.hidden * self.layers)
+        if numbers > LARGEST:
+            raise ValueError(
+                f"hidden={self.hidden}, layers={self.layers} and vocabulary={self.vocabulary} make {numbers:,} "
+                f"parameters, and at most {LARGEST:,} are made here. Name a pretrained model instead (model.name)"
+            )
         return self
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from suite.attacks import Attack, attack
 from suite.config.errors import SpecError
+from suite.config.numbers import Count
 from suite.config.settings import nearest
 from suite.engines.settings import EngineSettings
 from tasks import EXTRAS, TASKS
@@ -37,7 +38,7 @@ class MeasureSpec(EngineSettings):
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
     splits: tuple[Split, ...] = (Split.TEST,)
-    limit: int | None = Field(None, ge=1)
+    limit: Count | None = None
     also: tuple[str, ...] = ()
     match: float | None = Field(0.9, gt=0, le=1)
     landscape: tuple[Literal["barrier", "sharpness", "distance"], ...] = ()

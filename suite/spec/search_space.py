@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from suite.config.errors import SpecError
+from suite.config.numbers import Count, Seed, Whole
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import Settings, nearest, parse, settings_in
 from suite.spec.measure import MeasureSpec
@@ -59,12 +60,12 @@ class SearchSpec(Settings):
     cases: tuple[dict[str, Any], ...] = ()
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     space: dict[str, Any] = Field(default_factory=dict)
-    trials: int | None = Field(None, ge=1)
+    trials: Count | None = None
     sampler: Literal["tpe", "random"] = "tpe"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     maximize: tuple[Literal["score", "forgetting", "robustness", "utility"], ...] = Field(("score",), min_length=1)
-    finalists: int = Field(1, ge=0)
-    concurrency: int | None = Field(None, ge=1)
+    finalists: Whole = 1
+    concurrency: Count | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> SearchSpec:

@@ -15,16 +15,15 @@ from pydantic import Field, field_validator, model_validator
 
 from suite.adapters import ADAPTERS
 from suite.config.canonical import digest
+from suite.config.numbers import Count, Decay, Seed, Whole
 from suite.config.settings import Settings, nearest, parse, settings_in
 from suite.models.settings import ModelSpec
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS
-from suite.optimizers.hybrid import Hybrid, layout
+from suite.optimizers.hybrid import Hybrid, zeroth_steps
 from suite.oracle.base import Grade, Order
 from suite.smoothing import SMOOTHINGS
 from tasks import TASKS
-
-Count = Field(ge=1)
 
 
 class AnchorSpec(Settings):
@@ -44,15 +43,15 @@ class AnchorSpec(Settings):
     source: Literal["trained", "published", "pretrained"] = "trained"
     target: str | None = None
     retrained: str | None = None
-    epochs: int | None = Field(None, ge=1)
+    epochs: Count | None = None
     lr: float | None = Field(None, gt=0)
-    batch_size: int = Field(16, ge=1)
-    retain_limit: int | None = Field(None, ge=1)
-    retain_repeats: int = Field(1, ge=1)
-    warmup: int = Field(20, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    batch_size: Count = 16
+    retain_limit: Count | None = None
+    retain_repeats: Count = 1
+    warmup: Whole = 20
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0)
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def trained(self) -> bool:
@@ -79,7 +78,7 @@ class AnchorSpec(Settings):
 class Checkpoints(Settings):
     """Which intermediate checkpoints are saved and measured."""
 
-    every: int | None = Field(None, ge=1)
+    every: Count | None = None
 
 
 class TrialSpec(Settings):
@@ -105,11 +104,11 @@ class TrialSpec(Settings):
     adapter: ADAPTERS.settings = Field(default_factory=lambda: ADAPTERS["full"].Settings())
     forget: tuple[str, ...] = ("all",)
     trainable: tuple[str, ...] = ("*",)
-    steps: int = Count
-    batch_size: int = Field(16, ge=1)
+    steps: int = Field(ge=1, le=10_000_000)  # a hybrid's order of steps is a list
+    batch_size: Count = 16
     checkpoints: Checkpoints = Checkpoints()
     until: str | None = None
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @field_validator("task")
     @classmethod
@@ -162,7 +161,7 @@ def check(spec: TrialSpec) -> None:
     """
     optimizer = spec.optimizer
     if isinstance(optimizer, Hybrid.Settings) and optimizer.kind == "alternate" and 0 < optimizer.zo_ratio < 1:
-        zeroth = sum(layout(spec.steps, optimizer.zo_ratio, optimizer.block))
+        zeroth = zeroth_steps(spec.steps, optimizer.zo_ratio)
         if zeroth in (0, spec.steps):
             raise ValueError(
                 f"optimizer.zo_ratio: {optimizer.zo_ratio} of {spec.steps} steps is {zeroth} zeroth-order steps, so "
