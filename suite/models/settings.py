@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from suite.config.numbers import LARGEST
 from suite.config.settings import Settings
@@ -33,6 +34,25 @@ class TinyModel(Settings):
         return self
 
 
+def nameable(name: str) -> str:
+    """The name of a folder or of a model on the hub, as it is.
+
+    Raises:
+        ValueError: neither could have it.
+    """
+    if not name.strip():
+        raise ValueError("empty. Name a folder, tiny, or a hub id owner/model")
+    if max(map(len, name.encode().split(b"/"))) > 255 or len(name) > 4000:
+        raise ValueError(f"a name of {len(name)} characters, which is too long for a folder")
+    if name.startswith("~") and os.path.expanduser(name) == name:
+        raise ValueError(f"{name}: there is no such home folder. Name a folder, tiny, or a hub id owner/model")
+    return name
+
+
+CheckpointName = Annotated[str, AfterValidator(nameable)]
+"""A folder, or `owner/model` on the hub, optionally with `@revision`."""
+
+
 class ModelSpec(Settings):
     """The model before training on the task: `tiny`, made here, or a causal LM by path or hub id.
 
@@ -42,7 +62,7 @@ class ModelSpec(Settings):
             (`bare` for `tiny`).
     """
 
-    name: str = "tiny"
+    name: CheckpointName = "tiny"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     template: Template | None = None
     tiny: TinyModel = TinyModel()

@@ -16,8 +16,8 @@ from pydantic import Field, field_validator, model_validator
 from suite.adapters import ADAPTERS
 from suite.config.canonical import digest
 from suite.config.numbers import Count, Decay, Seed, Whole
-from suite.config.settings import Settings, nearest, parse, settings_in
-from suite.models.settings import ModelSpec
+from suite.config.settings import Settings, check_plain, nearest, parse, settings_in
+from suite.models.settings import CheckpointName, ModelSpec
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS
 from suite.optimizers.hybrid import Hybrid, zeroth_steps
@@ -41,13 +41,13 @@ class AnchorSpec(Settings):
     """
 
     source: Literal["trained", "published", "pretrained"] = "trained"
-    target: str | None = None
-    retrained: str | None = None
+    target: CheckpointName | None = None
+    retrained: CheckpointName | None = None
     epochs: Count | None = None
     lr: float | None = Field(None, gt=0)
     batch_size: Count = 16
     retain_limit: Count | None = None
-    retain_repeats: Count = 1
+    retain_repeats: int = Field(1, ge=1, le=1000)
     warmup: Whole = 20
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0)
@@ -218,6 +218,7 @@ def trial(data: Mapping[str, Any]) -> TrialSpec:
     Raises:
         SpecError: naming the key, the allowed values and the nearest match.
     """
+    check_plain(data)
     plain = named(TrialSpec, data)
     if isinstance(plain.get("anchors"), str):
         plain["anchors"] = {"source": plain["anchors"]}
@@ -235,6 +236,7 @@ def named(kind: type[Settings], data: Mapping[str, Any]) -> dict[str, Any]:
         if members and isinstance(plain.get(key), str):
             plain[key] = {"name": plain[key]}
         if isinstance(plain.get(key), Mapping):
-            chosen = section or members.get(plain[key].get("name", ""))
+            name = plain[key].get("name")
+            chosen = section or (members.get(name) if isinstance(name, str) else None)
             plain[key] = named(chosen, plain[key]) if chosen else dict(plain[key])
     return plain
