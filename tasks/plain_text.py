@@ -16,6 +16,8 @@ from typing import Any
 
 SHOWN = 60
 """Characters of a value in a message."""
+LINE = 200
+"""Characters of a word in a message, such as a path."""
 DIGITS = 100
 """Characters of the longest number. Python's own limit is 4,300, and a number of two lines is a mistake in any case."""
 DEPTH = 32
@@ -202,6 +204,11 @@ def shown(value: Any) -> str:
     if not text.isprintable():
         text = json.dumps(_cut(value), default=str)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def cut(text: str) -> str:
+    """A word that somebody typed, for messages: on one line, and not longer than one."""
+    return text if len(text) <= LINE and text.isprintable() else shown(text)
 
 
 def _cut(value: Any, depth: int = 4) -> Any:

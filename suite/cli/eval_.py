@@ -23,6 +23,7 @@ from suite.cli.checkpoint import (
     measure_from_options,
 )
 from suite.cli.common import STORE, EngineName, Json, StoreDir, console, number, print_json, table
+from tasks.plain_text import cut
 
 
 def eval_(
@@ -53,7 +54,7 @@ def eval_(
 
     store_folder(store)
     if split not in (*Split, BOTH_SPLITS):
-        raise SpecError(f"--split {split}: unknown (allowed: {', '.join((*Split, BOTH_SPLITS))})")
+        raise SpecError(f"--split {cut(split)}: unknown (allowed: {', '.join((*Split, BOTH_SPLITS))})")
     splits = list(Split) if split == BOTH_SPLITS else [split]
     if cross_check:
         _cross_check(

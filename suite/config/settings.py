@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -55,7 +56,7 @@ def parse(kind: type[S], data: Mapping[str, Any], prefix: str = "") -> S:
     """
     if not isinstance(data, Mapping):
         raise SpecError(f"{prefix.rstrip('.') or 'spec'}: a section is expected, keys with values, not {shown(data)}")
-    check_plain(data, prefix.rstrip("."))
+    check_plain(data, prefix)
     try:
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
@@ -64,23 +65,23 @@ def parse(kind: type[S], data: Mapping[str, Any], prefix: str = "") -> S:
         raise SpecError(_sentence(kind, worst, data, prefix)) from None
 
 
-def check_plain(value: Any, where: str = "", depth: int = 0) -> None:
+def check_plain(value: Any, prefix: str = "", where: str = "", depth: int = 0) -> None:
     """Check that a value can be written as canonical JSON.
 
     Args:
-        where: its key.
+        where: its key; `prefix` is what stands before it in messages.
 
     Raises:
         SpecError: naming the key of what cannot.
     """
-    key = where or "spec"
+    key = prefix + where if where else prefix.rstrip(".") or "spec"
     if isinstance(value, Mapping | list | tuple):
         if depth > DEPTH:
             raise SpecError(f"{key}: more than {DEPTH} sections or lists within each other")
         for name, below in value.items() if isinstance(value, Mapping) else enumerate(value):
             if isinstance(value, Mapping) and not isinstance(name, str):
                 raise SpecError(f"{key}: the key {shown(name)} is no text. Quote it")
-            check_plain(below, dotted(where, name), depth + 1)
+            check_plain(below, prefix, dotted(where, name), depth + 1)
     elif isinstance(value, str):
         try:
             check_characters(value)
@@ -109,9 +110,7 @@ def _plain(value: Any) -> Any:
 
 def _sentence(kind: type[Settings], error: ErrorDetails, data: Mapping[str, Any], prefix: str) -> str:
     loc, section, family = _locate(kind, error["loc"])
-    where = prefix.rstrip(".")
-    for name in loc:
-        where = dotted(where, name)
+    where = prefix + reduce(dotted, loc, "") if loc else prefix.rstrip(".")
     match error["type"]:
         case "extra_forbidden":
             allowed = list(section.model_fields) if section else []

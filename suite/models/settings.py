@@ -41,7 +41,7 @@ def nameable(name: str) -> str:
         ValueError: neither could have it.
     """
     if not name.strip():
-        raise ValueError("empty. Name a folder, tiny, or a hub id owner/model")
+        raise ValueError("is empty. Name a folder, tiny, or a hub id owner/model")
     if max(map(len, name.encode().split(b"/"))) > 255 or len(name) > 4000:
         raise ValueError(f"a name of {len(name)} characters, which is too long for a folder")
     if name.startswith("~") and os.path.expanduser(name) == name:

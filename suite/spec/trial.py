@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from suite.adapters import ADAPTERS
 from suite.config.canonical import digest
 from suite.config.numbers import Count, Decay, Seed, Whole
-from suite.config.settings import Settings, check_plain, nearest, parse, settings_in
+from suite.config.settings import Settings, check_plain, parse, settings_in
 from suite.models.settings import CheckpointName, ModelSpec
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS
@@ -24,6 +24,7 @@ from suite.optimizers.hybrid import Hybrid, zeroth_steps
 from suite.oracle.base import Grade, Order
 from suite.smoothing import SMOOTHINGS
 from tasks import TASKS
+from tasks.plain_text import cut
 
 
 class AnchorSpec(Settings):
@@ -103,7 +104,7 @@ class TrialSpec(Settings):
     optimizer: OPTIMIZERS.settings
     adapter: ADAPTERS.settings = Field(default_factory=lambda: ADAPTERS["full"].Settings())
     forget: tuple[str, ...] = ("all",)
-    trainable: tuple[str, ...] = ("*",)
+    trainable: tuple[str, ...] = Field(("*",), min_length=1)
     steps: int = Field(ge=1, le=10_000_000)  # a hybrid's order of steps is a list
     batch_size: Count = 16
     checkpoints: Checkpoints = Checkpoints()
@@ -114,7 +115,7 @@ class TrialSpec(Settings):
     @classmethod
     def _known_task(cls, task: str) -> str:
         if task not in TASKS:
-            raise ValueError(f"unknown: {task}.{nearest(task, TASKS)} (allowed: {', '.join(TASKS.titles)})")
+            raise ValueError(f"unknown: {cut(task)}.{TASKS.nearest(task)} (allowed: {', '.join(TASKS.titles)})")
         return task
 
     @model_validator(mode="after")

@@ -9,11 +9,7 @@ from typing import Any
 from suite.config.errors import SpecError
 from suite.spec.checkpoint_paths import check_found, seen_from_here
 from tasks import plain_yaml
-from tasks.plain_text import Unreadable, shown
-
-LONGEST = 200
-"""Characters of the longest word that a message repeats as it is."""
-
+from tasks.plain_text import Unreadable, cut, shown
 
 MOST_PARTS = 16
 """Parts of the longest key."""
@@ -81,11 +77,6 @@ def parse_value(text: str, key: str = "value") -> Any:
         return text
     except Unreadable as error:
         raise SpecError(f"{cut(key)}: {str(error).removeprefix('line 1: ')}") from None
-
-
-def cut(text: str) -> str:
-    """A word of the command line, for messages: on one line, and not longer than one."""
-    return text if len(text) <= LONGEST and text.isprintable() else shown(text)
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
