@@ -33,7 +33,7 @@ def text(value: Any) -> Any:
         try:
             check_characters(word)
         except ValueError as error:
-            raise SpecError(f"{error}. Rename it, or name it by another path") from None
+            raise SpecError(f"{error}. Names and settings are written in UTF-8") from None
         if not word:
             raise SpecError("an argument is empty: '' names nothing")
     return value

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from suite.config.errors import SpecError
 from tasks.expected import expected
 from tasks.files import nearest
-from tasks.plain_text import DEPTH, SHOWN, Unreadable, check_characters, shown
+from tasks.plain_text import DEPTH, SHOWN, Unreadable, check_characters, cut, shown
 
 
 class Settings(BaseModel):
@@ -60,8 +60,10 @@ def parse(kind: type[S], data: Mapping[str, Any], prefix: str = "") -> S:
     try:
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        # Only one error, the most informative one: an unknown key usually causes the others.
-        worst = min(error.errors(), key=lambda e: (e["type"] != "extra_forbidden", len(e["loc"])))
+        # Only the most informative error: an unknown key usually causes the others, and a bad value a list too short.
+        worst = min(
+            error.errors(), key=lambda e: (e["type"] != "extra_forbidden", e["type"] == "too_short", len(e["loc"]))
+        )
         raise SpecError(_sentence(kind, worst, data, prefix)) from None
 
 
@@ -131,9 +133,13 @@ def _sentence(kind: type[Settings], error: ErrorDetails, data: Mapping[str, Any]
         case "missing":
             return f"{where}: missing, and it has no default"
         case "value_error":
-            return f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
+            message = str(error["ctx"]["error"])
+            inside = section is not None and where and message.partition(":")[0] in section.model_fields
+            return f"{where}{'.' if inside else ': '}{message}" if where else message
         case _:
-            return f"{where}: {expected(error)}"
+            named = section is not None and "name" in section.model_fields and isinstance(error["input"], str)
+            hint = f". Write {where}.name={cut(error['input'])}" if named else ""
+            return f"{where}: {expected(error)}{hint}"
 
 
 def _at(data: Any, path: Sequence[str]) -> Any:
@@ -149,7 +155,10 @@ def nearest_key(key: str, known: Iterable[str], prefix: str = "") -> str:
     Args:
         prefix: of the known keys, for the message.
     """
-    keys = sorted(known, key=lambda one: one.count("."))
+    keys = sorted(known, key=lambda one: (one.count("."), one))
+    close = difflib.get_close_matches(key[:SHOWN], keys, n=1, cutoff=0.8) if "." in key else []
+    if close:
+        return f" Did you mean {prefix}{close[0]}?"
     last = key.rpartition(".")[2]
     same = [one for one in keys if one.rpartition(".")[2] == last and one != key]
     top = [one for one in same if one.count(".") == (same[0].count(".") if same else 0)]

@@ -13,6 +13,7 @@ from suite.config.numbers import Count
 from suite.config.settings import nearest
 from suite.engines.settings import EngineSettings
 from tasks import EXTRAS, TASKS
+from tasks.plain_text import shown
 from tasks.task import Split
 
 
@@ -37,11 +38,31 @@ class MeasureSpec(EngineSettings):
     """
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
-    splits: tuple[Split, ...] = (Split.TEST,)
+    splits: tuple[Split, ...] = Field((Split.TEST,), min_length=1)
     limit: Count | None = None
     also: tuple[str, ...] = ()
     match: float | None = Field(0.9, gt=0, le=1)
     landscape: tuple[Literal["barrier", "sharpness", "distance"], ...] = ()
+
+    @field_validator("attacks", mode="before")
+    @classmethod
+    def _a_set_or_a_list(cls, attacks: Any) -> Any:
+        if isinstance(attacks, str):
+            return attacks
+        if not isinstance(attacks, list | tuple):
+            raise ValueError(f"the name of a set or a list of attacks is expected, not {shown(attacks)}")
+        for index, one in enumerate(attacks):
+            if not isinstance(one, dict):
+                raise ValueError(f"{index}: a section is expected, e.g. {{name: rtn, bits: 4}}, not {shown(one)}")
+        return tuple(attacks)
+
+    @field_validator("also", "splits", "landscape")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ValueError(f"{name} is there twice. Keep one of them")
+        return names
 
     @field_validator("also")
     @classmethod

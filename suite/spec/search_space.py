@@ -156,7 +156,6 @@ def plan(data: Mapping[str, Any]) -> Plan:
     if space := parsed.search.space:
         for key, values in space.items():
             _dimension(key, values)
-        _check_known("space", space.keys() - possible_keys(), possible_keys())
     else:
         parsed.trials()
     return parsed
@@ -173,7 +172,7 @@ def _check_top(base: Mapping[str, Any]) -> None:
 
 
 def _check_axes(search: Any) -> None:
-    """Check that keys of a grid and of a space are written as one word, since a mapping there is a range of values."""
+    """Check the keys of a grid and of a space. Each is one word, since a mapping there is a range of values."""
     for kind in ("grid", "space"):
         axes = search.get(kind) if isinstance(search, Mapping) else None
         for key, values in axes.items() if isinstance(axes, Mapping) else ():
@@ -185,6 +184,8 @@ def _check_axes(search: Any) -> None:
                 )
             if values in ([], ()):
                 raise SpecError(f"search.{kind}.{dotted('', key)}: an empty list. Give it a value, or leave it out")
+        if kind == "space" and isinstance(axes, Mapping):
+            _check_known("space", axes.keys() - possible_keys(), possible_keys())
 
 
 def _check_known(kind: str, unknown: Iterable[str], known: Iterable[str]) -> None:
