@@ -171,7 +171,7 @@ def read(file: Path, blanks: bool = False) -> list[Row]:
     kind = "parquet" if file.suffix == ".parquet" else "text" if file.suffix == ".txt" else "json"
     try:
         return [Row(columns, f"{file}: row {index}") for index, columns in _columns(file, blanks)]
-    except (OSError, ValueError, RuntimeError) as error:  # pyarrow's errors are among them
+    except (OSError, ValueError, RuntimeError, TypeError, LookupError, MemoryError) as error:  # pyarrow raises them all
         raise TaskError(f"{file}: not readable as {kind}: {_first_line(error)}") from None
 
 

@@ -157,7 +157,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(node, ScalarNode):
                 raise
             kind = node.tag.rpartition(":")[2]
-            raise Unreadable(f"{_line(node)}: {shown(node.value)} is no {kind}, as which it is marked") from None
+            raise Unreadable(f"{_line(node)}: {shown(node.value)} cannot be read as {kind}") from None
         if isinstance(value, float) and not math.isfinite(value):
             raise Unreadable(f"{_line(node)}: {node.value[:SHOWN]} is not finite, and numbers are")
         return value

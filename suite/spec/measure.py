@@ -13,7 +13,7 @@ from suite.config.numbers import Count
 from suite.config.settings import nearest
 from suite.engines.settings import EngineSettings
 from tasks import EXTRAS, TASKS
-from tasks.plain_text import shown
+from tasks.plain_text import cut, shown
 from tasks.task import Split
 
 
@@ -61,7 +61,7 @@ class MeasureSpec(EngineSettings):
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for index, name in enumerate(names):
             if name in names[:index]:
-                raise ValueError(f"{name} is there twice. Keep one of them")
+                raise ValueError(f"{cut(name)} is there twice. Keep one of them")
         return names
 
     @field_validator("also")
@@ -69,7 +69,7 @@ class MeasureSpec(EngineSettings):
     def _known_extras(cls, also: tuple[str, ...]) -> tuple[str, ...]:
         for name in also:
             if name not in EXTRAS:
-                raise ValueError(f"unknown: {name}.{nearest(name, EXTRAS)} (allowed: {', '.join(EXTRAS)})")
+                raise ValueError(f"unknown: {cut(name)}.{nearest(name, EXTRAS)} (allowed: {', '.join(EXTRAS)})")
         return also
 
     def attacks_for(self, task: str, split: Split) -> tuple[Attack, ...]:
@@ -83,7 +83,7 @@ class MeasureSpec(EngineSettings):
             name = TASKS[task].official if self.attacks == "official" else self.attacks
             if name not in sets:
                 known = ", ".join(["official", *sets])
-                raise SpecError(f"measure.attacks: unknown set: {name}.{nearest(name, sets)} (allowed: {known})")
+                raise SpecError(f"measure.attacks: unknown set: {cut(name)}.{nearest(name, sets)} (allowed: {known})")
             chosen: Iterable[Mapping[str, Any]] = sets[name][split]
         else:
             chosen = self.attacks

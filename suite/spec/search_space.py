@@ -8,6 +8,7 @@ hybrid.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
@@ -241,7 +242,8 @@ def suggest(base: Mapping[str, Any], space: Mapping[str, Any], draw: optuna.Tria
             else:
                 value = draw.suggest_float(key, values.low, values.high, log=values.log)
         else:
-            value = draw.suggest_categorical(key, values)
+            with warnings.catch_warnings(action="ignore"):  # lists are no choices for a database, which is not used
+                value = draw.suggest_categorical(key, values)
         data = merged(data, nested(key, value))
     return data
 

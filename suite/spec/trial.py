@@ -188,7 +188,7 @@ def check(spec: TrialSpec) -> None:
         )
     if spec.until is not None:
         if not _UNTIL.fullmatch(spec.until):
-            raise ValueError(f"until: not understood: {spec.until}. Write knowledge<=0.2")
+            raise ValueError(f"until: not understood: {cut(spec.until)}. Write knowledge<=0.2")
         if spec.checkpoints.every is None:
             raise ValueError("until: is checked at intermediate checkpoints. Set checkpoints.every too")
     if spec.checkpoints.every is not None and spec.checkpoints.every > spec.steps:
