@@ -55,7 +55,13 @@ def split_override(text: str) -> tuple[str, Any]:
         raise SpecError(f"{cut(text)}: an override is written key=value, e.g. optimizer.lr=1e-4")
     if len(parts) > MOST_PARTS:
         raise SpecError(f"{cut(text)}: a key of {len(parts)} parts; no setting has so many")
-    return key, parse_value(value, key)
+    parsed = parse_value(value, key)
+    if parsed == value and value.lstrip().startswith(("[", "{")):
+        raise SpecError(
+            f"{cut(key)}: {cut(value)} is neither a list nor a section: brackets are not closed, or a text in it has to "
+            "be quoted, such as '*norm*'"
+        )
+    return key, parsed
 
 
 def parse_value(text: str, key: str = "value") -> Any:
