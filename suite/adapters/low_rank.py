@@ -101,6 +101,7 @@ def check_patterns(key: str, patterns: Sequence[str], names: Collection[str], wh
     """
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):
-            similar = get_close_matches(pattern.strip("*"), names, n=3, cutoff=0.4) or list(names)[:3]
-            there = ", ".join(similar) or "none"
+            by_part = {part: name for name in names for part in name.split(".")}
+            similar = get_close_matches(pattern.strip("*").rpartition(".")[2], by_part, n=3, cutoff=0.5)
+            there = ", ".join([by_part[part] for part in similar] or list(names)[:3]) or "none"
             raise SpecError(f"{key}: {shown(pattern)} matches no {what} of the model (there are {there}, ...)")

@@ -23,7 +23,6 @@ from suite.cli.checkpoint import (
     measure_from_options,
 )
 from suite.cli.common import STORE, EngineName, Json, StoreDir, console, number, print_json, table
-from tasks.plain_text import cut
 
 Attacks = Annotated[
     list[str] | None,
@@ -59,6 +58,7 @@ def attack(
     """Attack a checkpoint, and its anchors where they are named, and print the recovery under each attack."""
     from suite.config.errors import SpecError
     from suite.storage.location import store_folder
+    from tasks.plain_text import cut
     from tasks.task import Split
 
     store_folder(store)
@@ -113,6 +113,7 @@ def settings_of(text: str) -> dict[str, Any]:
     """
     from suite.config.errors import SpecError
     from suite.spec.yaml_file import parse_value
+    from tasks.plain_text import cut
 
     parts = _ATTACK.fullmatch(text.strip())
     pairs = [pair.partition("=") for pair in _BETWEEN.split(parts[2])] if parts and parts[2] else []

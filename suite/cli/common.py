@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tasks.plain_text import check_characters, cut
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -28,6 +26,7 @@ def text(value: Any) -> Any:
         SpecError: it is empty, or its bytes are not UTF-8, so that it could be neither shown nor stored.
     """
     from suite.config.errors import SpecError
+    from tasks.plain_text import check_characters
 
     for word in value if isinstance(value, list | tuple) else [] if value is None else [str(value)]:
         try:
@@ -104,6 +103,7 @@ def open_board(store: str, split: str) -> Board:
     from leaderboard.board.store import Board
     from suite.config.errors import SpecError
     from suite.storage.location import store_folder
+    from tasks.plain_text import cut
     from tasks.task import Split
 
     if split not in list(Split):

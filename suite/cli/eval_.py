@@ -23,7 +23,6 @@ from suite.cli.checkpoint import (
     measure_from_options,
 )
 from suite.cli.common import STORE, EngineName, Json, StoreDir, console, number, print_json, table
-from tasks.plain_text import cut
 
 
 def eval_(
@@ -50,6 +49,7 @@ def eval_(
     from suite.config.errors import SpecError
     from suite.evaluation.scoring import BOTH_SPLITS
     from suite.storage.location import store_folder
+    from tasks.plain_text import cut
     from tasks.task import Split
 
     store_folder(store)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from suite.cli.common import Json, print_json, table
-from tasks.plain_text import SHOWN, cut
 
 
 class Axis(StrEnum):
@@ -38,6 +37,7 @@ def ls(
 def _axis(named: str) -> Axis:
     from suite.config.errors import SpecError
     from tasks.files import nearest
+    from tasks.plain_text import SHOWN, cut
 
     if named not in list(Axis):
         raise SpecError(f"ls {cut(named)}: unknown.{nearest(named[:SHOWN], Axis)} (allowed: {', '.join(Axis)})")

@@ -20,8 +20,6 @@ from suite.cli.common import (
     print_json,
     read_plan,
 )
-from tasks.files import nearest
-from tasks.plain_text import cut
 
 if TYPE_CHECKING:
     from suite.spec.search_space import Plan
@@ -88,6 +86,8 @@ def sweep(
 def _check_search(search: str | None) -> None:
     """Check the value of `--search`."""
     from suite.config.errors import SpecError
+    from tasks.files import nearest
+    from tasks.plain_text import cut
 
     if search in ("random", "tpe"):
         raise SpecError(f"--search {search}: is a sampler of Optuna's. Use --search optuna search.sampler={search}")
@@ -101,6 +101,7 @@ def _search_override(grid: list[str] | None, trials: int | None) -> dict[str, An
     """`--grid` and `--trials` as settings that override the file's."""
     from suite.config.errors import SpecError
     from suite.spec.yaml_file import parse_value
+    from tasks.plain_text import cut
 
     search: dict[str, Any] = {}
     for axis in grid or ():

@@ -58,8 +58,8 @@ def split_override(text: str) -> tuple[str, Any]:
     parsed = parse_value(value, key)
     if parsed == value and value.lstrip().startswith(("[", "{")):
         raise SpecError(
-            f"{cut(key)}: {cut(value)} is neither a list nor a section: brackets are not closed, or a text in it has to "
-            "be quoted, such as '*norm*'"
+            f"{cut(key)}: {cut(value)} is neither a list nor a section: brackets are not closed, or a text in it has "
+            "to be quoted, such as '*norm*'"
         )
     return key, parsed
 
