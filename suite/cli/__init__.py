@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from suite.cli import attack, board, doctor, eval_, import_, ls, report, run, sweep, validate
+from suite.cli import attack, board, doctor, eval_, import_, ls, report, run, stopping, sweep, validate
+from suite.cli.stopping import Stopped, stopped_by_signals
 
 
 def _print_version(requested: bool) -> None:
@@ -53,23 +54,45 @@ FAILED = 1
 
 
 def main() -> None:
-    """Run the command. Exit codes: 0 done, 1 it ran and failed, 2 the request was wrong (usage, spec or data)."""
-    try:
+    """Run the command.
+
+    Exit codes: 0 done, 1 it ran and failed, 2 the request was wrong (usage, spec or data), 128 + N signal N stopped it
+    (130 after Ctrl-C).
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"  # processes that we start import nothing from the working directory
+    with stopped_by_signals():
         try:
-            app()
-        finally:
-            sys.stdout.flush()
-    except Exception as error:
-        code = _exit_code(error)
-        if isinstance(error, OSError) and not _stdout_works():
-            code = FAILED
-            if isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `head` does
-                raise SystemExit(code) from None
-            error = RuntimeError(f"standard output: not written, {error.strerror}. What to do: make room and run again")
-        if code is None:
-            raise
-        print(f"regrade: {error}", file=sys.stderr)
-        raise SystemExit(code) from None
+            try:
+                app()
+            finally:
+                sys.stdout.flush()
+        except Stopped as stopped:
+            raise _ended_by_signal(str(stopped)) from None
+        except (KeyboardInterrupt, SystemExit) as end:
+            if stopping.exit_code() is None:
+                raise
+            raise _ended_by_signal(f"{stopping.word()}. Nothing that was finished is lost") from end
+        except Exception as error:
+            raise _ended_by_error(error) from None
+
+
+def _ended_by_signal(message: str) -> SystemExit:
+    print(f"regrade: {message}", file=sys.stderr)
+    return SystemExit(stopping.exit_code())
+
+
+def _ended_by_error(error: Exception) -> SystemExit:
+    """Print an error whose message is enough. Another one is a bug of ours: it is raised again, with its traceback."""
+    code, message = _exit_code(error), str(error)
+    if isinstance(error, OSError) and not _stdout_works():
+        code = FAILED
+        if isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `head` does
+            return SystemExit(code)
+        message = f"standard output: not written, {error.strerror}. What to do: make room and run again"
+    if code is None:
+        raise error
+    print("\n".join([f"regrade: {message}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+    return SystemExit(code)
 
 
 def _stdout_works() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,10 +146,16 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 class Progress:
-    """A progress bar on a terminal, plain lines elsewhere; on standard error, so that standard output stays clean."""
+    """A progress bar on a terminal, plain lines elsewhere; on standard error, so that standard output stays clean.
 
-    def __init__(self, total: int) -> None:
+    Args:
+        total: trials that are expected to have an outcome.
+        on_count: called with the numbers of trials, done and expected, whenever one of them changes.
+    """
+
+    def __init__(self, total: int, on_count: Callable[[int, int], None] = lambda done, total: None) -> None:
         self.total, self.done, self.failed = total, 0, 0
+        self._on_count = on_count
         self.computed: dict[str, int] = {}
         self.reused: dict[str, int] = {}
         self.outcomes: list[Outcome] = []
@@ -165,6 +171,7 @@ class Progress:
             self._bar = Bar(*columns, console=self._console, transient=True)
             self._bar.start()
             self._task = self._bar.add_task("trials", total=self.total)
+        self._on_count(self.done, self.total)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -174,6 +181,7 @@ class Progress:
     def expect(self, total: int) -> None:
         """Set the total number of trials."""
         self.total = total
+        self._on_count(self.done, self.total)
         if self._bar:
             self._bar.update(self._task, total=total)
 
@@ -185,6 +193,7 @@ class Progress:
     def on_outcome(self, outcome: Outcome) -> None:
         """Count and show a finished trial."""
         self.done += 1
+        self._on_count(self.done, self.total)
         self.outcomes.append(outcome)
         self.failed += outcome.status == "failed"
         for total, added in ((self.computed, outcome.computed), (self.reused, outcome.reused)):
@@ -193,6 +202,11 @@ class Progress:
         self._console.print(f"[{self.done}/{self.total}] {_outcome_line(outcome)}", markup=False)
         if self._bar:
             self._bar.update(self._task, completed=self.done)
+
+    @property
+    def missing(self) -> int:
+        """Number of trials that have no outcome."""
+        return self.total - self.done
 
     def summary(self) -> str:
         computed, reused = sum(self.computed.values()), sum(self.reused.values())

@@ -15,6 +15,7 @@ from suite.cli.common import (
     print_json,
     read_plan,
 )
+from suite.cli.stopping import told_how_to_go_on
 
 
 def run(
@@ -40,7 +41,7 @@ def run(
         raise SpecError(f"{spec}: describes a search, not one trial. Use regrade sweep {spec}")
     preflight(trials, plan.measure, plan.runtime)
     root = Store(store).root
-    with Progress(1) as progress:
+    with Progress(1) as progress, told_how_to_go_on(progress):
         job = TrialJob(trials[0], plan.measure, plan.runtime, root)
         run_here([job], progress.on_outcome, lambda job, stage: progress.on_stage("trial", stage))
     (outcome,) = progress.outcomes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,9 +22,12 @@ from suite.cli.common import (
     print_json,
     read_plan,
 )
+from suite.cli.stopping import told_how_to_go_on, unfinished
+from suite.cli.supervised import supervised
 
 if TYPE_CHECKING:
     from suite.spec.search_space import Plan
+    from suite.spec.trial import TrialSpec
     from suite.storage.store import Store
 
 
@@ -51,10 +56,34 @@ def sweep(
     """Run every trial of a grid, or search a space with Optuna. What is in the store already is not run again."""
     from suite.config.errors import SpecError
     from suite.storage.location import store_folder
-    from suite.storage.store import Store
-    from suite.trials.preflight import preflight
 
-    store_folder(store)
+    if concurrency and runner is not Runner.RAY:
+        raise SpecError("--concurrency: trials run one at a time in this process. Use --runner ray")
+    with supervised() if runner is Runner.RAY else nullcontext(lambda done, total: None) as on_count:
+        from suite.storage.store import Store
+
+        store_folder(store)
+        plan = _plan(spec, overrides, grid, search, trials, engine)
+        results = Store(store)
+        with Progress(plan.search.trials or 0, on_count) as progress, told_how_to_go_on(progress):
+            if plan.search.space:
+                _run_search(plan, results, progress, runner, address, concurrency)
+            else:
+                _run_grid(plan, results, progress, runner, address, concurrency)
+        _print_end(progress, results, as_json)
+
+
+def _plan(
+    spec: Path,
+    overrides: list[str] | None,
+    grid: list[str] | None,
+    search: str | None,
+    trials: int | None,
+    engine: str | None,
+) -> Plan:
+    """The plan in the file, with the options' settings."""
+    from suite.config.errors import SpecError
+
     _check_search(search)
     plan = read_plan(spec, overrides, {**_search_override(grid, trials), **engine_override(engine)})
     if search == "optuna" and not plan.search.space:
@@ -64,22 +93,19 @@ def sweep(
         )
     if search == "grid" and plan.search.space:
         raise SpecError(f"--search grid: {spec} has a search.space. Leave it out, or use --search optuna")
-    if concurrency and runner is not Runner.RAY:
-        raise SpecError("--concurrency: trials run one at a time in this process. Use --runner ray")
-    results = Store(store)
-    with Progress(plan.search.trials or 0) as progress:
-        if plan.search.space:
-            _run_search(plan, results, progress, runner, address, concurrency)
-        else:
-            specs = plan.trials()
-            preflight(specs, plan.measure, plan.runtime, here=runner is Runner.LOCAL)
-            _run_grid(plan, specs, results, progress, runner, address, concurrency)
+    return plan
+
+
+def _print_end(progress: Progress, store: Store, as_json: bool) -> None:
     if as_json:
-        print_json({"trials": [vars(o) for o in progress.outcomes], "store": str(results.root)})
+        print_json({"trials": [vars(o) for o in progress.outcomes], "store": str(store.root)})
     else:
-        console().print(f"{progress.done} trials: {progress.summary()}. Board: {results.root / 'board'}")
+        console().print(f"{progress.done} trials: {progress.summary()}. Board: {store.root / 'board'}")
     if progress.failed:
         console(stderr=True).print(f"{progress.failed} failed; the same command runs them again")
+    if progress.missing:
+        console(stderr=True).print(unfinished(progress.done, progress.total))
+    if progress.failed or progress.missing:
         raise typer.Exit(1)
 
 
@@ -121,8 +147,19 @@ def _search_override(grid: list[str] | None, trials: int | None) -> dict[str, An
 
 
 def _run_grid(
+    plan: Plan, store: Store, progress: Progress, runner: Runner, address: str | None, concurrency: int | None
+) -> None:
+    """Run every trial of a grid, if all of them can be run."""
+    from suite.trials.preflight import preflight
+
+    specs = plan.trials()
+    preflight(specs, plan.measure, plan.runtime, here=runner is Runner.LOCAL or not address)
+    _run_trials(plan, specs, store, progress, runner, address, concurrency)
+
+
+def _run_trials(
     plan: Plan,
-    specs: list,
+    specs: list[TrialSpec],
     store: Store,
     progress: Progress,
     runner: Runner,
@@ -155,7 +192,7 @@ def _run_search(
     dev = plan.measure.model_copy(update={"splits": (Split.DEV,), "match": None})
     example = some_trial(plan)
     for measure in (dev, plan.measure):
-        preflight([example], measure, plan.runtime, here=runner is Runner.LOCAL)
+        preflight([example], measure, plan.runtime, here=runner is Runner.LOCAL or not address)
     if runner is Runner.RAY:
         from suite.runners.ray_tune import search_on_ray
 
@@ -170,8 +207,10 @@ def _run_search(
             progress.on_outcome,
             lambda job, stage: progress.on_stage(job.spec.optimizer.name, stage),
         )
+    if progress.missing:  # the best of a part is not the best, and the test split is looked at once
+        return
     finalists = best_trials(plan, progress.outcomes, store)
     if finalists:
         console(stderr=True).print(f"measuring the best {len(finalists)} on test")
         test = plan.model_copy(update={"measure": plan.measure.model_copy(update={"splits": (Split.TEST,)})})
-        _run_grid(test, finalists, store, progress, runner, address, concurrency)
+        _run_trials(test, finalists, store, progress, runner, address, concurrency)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
 from suite.cluster.placement import Resources
 from suite.config.errors import SpecError
@@ -17,6 +20,28 @@ CONNECT_TIMEOUT = 10.0
 """Seconds within which a cluster's head must accept a connection."""
 
 FORWARDED_VARIABLES = ("REGRADE_DATA", "HF_HUB_OFFLINE", "HF_HOME")
+
+
+class _OwnModules(JobConfig):
+    """A job whose workers import modules from where they are installed.
+
+    Ray would put this process's folder in front of their path: then a `tasks.py` in it, which may be anybody's, is
+    imported in place of ours. It does not do so for a job with a folder of its own.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
+
+
+@contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Context in which Ray does not replace this process's handler of SIGTERM, if it has one."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def connect(address: str | None = None, *, first_gpu: bool = True) -> None:
@@ -38,12 +63,13 @@ def connect(address: str | None = None, *, first_gpu: bool = True) -> None:
     else:
         local_options = {"include_dashboard": False, "num_cpus": os.cpu_count()}
     try:
-        with nullcontext() if first_gpu else _first_gpu_hidden():
+        with nullcontext() if first_gpu else _first_gpu_hidden(), _own_sigterm_handler():
             ray.init(
                 address=address or "local",
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level="CRITICAL",  # a lost worker is our message, not a traceback
                 runtime_env={"env_vars": variables},
+                job_config=_OwnModules(),
                 **local_options,
             )
     except ConnectionError as error:

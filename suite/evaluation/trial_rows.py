@@ -21,6 +21,9 @@ from tasks.task import Task
 
 Row = dict[str, Any]
 
+LONGEST_REASON = 2000
+"""Characters of an error message that a row keeps."""
+
 
 def trial_row(spec: TrialSpec, task: Task, anchors: Anchors, stages: Sequence[Artifact], numeric: Numeric) -> Row:
     """The row of a completed trial, from its unlearning stages."""
@@ -59,7 +62,9 @@ def trial_row(spec: TrialSpec, task: Task, anchors: Anchors, stages: Sequence[Ar
 
 def failed_row(spec: TrialSpec, error: BaseException) -> Row:
     """The row of a trial that ended in an error."""
-    return {**_identity(spec), "status": str(Status.FAILED), "reason": f"{type(error).__name__}: {error}"[:2000]}
+    # A lone surrogate, as in a file name that is no UTF-8, cannot be stored.
+    reason = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
+    return {**_identity(spec), "status": str(Status.FAILED), "reason": reason[:LONGEST_REASON]}
 
 
 def _identity(spec: TrialSpec) -> Row:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from leaderboard.board.files import BoardError
+from leaderboard.board.schema import Status
 from leaderboard.ranking.headlines import Headlines
-from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.evaluation.trial_rows import failed_row
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import TrialSpec
+from suite.storage.stages import StageStore
 from suite.storage.store import Store
-from suite.trials.run import TrialResult, run_trial
+from suite.trials.run import run_trial
 from tasks.task import Split
 
 
@@ -45,10 +44,10 @@ class Outcome:
     label: str
     status: str
     reason: str | None
-    headlines: dict[str, dict[str, float | None]]
-    computed: dict[str, int]
-    reused: dict[str, int]
-    seconds: float
+    headlines: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    computed: dict[str, int] = field(default_factory=dict)
+    reused: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def objective(self, name: str) -> float:
         """A headline on dev for a search to maximise: always finite; 0, the worst value, where it is null."""
@@ -61,18 +60,17 @@ OnOutcome = Callable[[Outcome], None]
 
 
 def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None) -> Outcome:
-    """Run a job. A failure becomes its outcome; only errors that would also stop every later trial are raised.
+    """Run a job. Whatever goes wrong in it becomes its row and its outcome, so that the other trials go on.
 
     Raises:
-        SpecError: the spec itself is wrong.
-        BoardError: the board cannot be written to.
+        KeyboardInterrupt: a signal stopped the process.
     """
     started = time.perf_counter()
-    store = Store(job.store)
-    result: TrialResult | None = None
-    reason: str | None = None
+    stages: StageStore | None = None
     try:
-        with store.stages.leases.hold(lease_name(job.spec)):
+        store = Store(job.store)
+        stages = store.stages
+        with stages.leases.hold(lease_name(job.spec)):
             result = run_trial(
                 job.spec,
                 store,
@@ -80,27 +78,38 @@ def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None)
                 runtime=job.runtime,
                 on_stage=lambda stage, rows: on_stage(stage),
             )
-    except (SpecError, BoardError):
+        outcome = Outcome(
+            trial=job.spec.id,
+            label=label(job.spec),
+            status=result.row["status"],
+            reason="; ".join(filter(None, [result.row["reason"], *result.failures])) or None,
+            headlines={str(split): _numbers(result.headlines(split)) for split in job.measure.splits},
+        )
+    except KeyboardInterrupt:
         raise
-    except Exception as error:  # a failed trial becomes a row; the other trials go on
-        reason = f"{type(error).__name__}: {error}"
-        with suppress(BoardError):
-            store.board.append("trials", [failed_row(job.spec, error)])
-    return Outcome(
-        trial=job.spec.id,
-        label=label(job.spec),
-        status=result.row["status"] if result else "failed",
-        reason="; ".join(filter(None, [result.row["reason"], *result.failures])) or None if result else reason,
-        headlines={str(s): _numbers(result.headlines(s)) for s in job.measure.splits} if result else {},
-        computed={kind: len(keys) for kind, keys in store.stages.computed.items()},
-        reused={kind: len(keys) for kind, keys in store.stages.reused.items()},
+    except BaseException as error:  # SystemExit of a library and panics of extensions in Rust are no `Exception`
+        outcome = failed(job, error)
+    return replace(
+        outcome,
+        computed={kind: len(keys) for kind, keys in stages.computed.items()} if stages else {},
+        reused={kind: len(keys) for kind, keys in stages.reused.items()} if stages else {},
         seconds=time.perf_counter() - started,
     )
 
 
+def failed(job: TrialJob, error: BaseException) -> Outcome:
+    """The outcome of a trial that ended in an error, which is put on the board as its row."""
+    reason = failed_row(job.spec, error)["reason"]
+    try:
+        Store(job.store).board.append("trials", [failed_row(job.spec, error)])
+    except Exception as unwritten:
+        reason += f". Its row is not on the board: {unwritten}"
+    return Outcome(job.spec.id, label(job.spec), str(Status.FAILED), reason)
+
+
 def refused(reason: str) -> Outcome:
     """The outcome of a search's draw that is not a valid trial."""
-    return Outcome("", "not a trial", "refused", reason, {}, {}, {}, 0.0)
+    return Outcome("", "not a trial", "refused", reason)
 
 
 def lease_name(spec: TrialSpec) -> str:

@@ -14,25 +14,27 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune.error import TuneError
 from ray.tune.search.optuna import OptunaSearch
 
 from suite.cluster.connection import connected
 from suite.cluster.placement import Placement, plan_placement
-from suite.config.errors import SpecError
+from suite.config.errors import EngineError, SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import parse
 from suite.engines.choosing import pool_resources
-from suite.runners.base import OnOutcome, Outcome, TrialJob, refused, run_one
+from suite.runners.base import OnOutcome, Outcome, TrialJob, failed, label, refused, run_one
 from suite.runners.search import sampler
 from suite.spec.measure import MeasureSpec
 from suite.spec.search_space import Plan, suggest
-from suite.spec.trial import trial
+from suite.spec.trial import TrialSpec, trial
 from suite.spec.yaml_file import merged, nested
 
 RESTARTS = 2
@@ -43,10 +45,20 @@ def run_on_ray(
     jobs: Sequence[TrialJob], on_outcome: OnOutcome, *, address: str | None, concurrency: int | None
 ) -> None:
     """Run every job on the cluster at `address`, or on a Ray of this machine alone."""
-    specs = [json.dumps(job.spec.canonical) for job in jobs]
     with _cluster(address, jobs[0]) as placement:
-        config = tune.TuneConfig(max_concurrent_trials=concurrency or placement.trials, reuse_actors=True)
-        _fit(jobs[0], {"spec": tune.grid_search(specs)}, config, (), on_outcome, placement)
+        _run(jobs, on_outcome, placement, concurrency)
+
+
+def _run(jobs: Sequence[TrialJob], on_outcome: OnOutcome, placement: Placement, concurrency: int | None) -> None:
+    """Run every job, and those again that Tune gave up before they had lost enough workers.
+
+    Tune does so where a trial is to start on a worker of a node that was lost a moment ago.
+    """
+    for last in (*[False] * RESTARTS, True):
+        if jobs:
+            config = tune.TuneConfig(max_concurrent_trials=concurrency or placement.trials, reuse_actors=True)
+            specs = [json.dumps(job.spec.canonical) for job in jobs]
+            jobs = _fit(jobs[0], {"spec": tune.grid_search(specs)}, config, (), on_outcome, placement, last=last)
 
 
 def search_on_ray(
@@ -73,7 +85,8 @@ def search_on_ray(
             max_concurrent_trials=concurrency or placement.trials,
             reuse_actors=True,
         )
-        _fit(template, None, config, names, on_outcome, placement)
+        lost = _fit(template, None, config, names, on_outcome, placement)
+        _run(lost, on_outcome, placement, concurrency)
 
 
 class DefineByRunSpace:
@@ -91,13 +104,16 @@ class DefineByRunSpace:
 def _cluster(address: str | None, template: TrialJob) -> Iterator[Placement]:
     """Connect to the cluster and place trials and engines on it. The engines' resources are reserved already.
 
+    Ray prints what its processes report on standard output, which is for results; its log files have it too.
+
     Raises:
         SpecError: no cluster at the address, or one on which no trial fits.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our rows are the log
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    with connected(address) as resources:
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would return from Ctrl-C as if every trial were done
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), connected(address) as resources:
         placement = plan_placement(resources, pool_resources(template.measure), template.runtime)
         if placement.pool.engines:
             from suite.engines.vllm.pool import open_pool
@@ -119,11 +135,24 @@ def _fit(
     objectives: Sequence[str],
     on_outcome: OnOutcome,
     placement: Placement,
-) -> None:
+    last: bool = False,
+) -> list[TrialJob]:
+    """Run trials with Tune.
+
+    Args:
+        last: whether every lost trial has failed, however many workers it had.
+
+    Returns:
+        Jobs without an outcome, which are to be run again.
+
+    Raises:
+        EngineError: Ray cannot go on.
+    """
     context = {
         "measure": template.measure.changed(),
         "runtime": template.runtime.changed(),
         "store": str(template.store),
+        "folder": os.getcwd(),
         "objectives": list(objectives),
     }
     trainable = tune.with_resources(
@@ -133,7 +162,7 @@ def _fit(
 
     folder = template.store / "ray"
     name = uuid.uuid4().hex[:12]
-    _LISTENERS[name] = on_outcome
+    listener = _LISTENERS[name] = _Listener(template, on_outcome, last)
     tuner = tune.Tuner(
         trainable,
         param_space=space,
@@ -148,12 +177,52 @@ def _fit(
     )
     try:
         tuner.fit()
+    except (RayError, TuneError, ConnectionError) as error:
+        cause = error.__cause__ or error  # Tune's own words are about how to go on with Tune
+        raise EngineError(f"Ray broke off the sweep, {type(cause).__name__}: {_on_one_line(str(cause))}") from error
     finally:
         del _LISTENERS[name]
-    shutil.rmtree(folder / name, ignore_errors=True)  # all results are in the stages and on the board
+        shutil.rmtree(folder / name, ignore_errors=True)  # all results are in the stages and on the board
+    return listener.again
 
 
-_LISTENERS: dict[str, OnOutcome] = {}
+@dataclass
+class _Listener:
+    """Takes the outcomes of an experiment.
+
+    Attributes:
+        template: any of its jobs.
+        last: whether every lost trial has failed.
+        again: lost trials that are to be run again.
+        known: Tune's ids of the trials that have an outcome. A worker may be lost after it has sent one.
+    """
+
+    template: TrialJob
+    on_outcome: OnOutcome
+    last: bool
+    again: list[TrialJob] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
+
+    def take(self, tune_id: str, outcome: Outcome) -> None:
+        if tune_id not in self.known:
+            self.known.add(tune_id)
+            self.on_outcome(outcome)
+
+    def lost(self, tune_id: str, config: Mapping[str, Any], workers: int, cause: str) -> None:
+        """A trial was lost with so many workers. None of them could write its row, so this process does."""
+        try:
+            job = replace(self.template, spec=_spec(config))
+        except SpecError as error:
+            return self.take(tune_id, refused(str(error)))
+        if tune_id in self.known:
+            return None
+        if workers <= RESTARTS and not self.last:
+            return self.again.append(job)
+        lost = WorkerLost(f"{workers} worker{'s were' if workers > 1 else ' was'} lost while running it. {cause}")
+        return self.take(tune_id, failed(job, lost))
+
+
+_LISTENERS: dict[str, _Listener] = {}
 """Listeners by experiment, not in the callback: Tune pickles its callbacks, and a terminal cannot be pickled."""
 
 
@@ -165,13 +234,31 @@ class OutcomeCallback(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         if "outcome" in result:
-            _LISTENERS[self.experiment](Outcome(**json.loads(result["outcome"])))
+            _LISTENERS[self.experiment].take(trial.trial_id, Outcome(**json.loads(result["outcome"])))
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        print(f"{_label(trial.config)}: its worker was lost; the trial is started again", file=sys.stderr)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        file = trial.error_file
-        reason = " ".join(Path(file).read_text().split())[-300:] if file else "no reason given"
-        lost = Outcome("", str(trial), "failed", f"its worker was lost: {reason}", {}, {}, {}, 0.0)
-        _LISTENERS[self.experiment](lost)
+        cause = Path(trial.error_file).read_text() if trial.error_file else "Ray gives no reason"
+        workers = trial.run_metadata.num_failures
+        _LISTENERS[self.experiment].lost(trial.trial_id, trial.config, workers, _on_one_line(cause))
+
+
+def _label(config: Mapping[str, Any]) -> str:
+    try:
+        return label(_spec(config))
+    except SpecError:
+        return "a draw"
+
+
+class WorkerLost(RuntimeError):
+    """The process or the machine of a trial ended, and so did those on which it was started again."""
+
+
+def _on_one_line(report: str) -> str:
+    """The end of a report of Ray's."""
+    return " ".join(report.split())[-300:]
 
 
 def _trainable(config: Mapping[str, Any], context: Mapping[str, Any]) -> None:
@@ -182,16 +269,14 @@ def _trainable(config: Mapping[str, Any], context: Mapping[str, Any]) -> None:
 
 
 def _outcome(config: Mapping[str, Any], context: Mapping[str, Any]) -> Outcome:
-    if "spec" in config:
-        data = json.loads(config["spec"])
-    else:
-        data = json.loads(config["base"])
-        for key in sorted(config.keys() - {"base"}, key=lambda key: not key.endswith(".name")):
-            data = merged(data, nested(key, config[key]))
+    with suppress(OSError):  # relative paths in a spec are those of the process that leads the sweep
+        os.chdir(context["folder"])
     try:
-        spec = trial(data)
-    except SpecError as error:  # the drawn settings are valid one by one but not together
-        return refused(str(error))
+        spec = _spec(config)
+    except SpecError as error:
+        if "spec" not in config:  # the drawn settings are valid one by one but not together
+            return refused(str(error))
+        return Outcome("", "not run", "failed", f"this machine has another version of regrade: {error}")
     job = TrialJob(
         spec,
         parse(MeasureSpec, context["measure"], "measure."),
@@ -199,3 +284,17 @@ def _outcome(config: Mapping[str, Any], context: Mapping[str, Any]) -> Outcome:
         Path(context["store"]),
     )
     return run_one(job)
+
+
+def _spec(config: Mapping[str, Any]) -> TrialSpec:
+    """The trial of a configuration: its spec, or the base of a search with the settings that were drawn.
+
+    Raises:
+        SpecError: the settings are not valid together.
+    """
+    if "spec" in config:
+        return trial(json.loads(config["spec"]))
+    data = json.loads(config["base"])
+    for key in sorted(config.keys() - {"base"}, key=lambda key: not key.endswith(".name")):
+        data = merged(data, nested(key, config[key]))
+    return trial(data)

@@ -37,9 +37,10 @@ def search_here(
         draw = study.ask()
         try:
             job = make_job(plan.suggested(draw))
-            outcome = run_one(job, lambda stage, job=job: on_stage(job, stage))
         except SpecError as error:  # the drawn settings are valid one by one but not together
             outcome = refused(str(error))
+        else:
+            outcome = run_one(job, lambda stage, job=job: on_stage(job, stage))
         study.tell(draw, [outcome.objective(name) for name in plan.search.maximize])
         on_outcome(outcome)
 
