@@ -15,9 +15,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
+from tasks.plain_text import Unreadable, check_ordinary, check_value, json_array, json_value, read_text, shown
 from tasks.task import TaskError
 
 VARIABLE = "REGRADE_DATA"
@@ -130,11 +132,31 @@ class Source:
         raise AssertionError("a table has at least one split")
 
 
+def data_root() -> Path | None:
+    """The directory that `REGRADE_DATA` names; None where it is not set.
+
+    Raises:
+        TaskError: it is set, and there is no such directory.
+    """
+    if not (named := os.environ.get(VARIABLE)):
+        return None
+    root = os.path.expanduser(named)
+    if not os.path.isdir(root):
+        raise TaskError(
+            f"{VARIABLE}: {named} is no folder. Set it to the directory that holds the data sets, or unset it to read "
+            "them from the hub"
+        )
+    return Path(root)
+
+
 def mirror(*names: str) -> Path | None:
-    """The first of these folders that exists under `REGRADE_DATA`, or None."""
-    root = os.environ.get(VARIABLE)
-    folders = [Path(root).expanduser() / name for name in names] if root else []
-    return next((folder for folder in folders if folder.is_dir()), None)
+    """The first of these folders that exists under `REGRADE_DATA`, or None.
+
+    Raises:
+        TaskError: `REGRADE_DATA` names no directory.
+    """
+    root = data_root()
+    return next((root / name for name in names if os.path.isdir(root / name)), None) if root else None
 
 
 def read(file: Path, blanks: bool = False) -> list[Row]:
@@ -149,7 +171,7 @@ def read(file: Path, blanks: bool = False) -> list[Row]:
     kind = "parquet" if file.suffix == ".parquet" else "text" if file.suffix == ".txt" else "json"
     try:
         return [Row(columns, f"{file}: row {index}") for index, columns in _columns(file, blanks)]
-    except (OSError, ValueError, RuntimeError) as error:  # pyarrow's errors are among them
+    except (OSError, ValueError, RuntimeError, TypeError, LookupError, MemoryError) as error:  # pyarrow raises them all
         raise TaskError(f"{file}: not readable as {kind}: {_first_line(error)}") from None
 
 
@@ -177,7 +199,7 @@ def _files(folder: Path, config: str, split: str, alone: bool) -> list[Path]:
     names = [f"{config}/{split}", f"{config}_{split}", *([config] if alone else [])]
     for name in names:
         for suffix in SUFFIXES:
-            if (file := folder / f"{name}{suffix}").is_file():
+            if os.path.lexists(file := folder / f"{name}{suffix}"):
                 return [file]
     return sorted((folder / config).rglob("*.parquet")) if alone else []
 
@@ -187,33 +209,34 @@ def _columns(file: Path, blanks: bool) -> Iterator[tuple[int, Mapping[str, Any]]
     if file.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        yield from enumerate(pq.ParquetFile(file).read().to_pylist())
+        check_ordinary(file)
+        yield from _numbered(iter(pq.ParquetFile(file).read().to_pylist()))
         return
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
     if file.suffix == ".txt":
         lines = text.removesuffix("\n").split("\n") if text else []
-        yield from ((index, {"text": line}) for index, line in enumerate(lines) if blanks or line.strip())
+        yield from (row for row in _numbered(iter(lines)) if blanks or row[1]["text"].strip())
     elif text.lstrip().startswith("["):
-        yield from ((index, _mapping(row, index)) for index, row in enumerate(json.loads(text)))
+        yield from _numbered(json_array(text))
     else:
         # Not splitlines: JSON strings may contain other line separators unescaped.
-        written = enumerate(line for line in text.split("\n") if line.strip())
-        yield from ((index, _mapping(_line(line, index), index)) for index, line in written)
+        yield from _numbered(map(json_value, (line for line in text.split("\n") if line.strip())))
 
 
-def _line(line: str, index: int) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"row {index}: {error}") from None
-
-
-def _mapping(value: Any, index: int) -> Mapping[str, Any]:
-    if isinstance(value, str):
-        return {"text": value}
-    if not isinstance(value, dict):
-        raise ValueError(f"row {index}: columns by their names are expected, not {value!r}")
-    return value
+def _numbered(values: Iterator[Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Values as rows with their numbers, by which an error is named."""
+    for index in count():
+        try:
+            value = next(values)
+            check_value(value)
+            row = {"text": value} if isinstance(value, str) else value
+            if not isinstance(row, dict):
+                raise Unreadable(f"columns by their names are expected, not {shown(value)}")
+        except StopIteration:
+            return
+        except Unreadable as error:
+            raise Unreadable(f"row {index}: {error}") from None
+        yield index, row
 
 
 def _checked(row: Row, text: Sequence[str], blank: Sequence[str], lists: Mapping[str, int], choices: int | None) -> Row:
@@ -265,4 +288,4 @@ def _texts(row: Row, column: str, count: int, blank: bool = False) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    return (getattr(error, "strerror", None) or str(error)).strip().partition("\n")[0]

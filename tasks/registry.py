@@ -7,14 +7,17 @@ any well-formed name is accepted, and one without data is refused when the task 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.files import nearest
 from tasks.task import TaskEntry
 
 MEMBER = re.compile(r"\w[\w .,'&()-]*")
 """Allowed names of members: never a path."""
+LONGEST = 100
+"""Characters of a name that are compared with known names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class Family:
     member: str
     summary: str
     entry: Callable[[str], TaskEntry]
+    members: Callable[[], Sequence[str]] = tuple
+    """Members whose data is at hand, for messages."""
 
     @property
     def title(self) -> str:
@@ -49,9 +54,23 @@ class TaskRegistry(dict[str, TaskEntry]):
         """The listed entries and the families, for messages."""
         return [*self, *(family.title for family in self.families.values())]
 
+    def nearest(self, name: str) -> str:
+        """` Did you mean custom/islands?`, or an empty text when no task is similar.
+
+        A name is similar if a part of it is: whoever writes `locuslab/TOFU` means `tofu/...`, `islands` a folder.
+        """
+        known = [*self, *(f"{family.name}/{one}" for family in self.families.values() for one in family.members())]
+        if close := nearest(name.lower()[:LONGEST], known):
+            return close
+        for part in reversed(name.lower()[:LONGEST].split("/")):
+            ends = [one for one in known if part and part in one.lower().split("/")]
+            if ends or (close := nearest(part, known)):
+                return f" Did you mean {ends[0]}?" if ends else close
+        return ""
+
     def __missing__(self, name: str) -> TaskEntry:
         family, _, member = name.partition("/")
-        if family not in self.families or not MEMBER.fullmatch(member):
+        if family not in self.families or len(member) > LONGEST or not MEMBER.fullmatch(member):
             raise KeyError(name)
         return self.families[family].entry(member)
 

@@ -7,7 +7,7 @@ from suite.adapters.bounded import Bounded
 from suite.adapters.lora import LoRA
 from suite.config.registry import Registry
 
-__all__ = ["ADAPTERS", "Adapter", "AdapterSettings", "lora"]
+__all__ = ["ADAPTERS", "Adapter", "AdapterSettings", "lora", "low_rank"]
 
 ADAPTERS: Registry[type[Adapter]] = Registry(
     "adapter",

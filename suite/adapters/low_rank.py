@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from suite.adapters.base import Adapter, AdapterSettings, LazyWeights
 from suite.config.errors import SpecError
+from suite.config.numbers import Few
 from suite.oracle.base import Tensors
+from tasks.plain_text import shown
 
 
 class LowRankSettings(AdapterSettings):
@@ -24,7 +27,7 @@ class LowRankSettings(AdapterSettings):
             share its weight with the embeddings.
     """
 
-    rank: int = Field(8, ge=1)
+    rank: Few = 8
     targets: tuple[str, ...] = Field(("*",), min_length=1)
 
     @field_validator("targets", mode="before")
@@ -79,12 +82,26 @@ def linear_layers(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Lin
     """Linear layers whose names match one of the patterns, without the output layer.
 
     Raises:
-        SpecError: there is none.
+        SpecError: a pattern matches none.
     """
     head = model.get_output_embeddings()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    matching = {name: layer for name, layer in layers.items() if any(fnmatch(name, pattern) for pattern in patterns)}
-    if not matching:
-        some = ", ".join(list(layers)[:3]) or "none"
-        raise SpecError(f"adapter.targets: {list(patterns)} matches no linear layer (there are {some}, ...)")
-    return matching
+    check_patterns("adapter.targets", patterns, layers, "linear layer")
+    return {name: layer for name, layer in layers.items() if any(fnmatch(name, pattern) for pattern in patterns)}
+
+
+def check_patterns(key: str, patterns: Sequence[str], names: Collection[str], what: str) -> None:
+    """Check that each pattern matches a name.
+
+    Args:
+        what: what the names are of, for the message.
+
+    Raises:
+        SpecError: one matches nothing, which is likely mistyped.
+    """
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in names):
+            by_part = {part: name for name in names for part in name.split(".")}
+            similar = get_close_matches(pattern.strip("*").rpartition(".")[2], by_part, n=3, cutoff=0.5)
+            there = ", ".join([by_part[part] for part in similar] or list(names)[:3]) or "none"
+            raise SpecError(f"{key}: {shown(pattern)} matches no {what} of the model (there are {there}, ...)")

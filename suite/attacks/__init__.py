@@ -30,6 +30,7 @@ from suite.attacks.weights.weight_noise import WeightNoise
 from suite.config.errors import SpecError
 from suite.config.registry import Registry
 from suite.config.settings import parse
+from tasks.plain_text import shown
 
 __all__ = ["ATTACKS", "Attack", "AttackContext", "Subject", "attack", "weights"]
 
@@ -69,7 +70,9 @@ def attack(settings: Mapping[str, Any]) -> Attack:
     Raises:
         SpecError: unknown attack or setting.
     """
-    if "name" not in settings:
-        raise SpecError(f"attacks: name: missing (allowed: {', '.join(ATTACKS)})")
-    kind = ATTACKS[settings["name"]]
-    return kind(parse(kind.Settings, settings, f"attacks.{settings['name']}."))
+    name = settings.get("name")
+    if not isinstance(name, str):
+        what = "missing" if name is None else f"text is expected, not {shown(name)}"
+        raise SpecError(f"attacks: name: {what} (allowed: {', '.join(ATTACKS)})")
+    kind = ATTACKS[name]
+    return kind(parse(kind.Settings, settings, f"attacks.{name}."))

@@ -18,6 +18,7 @@ from suite.cli.checkpoint import (
     TemplateName,
     TensorParallel,
     Threads,
+    check_task,
     engine_settings,
     measure_from_options,
 )
@@ -55,9 +56,15 @@ def attack(
     as_json: Json = False,
 ) -> None:
     """Attack a checkpoint, and its anchors where they are named, and print the recovery under each attack."""
+    from suite.config.errors import SpecError
     from suite.storage.location import store_folder
+    from tasks.plain_text import cut
+    from tasks.task import Split
 
     store_folder(store)
+    if split not in list(Split):
+        raise SpecError(f"--split {cut(split)}: unknown (allowed: {', '.join(Split)})")
+    check_task(task)
     chosen: Any = [settings_of(text) for text in attacks] if attacks else attack_set
     result = measure_from_options(
         checkpoint,
@@ -106,9 +113,17 @@ def settings_of(text: str) -> dict[str, Any]:
     """
     from suite.config.errors import SpecError
     from suite.spec.yaml_file import parse_value
+    from tasks.plain_text import cut
 
     parts = _ATTACK.fullmatch(text.strip())
     pairs = [pair.partition("=") for pair in _BETWEEN.split(parts[2])] if parts and parts[2] else []
-    if not parts or not all(equals for _, equals, _ in pairs):
-        raise SpecError(f"--attack {text}: not understood. Write name[key=value,...], e.g. rtn[bits=4,per=channel]")
-    return {"name": parts[1]} | {key.strip(): parse_value(value) for key, _, value in pairs}
+    if not parts or not all(key.strip() and equals for key, equals, _ in pairs):
+        raise SpecError(
+            f"--attack {cut(text)}: not understood. Write name[key=value,...], e.g. rtn[bits=4,per=channel]"
+        )
+    settings: dict[str, Any] = {"name": parts[1]}
+    for key, _, value in pairs:
+        if key.strip() in settings:
+            raise SpecError(f"--attack {cut(text)}: {key.strip()} is there twice. Keep one of them")
+        settings[key.strip()] = parse_value(value, f"--attack {parts[1]}: {key.strip()}")
+    return settings

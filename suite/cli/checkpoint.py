@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from suite.cli.common import text
+
 if TYPE_CHECKING:
     from suite.trials.given_checkpoint import CheckpointResult
 
-CheckpointName = Annotated[str, typer.Argument(help="Folder, or hub id owner/model\\[@revision].", show_default=False)]
+CheckpointName = Annotated[
+    str, typer.Argument(help="Folder, or hub id owner/model\\[@revision].", show_default=False, callback=text)
+]
 TaskName = Annotated[str, typer.Option("--task", help="The task to evaluate on.", show_default=False)]
-Anchor = Annotated[str | None, typer.Option(help="Checkpoint to compare with, where a metric does.")]
+Anchor = Annotated[str | None, typer.Option(help="Checkpoint to compare with, where a metric does.", callback=text)]
 Limit = Annotated[int | None, typer.Option(help="Questions per probe and split, the first ones.", min=1)]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 TemplateName = Annotated[str | None, typer.Option(help="bare, plain or chat; the tokenizer's own by default.")]
@@ -34,11 +38,22 @@ def engine_settings(engine: str | None, tensor_parallel: int) -> dict[str, Any]:
 def check_task(task: str) -> None:
     """Raise SpecError where there is no such task."""
     from suite.config.errors import SpecError
-    from suite.config.settings import nearest
     from tasks import TASKS
+    from tasks.plain_text import cut
 
     if task not in TASKS:
-        raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (see: regrade ls tasks)")
+        known = ", ".join(TASKS.titles)
+        raise SpecError(f"--task {cut(task)}: unknown.{TASKS.nearest(task)} (allowed: {known}; see regrade ls tasks)")
+
+
+def _check_name(key: str, name: str | None) -> None:
+    from suite.config.errors import SpecError
+    from suite.models.settings import nameable
+
+    try:
+        nameable(name or "tiny")
+    except ValueError as error:
+        raise SpecError(f"{key}: {error}") from None
 
 
 def measure_from_options(
@@ -64,6 +79,8 @@ def measure_from_options(
     from suite.trials.given_checkpoint import measure_checkpoint
 
     check_task(task)
+    for key, name in {"checkpoint": checkpoint, **{f"--{subject}": path for subject, path in anchors.items()}}.items():
+        _check_name(key, name)
     return measure_checkpoint(
         checkpoint,
         task,

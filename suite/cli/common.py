@@ -18,13 +18,50 @@ if TYPE_CHECKING:
     from suite.runners import Outcome
     from suite.spec.search_space import Plan
 
-Spec = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False)]
+
+def text(value: Any) -> Any:
+    """A word of the command line as it is; for callbacks of options.
+
+    Raises:
+        SpecError: it is empty, or its bytes are not UTF-8, so that it could be neither shown nor stored.
+    """
+    from suite.config.errors import SpecError
+    from tasks.plain_text import check_characters
+
+    for word in value if isinstance(value, list | tuple) else [] if value is None else [str(value)]:
+        try:
+            check_characters(word)
+        except ValueError as error:
+            raise SpecError(f"{error}. Names and settings are written in UTF-8") from None
+        if not word:
+            raise SpecError("an argument is empty: '' names nothing")
+    return value
+
+
+def folder(value: str) -> str:
+    """The value of `--store`, checked like `text`."""
+    from suite.config.errors import SpecError
+
+    if not value.strip():
+        raise SpecError("--store: is empty. Name a folder, or leave the option out for ./store")
+    return text(value)
+
+
+Spec = Annotated[Path, typer.Argument(help="Spec file (YAML).", show_default=False, callback=text)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file's: optimizer.lr=1e-4"),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings that override the file's: optimizer.lr=1e-4", callback=text
+    ),
 ]
 StoreDir = Annotated[
-    str, typer.Option("--store", envvar="REGRADE_STORE", help="Folder with the stages and the board; may be shared.")
+    str,
+    typer.Option(
+        "--store",
+        envvar="REGRADE_STORE",
+        help="Folder with the stages and the board; may be shared.",
+        callback=folder,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 EngineName = Annotated[
@@ -66,10 +103,11 @@ def open_board(store: str, split: str) -> Board:
     from leaderboard.board.store import Board
     from suite.config.errors import SpecError
     from suite.storage.location import store_folder
+    from tasks.plain_text import cut
     from tasks.task import Split
 
     if split not in list(Split):
-        raise SpecError(f"--split {split}: unknown (allowed: {', '.join(Split)})")
+        raise SpecError(f"--split {cut(split)}: unknown (allowed: {', '.join(Split)})")
     folder = store_folder(store) / "board"
     if not folder.is_dir():
         raise SpecError(f"{store}: there is no board here. Run something first: regrade run SPEC --store {store}")

@@ -41,7 +41,7 @@ def _findings(store: Path) -> list[tuple[str, str, str]]:
     rows += [(name, _version(name), note) for name, note in notes.items()]
     rows.append(_vllm())
     data = os.environ.get("REGRADE_DATA")
-    state = "there" if data and Path(data).is_dir() else "no such folder"
+    state = "there" if data and os.path.isdir(os.path.expanduser(data)) else "no such folder: set or unset it"
     rows.append(("REGRADE_DATA", data or "unset", state if data else "data sets come from the hub"))
     offline = os.environ.get("HF_HUB_OFFLINE")
     rows.append(("HF_HUB_OFFLINE", offline or "unset", "the hub is not used" if offline == "1" else ""))

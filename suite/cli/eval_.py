@@ -49,11 +49,12 @@ def eval_(
     from suite.config.errors import SpecError
     from suite.evaluation.scoring import BOTH_SPLITS
     from suite.storage.location import store_folder
+    from tasks.plain_text import cut
     from tasks.task import Split
 
     store_folder(store)
     if split not in (*Split, BOTH_SPLITS):
-        raise SpecError(f"--split {split}: unknown (allowed: {', '.join((*Split, BOTH_SPLITS))})")
+        raise SpecError(f"--split {cut(split)}: unknown (allowed: {', '.join((*Split, BOTH_SPLITS))})")
     splits = list(Split) if split == BOTH_SPLITS else [split]
     if cross_check:
         _cross_check(

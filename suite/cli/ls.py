@@ -21,13 +21,27 @@ class Axis(StrEnum):
     EXTRAS = "extras"
 
 
-def ls(axis: Annotated[Axis, typer.Argument(help="What to list.", show_default=False)], as_json: Json = False) -> None:
+def ls(
+    named: Annotated[str, typer.Argument(metavar="AXIS", help=f"What to list: {', '.join(Axis)}.", show_default=False)],
+    as_json: Json = False,
+) -> None:
     """List tasks, objectives, optimizers, smoothings, adapters, attacks, metrics or extras."""
+    axis = _axis(named)
     rows = _rows(axis)
     if as_json:
         print_json(rows)
     else:
         table(axis.value, list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
+
+
+def _axis(named: str) -> Axis:
+    from suite.config.errors import SpecError
+    from tasks.files import nearest
+    from tasks.plain_text import SHOWN, cut
+
+    if named not in list(Axis):
+        raise SpecError(f"ls {cut(named)}: unknown.{nearest(named[:SHOWN], Axis)} (allowed: {', '.join(Axis)})")
+    return Axis(named)
 
 
 def _rows(axis: Axis) -> list[dict[str, Any]]:

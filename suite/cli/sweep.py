@@ -36,18 +36,13 @@ class Runner(StrEnum):
     RAY = "ray"
 
 
-class Search(StrEnum):
-    GRID = "grid"
-    OPTUNA = "optuna"
-
-
 def sweep(
     spec: Spec,
     overrides: Overrides = None,
     grid: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B,...", help="An axis of the grid; give it several times.")
     ] = None,
-    search: Annotated[Search | None, typer.Option(help="grid, or optuna over the file's search.space.")] = None,
+    search: Annotated[str | None, typer.Option(help="grid, or optuna over the file's search.space.")] = None,
     trials: Annotated[int | None, typer.Option(help="Trials of an Optuna search.", min=1)] = None,
     runner: Annotated[Runner, typer.Option(help="This process, or Ray.")] = Runner.LOCAL,
     address: Annotated[
@@ -82,17 +77,21 @@ def _plan(
     spec: Path,
     overrides: list[str] | None,
     grid: list[str] | None,
-    search: Search | None,
+    search: str | None,
     trials: int | None,
     engine: str | None,
 ) -> Plan:
     """The plan in the file, with the options' settings."""
     from suite.config.errors import SpecError
 
+    _check_search(search)
     plan = read_plan(spec, overrides, {**_search_override(grid, trials), **engine_override(engine)})
-    if search is Search.OPTUNA and not plan.search.space:
-        raise SpecError(f"--search optuna: {spec} has no search.space to search")
-    if search is Search.GRID and plan.search.space:
+    if search == "optuna" and not plan.search.space:
+        raise SpecError(
+            f"--search optuna: {spec} has no search.space to search. Write in it which values a key may have: search: "
+            "{trials: 32, space: {optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}}"
+        )
+    if search == "grid" and plan.search.space:
         raise SpecError(f"--search grid: {spec} has a search.space. Leave it out, or use --search optuna")
     return plan
 
@@ -110,18 +109,38 @@ def _print_end(progress: Progress, store: Store, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
+def _check_search(search: str | None) -> None:
+    """Check the value of `--search`."""
+    from suite.config.errors import SpecError
+    from tasks.files import nearest
+    from tasks.plain_text import cut
+
+    if search in ("random", "tpe"):
+        raise SpecError(f"--search {search}: is a sampler of Optuna's. Use --search optuna search.sampler={search}")
+    if search not in (None, "grid", "optuna"):
+        raise SpecError(
+            f"--search {cut(search)}: unknown.{nearest(search, ['grid', 'optuna'])} (allowed: grid, optuna)"
+        )
+
+
 def _search_override(grid: list[str] | None, trials: int | None) -> dict[str, Any]:
     """`--grid` and `--trials` as settings that override the file's."""
     from suite.config.errors import SpecError
     from suite.spec.yaml_file import parse_value
+    from tasks.plain_text import cut
 
     search: dict[str, Any] = {}
     for axis in grid or ():
         key, equals, values = axis.partition("=")
-        value_list = parse_value(f"[{values}]")
-        if not equals or not isinstance(value_list, list) or not value_list:
-            raise SpecError(f"--grid {axis}: write --grid key=value,value, e.g. --grid seed=0,1")
-        search.setdefault("grid", {})[key] = value_list
+        value_list = parse_value(f"[{values}]", f"--grid {key}") if key.strip() and equals and values.strip() else None
+        if not isinstance(value_list, list) or not value_list:
+            raise SpecError(f"--grid {cut(axis)}: write --grid key=value,value, e.g. --grid seed=0,1")
+        axes = search.setdefault("grid", {})
+        if key in axes:
+            raise SpecError(
+                f"--grid {cut(key)}: given twice. Write all of its values in one: --grid {cut(key)}=...,..."
+            )
+        axes[key] = value_list
     if trials is not None:
         search["trials"] = trials
     return {"search": search} if search else {}

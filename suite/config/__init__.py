@@ -3,4 +3,4 @@
 The lowest package: plain values, without torch.
 """
 
-__all__ = ["canonical", "errors", "registry", "runtime", "settings"]
+__all__ = ["canonical", "errors", "numbers", "registry", "runtime", "settings"]

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from suite.config.errors import SpecError
 from suite.config.settings import Settings, nearest
+from tasks.plain_text import cut
 
 
 class Registered(Protocol):
@@ -39,7 +40,7 @@ class Registry(Mapping[str, E]):
         except KeyError:
             known = ", ".join(self._entries)
             hint = nearest(name, self._entries)
-            raise SpecError(f"{self.axis}: unknown: {name}.{hint} (allowed: {known})") from None
+            raise SpecError(f"{self.axis}: unknown: {cut(name)}.{hint} (allowed: {known})") from None
 
     def __iter__(self):
         return iter(self._entries)

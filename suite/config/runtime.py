@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
+from suite.config.numbers import Few
 from suite.config.settings import Settings
 
 
@@ -20,5 +19,5 @@ class RuntimeSpec(Settings):
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(1, ge=1)
+    threads: Few = 1
     gradient_checkpointing: bool = False

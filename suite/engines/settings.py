@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
+from suite.config.numbers import Count
 from suite.config.settings import Settings
 from suite.engines.vllm.settings import VllmSettings
 
@@ -22,4 +21,4 @@ class EngineSettings(Settings):
 
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: VllmSettings = VllmSettings()
-    batch_tokens: int = Field(4096, ge=1)
+    batch_tokens: Count = 4096

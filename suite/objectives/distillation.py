@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from suite.config.numbers import Whole
 from suite.models.likelihood import answer_labels, answer_logits, answer_mean
 from suite.objectives.base import Objective, ObjectiveSettings
 from suite.oracle.batch import Batch
@@ -75,7 +76,7 @@ class CEU(Objective):
         """skip: number of first tokens of each answer that are left out; at least one token always remains."""
 
         name: Literal["ce_u"] = "ce_u"
-        skip: int = Field(1, ge=0)
+        skip: Whole = 1
         retain_weight: float = Field(0.0, ge=0)
 
     def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:

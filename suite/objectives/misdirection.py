@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from suite.config.numbers import Seed, Whole
 from suite.models.encoding import Tokens
 from suite.models.likelihood import answer_mean, hidden_states
 from suite.objectives.base import Objective, ObjectiveSettings
@@ -46,9 +47,9 @@ class RMU(Objective):
         """
 
         name: Literal["rmu"] = "rmu"
-        layer: int = Field(7, ge=0)
+        layer: Whole = 7
         steering: float = Field(2.0, gt=0)
-        seed: int = Field(0, ge=0)
+        seed: Seed = 0
         retain: Literal["nll", "kl", "states"] = "states"  # type: ignore[assignment]
 
     @classmethod

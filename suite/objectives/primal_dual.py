@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from suite.config.numbers import Whole
 from suite.models.likelihood import answer_labels, answer_logits, answer_mean
 from suite.objectives.base import Objective, ObjectiveSettings
 from suite.objectives.reference import Reference
@@ -45,7 +46,7 @@ class PDU(Objective):
         retain_weight: float = Field(100.0, gt=0)
         retain_bound: float = Field(0.3, ge=0)
         dual_step: float = Field(5.0, ge=0)
-        dual_warmup: int = Field(0, ge=0)
+        dual_warmup: Whole = 0
 
     def __init__(self, settings: ObjectiveSettings, reference: Reference | None = None) -> None:
         super().__init__(settings, reference)

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from suite.config.numbers import Count, Decay
 from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.first_order import fp32, zeros
 from suite.oracle import noise
@@ -58,11 +59,11 @@ class AdaHessian(Optimizer):
         """
 
         name: Literal["adahessian"] = "adahessian"
-        betas: tuple[float, float] = (0.9, 0.999)
+        betas: tuple[Decay, Decay] = (0.9, 0.999)
         eps: float = Field(1e-4, gt=0)
         power: float = Field(1.0, gt=0, le=1)
-        block: int = Field(1, ge=1)
-        every: int = Field(1, ge=1)
+        block: Count = 1
+        every: Count = 1
         weight_decay: float = Field(0.0, ge=0)
 
     def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:

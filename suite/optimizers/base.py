@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.config import settings
+from suite.config.numbers import Whole
 from suite.models.schedule import Schedule, step_size
 from suite.oracle.base import Grade, Oracle
 from suite.oracle.directions import Direction
@@ -31,7 +32,7 @@ class OptimizerSettings(settings.Settings):
 
     lr: float = Field(gt=0)
     schedule: Schedule = "constant"
-    warmup: int = Field(0, ge=0)
+    warmup: Whole = 0
 
     def factor(self, step: int, steps: int) -> float:
         """Fraction of `lr` used at a step, counted from 0, of a run of `steps` steps."""

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
+from suite.config.numbers import Count
 from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Run
 from suite.optimizers.estimates import Differences, ZerothOrder
 from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, standalone_settings
@@ -56,7 +57,7 @@ class FirstWithZONoise(Optimizer):
 
         name: Literal["first_with_zo_noise"] = "first_with_zo_noise"
         first: FIRST_ORDER.parts = FIRST_ORDER.default("adam")  # type: ignore[name-defined]
-        every: int = Field(1, ge=1)
+        every: Count = 1
         zo: ZerothOrder = ZerothOrder()
 
         @model_validator(mode="after")

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from suite.config import settings
+from suite.config.numbers import Few
 from suite.oracle.base import Displacement, Oracle, Part
 from suite.oracle.directions import Direction, Directions, Kind, LazyTensors, combination
 from suite.oracle.state import Stateful
@@ -39,9 +40,9 @@ class RandomDirections(settings.Settings):
             a step needs only the memory of inference. Both give the same numbers.
     """
 
-    samples: int = Field(1, ge=1)
+    samples: Few = 1
     direction: Kind = Field(Kind.SPHERE, strict=False)
-    rank: int | None = Field(None, ge=1)
+    rank: Few | None = None
     memory: Literal["keep", "seed"] = "keep"
 
     @model_validator(mode="after")

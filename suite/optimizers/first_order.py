@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from suite.config.numbers import Decay
 from suite.models.finetuning import feed
 from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.oracle.base import Grade, Oracle
@@ -125,7 +126,7 @@ class Adam(TorchOptimizer):
 
     class Settings(OptimizerSettings):
         name: Literal["adam"] = "adam"
-        betas: tuple[float, float] = (0.9, 0.999)
+        betas: tuple[Decay, Decay] = (0.9, 0.999)
         eps: float = Field(1e-8, gt=0)
         weight_decay: float = Field(0.0, ge=0)
 

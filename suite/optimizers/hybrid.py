@@ -17,13 +17,18 @@ from suite.oracle.base import Grade, Oracle
 from suite.oracle.directions import LazyTensors
 
 
+def zeroth_steps(steps: int, zo_ratio: float) -> int:
+    """How many steps are zeroth-order."""
+    return math.floor(zo_ratio * steps + 0.5)
+
+
 def layout(steps: int, zo_ratio: float, block: int, ends: str = "zeroth") -> list[bool]:
     """Which steps are zeroth-order: round(zo_ratio * steps) of them, in periods of `block`.
 
     Periods are laid out backwards from the last step. Within a period the steps of the other part come first, so a run
     ends on the part that `ends` names. Shares that are not integers are rounded up until the total is reached.
     """
-    zeroth = math.floor(zo_ratio * steps + 0.5)
+    zeroth = zeroth_steps(steps, zo_ratio)
     if ends == "first":
         return [not first for first in _ending_on(steps, 1 - zo_ratio, block, steps - zeroth)]
     return _ending_on(steps, zo_ratio, block, zeroth)
@@ -109,7 +114,7 @@ class Hybrid(Optimizer):
 
     @classmethod
     def queries(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
-        zeroth = steps if settings.kind == "mix" else sum(layout(steps, settings.zo_ratio, settings.block))
+        zeroth = steps if settings.kind == "mix" else zeroth_steps(steps, settings.zo_ratio)
         first_part, zeroth_part = settings.first_settings(), settings.zeroth_settings()
         first = FIRST_ORDER[first_part.name].queries(first_part, steps if settings.kind == "mix" else steps - zeroth)
         other = ZEROTH_ORDER[zeroth_part.name].queries(zeroth_part, zeroth)

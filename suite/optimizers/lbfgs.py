@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from suite.config.numbers import Count, Few
 from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.first_order import fp32
 from suite.oracle.base import Grade, Oracle, Part, Tensors
@@ -68,8 +69,8 @@ class LBFGS(Optimizer):
         """
 
         name: Literal["lbfgs"] = "lbfgs"
-        pairs: int = Field(10, ge=1)
-        every: int = Field(10, ge=1)
+        pairs: Few = 10
+        every: Count = 10
         damping: float = Field(0.1, ge=0)
         floor: float = Field(1e-4, gt=0)
 

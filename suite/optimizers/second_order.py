@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from suite.config.numbers import Count, Decay, Few
 from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.first_order import fp32, zeros
 from suite.oracle.base import Grade, Oracle, Tensors
@@ -30,7 +31,7 @@ class Clipped(Optimizer):
     state = (*Optimizer.state, "own_steps", "mean", "curvature")
 
     class Settings(OptimizerSettings):
-        betas: tuple[float, float] = (0.965, 0.99)
+        betas: tuple[Decay, Decay] = (0.965, 0.99)
         gamma: float = Field(0.05, gt=0)
         eps: float = Field(1e-12, gt=0)
         weight_decay: float = Field(0.0, ge=0)
@@ -83,7 +84,7 @@ class Sophia(Clipped):
         """
 
         name: Literal["sophia"] = "sophia"
-        every: int = Field(10, ge=1)
+        every: Count = 10
 
     def observe(self, oracle: Oracle, gradient: Tensors) -> None:
         if self.own_steps % self.settings.every == 0:
@@ -107,7 +108,7 @@ class EmpiricalFisher(Clipped):
         """labels: the constant B. Published code uses 5120, whatever the batch."""
 
         name: Literal["empirical_fisher"] = "empirical_fisher"
-        labels: int = Field(1, ge=1)
+        labels: Few = 1
 
     def observe(self, oracle: Oracle, gradient: Tensors) -> None:
         self.average(gradient, self.settings.labels)

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from suite.config.numbers import Decay
 from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.estimates import Differences, Estimate, ForwardMode, RandomDirections, ZerothOrder
 from suite.optimizers.first_order import zeros
@@ -121,7 +122,7 @@ class ZOAdam(TwoMoments):
 
     class Settings(OptimizerSettings):
         name: Literal["zo_adam"] = "zo_adam"
-        betas: tuple[float, float] = (0.9, 0.999)
+        betas: tuple[Decay, Decay] = (0.9, 0.999)
         eps: float = Field(1e-8, gt=0)
         zo: ZerothOrder = ZerothOrder()
 
@@ -156,7 +157,7 @@ class RAdaZO(TwoMoments):
         """betas: decay of the first moment, and of the average of squared first moments."""
 
         name: Literal["r_adazo"] = "r_adazo"
-        betas: tuple[float, float] = (0.9, 0.99)
+        betas: tuple[Decay, Decay] = (0.9, 0.99)
         eps: float = Field(1e-8, gt=0)
         zo: ZerothOrder = ZerothOrder()
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.config.errors import SpecError
+from suite.config.numbers import Count
 from suite.optimizers.base import Run
 from suite.oracle.base import Oracle
 from suite.smoothing.base import Smoothing, SmoothingSettings
@@ -37,8 +38,8 @@ class WeightAveraging(Smoothing):
         """
 
         name: Literal["wa"] = "wa"
-        start: int = Field(100, ge=1)
-        every: int = Field(5, ge=1)
+        start: Count = 100
+        every: Count = 5
 
     def __init__(self, oracle: Oracle, settings: Settings, run: Run) -> None:
         if settings.start >= run.steps:
@@ -86,7 +87,7 @@ class ExponentialMovingAverage(Smoothing):
 
         name: Literal["ema"] = "ema"
         decay: float = Field(0.5, gt=0, lt=1)
-        every: int = Field(5, ge=1)
+        every: Count = 5
 
     def __init__(self, oracle: Oracle, settings: Settings, run: Run) -> None:
         super().__init__(oracle, settings, run)

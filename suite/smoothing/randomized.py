@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from suite.config.numbers import Few
 from suite.optimizers.base import Run
 from suite.oracle.base import Displacement, Oracle, Part, Tensors
 from suite.smoothing.arithmetic import combined
@@ -34,7 +35,7 @@ class RandomizedSmoothing(ForgetSmoothing):
 
         name: Literal["rs"] = "rs"
         sigma: float = Field(1e-4, gt=0)
-        samples: int = Field(3, ge=1)
+        samples: Few = 3
 
     def __init__(self, oracle: Oracle, settings: Settings, run: Run) -> None:
         super().__init__(oracle, settings, run)

@@ -9,9 +9,11 @@ from pydantic import Field, field_validator
 
 from suite.attacks import Attack, attack
 from suite.config.errors import SpecError
+from suite.config.numbers import Count
 from suite.config.settings import nearest
 from suite.engines.settings import EngineSettings
 from tasks import EXTRAS, TASKS
+from tasks.plain_text import cut, shown
 from tasks.task import Split
 
 
@@ -36,18 +38,38 @@ class MeasureSpec(EngineSettings):
     """
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
-    splits: tuple[Split, ...] = (Split.TEST,)
-    limit: int | None = Field(None, ge=1)
+    splits: tuple[Split, ...] = Field((Split.TEST,), min_length=1)
+    limit: Count | None = None
     also: tuple[str, ...] = ()
     match: float | None = Field(0.9, gt=0, le=1)
     landscape: tuple[Literal["barrier", "sharpness", "distance"], ...] = ()
+
+    @field_validator("attacks", mode="before")
+    @classmethod
+    def _a_set_or_a_list(cls, attacks: Any) -> Any:
+        if isinstance(attacks, str):
+            return attacks
+        if not isinstance(attacks, list | tuple):
+            raise ValueError(f"the name of a set or a list of attacks is expected, not {shown(attacks)}")
+        for index, one in enumerate(attacks):
+            if not isinstance(one, dict):
+                raise ValueError(f"{index}: a section is expected, e.g. {{name: rtn, bits: 4}}, not {shown(one)}")
+        return tuple(attacks)
+
+    @field_validator("also", "splits", "landscape")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ValueError(f"{cut(name)} is there twice. Keep one of them")
+        return names
 
     @field_validator("also")
     @classmethod
     def _known_extras(cls, also: tuple[str, ...]) -> tuple[str, ...]:
         for name in also:
             if name not in EXTRAS:
-                raise ValueError(f"unknown: {name}.{nearest(name, EXTRAS)} (allowed: {', '.join(EXTRAS)})")
+                raise ValueError(f"unknown: {cut(name)}.{nearest(name, EXTRAS)} (allowed: {', '.join(EXTRAS)})")
         return also
 
     def attacks_for(self, task: str, split: Split) -> tuple[Attack, ...]:
@@ -61,7 +83,7 @@ class MeasureSpec(EngineSettings):
             name = TASKS[task].official if self.attacks == "official" else self.attacks
             if name not in sets:
                 known = ", ".join(["official", *sets])
-                raise SpecError(f"measure.attacks: unknown set: {name}.{nearest(name, sets)} (allowed: {known})")
+                raise SpecError(f"measure.attacks: unknown set: {cut(name)}.{nearest(name, sets)} (allowed: {known})")
             chosen: Iterable[Mapping[str, Any]] = sets[name][split]
         else:
             chosen = self.attacks

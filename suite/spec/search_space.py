@@ -8,15 +8,17 @@ hybrid.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from suite.config.errors import SpecError
+from suite.config.numbers import Few, Seed
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import Settings, nearest, parse, settings_in
+from suite.config.settings import Settings, check_plain, dotted, keys_of, nearest_key, parse
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import TrialSpec, trial
 from suite.spec.yaml_file import merged, nested
@@ -25,11 +27,15 @@ if TYPE_CHECKING:
     import optuna
 
 
+MOST = 100_000
+"""Trials of a sweep: as a list they fit into memory, and at a second each they take a day."""
+
+
 class Range(Settings):
     """A range of numbers to search; integers when both ends are integers."""
 
-    low: float
-    high: float
+    low: float = Field(ge=-1e15, le=1e15)  # beyond, a float is no exact integer
+    high: float = Field(ge=-1e15, le=1e15)
     log: bool = False
 
     @model_validator(mode="after")
@@ -59,12 +65,12 @@ class SearchSpec(Settings):
     cases: tuple[dict[str, Any], ...] = ()
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     space: dict[str, Any] = Field(default_factory=dict)
-    trials: int | None = Field(None, ge=1)
+    trials: int | None = Field(None, ge=1, le=MOST)
     sampler: Literal["tpe", "random"] = "tpe"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     maximize: tuple[Literal["score", "forgetting", "robustness", "utility"], ...] = Field(("score",), min_length=1)
-    finalists: int = Field(1, ge=0)
-    concurrency: int | None = Field(None, ge=1)
+    finalists: int = Field(1, ge=0, le=MOST)
+    concurrency: Few | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> SearchSpec:
@@ -92,6 +98,7 @@ class Plan(Settings):
             SpecError: a trial is not valid, or no trial has a key of the grid.
         """
         cases = self.search.cases or ({},)
+        self._check_size()
         trials: dict[str, TrialSpec] = {}
         used: set[str] = set()
         for case in cases:
@@ -99,9 +106,27 @@ class Plan(Settings):
             for point in grid_points(data, self.search.grid, used):
                 spec = trial(point)
                 trials.setdefault(spec.id, spec)
-        for key in self.search.grid.keys() - used:
-            raise SpecError(f"search.grid: {key}: no trial has such a setting.{nearest(key, known_keys(self.base))}")
+        _check_known("grid", self.search.grid.keys() - used, known_keys(self.base))
         return list(trials.values())
+
+    def _check_size(self) -> None:
+        """Check that there are not too many points, by their number and without making them."""
+        grid, cases = self.search.grid, self.search.cases or ({},)
+        most = math.prod(map(len, grid.values())) * len(cases)
+        if most <= MOST:
+            return
+        names = [key for key in grid if key.endswith(".name")]
+        count = most
+        if math.prod(len(grid[key]) for key in names) * len(cases) <= 1000:  # each with the axes that exist for it
+            points = [point for case in cases for point in _named(merged(self.base, case), grid, names)]
+            count = sum(math.prod(len(grid[key]) for key in _axes(point, grid)) for point in points)
+        if count > MOST:
+            factors = [f"{len(values):,} of {dotted('', key)}" for key, values in grid.items()]
+            factors += [f"{len(cases):,} cases"] if self.search.cases else []
+            raise SpecError(
+                f"search.grid: {count:,} points ({', '.join(factors)}), and a sweep has at most {MOST:,}. Leave out "
+                "values, or search a space (--search optuna)"
+            )
 
     def suggested(self, draw: optuna.Trial) -> TrialSpec:
         """The trial at a point of the space, drawn key by key.
@@ -112,27 +137,62 @@ class Plan(Settings):
         return trial(suggest(self.base, self.search.space, draw))
 
 
+SECTIONS: dict[str, type[Settings]] = {"measure": MeasureSpec, "runtime": RuntimeSpec, "search": SearchSpec}
+"""What a spec file holds beside the settings of the trial."""
+
+
 def plan(data: Mapping[str, Any]) -> Plan:
     """Parse and check a spec file's mapping.
 
     Raises:
         SpecError: naming the key, the allowed values and the nearest match.
     """
-    base = dict(data)
-    sections = {name: base.pop(name, None) or {} for name in ("measure", "runtime", "search")}
-    measure = parse(MeasureSpec, sections["measure"], "measure.")
-    runtime = parse(RuntimeSpec, sections["runtime"], "runtime.")
-    search = parse(SearchSpec, sections["search"], "search.")
-    parsed = Plan.model_construct(base=base, measure=measure, runtime=runtime, search=search)
-    if search.space:
-        for key, values in search.space.items():
+    check_plain(data)
+    base = {key: value for key, value in data.items() if key not in SECTIONS}
+    given = {name: {} if (section := data.get(name)) is None else section for name in SECTIONS}
+    _check_top(base)
+    _check_axes(given["search"])
+    sections = {name: parse(kind, given[name], f"{name}.") for name, kind in SECTIONS.items()}
+    parsed = Plan.model_construct(base=base, **sections)
+    if space := parsed.search.space:
+        for key, values in space.items():
             _dimension(key, values)
-        if unknown := search.space.keys() - possible_keys():
-            key = min(unknown)
-            raise SpecError(f"search.space: {key}: unknown key.{nearest(key, possible_keys())}")
     else:
         parsed.trials()
     return parsed
+
+
+def _check_top(base: Mapping[str, Any]) -> None:
+    """Check the keys that stand in no section: `lr` alone is meant for the optimizer, `attacks` for the measurement."""
+    for key in sorted(base.keys() - TrialSpec.model_fields.keys()):
+        known = known_keys(base).union(*(keys_of(kind, {}, f"{name}.") for name, kind in SECTIONS.items()))
+        allowed = ", ".join([*TrialSpec.model_fields, *SECTIONS])
+        first, _, rest = key.partition(".")
+        hint = f" In a file it stands in its section, {first}: {{{rest}: ...}}." if key in known else ""
+        raise SpecError(f"{dotted('', key)}: unknown key.{hint or nearest_key(key, known)} (allowed: {allowed})")
+
+
+def _check_axes(search: Any) -> None:
+    """Check the keys of a grid and of a space. Each is one word, since a mapping there is a range of values."""
+    for kind in ("grid", "space"):
+        axes = search.get(kind) if isinstance(search, Mapping) else None
+        for key, values in axes.items() if isinstance(axes, Mapping) else ():
+            if isinstance(values, Mapping) and not values.keys() & Range.model_fields.keys() and values:
+                inside = dotted(key, next(iter(values)))
+                raise SpecError(
+                    f"search.{kind}.{dotted('', key)}: a key of a {kind} is one word, {inside}: [...]. On the command "
+                    f"line write search.{kind}='{{{inside}: [...]}}'"
+                )
+            if values in ([], ()):
+                raise SpecError(f"search.{kind}.{dotted('', key)}: an empty list. Give it a value, or leave it out")
+        if kind == "space" and isinstance(axes, Mapping):
+            _check_known("space", axes.keys() - possible_keys(), possible_keys())
+
+
+def _check_known(kind: str, unknown: Iterable[str], known: Iterable[str]) -> None:
+    for key in sorted(unknown):
+        what = "no trial has such a setting" if kind == "grid" else "unknown key"
+        raise SpecError(f"search.{kind}: {dotted('', key)}: {what}.{nearest_key(key, known)}")
 
 
 def grid_points(data: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], used: set[str]) -> Iterator[dict[str, Any]]:
@@ -142,18 +202,31 @@ def grid_points(data: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], used
         used: keys of the axes that exist for some point, added to here.
     """
     names = [key for key in grid if key.endswith(".name")]
-    rest = [key for key in grid if key not in names]
-    for chosen in product(*(grid[key] for key in names)):
-        point = dict(data)
-        for key, value in zip(names, chosen, strict=True):
-            point = merged(point, nested(key, value))
-        axes = [key for key in rest if exists(point, key)]
+    for point in _named(data, grid, names):
+        axes = _axes(point, grid)
         used.update(names, axes)
         for values in product(*(grid[key] for key in axes)):
             combination = point
             for key, value in zip(axes, values, strict=True):
                 combination = merged(combination, nested(key, value))
             yield combination
+
+
+def _named(
+    data: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], names: Sequence[str]
+) -> Iterator[Mapping[str, Any]]:
+    """Every combination of the axes that are names."""
+    for chosen in product(*(grid[key] for key in names)):
+        point = data
+        for key, value in zip(names, chosen, strict=True):
+            point = merged(point, nested(key, value))
+        yield point
+
+
+def _axes(point: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The other axes that exist for a point."""
+    known = known_keys(point)
+    return [key for key in grid if not key.endswith(".name") and key in known]
 
 
 def suggest(base: Mapping[str, Any], space: Mapping[str, Any], draw: optuna.Trial) -> dict[str, Any]:
@@ -169,7 +242,8 @@ def suggest(base: Mapping[str, Any], space: Mapping[str, Any], draw: optuna.Tria
             else:
                 value = draw.suggest_float(key, values.low, values.high, log=values.log)
         else:
-            value = draw.suggest_categorical(key, values)
+            with warnings.catch_warnings(action="ignore"):  # lists are no choices for a database, which is not used
+                value = draw.suggest_categorical(key, values)
         data = merged(data, nested(key, value))
     return data
 
@@ -181,42 +255,17 @@ def exists(data: Mapping[str, Any], key: str) -> bool:
 
 def known_keys(data: Mapping[str, Any]) -> set[str]:
     """Keys of the settings that a trial with these names has, dotted, sections included."""
-    return _keys(TrialSpec, data)
+    return keys_of(TrialSpec, data)
 
 
 def possible_keys() -> set[str]:
     """Keys of the settings that at least one possible trial has."""
-    return _keys(TrialSpec, None)
-
-
-def _keys(kind: type[Settings], data: Any, prefix: str = "") -> set[str]:
-    keys: set[str] = set()
-    for name, field in kind.model_fields.items():
-        keys.add(prefix + name)
-        section, members = settings_in(field.annotation)
-        below = data.get(name) if isinstance(data, Mapping) else None
-        if members and data is not None:
-            chosen = below if isinstance(below, str) else (below or {}).get("name", field_name(field))
-            section = members.get(chosen)
-            keys.add(f"{prefix}{name}.name")
-        for one in [section] if section else members.values() if data is None else []:
-            keys |= _keys(
-                one, None if data is None else (below if isinstance(below, Mapping) else {}), f"{prefix}{name}."
-            )
-    return keys
-
-
-def field_name(field: Any) -> str | None:
-    """Name of a field's default section, if it has one."""
-    default = field.get_default(call_default_factory=True)
-    return getattr(default, "name", None)
+    return keys_of(TrialSpec, None)
 
 
 def _dimension(key: str, values: Any) -> list[Any] | Range:
     if isinstance(values, Mapping):
         return parse(Range, values, f"search.space.{key}.")
     if isinstance(values, list | tuple) and values:
-        if any(isinstance(v, float) and not math.isfinite(v) for v in values):
-            raise SpecError(f"search.space.{key}: a value is not finite")
         return list(values)
     raise SpecError(f"search.space.{key}: a list of values or a range {{low: ..., high: ..., log: true}} is expected")

@@ -15,16 +15,16 @@ from pydantic import Field, field_validator, model_validator
 
 from suite.adapters import ADAPTERS
 from suite.config.canonical import digest
-from suite.config.settings import Settings, nearest, parse, settings_in
-from suite.models.settings import ModelSpec
+from suite.config.numbers import Count, Decay, Seed, Whole
+from suite.config.settings import Settings, check_plain, parse, settings_in
+from suite.models.settings import CheckpointName, ModelSpec
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS
-from suite.optimizers.hybrid import Hybrid, layout
+from suite.optimizers.hybrid import Hybrid, zeroth_steps
 from suite.oracle.base import Grade, Order
 from suite.smoothing import SMOOTHINGS
 from tasks import TASKS
-
-Count = Field(ge=1)
+from tasks.plain_text import cut
 
 
 class AnchorSpec(Settings):
@@ -42,17 +42,17 @@ class AnchorSpec(Settings):
     """
 
     source: Literal["trained", "published", "pretrained"] = "trained"
-    target: str | None = None
-    retrained: str | None = None
-    epochs: int | None = Field(None, ge=1)
+    target: CheckpointName | None = None
+    retrained: CheckpointName | None = None
+    epochs: Count | None = None
     lr: float | None = Field(None, gt=0)
-    batch_size: int = Field(16, ge=1)
-    retain_limit: int | None = Field(None, ge=1)
-    retain_repeats: int = Field(1, ge=1)
-    warmup: int = Field(20, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    batch_size: Count = 16
+    retain_limit: Count | None = None
+    retain_repeats: int = Field(1, ge=1, le=1000)
+    warmup: Whole = 20
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0)
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def trained(self) -> bool:
@@ -79,7 +79,7 @@ class AnchorSpec(Settings):
 class Checkpoints(Settings):
     """Which intermediate checkpoints are saved and measured."""
 
-    every: int | None = Field(None, ge=1)
+    every: Count | None = None
 
 
 class TrialSpec(Settings):
@@ -104,18 +104,18 @@ class TrialSpec(Settings):
     optimizer: OPTIMIZERS.settings
     adapter: ADAPTERS.settings = Field(default_factory=lambda: ADAPTERS["full"].Settings())
     forget: tuple[str, ...] = ("all",)
-    trainable: tuple[str, ...] = ("*",)
-    steps: int = Count
-    batch_size: int = Field(16, ge=1)
+    trainable: tuple[str, ...] = Field(("*",), min_length=1)
+    steps: int = Field(ge=1, le=10_000_000)  # a hybrid's order of steps is a list
+    batch_size: Count = 16
     checkpoints: Checkpoints = Checkpoints()
     until: str | None = None
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @field_validator("task")
     @classmethod
     def _known_task(cls, task: str) -> str:
         if task not in TASKS:
-            raise ValueError(f"unknown: {task}.{nearest(task, TASKS)} (allowed: {', '.join(TASKS.titles)})")
+            raise ValueError(f"unknown: {cut(task)}.{TASKS.nearest(task)} (allowed: {', '.join(TASKS.titles)})")
         return task
 
     @model_validator(mode="after")
@@ -162,7 +162,7 @@ def check(spec: TrialSpec) -> None:
     """
     optimizer = spec.optimizer
     if isinstance(optimizer, Hybrid.Settings) and optimizer.kind == "alternate" and 0 < optimizer.zo_ratio < 1:
-        zeroth = sum(layout(spec.steps, optimizer.zo_ratio, optimizer.block))
+        zeroth = zeroth_steps(spec.steps, optimizer.zo_ratio)
         if zeroth in (0, spec.steps):
             raise ValueError(
                 f"optimizer.zo_ratio: {optimizer.zo_ratio} of {spec.steps} steps is {zeroth} zeroth-order steps, so "
@@ -188,7 +188,7 @@ def check(spec: TrialSpec) -> None:
         )
     if spec.until is not None:
         if not _UNTIL.fullmatch(spec.until):
-            raise ValueError(f"until: not understood: {spec.until}. Write knowledge<=0.2")
+            raise ValueError(f"until: not understood: {cut(spec.until)}. Write knowledge<=0.2")
         if spec.checkpoints.every is None:
             raise ValueError("until: is checked at intermediate checkpoints. Set checkpoints.every too")
     if spec.checkpoints.every is not None and spec.checkpoints.every > spec.steps:
@@ -219,6 +219,7 @@ def trial(data: Mapping[str, Any]) -> TrialSpec:
     Raises:
         SpecError: naming the key, the allowed values and the nearest match.
     """
+    check_plain(data)
     plain = named(TrialSpec, data)
     if isinstance(plain.get("anchors"), str):
         plain["anchors"] = {"source": plain["anchors"]}
@@ -236,6 +237,7 @@ def named(kind: type[Settings], data: Mapping[str, Any]) -> dict[str, Any]:
         if members and isinstance(plain.get(key), str):
             plain[key] = {"name": plain[key]}
         if isinstance(plain.get(key), Mapping):
-            chosen = section or members.get(plain[key].get("name", ""))
+            name = plain[key].get("name")
+            chosen = section or (members.get(name) if isinstance(name, str) else None)
             plain[key] = named(chosen, plain[key]) if chosen else dict(plain[key])
     return plain

@@ -6,46 +6,83 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from suite.config.errors import SpecError
+from suite.spec.checkpoint_paths import check_found, seen_from_here
 from tasks import plain_yaml
+from tasks.plain_text import Unreadable, cut, shown
+
+MOST_PARTS = 16
+"""Parts of the longest key."""
 
 
 def load_file(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """A spec file as a mapping, with `a.b.c=value` overrides applied.
 
+    Checkpoints that the file names are found from its folder, or else, like those of overrides, from the working
+    directory.
+
     Raises:
-        SpecError: no such file, not YAML, not a mapping, or an override that cannot be applied.
+        SpecError: no such file, not YAML, not a mapping, an override that cannot be applied, or no such checkpoint.
     """
     try:
-        data = plain_yaml.load(path.read_text())
-    except OSError as error:
-        raise SpecError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        data = plain_yaml.read(path)
+    except Unreadable as error:
+        raise SpecError(f"{path}: {error}{_files_in(path)}") from None
     if not isinstance(data, dict):
-        raise SpecError(f"{path}: a mapping of settings is expected")
+        what = "it is empty" if data is None else f"not {shown(data)}"
+        raise SpecError(f"{path}: a mapping of settings is expected (key: value), {what}")
+    file = result = seen_from_here(data, path.parent)
     for override in overrides:
         key, value = split_override(override)
-        data = merged(data, nested(key, value))
-    return data
+        result = merged(result, nested(key, value))
+    check_found(result, file, path.parent)
+    return result
+
+
+def _files_in(path: Path) -> str:
+    """Which spec files there are, where a folder was named."""
+    if not path.is_dir():
+        return ""
+    files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])[:3]
+    return f". Name a file in it: {', '.join(map(str, files))}" if files else ", and it has no .yaml"
 
 
 def split_override(text: str) -> tuple[str, Any]:
     """`a.b=value` as key and value, the value read as YAML."""
     key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
-        raise SpecError(f"{text}: an override is written key=value, e.g. optimizer.lr=1e-4")
-    return key, parse_value(value)
+    parts = key.split(".")
+    if not equals or not all(part.strip() for part in parts):
+        raise SpecError(f"{cut(text)}: an override is written key=value, e.g. optimizer.lr=1e-4")
+    if len(parts) > MOST_PARTS:
+        raise SpecError(f"{cut(text)}: a key of {len(parts)} parts; no setting has so many")
+    parsed = parse_value(value, key)
+    if parsed == value and value.lstrip().startswith(("[", "{")):
+        raise SpecError(
+            f"{cut(key)}: {cut(value)} is neither a list nor a section: brackets are not closed, or a text in it has "
+            "to be quoted, such as '*norm*'"
+        )
+    return key, parsed
 
 
-def parse_value(text: str) -> Any:
-    """A value on the command line, read as YAML, like one in a file."""
+def parse_value(text: str, key: str = "value") -> Any:
+    """A value on the command line, read as YAML, like one in a file; what is not YAML is text.
+
+    Args:
+        key: what it is the value of, for messages.
+
+    Raises:
+        SpecError: it is missing, or not plain.
+    """
     try:
-        return plain_yaml.load(text)
-    except yaml.YAMLError:
+        node = plain_yaml.compose(text)
+        if node is None:
+            name = cut(key)
+            raise SpecError(f"{name}=: a value is missing after the equals sign. For none at all write {name}=null")
+        return plain_yaml.construct(node)
+    except plain_yaml.NotYaml:
         return text
+    except Unreadable as error:
+        raise SpecError(f"{cut(key)}: {str(error).removeprefix('line 1: ')}") from None
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

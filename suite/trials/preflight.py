@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from suite.adapters.low_rank import check_patterns, linear_layers
 from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.engines.choosing import check_heads, check_here
 from suite.models.lengths import check_lengths
 from suite.models.loading import read_encoder, read_heads
+from suite.models.parameter_names import model_without_weights
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Run
 from suite.optimizers.base import KINDS
@@ -117,6 +119,7 @@ def _check_model(spec: TrialSpec, task: Task, measure: MeasureSpec, checked: set
     name, key = (
         (spec.model.name, "model.name") if spec.anchors.trained else (named_checkpoints(spec)[0], "anchors.target")
     )
+    _check_patterns(spec, name, key, checked)
     splits = {*measure.splits, *([Split.DEV] if spec.until else [])}
     combination = (spec.task, spec.anchors.retain_limit, spec.model, name, frozenset(splits))
     if combination in checked:
@@ -126,6 +129,23 @@ def _check_model(spec: TrialSpec, task: Task, measure: MeasureSpec, checked: set
     encoder, context = read_encoder(spec.model, task, name, key)
     probes = [probe for probe in task.probes if probe.split in splits]
     check_lengths(task, encoder, context, probes)
+    checked.add(combination)
+
+
+def _check_patterns(spec: TrialSpec, name: str, key: str, checked: set[tuple[Hashable, ...]]) -> None:
+    """Check that every pattern of `trainable` and of `adapter.targets` matches something in the model.
+
+    Args:
+        checked: combinations that passed already, added to here.
+    """
+    targets = getattr(spec.adapter, "targets", ())
+    combination = (spec.model, name, spec.trainable, targets)
+    if combination in checked or (spec.trainable == ("*",) and not targets):
+        return
+    model = model_without_weights(spec.model, name, key)
+    check_patterns("trainable", spec.trainable, [name for name, _ in model.named_parameters()], "parameter")
+    if targets:
+        linear_layers(model, targets)
     checked.add(combination)
 
 

@@ -6,6 +6,7 @@ running text alone (`text`). A multiple-choice row has `choices`, and in `answer
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ BEGINNINGS = {"question": Style.QUESTION, "prompt": Style.TEXT}
 def find(stem: Path) -> Path | None:
     """The file of this name, with or without its suffix; None if there is none."""
     named = [stem] if stem.suffix in SUFFIXES else [stem.with_name(f"{stem.name}{suffix}") for suffix in SUFFIXES]
-    return next((file for file in named if file.is_file()), None)
+    return next((file for file in named if os.path.lexists(file)), None)
 
 
 def rows_of(file: Path, columns: Collection[str]) -> list[Row]:

@@ -20,18 +20,23 @@ attacks:                      # the official set; `none` is always in it
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks import plain_yaml
+from tasks.expected import expected
 from tasks.files import nearest
+from tasks.plain_text import Unreadable, shown
 from tasks.task import Need, ProbeKind, Subset, TaskError, Zero
 
 NAME = "task.yaml"
+
+LARGEST = 10**9
+"""The largest count: whoever means more has mistyped it."""
 
 NEEDS = {"min_k_plus_plus_40": Need.VOCABULARY, "gradient_norm": Need.GRADIENT_NORM}
 """Metrics that need more from the model than log-probabilities of the answers."""
@@ -49,10 +54,10 @@ class ProbeSettings(_Section):
     subset: Subset
     kind: ProbeKind
     metrics: tuple[str, ...] = Field(min_length=1)
-    max_new_tokens: int = Field(32, ge=1)
+    max_new_tokens: int = Field(32, ge=1, le=LARGEST)
     stop: tuple[str, ...] = ()
-    max_reference_tokens: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=2)
+    max_reference_tokens: int | None = Field(None, ge=1, le=LARGEST)
+    max_tokens: int | None = Field(None, ge=2, le=LARGEST)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -77,7 +82,7 @@ class OfficialAttacks(_Section):
 class TaskSettings(_Section):
     """All of `task.yaml`."""
 
-    block: int | None = Field(None, ge=2)
+    block: int | None = Field(None, ge=2, le=LARGEST)
     anchored: Zero = Zero.RETRAINED
     probes: tuple[ProbeSettings, ...] = ()
     knowledge: tuple[HeadlineSettings, ...] = ()
@@ -91,20 +96,18 @@ def read_settings(file: Path) -> TaskSettings:
     Raises:
         TaskError: it is not YAML, or a key is unknown, missing or has a value that is not allowed.
     """
-    if not file.is_file():
+    if not os.path.lexists(file):
         return TaskSettings()
     try:
-        data = plain_yaml.load(file.read_text(encoding="utf-8")) or {}
+        data = plain_yaml.read(file) or {}
         if not isinstance(data, dict):
-            raise TaskError(f"{file}: a mapping of settings is expected")
+            raise Unreadable(f"a mapping of settings is expected, not {shown(data)}")
         settings = TaskSettings.model_validate_json(json.dumps(data))
     except ValidationError as error:
         worst = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        raise TaskError(f"{file}: {_sentence(worst['type'], worst['loc'], worst['msg'], data)}") from None
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        if isinstance(error, TaskError):
-            raise
-        raise TaskError(f"{file}: not YAML of plain settings: {' '.join(str(error).split())}") from None
+        raise TaskError(f"{file}: {_sentence(worst)}") from None
+    except Unreadable as error:
+        raise TaskError(f"{file}: {error}") from None
     _check_metrics(file, settings.probes)
     return settings
 
@@ -125,11 +128,12 @@ def _check_metrics(file: Path, probes: Sequence[ProbeSettings]) -> None:
                 )
 
 
-def _sentence(kind: str, loc: tuple[int | str, ...], message: str, data: Any) -> str:
+def _sentence(error: Any) -> str:
+    loc = error["loc"]
     where = ".".join(map(str, loc))
-    if kind == "missing":
+    if error["type"] == "missing":
         return f"{where}: missing"
-    if kind == "extra_forbidden":
+    if error["type"] == "extra_forbidden":
         sections = {
             "probes": ProbeSettings,
             "knowledge": HeadlineSettings,
@@ -139,6 +143,4 @@ def _sentence(kind: str, loc: tuple[int | str, ...], message: str, data: Any) ->
         section = sections.get(str(loc[0])) if loc[1:] else TaskSettings
         allowed = list((section or TaskSettings).model_fields)
         return f"{where}: unknown key.{nearest(str(loc[-1]), allowed)} (allowed: {', '.join(allowed)})"
-    for part in loc:
-        data = data[part] if isinstance(data, dict | list) else data
-    return f"{where}: {message[0].lower()}{message[1:]}, not {data!r}"
+    return f"{where}: {expected(error)}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from tasks import membership
 from tasks.custom.rows import check_ids, examples, find, items, rows_of
 from tasks.custom.settings import NAME, HeadlineSettings, ProbeSettings, TaskSettings, read_settings
-from tasks.files import VARIABLE, Row, as_text, mirror, nearest, rows_digest
+from tasks.files import VARIABLE, Row, as_text, data_root, mirror, nearest, rows_digest
 from tasks.official import rounding_and_relearning
 from tasks.registry import Family
 from tasks.rows import alternate
@@ -88,15 +88,14 @@ def build(name: str) -> Task:
 def _folder(name: str) -> Path:
     if folder := mirror(f"{FOLDER}/{name}", name):
         return folder
-    root = os.environ.get(VARIABLE)
-    if not root:
+    root = data_root()
+    if root is None:
         raise TaskError(
             f"task {FOLDER}/{name}: {VARIABLE} is not set. Set it to the directory that has {FOLDER}/{name}/"
         )
-    root_folder = Path(root).expanduser() / FOLDER
-    known = sorted(folder.name for folder in root_folder.iterdir() if folder.is_dir()) if root_folder.is_dir() else []
+    known = _members()
     raise TaskError(
-        f"task {FOLDER}/{name}: no folder {root_folder / name}.{nearest(name, known)} "
+        f"task {FOLDER}/{name}: no folder {root / FOLDER / name}.{nearest(name, known)} "
         f"(there are: {', '.join(known) or 'none'}). docs/tasks.md#custom says what it has to hold"
     )
 
@@ -221,7 +220,10 @@ ATTACKS = {"custom-1": rounding_and_relearning(samples=RELEARNED, steps=2, lr=1e
 
 def _attack_sets(name: str) -> Mapping[str, AttackSet]:
     """The official attacks of `task.yaml`, else `custom-1`."""
-    folder = mirror(f"{FOLDER}/{name}", name)
+    try:
+        folder = mirror(f"{FOLDER}/{name}", name)
+    except TaskError:  # REGRADE_DATA names no directory: said when the task is built, which listings do not need
+        folder = None
     own = read_settings(folder / NAME).attacks if folder else None
     if own is None:
         return ATTACKS
@@ -237,4 +239,13 @@ def entry(name: str) -> TaskEntry:
     )
 
 
-FAMILY = Family(FOLDER, "name", f"a task of your own, from a folder under {VARIABLE}", entry)
+def _members() -> list[str]:
+    """The folders of tasks that there are; none where `REGRADE_DATA` names no directory."""
+    folder = os.path.join(os.path.expanduser(os.environ.get(VARIABLE) or os.devnull), FOLDER)
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except OSError:
+        return []
+
+
+FAMILY = Family(FOLDER, "name", f"a task of your own, from a folder under {VARIABLE}", entry, _members)

@@ -290,7 +290,9 @@ def test_targets_choose_layers_and_never_the_output_layer(name):
     assert "lm_head.weight" not in everything.before
     some = kind(kind.Settings(targets=("*layers.1*q_proj", "*layers.0*v_proj")), llama(), 0)
     assert set(some.before) == {"model.layers.1.self_attn.q_proj.weight", "model.layers.0.self_attn.v_proj.weight"}
-    with pytest.raises(SpecError, match=r"adapter.targets: .*nonsense.* matches no linear layer \(there are model"):
+    with pytest.raises(
+        SpecError, match=r"adapter.targets: .*nonsense.* matches no linear layer of the model \(there are model"
+    ):
         kind(kind.Settings(targets=("*nonsense*",)), llama(), 0)
 
 

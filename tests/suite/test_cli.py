@@ -134,7 +134,7 @@ def test_doctor_says_what_there_is(ran):
             "only 112 forget texts",
         ),
         (["run", "SPEC", "batch_size=500"], "batch_size"),
-        (["run", "SPEC", "model.name=/nowhere/at/all"], "tiny belongs to name=tiny"),
+        (["run", "SPEC", "model.name=owner/model"], "tiny belongs to name=tiny"),
         (["run", "POCKET", "model.name=/nowhere/at/all"], "model.name"),
         (["run", "SPEC", "runtime.device=cuda"], "runtime.device"),
         (["run", "SPEC", "search.grid={seed: [0, 1]}"], "regrade sweep"),

@@ -96,11 +96,11 @@ def test_published_checkpoints_are_known_by_the_model_they_were_made_from():
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({}, "anchors: epochs: missing, and it has no default"),
-        ({"epochs": 1}, "anchors: lr: missing, and it has no default"),
-        ({"source": "published", "epochs": 1}, "anchors: epochs: nothing is trained where the checkpoints are given"),
-        ({"target": "a/b", "lr": 0.1}, "anchors: lr: nothing is trained"),
-        ({"retrained": "a/b", "epochs": 1, "lr": 0.1}, "anchors: retrained: needs a target beside it"),
+        ({}, "anchors.epochs: missing, and it has no default"),
+        ({"epochs": 1}, "anchors.lr: missing, and it has no default"),
+        ({"source": "published", "epochs": 1}, "anchors.epochs: nothing is trained where the checkpoints are given"),
+        ({"target": "a/b", "lr": 0.1}, "anchors.lr: nothing is trained"),
+        ({"retrained": "a/b", "epochs": 1, "lr": 0.1}, "anchors.retrained: needs a target beside it"),
         ({"source": "published", "target": "a/b"}, "anchors: target belongs to checkpoints of your own"),
     ],
 )

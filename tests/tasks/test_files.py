@@ -106,7 +106,7 @@ def test_bare_texts_are_the_column_text(tmp_path):
         assert source(tmp_path).table(name, text=("text",)) == [{"text": "one"}, {"text": "two"}]
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 
 
 @settings(max_examples=60, deadline=None)

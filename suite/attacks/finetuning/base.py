@@ -13,6 +13,7 @@ from suite.adapters.lora import LoRA
 from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 from suite.attacks.texts import Source, Texts, at_least, draw_texts, texts_of
 from suite.config.errors import SpecError
+from suite.config.numbers import Count, Few, Seed, Whole
 from suite.models.checkpoints import Checkpoint, TensorCheckpoint, context_of
 from suite.models.encoding import Encoded
 from suite.models.finetuning import Schedule, finetune
@@ -40,19 +41,19 @@ class FineTuningSettings(AttackSettings):
     """
 
     texts: Source = Texts.FORGET
-    samples: int = Field(ge=1)
-    steps: int | None = Field(None, ge=0)
-    epochs: int | None = Field(None, ge=0)
+    samples: Count
+    steps: Whole | None = None
+    epochs: Whole | None = None
     lr: float = Field(gt=0)
-    batch_size: int = Field(4, ge=1)
-    points: int = Field(1, ge=1)
+    batch_size: Count = 4
+    points: Few = 1
     schedule: Schedule = "constant"
     warmup: float = Field(0.0, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     adapter: Literal["full", "lora"] = "full"
-    rank: int = Field(128, ge=1)
+    rank: Few = 128
     alpha: float = Field(16.0, gt=0)
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> FineTuningSettings:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import Field
-
 from suite.attacks.base import AttackContext, AttackSettings
 from suite.attacks.prompts.base import QuestionEdit
 from suite.attacks.prompts.neighbours import neighbours
 from suite.config.errors import SpecError
+from suite.config.numbers import Whole
 from tasks.task import Probe, Split, Task, Turn
 
 
@@ -27,7 +26,7 @@ class FewShot(QuestionEdit):
         """shots: texts before each question."""
 
         name: Literal["few_shot"] = "few_shot"
-        shots: int = Field(ge=0)
+        shots: Whole
 
     def check(self, task: Task, split: Split) -> None:
         styles = {item.style for probe in task.probes_behind(task.knowledge, split) for item in probe.items}

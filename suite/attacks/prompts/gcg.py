@@ -12,12 +12,13 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 from suite.attacks.prompts.gcg_places import Question, placed, printable, start
 from suite.attacks.texts import Texts, texts_of
 from suite.config.errors import SpecError
+from suite.config.numbers import Count, Seed, Whole
 from suite.models.checkpoints import context_of
 from suite.models.lengths import check_lengths
 from tasks.task import Example, Item, Probe, Split, Subset, Task, examples_digest
@@ -48,14 +49,14 @@ class GreedyCoordinateGradient(Attack):
         """
 
         name: Literal["gcg"] = "gcg"
-        steps: int = Field(ge=0)
-        tokens: int = Field(20, ge=0)
-        candidates: int = Field(512, ge=1)
-        top_k: int = Field(256, ge=1)
+        steps: Whole
+        tokens: Whole = 20
+        candidates: Count = 512
+        top_k: Count = 256
         scope: Literal["each", "universal"] = "each"
-        samples: int = Field(25, ge=1)
+        samples: Count = 25
         texts: Literal["unasked", "forget", "questions"] = "unasked"
-        seed: int = 0
+        seed: Seed = 0
 
         @model_validator(mode="after")
         def _its_own(self) -> GreedyCoordinateGradient.Settings:

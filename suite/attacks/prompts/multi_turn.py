@@ -17,6 +17,7 @@ from suite.attacks.base import AttackContext, AttackSettings, Subject
 from suite.attacks.prompts.base import QuestionEdit, fitted, shortened
 from suite.attacks.prompts.neighbours import neighbours
 from suite.config.errors import SpecError
+from suite.config.numbers import Count, Whole
 from suite.engines.base import ask
 from suite.models.checkpoints import context_of
 from tasks.task import Item, Probe, ProbeKind, Split, Style, Subset, Task, Turn
@@ -45,9 +46,9 @@ class MultiTurn(QuestionEdit):
 
         name: Literal["multi_turn"] = "multi_turn"
         after: Literal["self", "related"]
-        rounds: int | None = Field(None, ge=0)
-        turns: int | None = Field(None, ge=0)
-        max_new_tokens: int = Field(64, ge=1)
+        rounds: int | None = Field(None, ge=0, le=10_000)
+        turns: Whole | None = None
+        max_new_tokens: Count = 64
 
         @model_validator(mode="after")
         def _its_own_number(self) -> MultiTurn.Settings:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from suite.attacks.base import AttackContext, AttackSettings
 from suite.attacks.prompts.base import QuestionEdit
+from suite.config.numbers import Seed
 from tasks.task import Item, Probe, ProbeKind, Split, Style, Task
 
 
@@ -30,7 +31,7 @@ class MultipleChoice(QuestionEdit):
 
         name: Literal["multiple_choice"] = "multiple_choice"
         options: int = Field(3, ge=1, lt=len(ascii_uppercase))
-        seed: int = 0
+        seed: Seed = 0
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
         choices = _choice_probes(context.task, probes[0].split)

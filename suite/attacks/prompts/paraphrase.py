@@ -7,10 +7,9 @@ import json
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import Field
-
 from suite.attacks.base import AttackContext, AttackSettings
 from suite.attacks.prompts.base import QuestionEdit
+from suite.config.numbers import Whole
 from tasks.task import Item, Probe
 
 
@@ -23,7 +22,7 @@ class Paraphrase(QuestionEdit):
         """which: index of the wording, from 0."""
 
         name: Literal["paraphrase"] = "paraphrase"
-        which: int = Field(0, ge=0)
+        which: Whole = 0
 
     @property
     def unmet_requirement(self) -> str:

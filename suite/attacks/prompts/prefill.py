@@ -6,10 +6,11 @@ import re
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from suite.attacks.base import AttackContext, AttackSettings
 from suite.attacks.prompts.base import QuestionEdit
+from suite.config.numbers import Whole
 from tasks.task import Item, Probe, ProbeKind, Style
 
 
@@ -31,7 +32,7 @@ class Prefill(QuestionEdit):
         """
 
         name: Literal["prefill"] = "prefill"
-        words: int | None = Field(None, ge=0)
+        words: Whole | None = None
         text: str | None = None
 
         @model_validator(mode="after")

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from suite.attacks.base import AttackContext, AttackSettings, PromptEdit
 from suite.config.errors import SpecError
+from suite.config.numbers import Few, Seed
 from tasks.task import Probe, ProbeKind, Sampling, Split, Subset, Task
 
 
@@ -25,9 +26,9 @@ class BestOfSeveral(PromptEdit):
         """draws: answers per question. temperature: 1 is the model's own distribution, 0 the greedy answer."""
 
         name: Literal["sample"] = "sample"
-        draws: int = Field(ge=1)
+        draws: Few
         temperature: float = Field(1.0, ge=0)
-        seed: int = 0
+        seed: Seed = 0
 
     def check(self, task: Task, split: Split) -> None:
         generated = (p for p in task.probes_of(split) if p.kind is ProbeKind.GENERATE and p.subset is Subset.FORGET)

@@ -6,12 +6,12 @@ import random
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
 from suite.attacks.texts import Source, Texts, at_least, draw_texts
 from suite.attacks.weights.calibration import Inputs, edit_blocks
+from suite.config.numbers import Count, Seed
 from suite.models.checkpoints import State, context_of, dtype_of, load_state, skeleton
 from tasks.task import Example, Probe, Split, Task, examples_digest
 
@@ -23,8 +23,8 @@ class CalibratedSettings(AttackSettings):
     """
 
     texts: Source = Texts.RETAIN
-    samples: int = Field(128, ge=1)
-    seed: int = 0
+    samples: Count = 128
+    seed: Seed = 0
 
 
 class CalibratedEdit(WeightEdit):

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 from suite.attacks.weights.residual import Writer, block_writers, count_blocks, outline
 from suite.config.errors import SpecError
+from suite.config.numbers import Whole
 from suite.models.checkpoints import EditedCheckpoint, State
 
 
@@ -31,7 +32,7 @@ class LogitLens(Attack):
         """layers: increasing numbers of blocks kept; 0 keeps only the embeddings, and all blocks the whole model."""
 
         name: Literal["logit_lens"] = "logit_lens"
-        layers: tuple[int, ...] = Field(min_length=1)
+        layers: tuple[Whole, ...] = Field(min_length=1)
 
         @field_validator("layers")
         @classmethod

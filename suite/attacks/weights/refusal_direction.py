@@ -18,6 +18,7 @@ from torch import Tensor
 from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
 from suite.attacks.weights.residual import block_writers, count_blocks, embedding_writers, without
 from suite.config.errors import SpecError
+from suite.config.numbers import Count, Seed, Whole
 from suite.models.checkpoints import State, TensorCheckpoint
 from suite.models.encoding import Encoded, Tokens
 from suite.models.likelihood import hidden_states
@@ -41,10 +42,10 @@ class RefusalDirection(WeightEdit):
         """
 
         name: Literal["refusal_direction"] = "refusal_direction"
-        layer: int = Field(ge=0)
-        samples: int = Field(ge=1)
+        layer: Whole
+        samples: Count
         strength: float = Field(1.0, ge=0, le=1)
-        seed: int = 0
+        seed: Seed = 0
 
     @property
     def changes_nothing(self) -> bool:

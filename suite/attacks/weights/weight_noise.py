@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
+from suite.config.numbers import Seed
 from suite.models.checkpoints import State
 from suite.models.layers import is_linear
 from suite.oracle import noise
@@ -36,7 +37,7 @@ class WeightNoise(WeightEdit):
 
         name: Literal["noise"] = "noise"
         sigma: float = Field(ge=0)
-        seed: int = 0
+        seed: Seed = 0
 
     @property
     def changes_nothing(self) -> bool:

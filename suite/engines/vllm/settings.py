@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from suite.config.numbers import Few
 from suite.config.settings import Settings
 
 
@@ -22,10 +23,10 @@ class VllmSettings(Settings):
         threads: CPU threads per engine.
     """
 
-    engines: int = Field(1, ge=1)
-    tensor_parallel: int = Field(1, ge=1)
+    engines: Few = 1
+    tensor_parallel: Few = 1
     batch_invariant: bool = False
     eager: bool = False
     gpu_memory: float | None = Field(None, gt=0, le=1)
-    cache_gib: float = Field(1.0, gt=0)
-    threads: int = Field(1, ge=1)
+    cache_gib: float = Field(1.0, gt=0, le=100_000)
+    threads: Few = 1
