@@ -24,7 +24,6 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check a spec and show its trials, their cost, and what fits at a time. Computes nothing."""
-    from suite.runners.base import label
     from suite.runners.search import some_trial
     from suite.trials.preflight import preflight
 
@@ -34,13 +33,13 @@ def validate(
     checked = preflight(trials, plan.measure, plan.runtime, here=not address)
     placement, resources = _placement(plan, address)
     if as_json:
-        listed = [{"trial": s.id, "label": label(s), "spec": s.canonical, "cost": c.as_dict()} for s, c in checked]
+        listed = [{"trial": s.id, "label": s.label, "spec": s.canonical, "cost": c.as_dict()} for s, c in checked]
         search = plan.search.changed() if search else None
         print_json({"valid": True, "search": search, "trials": listed, "places": asdict(placement)})
         return
     rows = [
         [
-            label(s),
+            s.label,
             s.id[:12],
             str(c.steps),
             str(c.value_calls),

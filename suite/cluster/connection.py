@@ -19,6 +19,12 @@ from suite.config.errors import EngineError, SpecError
 CONNECT_TIMEOUT = 10.0
 """Seconds within which a cluster's head must accept a connection."""
 
+SETTINGS = b"\0\0\0\4"
+"""How the first frame begins that each side of an HTTP/2 connection sends: its length in three bytes, and its type."""
+
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS + bytes(5)
+"""A client's first bytes (RFC 9113, section 3.4). A head speaks gRPC, which is HTTP/2."""
+
 FORWARDED_VARIABLES = ("REGRADE_DATA", "HF_HUB_OFFLINE", "HF_HOME")
 
 
@@ -90,9 +96,16 @@ def _check_reachable(address: str) -> None:
     if not (host and port.isdecimal()):
         raise SpecError(f"--address {address}: write auto, or HOST:PORT of the cluster's head")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT) as connection:
+            connection.sendall(HTTP2)
+            answer = connection.recv(len(SETTINGS))
     except (OSError, OverflowError, UnicodeError) as error:
         raise SpecError(f"--address {address}: no Ray cluster answers there ({error})") from None
+    if answer[3:] != SETTINGS[3:]:
+        raise SpecError(
+            f"--address {address}: what answers there is no head of a Ray cluster. `ray status` on the head shows its "
+            "address; the port is 6379 by default, 8265 is the dashboard's"
+        )
 
 
 @contextmanager

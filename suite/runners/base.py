@@ -80,7 +80,7 @@ def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None)
             )
         outcome = Outcome(
             trial=job.spec.id,
-            label=label(job.spec),
+            label=job.spec.label,
             status=result.row["status"],
             reason="; ".join(filter(None, [result.row["reason"], *result.failures])) or None,
             headlines={str(split): _numbers(result.headlines(split)) for split in job.measure.splits},
@@ -104,7 +104,7 @@ def failed(job: TrialJob, error: BaseException) -> Outcome:
         Store(job.store).board.append("trials", [failed_row(job.spec, error)])
     except Exception as unwritten:
         reason += f". Its row is not on the board: {unwritten}"
-    return Outcome(job.spec.id, label(job.spec), str(Status.FAILED), reason)
+    return Outcome(job.spec.id, job.spec.label, str(Status.FAILED), reason)
 
 
 def refused(reason: str) -> Outcome:
@@ -114,12 +114,6 @@ def refused(reason: str) -> Outcome:
 
 def lease_name(spec: TrialSpec) -> str:
     return f"trial-{spec.id}"
-
-
-def label(spec: TrialSpec) -> str:
-    """A short label of a trial for progress and tables."""
-    smoothing = "" if spec.smoothing.name == "none" else f" · {spec.smoothing.name}"
-    return f"{spec.optimizer.name} · {spec.objective.name}{smoothing} · seed {spec.seed}"
 
 
 def _numbers(headlines: Headlines) -> dict[str, Any]:

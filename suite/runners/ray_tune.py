@@ -30,7 +30,7 @@ from suite.config.errors import EngineError, SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import parse
 from suite.engines.choosing import pool_resources
-from suite.runners.base import OnOutcome, Outcome, TrialJob, failed, label, refused, run_one
+from suite.runners.base import OnOutcome, Outcome, TrialJob, failed, refused, run_one
 from suite.runners.search import sampler
 from suite.spec.measure import MeasureSpec
 from suite.spec.search_space import Plan, suggest
@@ -247,7 +247,7 @@ class OutcomeCallback(tune.Callback):
 
 def _label(config: Mapping[str, Any]) -> str:
     try:
-        return label(_spec(config))
+        return _spec(config).label
     except SpecError:
         return "a draw"
 

@@ -141,6 +141,12 @@ class TrialSpec(Settings):
         return digest({key: value for key, value in self.canonical.items() if key != "seed"})
 
     @property
+    def label(self) -> str:
+        """A short label for progress, tables and messages."""
+        smoothing = "" if self.smoothing.name == "none" else f" · {self.smoothing.name}"
+        return f"{self.optimizer.name} · {self.objective.name}{smoothing} · seed {self.seed}"
+
+    @property
     def normalised(self) -> TrialSpec:
         """The same trial, parsed from its canonical form."""
         return parse(TrialSpec, self.canonical)

@@ -26,7 +26,7 @@ from suite.training.anchors import named_checkpoints
 from suite.training.refusals import check_refusable
 from suite.training.unlearning import requests
 from suite.trials.task_data import with_extras, within_limit
-from tasks.task import Split, Task, Zero
+from tasks.task import Split, Task, TaskError, Zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +67,26 @@ def preflight(
     checked: set[tuple[Hashable, ...]] = set()
     costs = []
     for spec in trials:
-        if here:
-            OPTIMIZERS[spec.optimizer.name].check_installed()
-        task = tasks.get(spec.task) or tasks.setdefault(spec.task, with_extras(spec.task, measure))
-        if spec.anchors.retain_limit:
-            task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
-        _check_anchors(spec, task)
-        _check_data(spec, task, measure)
-        if here or spec.model.name == "tiny":
-            _check_model(spec, task, measure, checked)
+        try:
+            task = tasks.get(spec.task) or tasks.setdefault(spec.task, with_extras(spec.task, measure))
+            if spec.anchors.retain_limit:
+                task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
+            _check(spec, task, measure, here, checked)
+        except (SpecError, TaskError) as error:
+            if len(trials) > 1:
+                raise type(error)(f"{error} (in the trial {spec.label})") from None
+            raise
         costs.append((spec, cost(spec, task, measure)))
     return costs
+
+
+def _check(spec: TrialSpec, task: Task, measure: MeasureSpec, here: bool, checked: set[tuple[Hashable, ...]]) -> None:
+    if here:
+        OPTIMIZERS[spec.optimizer.name].check_installed()
+    _check_anchors(spec, task)
+    _check_data(spec, task, measure)
+    if here or spec.model.name == "tiny":
+        _check_model(spec, task, measure, checked)
 
 
 def _check_anchors(spec: TrialSpec, task: Task) -> None:

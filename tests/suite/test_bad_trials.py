@@ -20,7 +20,7 @@ import suite.trials.run
 from leaderboard.board.store import Board
 from suite.config.runtime import RuntimeSpec
 from suite.runners import Outcome, TrialJob, run_here, run_one
-from suite.runners.base import label, lease_name
+from suite.runners.base import lease_name
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import TrialSpec, trial
 from suite.storage.store import Store
@@ -46,7 +46,7 @@ def ran(jobs: list[TrialJob], run: Callable[[list[TrialJob], Callable[[Outcome],
     """The rows by seed, after six good outcomes and one that is not ok."""
     outcomes: list[Outcome] = []
     run(jobs, outcomes.append)
-    assert {outcome.trial: outcome.label for outcome in outcomes} == {job.spec.id: label(job.spec) for job in jobs}
+    assert {outcome.trial: outcome.label for outcome in outcomes} == {job.spec.id: job.spec.label for job in jobs}
     rows = {row["seed"]: row for row in Board(jobs[0].store / "board").read("trials").to_pylist()}
     assert {seed for seed, row in rows.items() if row["status"] == "ok"} == set(range(7)) - {BAD}
     (outcome,) = [outcome for outcome in outcomes if outcome.status != "ok"]
