@@ -20,7 +20,7 @@ from torch import Tensor
 from suite.config.errors import CheckpointError
 from suite.models.adapter_file import adapter_settings, largest_rank, lora_config
 from suite.models.config_file import read_config
-from suite.models.folder import first_line, library
+from suite.models.folder import library, one_line
 
 State = dict[str, Tensor]
 
@@ -62,8 +62,11 @@ class _Loadable:
 
     def model(self, device: torch.device | str = "cpu") -> torch.nn.Module:
         state = self.state()
-        model = skeleton(self.architecture, dtype_of(state))
-        load_state(model, state)
+        try:
+            model = skeleton(self.architecture, dtype_of(state))
+            load_state(model, state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.architecture}: {error}") from None
         return model.to(device)
 
 
@@ -205,7 +208,7 @@ def open_tensors(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: cut short or damaged ({first_line(error)}). Delete it and run again") from None
+        raise CheckpointError(f"{file}: cut short or damaged ({one_line(error)}). Delete it and run again") from None
 
 
 def interpolated(one: Checkpoint, other: Checkpoint, share: float) -> EditedCheckpoint:
@@ -336,11 +339,17 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
-    """Dtype of most weights, by number of elements."""
+    """Dtype of most weights, by number of elements.
+
+    Raises:
+        CheckpointError: there are none in floating point.
+    """
     sizes: dict[torch.dtype, int] = {}
     for tensor in state.values():
         if tensor.is_floating_point():
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+    if not sizes:
+        raise CheckpointError("the checkpoint has no weights in floating point")
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 

@@ -28,11 +28,13 @@ LAYERS = re.compile(r"(^|_)layers?$")
 MOST_LAYERS = 2000
 """Published models have 130 at most."""
 
-LARGEST = 2**24
-"""Of any whole number: 16 million. The longest context in use is 10 million tokens. Where a library counts to it, or
-makes a list of that many entries, it takes two seconds."""
+LARGEST, LARGEST_COUNT = 2**24, 2**16
+"""Of a size or length, and of any other whole number. The longest context in use is 10 million tokens. Where a library
+counts to the second, or makes a mapping of that many entries, it takes seconds."""
 
-UNBOUNDED = re.compile(r"theta|base|factor|seed|param|flop|flos|total|ids?$", re.IGNORECASE)
+LENGTH = re.compile(r"size|length|len$|position|embeddings|context|ctx|window|vocab|dim")
+
+UNBOUNDED = re.compile(r"theta|base|factor|seed|param|flop|flos|total|index|ids?$", re.IGNORECASE)
 """Keys of whole numbers that nothing is sized by."""
 
 ATTENTION = ("eager", "sdpa", "flex_attention")
@@ -114,7 +116,7 @@ def check_config(file: Path, settings: dict[str, Any]) -> None:
         if key in SIZES and single and not (whole and value > 0):
             raise SpecError(f"{at} is {brief(value)}, and has to be a positive whole number")
         if whole:
-            largest = MOST_LAYERS if LAYERS.search(key) else LARGEST
+            largest = MOST_LAYERS if LAYERS.search(key) else LARGEST if LENGTH.search(key) else LARGEST_COUNT
             if abs(value) > largest and (key in SIZES or not UNBOUNDED.search(key)):
                 raise SpecError(
                     f"{at} is {brief(value)}, and models have {largest} at most. Take the model's own config"
@@ -124,7 +126,7 @@ def check_config(file: Path, settings: dict[str, Any]) -> None:
                 f"{at} is {brief(value)}, which would be fetched and executed. Remove the key, or use one of "
                 f"{', '.join(IMPLEMENTATIONS[key])}"
             )
-        if key in ("dtype", "torch_dtype") and single and value not in DTYPES:
+        if key in ("dtype", "torch_dtype") and not isinstance(value, dict | None) and value not in DTYPES:
             raise SpecError(f"{at} is {brief(value)}, and has to be one of {', '.join(DTYPES)}")
         if key == "auto_map" and path != key:
             raise SpecError(f"{at}: code of a part of a model is never executed. Remove the key")

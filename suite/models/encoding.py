@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from suite.config.errors import SpecError
-from suite.models.folder import first_line
+from suite.models.folder import one_line
 from suite.models.rehearsal import rehearse_template
 from tasks.task import Example, Item, Style, Turn
 
@@ -64,12 +64,13 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+        which = f"the tokenizer of {tokenizer.name_or_path}" if tokenizer.name_or_path else "the tokenizer"
         if template is Template.CHAT and not tokenizer.chat_template:
-            raise SpecError("model.template: the tokenizer has no chat template. Use model.template=plain")
+            raise SpecError(f"model.template: {which} has no chat template. Use model.template=plain")
         if template is Template.CHAT:
             rehearse_template(tokenizer)
         if tokenizer.eos_token_id is None:
-            raise SpecError("model: the tokenizer has no end-of-text token, so an answer could not end")
+            raise SpecError(f"model: {which} has no end-of-text token, so an answer could not end")
         self.tokenizer = tokenizer
         self.template = template
         self.eos: int = tokenizer.eos_token_id
@@ -172,7 +173,7 @@ class Encoder:
         except Exception as error:  # a template may raise whatever it likes
             raise SpecError(
                 f"model.template: the chat template refuses a conversation of {len(messages)} turns: "
-                f"{first_line(error)}. Use model.template=plain"
+                f"{one_line(error)}. Use model.template=plain"
             ) from None
 
     def _ids(self, text: str, special: bool = False) -> list[int]:

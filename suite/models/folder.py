@@ -21,14 +21,15 @@ OPENED = (".json", ".jinja", ".model", ".txt", ".vocab", ".bpe", ".tiktoken", ".
 """Names of files that one of the libraries opens end with one of these."""
 
 SETTINGS = (
-    *("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json"),
+    *("generation_config.json", "adapter_config.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json"),
 )
 TEMPLATES = "additional_chat_templates"
 INDEX = "*.safetensors.index.json"
 
 MIB = 2**20
-LARGEST_TEMPLATE, LARGEST_SETTINGS, LARGEST_VOCABULARY, LARGEST_OTHER = MIB, 16 * MIB, 128 * MIB, 2048 * MIB
+LARGEST_TEMPLATE, LARGEST_CONFIG, LARGEST_SETTINGS = MIB, 4 * MIB, 16 * MIB
+LARGEST_VOCABULARY, LARGEST_OTHER = 128 * MIB, 2048 * MIB
 """In bytes. The largest vocabularies in use take 50 MiB, the largest settings 5; any other JSON file is only hashed."""
 
 DEEPEST = 32
@@ -102,6 +103,8 @@ def _largest(file: Path) -> int | None:
         return None
     if file.suffix == ".jinja":
         return LARGEST_TEMPLATE
+    if file.name == "config.json":
+        return LARGEST_CONFIG
     if file.name in SETTINGS or file.match(INDEX):
         return LARGEST_SETTINGS
     if file.suffix == ".json" and "token" not in file.name and "vocab" not in file.name:
@@ -134,7 +137,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     except RecursionError:
         raise SpecError(f"{file}: is nested too deeply to be the settings of a model") from None
     except ValueError as error:
-        raise SpecError(f"{file}: is not valid JSON: {first_line(error)}") from None
+        raise SpecError(f"{file}: is not valid JSON: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise SpecError(f"{file}: is no mapping of settings but {brief(content)}. It should be {{...}}")
     for level, _ in enumerate(_levels(content)):
@@ -179,7 +182,7 @@ def library(where: Path, what: str, kind: type[Exception] = SpecError) -> Iterat
     """Whatever a library raises while it reads a folder, as an error that names the folder and what could not be read.
 
     Raises:
-        kind: quoting the first line of the library's error.
+        kind: quoting the library's error.
     """
     from transformers import dynamic_module_utils
 
@@ -200,18 +203,17 @@ def library(where: Path, what: str, kind: type[Exception] = SpecError) -> Iterat
             ) from None
         if isinstance(error, MemoryError):
             raise kind(f"{where}: the memory does not suffice for its {what} (MemoryError)") from None
-        raise kind(f"{where}: its {what} cannot be read: {type(error).__name__}: {first_line(error)}") from None
+        raise kind(f"{where}: its {what} cannot be read: {type(error).__name__}: {one_line(error)}") from None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return brief(next(iter(str(error).strip().splitlines()), ""), quoted=False)
+def one_line(error: BaseException) -> str:
+    """An error's message, in one line that is not too long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def brief(value: Any, quoted: bool = True) -> str:
+def brief(value: Any) -> str:
     """A value in a message: JSON, cut to a line's length."""
-    if not quoted:
-        return value if len(value) <= 300 else f"{value[:300]}..."
     if isinstance(value, dict | list) and value:
         return "a mapping" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and value.bit_length() > 256:

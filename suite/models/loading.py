@@ -19,7 +19,7 @@ from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, con
 from suite.models.config_file import check_tokenizer_config, read_config
 from suite.models.encoding import Encoder, Template
 from suite.models.folder import brief, check_files, is_folder, library
-from suite.models.rehearsal import rehearse_tokenizer
+from suite.models.rehearsal import PAGE, rehearse_tokenizer
 from suite.models.settings import ModelSpec, TinyModel
 from suite.models.size import check_size
 from suite.storage.stages import StageStore
@@ -188,7 +188,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     check_tokenizer_config(folder)
     rehearse_tokenizer(folder)
     with library(folder, "tokenizer"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer.decode(tokenizer([PAGE], add_special_tokens=True, verbose=True)["input_ids"][0])
+        return tokenizer
 
 
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -16,20 +16,20 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from suite.config.errors import CheckpointError, SpecError
-from suite.models.folder import first_line
+from suite.models.folder import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROGRAM = Path(__file__).with_name("rehearse.py")
 
-SECONDS = 4
+SECONDS = 3
 """Of computing; a template takes milliseconds. The largest tokenizers take two seconds to read."""
 SECONDS_TO_READ = 20
 PATIENCE = 30
@@ -65,7 +65,7 @@ def rehearse_template(tokenizer: PreTrainedTokenizerBase) -> None:
     try:
         template, special = tokenizer.get_chat_template(), tokenizer.special_tokens_map
     except Exception as error:
-        raise SpecError(f"{where} cannot be used: {first_line(error)}. Use model.template=plain") from None
+        raise SpecError(f"{where} cannot be used: {one_line(error)}. Use model.template=plain") from None
     if not isinstance(template, str) or len(template) > LONGEST:
         raise SpecError(f"{where} is no text of at most {LONGEST} characters. Use model.template=plain")
     if said := _template_fails(template, json.dumps(special, sort_keys=True)):
@@ -74,12 +74,17 @@ def rehearse_template(tokenizer: PreTrainedTokenizerBase) -> None:
 
 @cache
 def _template_fails(template: str, special: str) -> str | None:
-    request = {"template": template, "special": json.loads(special), "conversations": conversations()}
-    answer = _run("template", request, ("jinja2", "markupsafe"))
+    answer = rendered(template, json.loads(special))
     if "failed" in answer:
         return answer["failed"]
     first = answer["rendered"][0]  # a template may refuse turns before the question; who asks for them is told then
     return f"cannot be used: {first['error']}" if "error" in first else None
+
+
+def rendered(template: str, special: Mapping[str, str]) -> dict[str, Any]:
+    """The answer of the process about a template: `rendered`, a text or an error per conversation; or `failed`."""
+    request = {"template": template, "special": special, "conversations": conversations()}
+    return _run("template", request, ("jinja2", "markupsafe"))
 
 
 def conversations() -> list[list[dict[str, str]]]:

@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 
+from tests.support.command import Output, regrade
 from tests.support.language_model import seeded_llama
+
+FEW = ("--task", "pocket", "--limit", "1", "--split", "test")
+CONFIG, TOKENIZER, ADAPTER = "config.json", "tokenizer_config.json", "adapter_config.json"
+WEIGHTS, VOCABULARY = "model.safetensors", "tokenizer.json"
 
 TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content | trim }}\n{% endfor %}"
@@ -63,12 +68,17 @@ def adapter_folder(folder: Path, base: Path, **settings: Any) -> Path:
     return folder
 
 
+def evaluated(folder: Path, tmp_path: Path, code: int = 0, *more: object) -> Output:
+    """Evaluate a folder with the command, on a few questions."""
+    return regrade("eval", folder, *FEW, "--store", tmp_path / "store", *more, code=code)
+
+
 def copied(source: Path, folder: Path) -> Path:
     return Path(shutil.copytree(source, folder))
 
 
 def changed(file: Path, **values: Any) -> None:
-    """Set keys of a JSON file, or of a part of it by a dotted name with __ for the dot."""
+    """Set keys of a JSON file."""
     content = json.loads(file.read_text())
     content.update(values)
     file.write_text(json.dumps(content))
