@@ -189,7 +189,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     rehearse_tokenizer(folder)
     with library(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        tokenizer.decode(tokenizer([PAGE], add_special_tokens=True, verbose=True)["input_ids"][0])
+        tokenizer.decode(tokenizer([PAGE], add_special_tokens=True, verbose=False)["input_ids"][0])
         return tokenizer
 
 

@@ -43,6 +43,7 @@ def check_size(folder: Path, shapes: Shapes, bytes_of_files: int, config: Any) -
         SpecError: transformers cannot build a model of this config.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if bytes_of_files > memory:
@@ -51,7 +52,12 @@ def check_size(folder: Path, shapes: Shapes, bytes_of_files: int, config: Any) -
             f"{memory / 2**30:.0f} GiB. Use a machine with more, or a smaller model"
         )
     numbers = sum(map(prod, shapes.values()))
-    with library(folder / "config.json", "model"), torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with (
+        library(folder / "config.json", "model"),
+        no_init_weights(),
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta"),
+    ):
         try:
             with _at_most(tensors=len(shapes), numbers=numbers):
                 AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
