@@ -94,8 +94,9 @@ def read_config(folder: Path) -> Any:
         text = config.get_text_config()
         if not {type(config), type(text)} & set(MODEL_FOR_CAUSAL_LM_MAPPING):
             raise SpecError(f"{file}: model_type is {brief(model_type)}, which is no causal language model")
-        for one in (config, text):  # the library's own class is used, and code of the folder's never
-            if hasattr(one, "auto_map"):
+        for one in (config, text):
+            one.return_dict = True  # the answers of a model are read by their names
+            if hasattr(one, "auto_map"):  # the library's own class is used, and code of the folder's never
                 del one.auto_map
         _check_heads(file, text)
     return config

@@ -21,7 +21,7 @@ from suite.models.encoding import Encoder, Template
 from suite.models.folder import brief, check_files, is_folder, library
 from suite.models.rehearsal import PAGE, rehearse_tokenizer
 from suite.models.settings import ModelSpec, TinyModel
-from suite.models.size import check_size
+from suite.models.size import check_memory, check_size
 from suite.storage.stages import StageStore
 from tasks.task import Task, examples_digest
 
@@ -136,6 +136,7 @@ def _model_with_adapter(spec: ModelSpec, path: Path, key: str) -> BaseModel:
         weights = path / LoraCheckpoint.WEIGHTS
         if not weights.is_file():  # peft and vLLM would load a pickle instead
             raise CheckpointError(f"{path}: no {LoraCheckpoint.WEIGHTS} here. Other formats are not read")
+        check_memory([weights])
         modules = sorted({name.rpartition(".")[0] for name in shapes_of(base.checkpoint.files)})
         check_adapter(path / LoraCheckpoint.CONFIG, shapes_of([weights]), modules)
         return replace(base, checkpoint=checkpoint, identity={**base.identity, "adapter": _fingerprint(path)})
@@ -260,9 +261,10 @@ def _identity(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _check_weights(folder: Path) -> None:
-    """Check that the weights in a folder are those of its config's model, which is not built for it."""
+    """Check that the weights in a folder are whole, and enough for its config's model, which takes no memory for it."""
     files = SavedCheckpoint(folder).files
-    check_size(folder, shapes_of(files), sum(file.stat().st_size for file in files), read_config(folder))
+    check_memory(files)
+    check_size(folder, shapes_of(files), read_config(folder))
 
 
 def _model_folder(name: str, key: str, *, weights: bool = True) -> Path:

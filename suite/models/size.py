@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -35,22 +35,33 @@ class TooLarge(Exception):
     """The model is larger than the weights that are there for it."""
 
 
-def check_size(folder: Path, shapes: Shapes, bytes_of_files: int, config: Any) -> None:
-    """Check that the model of a config is no larger than the weights beside it, and that these fit into memory.
+def check_memory(files: Sequence[Path]) -> None:
+    """Check that the memory of this machine holds the content of these files.
 
     Raises:
-        CheckpointError: they do not.
-        SpecError: transformers cannot build a model of this config.
+        CheckpointError: it does not.
+    """
+    files = list(files)
+    needed, memory = (
+        sum(file.stat().st_size for file in files),
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
+    if needed > memory:
+        raise CheckpointError(
+            f"{files[0].parent}: its weights take {needed / 2**30:.0f} GiB, and this machine has a memory of "
+            f"{memory / 2**30:.0f} GiB. Use a machine with more, or a smaller model"
+        )
+
+
+def check_size(folder: Path, shapes: Shapes, config: Any) -> None:
+    """Check that the model of a config is no larger than the weights beside it.
+
+    Raises:
+        SpecError: it is, or transformers cannot build a model of this config.
     """
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if bytes_of_files > memory:
-        raise CheckpointError(
-            f"{folder}: its weights take {bytes_of_files / 2**30:.0f} GiB, and this machine has a memory of "
-            f"{memory / 2**30:.0f} GiB. Use a machine with more, or a smaller model"
-        )
     numbers = sum(map(prod, shapes.values()))
     with (
         library(folder / "config.json", "model"),

@@ -73,6 +73,12 @@ def test_an_ordinary_adapter_of_every_kind_is_merged_as_peft_merges_it(good, tmp
         assert all((found[name] == wanted[name]).all() for name in wanted), more
 
 
+def test_a_config_that_asks_for_tuples_is_asked_for_names(good, tmp_path):
+    folder = copied(good, tmp_path / "model")
+    changed(folder / CONFIG, return_dict=False)
+    evaluated(folder, tmp_path)
+
+
 def test_a_checkpoint_in_shards_and_one_without_a_template(good, tmp_path):
     folder = model_folder(tmp_path / "model", template=None, shards=True)
     assert len(list(folder.glob("*.safetensors"))) > 1
