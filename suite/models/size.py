@@ -41,14 +41,11 @@ def check_memory(files: Sequence[Path]) -> None:
     Raises:
         CheckpointError: it does not.
     """
-    files = list(files)
-    needed, memory = (
-        sum(file.stat().st_size for file in files),
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    )
+    needed = sum(file.stat().st_size for file in files)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise CheckpointError(
-            f"{files[0].parent}: its weights take {needed / 2**30:.0f} GiB, and this machine has a memory of "
+            f"{', '.join(map(str, files))}: the weights take {needed / 2**30:.0f} GiB, and this machine has a memory of "
             f"{memory / 2**30:.0f} GiB. Use a machine with more, or a smaller model"
         )
 
