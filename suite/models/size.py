@@ -45,8 +45,8 @@ def check_memory(files: Sequence[Path]) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise CheckpointError(
-            f"{', '.join(map(str, files))}: the weights take {needed / 2**30:.0f} GiB, and this machine has a memory of "
-            f"{memory / 2**30:.0f} GiB. Use a machine with more, or a smaller model"
+            f"{', '.join(map(str, files))}: the weights take {needed / 2**30:.0f} GiB, and this machine has a memory "
+            f"of {memory / 2**30:.0f} GiB. Use a machine with more, or a smaller model"
         )
 
 
