@@ -299,7 +299,8 @@ def main() -> None:
             random_model(folder, (f"{i.prompt} {' '.join(i.answers)}" for p in probes for i in p.items))
         tokenizer = load_tokenizer(folder)
         encoder = Encoder(tokenizer, Template.CHAT if tokenizer.chat_template else Template.PLAIN)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(args.device).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        model = model.to(args.device).eval()
         print(f"{source}, {args.items} items a probe, {args.model or 'random weights'}, {args.device}, fp32")
         scored = [probe for probe in probes if probe.kind is not ProbeKind.GENERATE]
         generated = [probe for probe in probes if probe.kind is ProbeKind.GENERATE]

@@ -7,8 +7,7 @@ already holds. Only safetensors files are read, so no code from a checkpoint is 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from suite.config.errors import CheckpointError, SpecError
+from suite.config.errors import CheckpointError
+from suite.models.adapter_file import adapter_settings, largest_rank, lora_config
+from suite.models.config_file import read_config
+from suite.models.folder import library, one_line
 
 State = dict[str, Tensor]
 
@@ -60,8 +62,11 @@ class _Loadable:
 
     def model(self, device: torch.device | str = "cpu") -> torch.nn.Module:
         state = self.state()
-        model = skeleton(self.architecture, dtype_of(state))
-        load_state(model, state)
+        try:
+            model = skeleton(self.architecture, dtype_of(state))
+            load_state(model, state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.architecture}: {error}") from None
         return model.to(device)
 
 
@@ -117,8 +122,8 @@ class LoraCheckpoint(_Loadable):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The adapter's settings."""
-        return json.loads((self.path / self.CONFIG).read_text())
+        """The adapter's settings, checked."""
+        return adapter_settings(self.path / self.CONFIG)
 
     @property
     def plain(self) -> bool:
@@ -131,8 +136,7 @@ class LoraCheckpoint(_Loadable):
     @property
     def rank(self) -> int:
         """The largest rank of its matrices."""
-        config = self.config
-        return max(config["r"], *config.get("rank_pattern", {}).values(), 1)
+        return largest_rank(self.config)
 
     def state(self) -> State:
         from peft import PeftModel  # seconds to import
@@ -141,11 +145,10 @@ class LoraCheckpoint(_Loadable):
             raise CheckpointError(f"{self.path}: no {self.WEIGHTS} here. Other formats are not read")
         with open_tensors(self.path / self.WEIGHTS):
             pass
-        try:
-            adapted = PeftModel.from_pretrained(self.base.model(), self.path, autocast_adapter_dtype=False)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{self.path}: does not fit {self.base.path}: {error}") from None
-        merged = adapted.merge_and_unload()
+        config, model = lora_config(self.path / self.CONFIG), self.base.model()
+        with library(self.path, f"adapter for {self.base.path}", CheckpointError):
+            adapted = PeftModel.from_pretrained(model, self.path, config=config, autocast_adapter_dtype=False)
+            merged = adapted.merge_and_unload()
         return {name: tensor.detach() for name, tensor in merged.state_dict().items()}
 
 
@@ -181,6 +184,19 @@ class EditedCheckpoint(_Loadable):
         return self.edit(self.base.state())
 
 
+def shapes_of(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in safetensors files, read from their headers.
+
+    Raises:
+        CheckpointError: a file is cut short or damaged.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with open_tensors(file) as tensors:
+            shapes.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
+    return shapes
+
+
 @contextmanager
 def open_tensors(file: Path) -> Iterator[Any]:
     """A safetensors file, open for reading.
@@ -192,7 +208,7 @@ def open_tensors(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: cut short or damaged ({error}). Delete it and run again") from None
+        raise CheckpointError(f"{file}: cut short or damaged ({one_line(error)}). Delete it and run again") from None
 
 
 def interpolated(one: Checkpoint, other: Checkpoint, share: float) -> EditedCheckpoint:
@@ -219,9 +235,9 @@ def context_of(folder: Path) -> int | None:
     """A model's context length in tokens; None where it sets no limit.
 
     Raises:
-        SpecError: transformers cannot read the folder's config.json.
+        SpecError: the folder's config.json cannot be used.
     """
-    return getattr(_text_config(folder), "max_position_embeddings", None)
+    return getattr(read_config(folder).get_text_config(), "max_position_embeddings", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,34 +257,30 @@ def heads_of(folder: Path) -> Heads:
     """A model's attention heads.
 
     Raises:
-        SpecError: transformers cannot read the folder's config.json.
+        SpecError: the folder's config.json cannot be used.
     """
-    config = _text_config(folder)
+    config = read_config(folder).get_text_config()
     heads = getattr(config, "num_attention_heads", None)
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
     return Heads(size, getattr(config, "num_key_value_heads", None) or heads)
 
 
-def _text_config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder).get_text_config()
-    except (OSError, ValueError) as error:
-        raise SpecError(f"model: {folder}/config.json is none that transformers can read: {error}") from None
-
-
 def skeleton(architecture: Path, dtype: torch.dtype) -> torch.nn.Module:
-    """A model of this architecture with arbitrary weights, in eval mode."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """A model of this architecture with arbitrary weights, in eval mode.
+
+    Raises:
+        SpecError: its config.json cannot be used.
+        CheckpointError: transformers cannot build it.
+    """
+    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    config = AutoConfig.from_pretrained(architecture)
+    config = read_config(architecture)
     # Random initialization takes a hundred times as long as allocation. Where a module draws its weights all the same,
     # the caller's random state must not change.
-    with no_init_weights(), torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    model.tie_weights()  # otherwise done by the initialization
+    with library(architecture, "model", CheckpointError), no_init_weights(), torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
+        model.tie_weights()  # otherwise done by the initialization
     return model
 
 
@@ -327,11 +339,17 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
-    """Dtype of most weights, by number of elements."""
+    """Dtype of most weights, by number of elements.
+
+    Raises:
+        CheckpointError: there are none in floating point.
+    """
     sizes: dict[torch.dtype, int] = {}
     for tensor in state.values():
         if tensor.is_floating_point():
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+    if not sizes:
+        raise CheckpointError("the checkpoint has no weights in floating point")
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 

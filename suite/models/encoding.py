@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from suite.config.errors import SpecError
+from suite.models.folder import one_line
+from suite.models.rehearsal import rehearse_template
 from tasks.task import Example, Item, Style, Turn
 
 if TYPE_CHECKING:
@@ -57,14 +59,18 @@ class Encoder:
     """Encodes examples and questions as ids with a model's tokenizer and template.
 
     Raises:
-        SpecError: the tokenizer lacks an end-of-text token, or the chat template that is to be used.
+        SpecError: the tokenizer lacks an end-of-text token, or the chat template that is to be used, or that template
+            fails or does not end.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+        which = f"the tokenizer of {tokenizer.name_or_path}" if tokenizer.name_or_path else "the tokenizer"
         if template is Template.CHAT and not tokenizer.chat_template:
-            raise SpecError("model.template: the tokenizer has no chat template. Use model.template=plain")
+            raise SpecError(f"model.template: {which} has no chat template. Use model.template=plain")
+        if template is Template.CHAT:
+            rehearse_template(tokenizer)
         if tokenizer.eos_token_id is None:
-            raise SpecError("model: the tokenizer has no end-of-text token, so an answer could not end")
+            raise SpecError(f"model: {which} has no end-of-text token, so an answer could not end")
         self.tokenizer = tokenizer
         self.template = template
         self.eos: int = tokenizer.eos_token_id
@@ -153,14 +159,22 @@ class Encoder:
                     for role, content in (("user", turn.question), ("assistant", turn.answer))
                 ]
                 messages.append({"role": "user", "content": question})
-                text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-                return self._ids(text)  # the template writes its own special tokens
+                return self._ids(self._rendered(messages))  # the template writes its own special tokens
             case Template.PLAIN:
                 history = "".join(f"Question: {turn.question}\nAnswer: {turn.answer}\n\n" for turn in turns)
                 return self._ids(f"{history}Question: {question}\nAnswer:", special=True)
             case Template.BARE:
                 history = "".join(f"{turn.question} {turn.answer}\n" for turn in turns)
                 return self._ids(f"{history}{question}", special=True)
+
+    def _rendered(self, messages: list[dict[str, str]]) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template may raise whatever it likes
+            raise SpecError(
+                f"model.template: the chat template refuses a conversation of {len(messages)} turns: "
+                f"{one_line(error)}. Use model.template=plain"
+            ) from None
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]

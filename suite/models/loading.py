@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from suite.config.errors import SpecError
-from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of
+from suite.config.errors import CheckpointError, SpecError
+from suite.models.adapter_file import adapter_settings, check_adapter
+from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of, shapes_of
+from suite.models.config_file import check_tokenizer_config, read_config
 from suite.models.encoding import Encoder, Template
+from suite.models.folder import brief, check_files, is_folder, library
+from suite.models.rehearsal import PAGE, rehearse_tokenizer
 from suite.models.settings import ModelSpec, TinyModel
+from suite.models.size import check_memory, check_size
 from suite.storage.stages import StageStore
 from tasks.task import Task, examples_digest
 
@@ -80,8 +85,11 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name") -> BaseMo
     """
     if (adapter := _adapter_folder(name)) is not None:
         return _model_with_adapter(spec, adapter, key)
-    folder, identity = _identify(name, key)
-    return _read_model(spec, folder, {**identity, "dtype": spec.dtype})
+    folder = _model_folder(name, key)
+    with _named(key):
+        _check_weights(folder)
+        identity = _identity(name, folder)
+        return _read_model(spec, folder, {**identity, "dtype": spec.dtype})
 
 
 def _read_model(spec: ModelSpec, folder: Path, identity: Mapping[str, Any]) -> BaseModel:
@@ -91,25 +99,47 @@ def _read_model(spec: ModelSpec, folder: Path, identity: Mapping[str, Any]) -> B
     return BaseModel(checkpoint, Encoder(tokenizer, template), {**identity, "template": str(template)})
 
 
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Errors about a folder begin with the setting that names it."""
+    try:
+        yield
+    except (SpecError, CheckpointError) as error:
+        raise type(error)(f"{key}: {error}") from None
+
+
 def _adapter_folder(name: str) -> Path | None:
     """The folder, if the name is that of a LoRA adapter."""
-    path = Path(name).expanduser()
-    return path.resolve() if (path / LoraCheckpoint.CONFIG).is_file() else None
+    path = Path(name).expanduser() if is_folder(name) else None
+    return path.resolve() if path and (path / LoraCheckpoint.CONFIG).is_file() else None
+
+
+def _base_of(path: Path, key: str) -> tuple[str, str]:
+    """The base model that an adapter's config names, and that key for messages."""
+    with _named(key):
+        check_files(path)
+        named = adapter_settings(path / LoraCheckpoint.CONFIG).get("base_model_name_or_path")
+    if not named:
+        raise SpecError(f"{key}: {path}/{LoraCheckpoint.CONFIG} names no base_model_name_or_path")
+    if not isinstance(named, str):
+        raise SpecError(f"{key}: {path}/{LoraCheckpoint.CONFIG}: base_model_name_or_path is {brief(named)}, no name")
+    if _adapter_folder(named) is not None:
+        raise SpecError(f"{key}: {path} is an adapter of an adapter. Merge the first one")
+    return named, f"{key}: {path}: base_model_name_or_path"
 
 
 def _model_with_adapter(spec: ModelSpec, path: Path, key: str) -> BaseModel:
     """A model with an adapter; the adapter's config names the base model."""
-    named = json.loads((path / LoraCheckpoint.CONFIG).read_text()).get("base_model_name_or_path")
-    if not named:
-        raise SpecError(f"{key}: {path}/{LoraCheckpoint.CONFIG} names no base_model_name_or_path")
-    base = resolve_model(spec, named, f"{key}: {path.name}: base_model_name_or_path")
-    if not isinstance(base.checkpoint, SavedCheckpoint):
-        raise SpecError(f"{key}: {path} is an adapter of an adapter. Merge the first one")
-    return replace(
-        base,
-        checkpoint=LoraCheckpoint(base.checkpoint, path),
-        identity={**base.identity, "adapter": _fingerprint(path)},
-    )
+    base = resolve_model(spec, *_base_of(path, key))
+    checkpoint = LoraCheckpoint(base.checkpoint, path)
+    with _named(key):
+        weights = path / LoraCheckpoint.WEIGHTS
+        if not weights.is_file():  # peft and vLLM would load a pickle instead
+            raise CheckpointError(f"{path}: no {LoraCheckpoint.WEIGHTS} here. Other formats are not read")
+        check_memory([weights])
+        modules = sorted({name.rpartition(".")[0] for name in shapes_of(base.checkpoint.files)})
+        check_adapter(path / LoraCheckpoint.CONFIG, shapes_of([weights]), modules)
+        return replace(base, checkpoint=checkpoint, identity={**base.identity, "adapter": _fingerprint(path)})
 
 
 def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name") -> tuple[Encoder, int | None]:
@@ -125,10 +155,11 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
         tokenizer = train_tokenizer(task, spec.tiny)
         return Encoder(tokenizer, spec.template or Template.BARE), spec.tiny.context
     if (adapter := _adapter_folder(name)) is not None:
-        return read_encoder(spec, task, str(_model_with_adapter(spec, adapter, key).checkpoint.architecture), key)
+        return read_encoder(spec, task, *_base_of(adapter, key))
     folder = _model_folder(name, key, weights=False)
-    tokenizer = load_tokenizer(folder)
-    return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)
+    with _named(key):
+        tokenizer = load_tokenizer(folder)
+        return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)
 
 
 def read_heads(spec: ModelSpec, name: str, key: str = "model.name") -> Heads:
@@ -139,21 +170,28 @@ def read_heads(spec: ModelSpec, name: str, key: str = "model.name") -> Heads:
     """
     if name == "tiny":
         return Heads(spec.tiny.hidden // spec.tiny.heads, spec.tiny.heads)
-    adapter = _adapter_folder(name)
-    return heads_of(
-        _model_with_adapter(spec, adapter, key).checkpoint.architecture
-        if adapter
-        else _model_folder(name, key, weights=False)
-    )
+    if (adapter := _adapter_folder(name)) is not None:
+        return read_heads(spec, *_base_of(adapter, key))
+    folder = _model_folder(name, key, weights=False)
+    with _named(key):
+        return heads_of(folder)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder.
+
+    Raises:
+        SpecError: there is none that transformers can load, saying why.
+    """
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise SpecError(f"model: {folder} has no tokenizer that transformers can load: {error}") from None
+    check_files(folder)
+    check_tokenizer_config(folder)
+    rehearse_tokenizer(folder)
+    with library(folder, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer.decode(tokenizer([PAGE], add_special_tokens=True, verbose=False)["input_ids"][0])
+        return tokenizer
 
 
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -216,23 +254,34 @@ def train_tokenizer(task: Task, tiny: TinyModel) -> PreTrainedTokenizerBase:
     )
 
 
-def _identify(name: str, key: str) -> tuple[Path, dict[str, Any]]:
-    folder = _model_folder(name, key)
-    if Path(name).expanduser().is_dir():
-        return folder, {"files": _fingerprint(folder)}
-    return folder, {"hub": name.partition("@")[0], "commit": folder.name}
+def _identity(name: str, folder: Path) -> dict[str, Any]:
+    if is_folder(name):
+        return {"files": _fingerprint(folder)}
+    return {"hub": name.partition("@")[0], "commit": folder.name}
+
+
+def _check_weights(folder: Path) -> None:
+    """Check that the weights in a folder are whole, and enough for its config's model, which takes no memory for it."""
+    files = SavedCheckpoint(folder).files
+    check_memory(files)
+    check_size(folder, shapes_of(files), read_config(folder))
 
 
 def _model_folder(name: str, key: str, *, weights: bool = True) -> Path:
-    """Folder of a model, fetched from the hub if the name is not a local folder."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    """Folder of a model, fetched from the hub if the name is not a local folder; its files are ordinary ones."""
+    if is_folder(name):
+        path = Path(name).expanduser()
+        with _named(key):
+            check_files(path)
         if not (path / "config.json").is_file():
             raise SpecError(f"{key}: {path} has no config.json, so it is no model folder")
         return path.resolve()
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise SpecError(f"{key}: {name}: no such folder. Use a folder, tiny, or a hub id owner/model[@revision]")
-    return _fetch(*name.partition("@")[::2], key, weights)
+    folder = _fetch(*name.partition("@")[::2], key, weights)
+    with _named(key):
+        check_files(folder)
+    return folder
 
 
 def _fetch(repository: str, revision: str, key: str, weights: bool) -> Path:

@@ -120,6 +120,7 @@ class VllmModel:
             dtype=config.dtype,
             load_format="dummy",
             skip_tokenizer_init=True,
+            trust_remote_code=False,
             generation_config="vllm",
             max_model_len=config.length,
             tensor_parallel_size=config.tensor_parallel,
