@@ -83,9 +83,9 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name") -> BaseMo
     Raises:
         SpecError: no such model, or one that cannot be used, saying why.
     """
-    if (adapter := _adapter_folder(name)) is not None:
-        return _model_with_adapter(spec, adapter, key)
-    folder = _model_folder(name, key)
+    if (adapter := adapter_folder(name)) is not None:
+        return model_with_adapter(spec, adapter, key)
+    folder = model_folder(name, key)
     with _named(key):
         _check_weights(folder)
         identity = _identity(name, folder)
@@ -108,7 +108,7 @@ def _named(key: str) -> Iterator[None]:
         raise type(error)(f"{key}: {error}") from None
 
 
-def _adapter_folder(name: str) -> Path | None:
+def adapter_folder(name: str) -> Path | None:
     """The folder, if the name is that of a LoRA adapter."""
     path = Path(name).expanduser() if is_folder(name) else None
     return path.resolve() if path and (path / LoraCheckpoint.CONFIG).is_file() else None
@@ -123,12 +123,12 @@ def _base_of(path: Path, key: str) -> tuple[str, str]:
         raise SpecError(f"{key}: {path}/{LoraCheckpoint.CONFIG} names no base_model_name_or_path")
     if not isinstance(named, str):
         raise SpecError(f"{key}: {path}/{LoraCheckpoint.CONFIG}: base_model_name_or_path is {brief(named)}, no name")
-    if _adapter_folder(named) is not None:
+    if adapter_folder(named) is not None:
         raise SpecError(f"{key}: {path} is an adapter of an adapter. Merge the first one")
     return named, f"{key}: {path}: base_model_name_or_path"
 
 
-def _model_with_adapter(spec: ModelSpec, path: Path, key: str) -> BaseModel:
+def model_with_adapter(spec: ModelSpec, path: Path, key: str) -> BaseModel:
     """A model with an adapter; the adapter's config names the base model."""
     base = resolve_model(spec, *_base_of(path, key))
     checkpoint = LoraCheckpoint(base.checkpoint, path)
@@ -154,9 +154,9 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
     if name == "tiny":
         tokenizer = train_tokenizer(task, spec.tiny)
         return Encoder(tokenizer, spec.template or Template.BARE), spec.tiny.context
-    if (adapter := _adapter_folder(name)) is not None:
+    if (adapter := adapter_folder(name)) is not None:
         return read_encoder(spec, task, *_base_of(adapter, key))
-    folder = _model_folder(name, key, weights=False)
+    folder = model_folder(name, key, weights=False)
     with _named(key):
         tokenizer = load_tokenizer(folder)
         return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)
@@ -170,9 +170,9 @@ def read_heads(spec: ModelSpec, name: str, key: str = "model.name") -> Heads:
     """
     if name == "tiny":
         return Heads(spec.tiny.hidden // spec.tiny.heads, spec.tiny.heads)
-    if (adapter := _adapter_folder(name)) is not None:
+    if (adapter := adapter_folder(name)) is not None:
         return read_heads(spec, *_base_of(adapter, key))
-    folder = _model_folder(name, key, weights=False)
+    folder = model_folder(name, key, weights=False)
     with _named(key):
         return heads_of(folder)
 
@@ -267,7 +267,7 @@ def _check_weights(folder: Path) -> None:
     check_size(folder, shapes_of(files), read_config(folder))
 
 
-def _model_folder(name: str, key: str, *, weights: bool = True) -> Path:
+def model_folder(name: str, key: str, *, weights: bool = True) -> Path:
     """Folder of a model, fetched from the hub if the name is not a local folder; its files are ordinary ones."""
     if is_folder(name):
         path = Path(name).expanduser()

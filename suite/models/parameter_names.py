@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from suite.models.checkpoints import skeleton
-from suite.models.loading import _adapter_folder, _model_folder, _model_with_adapter
+from suite.models.loading import adapter_folder, model_folder, model_with_adapter
 from suite.models.settings import ModelSpec
 
 
@@ -21,11 +21,11 @@ def model_without_weights(spec: ModelSpec, name: str, key: str = "model.name") -
     with torch.device("meta"):
         if name == "tiny":
             return _tiny(spec)
-        adapter = _adapter_folder(name)
+        adapter = adapter_folder(name)
         folder = (
-            _model_with_adapter(spec, adapter, key).checkpoint.architecture
+            model_with_adapter(spec, adapter, key).checkpoint.architecture
             if adapter
-            else _model_folder(name, key, weights=False)
+            else model_folder(name, key, weights=False)
         )
         return skeleton(folder, torch.float32)
 
