@@ -5,6 +5,7 @@ Nothing here depends on unlearning.
 
 __all__ = [
     "checkpoints",
+    "config_file",
     "encoding",
     "finetuning",
     "gradient_checkpointing",
