@@ -59,7 +59,9 @@ def main() -> None:
     Exit codes: 0 done, 1 it ran and failed, 2 the request was wrong (usage, spec or data), 128 + N signal N stopped it
     (130 after Ctrl-C).
     """
-    os.environ["PYTHONSAFEPATH"] = "1"  # processes that we start import nothing from the working directory
+    for name in ("stdout", "stderr"):  # None where it was closed before the start
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     with stopped_by_signals():
         try:
             try:
