@@ -61,7 +61,7 @@ def main() -> None:
     """
     for name in ("stdout", "stderr"):  # None where it was closed before the start
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, it stays open
     with stopped_by_signals():
         try:
             try:
