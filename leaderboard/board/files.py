@@ -138,8 +138,6 @@ def _examine(path: Path, table: str, status: os.stat_result) -> Sound | Broken:
         return Broken(path, "its name has other characters than letters, digits and _.@=+-", "rename it")
     try:
         with path.open("rb") as file:
-            if not status.st_size:
-                return Broken(path, "it is empty")
             head = file.read(len(MAGIC))
             file.seek(-min(len(MAGIC) + 4, status.st_size), os.SEEK_END)
             size, tail = int.from_bytes(file.read(4), "little"), file.read()
@@ -186,17 +184,26 @@ def _fitting(path: Path, actual: pa.Schema, table: str, status: os.stat_result) 
         return Broken(path, f"it is not a file of the table {table}")
     if int(version) > schema.VERSION:
         return Broken(path, f"its schema version {version} is newer than {schema.VERSION}", UPGRADE)
+    if actual.equals(expected):
+        return Sound(path, _version(status), tuple(expected.names))
+    return _mismatch(path, actual, table) or Sound(
+        path, _version(status), tuple(sorted({*expected.names} & {*actual.names}))
+    )
+
+
+def _mismatch(path: Path, actual: pa.Schema, table: str) -> Broken | None:
+    expected = {field.name: field.type for field in schema.TABLES[table]}
     if missing := [name for name in schema.columns(table, Role.KEY) if name not in actual.names]:
         return Broken(path, f"it lacks the key column {', '.join(missing)}")
     seen: set[str] = set()
     for field in actual:
         name = field.name.lower()  # queries do not tell upper from lower case
-        if name in READERS_OWN or (name in expected.names and (name in seen or name != field.name)):
+        if name in READERS_OWN or (name in expected and (name in seen or name != field.name)):
             return Broken(path, f"its column {field.name[:50]} would be taken for another")
-        if name in expected.names and field.type != expected.field(name).type:
-            return Broken(path, f"its column {name} is {str(field.type)[:50]}, not {expected.field(name).type}")
+        if name in expected and field.type != expected[name]:
+            return Broken(path, f"its column {name} is {str(field.type)[:50]}, not {expected[name]}")
         seen.add(name)
-    return Sound(path, _version(status), tuple(name for name in expected.names if name in seen))
+    return None
 
 
 def canonical(table: str, rows: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, str]:

@@ -106,7 +106,10 @@ class Board:
         return self._publish(source, table, name)
 
     def read(
-        self, table: str, where: Mapping[str, object] | None = None, names: Sequence[str] | None = None
+        self,
+        table: str,
+        where: Mapping[str, object] | Sequence[Mapping[str, object]] = (),
+        names: Sequence[str] | None = None,
     ) -> pa.Table:
         """Rows of a table in the order of their keys, one row per key.
 
@@ -115,12 +118,13 @@ class Board:
 
         Args:
             where: by column the value (None for null) or the list of values to keep; a row must match all of them.
+                Several such mappings: all of one of them.
             names: columns of the result, by default all.
 
         Raises:
             BoardError: no such column, or the files cannot be read.
         """
-        condition, values = _condition(table, where or {})
+        condition, values = _condition(table, [where] if isinstance(where, Mapping) else where)
         wanted, keys = list(names or schema.columns(table)), ", ".join(schema.columns(table, Role.KEY))
         kind = pa.schema([schema.TABLES[table].field(name) for name in wanted], schema.TABLES[table].metadata)
 
@@ -221,29 +225,25 @@ class Board:
         """What the rows of files are left out for; the last answer is kept, since files are immutable."""
         key = frozenset(files)
         if table not in self._judged or self._judged[table][0] != key:
-            self._judged[table] = key, list(_judged(table, files))
+            self._judged[table] = key, _judged(table, files)
         return self._judged[table][1]
 
 
-def _judged(table: str, files: Sequence[Sound]) -> Iterator[Broken]:
+def _judged(table: str, files: Sequence[Sound]) -> list[Broken]:
     """Findings about rows; a file whose rows cannot be read is remembered as damaged."""
-    with closing(duckdb.connect(config=views.CLOSED)) as connection:
-        wrong = _wrong_rows(connection, table, files)
-        yield from wrong
-        whole = {broken.path for broken in wrong if broken.rows is None}
-        try:
-            yield from views.contradicted(connection, table, [file for file in files if file.path not in whole])
-        except FAILED:
-            return  # reading them fails in the same way, and finds out whose fault it is
-
-
-def _wrong_rows(connection: duckdb.DuckDBPyConnection, table: str, files: Sequence[Sound]) -> list[Broken]:
     try:
-        return views.wrong_rows(connection, table, files)
+        with closing(duckdb.connect(config=views.CLOSED)) as connection:
+            return views.left_out(connection, table, files)
+    except (duckdb.ParserException, duckdb.CatalogException):
+        raise  # no fault of a file
     except FAILED as error:
         if len(files) == 1:
             return [remember(files[0], table, damage(error))]
-    return [broken for file in files for broken in _wrong_rows(connection, table, [file])]
+    alone = {file: _judged(table, [file]) for file in files}
+    sound = [file for file, found in alone.items() if all(broken.rows is not None for broken in found)]
+    if len(sound) == len(files):
+        return [broken for found in alone.values() for broken in found]
+    return [*(broken for file, found in alone.items() if file not in sound for broken in found), *_judged(table, sound)]
 
 
 def _unsteady(file: Sound | Broken) -> Broken:
@@ -273,19 +273,22 @@ def _present(paths: Iterator[Path] | Sequence[Path], table: str) -> Iterator[Sou
             continue
 
 
-def _condition(table: str, where: Mapping[str, object]) -> tuple[str, list[object]]:
+def _condition(table: str, where: Sequence[Mapping[str, object]]) -> tuple[str, list[object]]:
     """A WHERE clause and its parameters; only names of the schema are inserted, values are passed as parameters."""
-    terms: list[str] = []
+    choices: list[str] = []
     values: list[object] = []
-    for name, value in where.items():
-        if name not in schema.TABLES[table].names:
-            raise BoardError(f"{table} has no column {name!r}. It has: {', '.join(schema.columns(table))}")
-        if value is None:
-            terms.append(f"{name} IS NULL")
-        elif isinstance(value, str | int | float):
-            terms.append(f"{name} = ?")
-            values.append(value)
-        else:
-            terms.append(f"list_contains(?, {name})")
-            values.append(list(value))
-    return ("WHERE " + " AND ".join(terms) if terms else ""), values
+    for mapping in where:
+        terms = ["true"]
+        for name, value in mapping.items():
+            if name not in schema.TABLES[table].names:
+                raise BoardError(f"{table} has no column {name!r}. It has: {', '.join(schema.columns(table))}")
+            if value is None:
+                terms.append(f"{name} IS NULL")
+            elif isinstance(value, str | int | float):
+                terms.append(f"{name} = ?")
+                values.append(value)
+            else:
+                terms.append(f"list_contains(?, {name})")
+                values.append(list(value))
+        choices.append(" AND ".join(terms))
+    return (f"WHERE {' OR '.join(choices)}" if choices else ""), values

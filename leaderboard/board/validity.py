@@ -22,6 +22,8 @@ LONGEST_TEXT = 1 << 20
 """Bytes of a spec or a reason: a spec has thousands."""
 LARGEST = 1 << 53
 """Largest count, step, seed or version: a JSON reader has no larger integer exactly. None is negative."""
+LARGEST_NUMBER = 1e100
+"""Largest chance level: it is a share, or a number of choices."""
 LONGEST_RUN = 1e12
 """Seconds of unlearning: thirty thousand years."""
 
@@ -97,7 +99,7 @@ def _measurements() -> Iterator[Rule]:
     # Other numbers may be infinite, such as a loss on the way between two models; nothing is computed from them.
     yield Rule("NOT isfinite(value) AND headline IS NOT NULL", "its value is not finite")
     yield Rule("NOT isfinite(stderr) OR stderr < 0", "its stderr is not a finite number from 0")
-    yield Rule("NOT isfinite(chance)", "its chance is not finite")
+    yield Rule(f"NOT (abs(chance) <= {LARGEST_NUMBER})", "its chance is no number that can be")
 
 
 def _pair() -> Rule:

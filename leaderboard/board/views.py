@@ -46,72 +46,66 @@ def one_row_per_key(table: str, files: Sequence[Sound], names: Sequence[str] = (
     return (
         f"SELECT {', '.join(names or schema.columns(table))} FROM ({_source(table, files)})"
         f" WHERE ({first_broken(table)}) IS NULL"
-        f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {_order(table)}) = 1"
+        f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {', '.join(_order(table))}) = 1"
     )
 
 
-def wrong_rows(connection: duckdb.DuckDBPyConnection, table: str, files: Sequence[Sound]) -> list[Broken]:
-    """What the rows of files are left out for: a finding per file, about its rows or about all of it."""
+def left_out(connection: duckdb.DuckDBPyConnection, table: str, files: Sequence[Sound]) -> list[Broken]:
+    """What the rows of files are left out for: findings per file, about its rows or about all of it."""
     if not files:
         return []
-    texts = [field.name for field in schema.TABLES[table] if field.name in _texts(table)]
+    key, content = (f"hash({', '.join(names)})" for names in (schema.columns(table, Role.KEY), _content(table)))
+    texts = [name for name, kind in types(table).items() if kind == "VARCHAR" and table in _RANKED]
     size = " + ".join(f"coalesce(strlen({name}), 0)" for name in texts) or "0"
     first = schema.columns(table, Role.KEY)[0]
-    judged = (
-        f"SELECT filename, file_row_number AS place, {first_broken(table)} AS wrong, {size} AS size,"
-        f" CASE WHEN strlen({first}) < 1000 THEN {first} END AS name FROM ({_source(table, files)})"
+    order = {f"o{number}": part for number, part in enumerate(_order(table))}
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE judged AS SELECT filename, file_row_number AS place, {size} AS size,"
+        f" {first_broken(table)} AS wrong, CASE WHEN strlen({first}) < 1000 THEN {first} END AS name,"
+        # hashed only where the rules hold: a text may be huge
+        f" CASE WHEN wrong IS NULL THEN {key} END AS key, CASE WHEN wrong IS NULL THEN {content} END AS content,"
+        f" {', '.join(f'{part} AS {name}' for name, part in order.items())} FROM ({_source(table, files)})"
     )
+    return [*_wrong(connection, table, first), *_contradicted(connection, table, first, list(order))]
+
+
+def _wrong(connection: duckdb.DuckDBPyConnection, table: str, first: str) -> list[Broken]:
+    """Rows that break a rule, and files with too much text."""
     found = connection.sql(
         "SELECT filename, count(wrong), arg_min(wrong, place) FILTER (wrong IS NOT NULL),"
-        " min(place) FILTER (wrong IS NOT NULL), arg_min(name, place) FILTER (wrong IS NOT NULL), sum(size)"
-        f" FROM ({judged}) GROUP BY filename HAVING count(wrong) > 0 OR sum(size) > {TEXT} ORDER BY filename"
+        " min(place) FILTER (wrong IS NOT NULL), arg_min(name, place) FILTER (wrong IS NOT NULL), sum(size) AS text"
+        f" FROM judged GROUP BY filename HAVING count(wrong) > 0 OR text > {TEXT} ORDER BY filename"
     ).fetchall()
-    broken: list[Broken] = []
-    for path, count, rule, place, name, text in found:
-        if text > TEXT:
-            broken.append(Broken(Path(path), f"its rows have {text:,} bytes of text, and the most is {TEXT:,}", SPLIT))
-        else:
-            who = f" ({first} {shortened(name, 70)})" if name else ""
-            reason = f"{'it is' if count == 1 else 'the first is'} row {place}{who}: {rules(table)[rule].reason}"
-            broken.append(Broken(Path(path), reason, CORRECT, count))
-    return broken
+    return [
+        Broken(Path(path), f"its rows have {text:,} bytes of text, and the most is {TEXT:,}", SPLIT)
+        if text > TEXT
+        else _rows(path, count, place, first, name, rules(table)[rule].reason, CORRECT)
+        for path, count, rule, place, name, text in found
+    ]
 
 
-def contradicted(connection: duckdb.DuckDBPyConnection, table: str, files: Sequence[Sound]) -> list[Broken]:
-    """Rows that say something else than a row with the same key that counts; a finding per file.
+def _contradicted(connection: duckdb.DuckDBPyConnection, table: str, first: str, order: Sequence[str]) -> list[Broken]:
+    """Rows that say something else than a row with the same key that counts.
 
     A failed row beside a finished one is no contradiction: the trial was run again.
     """
-    if table not in _RANKED or not files:
+    if table not in _RANKED:
         return []
-    keys = ", ".join(schema.columns(table, Role.KEY))
-    source = (
-        f"SELECT * FROM ({_source(table, files)}) WHERE ({first_broken(table)}) IS NULL AND status <> '{Status.FAILED}'"
-    )
-    [(repeated,)] = connection.sql(f"SELECT count(*) - count(DISTINCT hash({keys})) FROM ({source})").fetchall()
-    if not repeated:
-        return []
-    content = f"hash({', '.join(_RANKED[table])})"
-    first = schema.columns(table, Role.KEY)[0]
-    compared = (
-        f"SELECT filename, file_row_number AS place, left({first}, 1000) AS name,"
-        f" {content} <> first_value({content}) OVER same AS differs FROM ({source})"
-        f" WINDOW same AS (PARTITION BY {keys} ORDER BY {_order(table)})"
-    )
     found = connection.sql(
-        "SELECT filename, count(*), min(place), arg_min(name, place)"
-        f" FROM ({compared}) WHERE differs GROUP BY filename ORDER BY filename"
+        "WITH repeated AS (SELECT key FROM judged WHERE key IS NOT NULL GROUP BY key HAVING count(*) > 1),"
+        " compared AS (SELECT *, content <> first_value(content) OVER same AS differs FROM judged"
+        f" WHERE key IN (FROM repeated) WINDOW same AS (PARTITION BY key ORDER BY {', '.join(order)}))"
+        " SELECT filename, count(*), min(place), arg_min(name, place)"
+        f" FROM compared WHERE differs AND NOT {order[0]} GROUP BY filename ORDER BY filename"
     ).fetchall()
-    return [
-        Broken(
-            Path(path),
-            f"{'it is' if count == 1 else 'the first is'} row {place} ({first} {shortened(name, 70)}): another row has "
-            "the same key and other content, and was written first",
-            CHOOSE,
-            count,
-        )
-        for path, count, place, name in found
-    ]
+    reason = "another row has the same key and other content, and was written first"
+    return [_rows(path, count, place, first, name, reason, CHOOSE) for path, count, place, name in found]
+
+
+def _rows(path: str, count: int, place: int, first: str, name: str | None, reason: str, advice: str) -> Broken:
+    which = f"{'it is' if count == 1 else 'the first is'} row {place}"
+    who = f" ({first} {shortened(name, 70)})" if name else ""
+    return Broken(Path(path), f"{which}{who}: {reason}", advice, count)
 
 
 def _source(table: str, files: Sequence[Sound]) -> str:
@@ -143,21 +137,19 @@ def types(table: str) -> dict[str, str]:
 _TYPES: dict[str, dict[str, str]] = {}
 
 
-def _texts(table: str) -> list[str]:
-    """Columns of text that ranking reads all rows of."""
-    if table not in _RANKED:
-        return []
-    return [name for name, kind in types(table).items() if kind == "VARCHAR"]
+def _content(table: str) -> Sequence[str]:
+    """Columns in which rows with one key must agree."""
+    return _RANKED.get(table, schema.columns(table, Role.KEY))
 
 
-def _order(table: str) -> str:
+def _order(table: str) -> list[str]:
     """Which of several rows with one key counts: a finished one, the one written first, the first by file name."""
     order = ["filename", "file_row_number"]
     if "written_at" in schema.TABLES[table].names:
-        order.insert(0, "CASE WHEN written_at LIKE '20__-__-__T%' THEN written_at END NULLS LAST")
+        order.insert(0, "CASE WHEN written_at LIKE '20__-__-__T%' THEN written_at ELSE '~' END")
     if "status" in schema.TABLES[table].names:
         order.insert(0, f"(status IS NOT DISTINCT FROM '{Status.FAILED}')")
-    return ", ".join(order)
+    return order
 
 
 def _pattern(path: Path) -> str:

@@ -29,12 +29,12 @@ def visible(text: str, keep: str = "") -> str:
     return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else _written_out(found[0]), text)
 
 
-def shortened(text: str, longest: int = LONGEST) -> str:
-    """The same on one line of a limited length: the middle of a long text is left out."""
+def shortened(text: str, longest: int = LONGEST, keep: str = "") -> str:
+    """The same, with at most so many characters of the text: the middle of a longer one is left out."""
     if len(text) > longest:
         half = (longest - 3) // 2
         text = f"{text[:half]}...{text[-half:]}"
-    return visible(text)
+    return visible(text, keep)
 
 
 def _written_out(character: str) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from leaderboard.board.visible import shortened, visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -58,7 +60,7 @@ def read_plan(spec: Path, overrides: Sequence[str] | None, extra: dict[str, Any]
 
 
 def open_board(store: str, split: str) -> Board:
-    """The board of a store, which may be read-only.
+    """The board of a store, which may be read-only. What it leaves out while reading is said on standard error.
 
     Raises:
         SpecError: the store has no board, or there is no such split.
@@ -73,7 +75,12 @@ def open_board(store: str, split: str) -> Board:
     folder = store_folder(store) / "board"
     if not folder.is_dir():
         raise SpecError(f"{store}: there is no board here. Run something first: regrade run SPEC --store {store}")
-    return Board(folder)
+    return Board(folder, tell=notice)
+
+
+def notice(what: object) -> None:
+    """Say something about what is shown, beside it: a line on standard error."""
+    print(f"regrade: {visible(str(what))}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
@@ -88,7 +95,7 @@ def console(stderr: bool = False) -> Console:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a plain table on standard output; columns of numbers are right-aligned."""
+    """Print a plain table on standard output; columns of numbers are right-aligned, long texts are shortened."""
     from rich.table import Table
     from rich.text import Text
 
@@ -97,9 +104,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         numbers = index > 0 and all(_NUMBER.fullmatch(row[index]) for row in rows)
         view.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        view.add_row(*map(Text, row))  # as literal text: rtn[bits=4] is not markup
+        view.add_row(*(Text(shortened(cell)) for cell in row))  # as literal text: rtn[bits=4] is not markup
     out = console()
-    out.print(Text(title, style="italic"), soft_wrap=True)
+    out.print(Text(visible(title), style="italic"), soft_wrap=True)
     out.print(view)
 
 

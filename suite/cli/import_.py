@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
+from leaderboard.board.visible import visible
 from suite.cli.common import console, table
 
 if TYPE_CHECKING:
@@ -41,11 +43,14 @@ def open_unlearning(
     from leaderboard.peers.open_unlearning import read
     from leaderboard.peers.rows import add
     from leaderboard.storage import replace_file
+    from suite.cli.outputs import output_file
     from suite.storage.location import store_folder
     from suite.storage.store import Store
 
     if store:
         store_folder(store)
+    if json_file:
+        output_file(json_file, "lines.json")
     imported = read(Log.read(evaluation), Log.read(retrained) if retrained else None)
     lines = imported.lines
     names = ["published as", "metric", "published", "ours", "difference", "n", "unlike", "", "note"]
@@ -60,7 +65,7 @@ def open_unlearning(
     if store:
         board = Store(store).board
         summary.append(f"Board: {board.path}, trial {add(board, imported)[:12]}")
-    console().print("\n".join(summary), soft_wrap=True)
+    console().print(Text(visible("\n".join(summary), keep="\n")), soft_wrap=True)
 
 
 def _cells(line: Line) -> list[str]:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
-from suite.cli.common import Json, console, open_board, print_json, table
+from leaderboard.board.visible import visible
+from suite.cli.common import Json, console, notice, open_board, print_json, table
 
 if TYPE_CHECKING:
     from leaderboard.ranking.rank import Ranking
@@ -23,17 +25,20 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Show ranked tables, plots, and how much each setting mattered."""
+    from suite.cli.outputs import output_folder
     from suite.cli.ranked import print_ranking
     from suite.reports import plots as drawing
     from suite.reports import report as reports
     from suite.storage.location import store_folder
 
     board = open_board(store, split)
-    rankings = reports.rankings(board, split)
+    folder = out or store_folder(store) / "report"
+    if not markdown:
+        output_folder(folder)
+    rankings = reports.rankings(board, split, notice)
     if markdown:
         print("\n\n".join(map(_tables, rankings)))
         return
-    folder = out or store_folder(store) / "report"
     plots = {ranking.task: drawing.plot(ranking, folder) for ranking in rankings}
     knobs = {ranking.task: reports.knobs(board, ranking) for ranking in rankings}
     if as_json:
@@ -54,7 +59,7 @@ def report(
             rows = [[k.key, str(k.values), f"{k.importance:.2f}"] for k in knobs[ranking.task]]
             table("What each knob was worth (share of the score's variance)", ["setting", "values", "worth"], rows)
         for path in plots[ranking.task]:
-            console().print(f"plot: {path}", soft_wrap=True)
+            console().print(Text(visible(f"plot: {path}")), soft_wrap=True)
 
 
 def _tables(ranking: Ranking) -> str:

@@ -1,0 +1,79 @@
+"""Outputs that are named on the command line, checked before the work begins."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from suite.config.errors import SpecError
+
+ELSEWHERE = "name another place, this one cannot be written"
+
+
+def output_file(path: Path, example: str) -> Path:
+    """A file that can be written, or a pipe that somebody reads.
+
+    Args:
+        example: name of such a file, for the message about a folder.
+
+    Raises:
+        SpecError: it is a folder, a pipe without a reader, or in a folder that cannot be made or written to.
+    """
+    status = _status(path)
+    if status is None:
+        _check_folder(path.absolute().parent, path)
+    elif stat.S_ISDIR(status.st_mode):
+        raise _error(path, errno.EISDIR, f"name a file, such as {path / example}: a folder cannot be written")
+    elif stat.S_ISREG(status.st_mode):
+        _check_folder(Path(os.path.realpath(path)).parent, path)
+    elif stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode):
+        _check_reader(path)
+    return path
+
+
+def output_folder(path: Path) -> Path:
+    """A folder that can be written to, or be made.
+
+    Raises:
+        SpecError: it is something else, or cannot be made or written to.
+    """
+    status = _status(path)
+    if status is not None and not stat.S_ISDIR(status.st_mode):
+        raise _error(path, errno.ENOTDIR, "name a folder")
+    _check_folder(path if status else path.absolute().parent, path)
+    return path
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _error(path, error.errno, ELSEWHERE) from None
+
+
+def _check_folder(folder: Path, path: Path) -> None:
+    """Check that a folder, or the nearest one above it that is there, can be written to: missing ones are made."""
+    while not folder.exists() and folder != folder.parent:
+        if folder.is_symlink():
+            raise _error(path, errno.ENOENT, ELSEWHERE)
+        folder = folder.parent
+    if not folder.is_dir():
+        raise _error(path, errno.ENOTDIR, ELSEWHERE)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        raise _error(path, errno.EROFS if read_only else errno.EACCES, ELSEWHERE)
+
+
+def _check_reader(path: Path) -> None:
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        raise SpecError(f"{path}: not written, nobody reads this pipe. What to do: name a file") from None
+
+
+def _error(path: Path, number: int, advice: str) -> SpecError:
+    return SpecError(f"{path}: not written, {os.strerror(number)}. What to do: {advice}")
