@@ -10,9 +10,9 @@ DEEPEST = 50
 
 
 def settings_of(spec: str | None) -> dict[str, Any]:
-    """Values by dotted path; none where the text is damaged: no JSON, no object, or nested too deep."""
+    """Values by dotted path; none where the text is damaged: no JSON, no object, a key twice, or nested too deep."""
     try:
-        found = json.loads(spec or "{}")
+        found = json.loads(spec or "{}", object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return {}
     settings: dict[str, Any] = {}
@@ -29,3 +29,10 @@ def settings_of(spec: str | None) -> dict[str, Any]:
                 below += [(None, inner) for inner in (value.values() if isinstance(value, dict) else value)]
         level = below
     return {} if level else {path: settings[path] for path in sorted(settings, key=lambda path: path.split("."))}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
