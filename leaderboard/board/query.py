@@ -88,14 +88,14 @@ def answer(board: Path, text: str, files: Mapping[str, Sequence[Sound]], limits:
     if process.returncode == 0:
         with pa.ipc.open_stream(rows) as stream:
             return stream.read_all()
-    why = message.decode(errors="replace").strip()
+    why = visible(message.decode(errors="replace").strip(), keep="\n")
     if process.returncode == _FAILING:
         raise duckdb.Error(why)
     if process.returncode == _FULL or process.returncode < 0:
         more = f"Board.sql(QUERY, Limits(memory={2 * limits.memory}))"
         reason = f"the query, or its answer, needs more than {limits.memory:,} bytes of memory"
         raise BoardError(f"{board}: {reason}. What to do: ask for less, or allow more with {more}")
-    raise BoardError(f"{board}: {visible(why, keep=chr(10))}")
+    raise BoardError(f"{board}: {why}")
 
 
 def _serve(request: Mapping[str, Any], out: BinaryIO) -> None:

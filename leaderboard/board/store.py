@@ -29,6 +29,7 @@ from leaderboard.board.files import (
 )
 from leaderboard.board.query import FAILED, WRONG_QUERY
 from leaderboard.board.schema import Role
+from leaderboard.board.visible import visible
 from leaderboard.storage import FolderStorage
 
 __all__ = ["Appended", "Board", "BoardError", "Broken"]
@@ -202,12 +203,16 @@ class Board:
                 with closing(duckdb.connect(config=views.CLOSED)) as connection:
                     return read(connection, files)
             except WRONG_QUERY as error:
-                raise BoardError(f"{self.path}: {error}") from None
+                raise self._failed(error) from None
             except FAILED as error:
                 changed = [file.path for table, sound in files.items() for file in sound if _changed(table, file)]
                 if not changed:
-                    raise BoardError(f"{self.path}: {error}") from None
+                    raise self._failed(error) from None
                 changes.update(changed)
+
+    def _failed(self, error: Exception) -> BoardError:
+        text = visible(str(error), keep="\n")
+        return BoardError(f"{self.path}: {text}")
 
     def _sound(self, table: str, unsteady: set[Path]) -> list[Sound]:
         """The files to be read; what is left out is told."""

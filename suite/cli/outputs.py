@@ -9,17 +9,19 @@ from pathlib import Path
 
 from suite.config.errors import SpecError
 
+OWN = ("/dev/", "/proc/")
+"""Where the system keeps a process's own files, such as what `/dev/stdout` stands for."""
 ELSEWHERE = "name another place, this one cannot be written"
 
 
 def output_file(path: Path, example: str) -> Path:
-    """A file that can be written, or a pipe that somebody reads.
+    """A file that can be written, or an output that this process has already: `/dev/stdout`.
 
     Args:
         example: name of such a file, for the message about a folder.
 
     Raises:
-        SpecError: it is a folder, a pipe without a reader, or in a folder that cannot be made or written to.
+        SpecError: it is a folder, a pipe (which might have no reader), or in a folder that cannot be made or written to.
     """
     status = _status(path)
     if status is None:
@@ -28,8 +30,8 @@ def output_file(path: Path, example: str) -> Path:
         raise _error(path, errno.EISDIR, f"name a file, such as {path / example}: a folder cannot be written")
     elif stat.S_ISREG(status.st_mode):
         _check_folder(Path(os.path.realpath(path)).parent, path)
-    elif stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode):
-        _check_reader(path)
+    elif not stat.S_ISCHR(status.st_mode) and not os.path.realpath(path).startswith(OWN):
+        raise SpecError(f"{path}: not written, it is a pipe or the like. What to do: name a file, or /dev/stdout")
     return path
 
 
@@ -66,13 +68,6 @@ def _check_folder(folder: Path, path: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
         raise _error(path, errno.EROFS if read_only else errno.EACCES, ELSEWHERE)
-
-
-def _check_reader(path: Path) -> None:
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-    except OSError:
-        raise SpecError(f"{path}: not written, nobody reads this pipe. What to do: name a file") from None
 
 
 def _error(path: Path, number: int, advice: str) -> SpecError:
