@@ -105,8 +105,8 @@ def _serve(request: Mapping[str, Any], out: BinaryIO) -> None:
         for table, sound in request["files"].items()
     }
     paths = ", ".join("'" + name.replace("'", "''") + "'" for sound in request["files"].values() for name, _ in sound)
-    config = views.CLOSED | {"memory_limit": f"{request['memory']}B", "threads": request["threads"]}
-    with duckdb.connect(config=config | {"temp_directory": "", "max_temp_directory_size": "0B"}) as connection:
+    limits = {"memory_limit": f"{request['memory']}B", "threads": request["threads"]}
+    with views.connected(**limits, temp_directory="", max_temp_directory_size="0B") as connection:
         views.create_views(connection, files)
         connection.execute(f"SET allowed_paths = [{paths}]")
         connection.execute("SET enable_external_access = false; SET lock_configuration = true")

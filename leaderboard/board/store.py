@@ -6,7 +6,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -190,17 +189,18 @@ class Board:
         except OSError as error:
             folder = self._storage.path(table)
             return [Broken(folder, f"it cannot be listed ({error.strerror})", "see that it can be read")]
-        return list(_present(map(self._storage.path, names), table))
+        paths = [self._storage.path(name) for name in names]
+        named = [path for path in paths if NAME.fullmatch(path.stem)]
+        return [*map(_misnamed, sorted({*paths} - {*named})), *_present(named, table)]
 
     def _reading(self, tables: Sequence[str], read: Callable[[duckdb.DuckDBPyConnection, _Files], _T]) -> _T:
         """What a function reads from the sound files of tables. It is called again without the files that fail."""
         changes: Counter[Path] = Counter()
         while True:
-            files = {
-                table: self._sound(table, [path for path in changes if changes[path] == ATTEMPTS]) for table in tables
-            }
+            unsteady = {path for path, times in changes.items() if times >= ATTEMPTS}
+            files = {table: self._sound(table, unsteady) for table in tables}
             try:
-                with closing(duckdb.connect(config=views.CLOSED)) as connection:
+                with views.connected() as connection:
                     return read(connection, files)
             except WRONG_QUERY as error:
                 raise self._failed(error) from None
@@ -237,13 +237,13 @@ class Board:
 def _judged(table: str, files: Sequence[Sound]) -> list[Broken]:
     """Findings about rows; a file whose rows cannot be read is remembered as damaged."""
     try:
-        with closing(duckdb.connect(config=views.CLOSED)) as connection:
+        with views.connected() as connection:
             return views.left_out(connection, table, files)
     except (duckdb.ParserException, duckdb.CatalogException):
         raise  # no fault of a file
     except FAILED as error:
         if len(files) == 1:
-            return [remember(files[0], table, damage(error))]
+            return [remember(files[0], table, damage(error)) if _is_there(files[0], table) else _unsteady(files[0])]
     alone = {file: _judged(table, [file]) for file in files}
     sound = [file for file, found in alone.items() if all(broken.rows is not None for broken in found)]
     if len(sound) == len(files):
@@ -255,12 +255,21 @@ def _unsteady(file: Sound | Broken) -> Broken:
     return Broken(file.path, "it changes while it is read", "read again when its writer has ended")
 
 
+def _misnamed(path: Path) -> Broken:
+    return Broken(path, "its name has other characters than letters, digits and _.@=+-", "rename it")
+
+
+def _is_there(file: Sound, table: str) -> bool:
+    """Whether a file is still the one that was examined."""
+    return next(_present([file.path], table), None) == file
+
+
 def _changed(table: str, file: Sound) -> bool:
     """Whether a file that looked sound is gone or another one, or cannot be read, which is then remembered."""
-    if next(_present([file.path], table), None) != file:
+    if not _is_there(file, table):
         return True
     try:
-        with closing(duckdb.connect(config=views.CLOSED)) as connection:
+        with views.connected() as connection:
             for _ in connection.sql(views.one_row_per_key(table, [file])).to_arrow_reader():
                 pass
     except FAILED as error:
@@ -269,7 +278,7 @@ def _changed(table: str, file: Sound) -> bool:
     return False
 
 
-def _present(paths: Iterator[Path] | Sequence[Path], table: str) -> Iterator[Sound | Broken]:
+def _present(paths: Sequence[Path], table: str) -> Iterator[Sound | Broken]:
     """Files that were not deleted since they were listed."""
     for path in paths:
         try:

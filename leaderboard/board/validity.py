@@ -58,8 +58,9 @@ def rules(table: str) -> tuple[Rule, ...]:
 
 def first_broken(table: str) -> str:
     """An SQL expression: the number of the first rule that a row breaks, null for a sound row."""
-    cases = " ".join(f"WHEN {rule.condition} THEN {number}" for number, rule in enumerate(rules(table)))
-    return f"CASE {cases} END"
+    # Each by itself: a CASE of several would copy the texts that its later conditions are about.
+    cases = (f"CASE WHEN {rule.condition} THEN {number} END" for number, rule in enumerate(rules(table)))
+    return f"least({', '.join(cases)})"
 
 
 def _of_columns(table: str) -> Iterator[Rule]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import duckdb
@@ -17,7 +18,7 @@ from leaderboard.board.visible import shortened
 TEXT = 256 << 20
 """Most bytes of text in the rows of a file, of trials or measurements: ranking has all of them in memory."""
 
-CLOSED: dict[str, str | bool | int | float | list[str]] = {
+_CLOSED: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
     "python_enable_replacements": False,  # a query must not see the variables of this process
@@ -32,6 +33,16 @@ _RANKED = {
     "measurements": ("value", "stderr", "n", "headline", "chance", "task", "anchors"),
 }
 """Columns in which two rows with one key must agree, or one of them is said to be left out."""
+
+
+@contextmanager
+def connected(**settings: str | int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to no database, with these settings."""
+    with closing(duckdb.connect(config=_CLOSED | settings)) as connection:
+        connection.execute("SET enable_progress_bar = false")  # it would be among what the command prints
+        # Rules must look at the values: smallest and largest ones in a file's footer leave out NaN, and may be lies.
+        connection.execute("SET disabled_optimizers = 'statistics_propagation'")
+        yield connection
 
 
 def create_views(connection: duckdb.DuckDBPyConnection, files: Mapping[str, Sequence[Sound]]) -> None:
@@ -59,12 +70,18 @@ def left_out(connection: duckdb.DuckDBPyConnection, table: str, files: Sequence[
     size = " + ".join(f"coalesce(strlen({name}), 0)" for name in texts) or "0"
     first = schema.columns(table, Role.KEY)[0]
     order = {f"o{number}": part for number, part in enumerate(_order(table))}
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE judged AS SELECT filename, file_row_number AS place, {size} AS size,"
-        f" {first_broken(table)} AS wrong, CASE WHEN strlen({first}) < 1000 THEN {first} END AS name,"
+    kind = "TABLE" if table in _RANKED else "VIEW"  # of samples there may be too many to keep
+    judged = ["place", "size", "wrong", "name", "key", "content", *order]
+    expressions = (
+        f"filename, file_row_number AS place, {size} AS size, {first_broken(table)} AS wrong,"
+        f" CASE WHEN strlen({first}) < 1000 THEN {first} END AS name,"
         # hashed only where the rules hold: a text may be huge
         f" CASE WHEN wrong IS NULL THEN {key} END AS key, CASE WHEN wrong IS NULL THEN {content} END AS content,"
-        f" {', '.join(f'{part} AS {name}' for name, part in order.items())} FROM ({_source(table, files)})"
+        f" {', '.join(f'{part} AS {name}' for name, part in order.items())}"
+    )
+    connection.execute(
+        f"CREATE OR REPLACE TEMP {kind} judged AS SELECT filename, {', '.join(judged)}"
+        f" FROM ({_source(table, files, expressions)})"
     )
     return [*_wrong(connection, table, first), *_contradicted(connection, table, first, list(order))]
 
@@ -108,26 +125,34 @@ def _rows(path: str, count: int, place: int, first: str, name: str | None, reaso
     return Broken(Path(path), f"{which}{who}: {reason}", advice, count)
 
 
-def _source(table: str, files: Sequence[Sound]) -> str:
-    """All rows of files, with null for the columns that a file lacks: a query per set of columns that files have."""
+def _source(table: str, files: Sequence[Sound], expressions: str = "filename, file_row_number") -> str:
+    """All rows of files: a query per set of columns that files have, with null for those that they lack.
+
+    Args:
+        expressions: computed beside the columns where the rows are read, which copies no text: DuckDB copies the texts
+            of a column, also of one that repeats a single text a million times, once they stand beside a null.
+    """
     groups: defaultdict[tuple[str, ...], list[Path]] = defaultdict(list)
     for file in files:
         groups[file.columns].append(file.path)
-    parts = []
-    for columns, paths in groups.items():
-        names = ", ".join(
-            name if name in columns else f"CAST(NULL AS {kind}) AS {name}" for name, kind in types(table).items()
-        )
+    parts = [f"SELECT {_columns(table, ())}, '' AS filename, 0 AS file_row_number WHERE false"]
+    for present, paths in groups.items():
         found = f"read_parquet([{', '.join(map(_pattern, paths))}], hive_partitioning = false, filename = true,"
-        parts.append(f"SELECT {names}, filename, file_row_number FROM {found} file_row_number = true)")
-    nothing = ", ".join(f"CAST(NULL AS {kind}) AS {name}" for name, kind in types(table).items())
-    return " UNION ALL ".join(parts) or f"SELECT {nothing}, '' AS filename, 0 AS file_row_number WHERE false"
+        parts.append(f"SELECT {_columns(table, present)}, {expressions} FROM {found} file_row_number = true)")
+    return " UNION ALL BY NAME ".join(parts[1:] or parts)
+
+
+def _columns(table: str, present: Sequence[str]) -> str:
+    """A table's columns, with null for those that are not present."""
+    return ", ".join(
+        name if name in present else f"CAST(NULL AS {kind}) AS {name}" for name, kind in types(table).items()
+    )
 
 
 def types(table: str) -> dict[str, str]:
     """DuckDB's type of each column."""
     if not _TYPES:
-        with duckdb.connect(config=CLOSED) as connection:
+        with connected() as connection:
             for name, columns in schema.TABLES.items():
                 empty = connection.from_arrow(columns.empty_table())
                 _TYPES[name] = dict(zip(empty.columns, map(str, empty.types), strict=True))

@@ -21,7 +21,7 @@ def output_file(path: Path, example: str) -> Path:
         example: name of such a file, for the message about a folder.
 
     Raises:
-        SpecError: it is a folder, a pipe (which might have no reader), or in a folder that cannot be made or written to.
+        SpecError: it is a folder or a pipe, which might have no reader, or its folder cannot be made or written to.
     """
     status = _status(path)
     if status is None:

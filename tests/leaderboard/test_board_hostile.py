@@ -17,7 +17,7 @@ import pytest
 from leaderboard.board.store import Board
 from tests.support.board_rows import TEACHING
 from tests.support.command import Output, regrade
-from tests.support.hostile_board import FILES, bad_entry, good_board, put, put_table, trials_table
+from tests.support.hostile_board import BOMBS, FILES, bad_entry, good_board, put, put_table, trials_table
 
 pytestmark = pytest.mark.filterwarnings("error")  # numbers that cannot be must not make a library warn
 
@@ -60,9 +60,9 @@ def everything(store: Path) -> list[Output]:
     return [regrade(*words) for words in verbs]
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", FILES | BOMBS)
 def test_a_file_that_cannot_be_read_is_named_and_changes_nothing(store: Path, good: Json, kind: str):
-    name = ascii(FILES[kind](store).stem)[1:-1]
+    name = ascii((FILES | BOMBS)[kind](store).stem)[1:-1]
     found, said = show(store)
     assert found == good
     [sentence] = said

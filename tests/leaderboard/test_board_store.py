@@ -325,3 +325,22 @@ def test_two_boards_with_the_same_trials_are_equal(tmp_path: Path):
         other.append("trials", [row | {"host": "there", "unlearn_seconds": 99.0}])
     assert one.result_rows("trials").equals(other.result_rows("trials"))
     assert not one.read("trials").equals(other.read("trials"))
+
+
+def test_without_anybody_to_tell_what_is_left_out_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    board = Board(tmp_path)
+    path = board.append("trials", [trial_row("a")]).path
+    path.write_bytes(b"PAR1")
+    for _ in range(2):
+        assert len(board.read("trials")) == 0
+    assert [(record.name, record.levelname) for record in caplog.records] == [("leaderboard", "WARNING")]
+    assert caplog.messages == [
+        f"{path}: left out, it is cut short. What to do: delete it and run again; nothing else is lost"
+    ]
+
+
+def test_the_files_of_rows_are_found_by_a_value(board: Board):
+    paths = [board.append("trials", [trial_row(name, model=name)], name).path for name in ("b", "a")]
+    board.append("trials", [trial_row("c")], "c")
+    assert board.origins("trials", "model", "a") == [str(paths[1])]
+    assert board.origins("trials", "task", "paper") == [str(board.path / "trials" / f"{n}.parquet") for n in "abc"]

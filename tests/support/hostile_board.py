@@ -127,15 +127,19 @@ def _repeated(value: str, rows: int) -> pa.Table:
     one = pa.array(np.zeros(rows, np.int32))
     columns = {name: pa.DictionaryArray.from_arrays(one, column) for name, column in columns.items()}
     columns["reason"] = pa.DictionaryArray.from_arrays(one, pa.array([value]))
-    metadata = {b"table": b"trials", b"schema_version": b"1"}
-    # Without Arrow's own schema in the footer, readers see plain texts and numbers.
-    return pa.table(columns).replace_schema_metadata(metadata)
+    return pa.table(columns)
 
 
 def _bomb(value: str, rows: int) -> File:
-    return lambda store: put_table(
-        store, "trials", _repeated(value, rows), store_schema=False, row_group_size=rows, compression="zstd"
-    )
+    def make(store: Path) -> Path:
+        path, content = store / "board" / "trials" / "bad.parquet", _repeated(value, rows)
+        # Without Arrow's own schema in the footer, readers see plain texts and numbers.
+        with pq.ParquetWriter(path, content.schema, store_schema=False, compression="zstd") as writer:
+            writer.write_table(content, row_group_size=rows)
+            writer.add_key_value_metadata({"table": "trials", "schema_version": "1"})
+        return path
+
+    return make
 
 
 def _wide(table: pa.Table) -> pa.Table:
@@ -171,6 +175,8 @@ FILES: dict[str, File] = {
     "with controls in its name": _table(lambda t: t, "bad\n\x1b[2J\u202e"),
     "with a smile in its name": _table(lambda t: t, "bad 😀"),
     "with wildcards in its name": _table(lambda t: t, "*?[a]"),
+}
+BOMBS: dict[str, File] = {
     "of two million equal rows": _bomb("x", 2_000_000),
     "of a terabyte of text": _bomb("x" * 1_000_000, 1_000_000),
     "of texts that are too long together": _bomb("x" * 60_000, 100_000),
