@@ -184,6 +184,8 @@ class Board:
         return Appended(self._storage.path(file), publish(content, self._storage, file))
 
     def _files(self, table: str) -> list[Sound | Broken]:
+        if not _is_text(self.path):
+            raise BoardError(visible(f"{self.path}: this name is no text in UTF-8. What to do: rename the folder"))
         try:
             names = self._storage.list(f"{table}/", ".parquet")
         except OSError as error:
@@ -253,6 +255,14 @@ def _judged(table: str, files: Sequence[Sound]) -> list[Broken]:
 
 def _unsteady(file: Sound | Broken) -> Broken:
     return Broken(file.path, "it changes while it is read", "read again when its writer has ended")
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _misnamed(path: Path) -> Broken:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
-from leaderboard.board.visible import visible
-from suite.cli.common import STORE, Json, StoreDir, console, notice, open_board, print_json
+from suite.cli.common import STORE, Json, StoreDir, open_board, print_json
+from suite.cli.outputs import notice, output_file, say
 
 if TYPE_CHECKING:
     from leaderboard.board.store import Board
@@ -69,14 +68,13 @@ def page(
     """Write the board as one static HTML file. The previous file stays until the new one is completely on disk."""
     from leaderboard.page import render
     from leaderboard.storage import replace_file
-    from suite.cli.outputs import output_file
     from suite.storage.location import store_folder
 
     board = open_board(store, split)
     path = output_file((out or store_folder(store) / "board.html").absolute(), "board.html")
     rankings = _rankings(board, store, task, split, attacks, engine, mix_engines, floor=floor)
     replace_file(path, render(rankings, generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")))
-    print_json({"page": str(path)}) if as_json else console().print(Text(visible(f"page: {path}")), soft_wrap=True)
+    print_json({"page": str(path)}) if as_json else say(f"page: {path}")
 
 
 def _rankings(

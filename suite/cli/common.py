@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leaderboard.board.visible import shortened, visible
+from suite.cli.outputs import notice
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +35,8 @@ EngineName = Annotated[
     typer.Option("--engine", help="Inference engine: transformers or vllm; overrides measure.engine of the file."),
 ]
 STORE = "store"
+LONGEST_CELL = 1000
+"""Characters of a text in a table."""
 
 _NUMBER = re.compile(r"(null|–|[-+±\d.,e ]*)")
 
@@ -78,11 +81,6 @@ def open_board(store: str, split: str) -> Board:
     return Board(folder, tell=notice)
 
 
-def notice(what: object) -> None:
-    """Say something about what is shown, beside it: a line on standard error."""
-    print(f"regrade: {visible(str(what))}", file=sys.stderr)
-
-
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
@@ -104,7 +102,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         numbers = index > 0 and all(_NUMBER.fullmatch(row[index]) for row in rows)
         view.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        view.add_row(*(Text(shortened(cell)) for cell in row))  # as literal text: rtn[bits=4] is not markup
+        view.add_row(
+            *(Text(shortened(cell, LONGEST_CELL)) for cell in row)
+        )  # as literal text: rtn[bits=4] is not markup
     out = console()
     out.print(Text(visible(title), style="italic"), soft_wrap=True)
     out.print(view)

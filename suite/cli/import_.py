@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
-from leaderboard.board.visible import visible
-from suite.cli.common import console, table
+from suite.cli.common import table
+from suite.cli.outputs import output_file, say
 
 if TYPE_CHECKING:
     from leaderboard.peers.line import Line
@@ -43,7 +42,6 @@ def open_unlearning(
     from leaderboard.peers.open_unlearning import read
     from leaderboard.peers.rows import add
     from leaderboard.storage import replace_file
-    from suite.cli.outputs import output_file
     from suite.storage.location import store_folder
     from suite.storage.store import Store
 
@@ -65,7 +63,8 @@ def open_unlearning(
     if store:
         board = Store(store).board
         summary.append(f"Board: {board.path}, trial {add(board, imported)[:12]}")
-    console().print(Text(visible("\n".join(summary), keep="\n")), soft_wrap=True)
+    for line in summary:
+        say(line)
 
 
 def _cells(line: Line) -> list[str]:

@@ -1,17 +1,29 @@
-"""Outputs that are named on the command line, checked before the work begins."""
+"""What the command says beside its tables, and files that are named on its command line, checked before the work."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+import sys
 from pathlib import Path
 
+from leaderboard.board.visible import visible
 from suite.config.errors import SpecError
 
 OWN = ("/dev/", "/proc/")
 """Where the system keeps a process's own files, such as what `/dev/stdout` stands for."""
 ELSEWHERE = "name another place, this one cannot be written"
+
+
+def say(text: str) -> None:
+    """Print a line on standard output."""
+    print(visible(text))
+
+
+def notice(what: object) -> None:
+    """Say something about what is shown, beside it: a line on standard error."""
+    print(f"regrade: {visible(str(what))}", file=sys.stderr)
 
 
 def output_file(path: Path, example: str) -> Path:

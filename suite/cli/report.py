@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
-from leaderboard.board.visible import visible
-from suite.cli.common import Json, console, notice, open_board, print_json, table
+from suite.cli.common import Json, open_board, print_json, table
+from suite.cli.outputs import notice, output_folder, say
 
 if TYPE_CHECKING:
     from leaderboard.ranking.rank import Ranking
@@ -25,7 +24,6 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Show ranked tables, plots, and how much each setting mattered."""
-    from suite.cli.outputs import output_folder
     from suite.cli.ranked import print_ranking
     from suite.reports import plots as drawing
     from suite.reports import report as reports
@@ -59,7 +57,7 @@ def report(
             rows = [[k.key, str(k.values), f"{k.importance:.2f}"] for k in knobs[ranking.task]]
             table("What each knob was worth (share of the score's variance)", ["setting", "values", "worth"], rows)
         for path in plots[ranking.task]:
-            console().print(Text(visible(f"plot: {path}")), soft_wrap=True)
+            say(f"plot: {path}")
 
 
 def _tables(ranking: Ranking) -> str:

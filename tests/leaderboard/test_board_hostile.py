@@ -289,3 +289,16 @@ def test_a_board_whose_tables_are_no_folders_has_no_trials(tmp_path: Path):
     (tmp_path / "board" / "trials").symlink_to("trials")
     said = regrade("board", "show", "--store", tmp_path, code=2).stderr.splitlines()
     assert "board/trials: left out, it cannot be listed" in said[0] and "no trials" in said[1]
+
+
+def test_names_that_are_no_text_are_told(tmp_path: Path, good: Json):
+    good_board(tmp_path / "store")
+    put(tmp_path / "store", "trials", [bad_entry()[0]]).rename(
+        tmp_path / "store" / "board" / "trials" / os.fsdecode(b"bad\xff.parquet")
+    )
+    found, said = show(tmp_path / "store")
+    assert found == good
+    assert "/bad\\udcff.parquet: left out, its name has other characters" in said[0]
+    (tmp_path / "store").rename(tmp_path / os.fsdecode(b"st\xffre"))
+    said = regrade("board", "show", "--store", tmp_path / os.fsdecode(b"st\xffre"), code=1).stderr
+    assert "/st\\udcffre/board: this name is no text in UTF-8. What to do: rename the folder" in said
