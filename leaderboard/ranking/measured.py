@@ -44,11 +44,14 @@ class TaskMeasurements:
     def read(cls, source: Source, task: str, split: str) -> Self:
         by_model: defaultdict[tuple[str | None, str, str, str | None], Rows] = defaultdict(list)
         engines: defaultdict[str, set[str]] = defaultdict(set)
-        for row in rows(source, "measurements", _headline_rows(task, split), _COLUMNS):
-            by_model[row["trial"], row["subject"], row["matching"], row["engine"]].append(row)
-            engines[row["trial"]].add(row["engine"])
-        weight_rows = rows(source, "measurements", {"task": task, "probe": PROBE, "metric": METRIC}, _COLUMNS)
-        weights = {(row["trial"], row["matching"], row["engine"]): estimate(row) for row in weight_rows}
+        weights: dict[tuple[str, str, str | None], Estimate] = {}
+        of_weights = {"task": task, "probe": PROBE, "metric": METRIC}
+        for row in rows(source, "measurements", [_headline_rows(task, split), of_weights], _COLUMNS):
+            if (row["probe"], row["metric"]) == (PROBE, METRIC):
+                weights[row["trial"], row["matching"], row["engine"]] = estimate(row)
+            else:
+                by_model[row["trial"], row["subject"], row["matching"], row["engine"]].append(row)
+                engines[row["trial"]].add(row["engine"])
         return cls(dict(engines), dict(by_model), weights)
 
     def model(self, trial: str | None, subject: str, engine: str | None, name: str = RAW) -> HeadlineMeasurements:
@@ -128,10 +131,18 @@ def _headline_rows(task: str, split: str) -> Row:
     return {"task": task, "split": str(split), "headline": ["knowledge", "utility"]}
 
 
-def rows(source: Source, table: str, where: Row, names: Sequence[str] = ()) -> Rows:
-    """Rows of a table that match `where`: by column a value, or a list of allowed values."""
+def rows(source: Source, table: str, where: Row | Sequence[Row], names: Sequence[str] = ()) -> Rows:
+    """Rows of a table that match `where`, or one of several: by column a value, or a list of allowed values."""
     if isinstance(source, Board):
-        table_rows = source.read(table, where)
-        return table_rows.select(list(names) or table_rows.column_names).to_pylist()
-    allowed = {name: value if isinstance(value, list) else [value] for name, value in where.items()}
-    return [row for row in source[table].to_pylist() if all(row[name] in allowed[name] for name in allowed)]
+        return source.read(table, where, names or None).to_pylist()
+    choices = [where] if isinstance(where, Mapping) else where
+    allowed = [{name: _listed(value) for name, value in choice.items()} for choice in choices]
+    return [
+        row
+        for row in source[table].to_pylist()
+        if any(all(row[name] in values for name, values in choice.items()) for choice in allowed)
+    ]
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
