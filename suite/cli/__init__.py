@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from leaderboard.board.visible import visible
 from suite.cli import attack, board, doctor, eval_, import_, ls, report, run, stopping, sweep, validate
 from suite.cli.stopping import Stopped, stopped_by_signals
 
@@ -93,7 +94,8 @@ def _ended_by_error(error: Exception) -> SystemExit:
         message = f"standard output: not written, {error.strerror}. What to do: make room and run again"
     if code is None:
         raise error
-    print("\n".join([f"regrade: {message}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+    message = "\n".join([message, *getattr(error, "__notes__", ())])
+    print(visible(f"regrade: {message}", keep="\n"), file=sys.stderr)
     return SystemExit(code)
 
 

@@ -206,7 +206,7 @@ class Progress:
         for total, added in ((self.computed, outcome.computed), (self.reused, outcome.reused)):
             for kind, count in added.items():
                 total[kind] = total.get(kind, 0) + count
-        self._console.print(f"[{self.done}/{self.total}] {_outcome_line(outcome)}", markup=False)
+        self._console.print(visible(f"[{self.done}/{self.total}] {_outcome_line(outcome)}"), markup=False)
         if self._bar:
             self._bar.update(self._task, completed=self.done)
 
