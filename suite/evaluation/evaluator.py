@@ -56,7 +56,7 @@ class Evaluation:
         if self.attack.name != NONE:
             attack = {
                 "settings": self.attack.settings.changed(),
-                "version": self.attack.version,
+                "version": self.attack.version_for(self.weights.checkpoint.architecture),
                 "point": self.point,
                 "seed": context.seed,
                 "texts": context.digest,

@@ -13,8 +13,9 @@ from hypothesis.extra.numpy import arrays
 
 from suite.attacks import attack
 from suite.attacks.weights.awq import EXPONENTS, awq, scaled_rounding, scales
-from suite.attacks.weights.calibration import Inputs, edit_blocks, watched
+from suite.attacks.weights.calibration import edit_blocks
 from suite.attacks.weights.gptq import gptq
+from suite.attacks.weights.layer_inputs import Inputs, watched
 from suite.attacks.weights.quantization import grid_codes, levels_of, round_to_nearest
 from suite.config.errors import SpecError
 from suite.models.layers import is_linear
@@ -391,8 +392,12 @@ def test_other_calibration_texts_are_another_key(scene):
 
 
 def test_a_model_without_linear_layers_in_its_blocks_is_refused():
-    from transformers import GPT2Config, GPT2LMHeadModel
+    """Here because the prefix of all names says that everything is a norm."""
+    from transformers import RobertaPreLayerNormConfig, RobertaPreLayerNormForCausalLM
 
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=23, n_positions=32, n_embd=16, n_layer=1, n_head=2)).eval()
+    config = RobertaPreLayerNormConfig(
+        vocab_size=23, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, is_decoder=True
+    )
+    model = RobertaPreLayerNormForCausalLM(config).eval()
     with pytest.raises(SpecError, match="no linear layers in its blocks"):
         edit_blocks(model, TEXTS, lambda weight, inputs: weight)
