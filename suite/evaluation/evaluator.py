@@ -24,6 +24,7 @@ from suite.config.errors import StageError
 from suite.engines import Engine, Job, ask
 from suite.engines.base import JobResult
 from suite.models.checkpoints import Checkpoint, KeyedCheckpoint
+from suite.models.outline import outline_of
 from suite.storage.environment import Numeric
 from suite.storage.stages import Artifact, StageStore
 from tasks.scoring import Estimate, score
@@ -68,7 +69,7 @@ class Evaluation:
             "part": self.weights.part,
             "attack": attack,
             "probes": {probe.name: probe.digest for probe in self.probes},
-            "engine": engine.identity(),
+            "engine": engine.identity() | outline_of(self.weights.checkpoint.architecture).generation,
             "template": str(context.encoder.template),
             "numeric": numeric.as_dict(),
         }

@@ -70,7 +70,8 @@ def is_linear(name: str, weight: Tensor) -> bool:
     *_, module, own = ("", *name.split("."))
     return (
         (weight.ndim == 2 or (weight.ndim == 3 and sum(size > 1 for size in weight.shape) > 1))
-        and not any(part in name for part in ("embed", "lm_head", "wte", "wpe", "norm"))
+        and not any(part in name for part in ("embed", "lm_head", "wte", "wpe"))
+        and "norm" not in module
         and not own.endswith("bias")
         and not ROUTERS & set(name.split("."))
         and not module.startswith("conv")

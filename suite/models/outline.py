@@ -34,6 +34,11 @@ class Outline:
     as_before: bool
     carries_state: bool
 
+    @property
+    def generation(self) -> dict[str, int]:
+        """What belongs into the keys of stages that hold generated text: only where it was once padded wrongly."""
+        return {"padding": 2} if self.carries_state else {}
+
 
 def outline_of(architecture: Path) -> Outline:
     """The outline of the model whose config is in a folder.

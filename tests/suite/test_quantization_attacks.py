@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -392,12 +393,19 @@ def test_other_calibration_texts_are_another_key(scene):
 
 
 def test_a_model_without_linear_layers_in_its_blocks_is_refused():
-    """Here because the prefix of all names says that everything is a norm."""
-    from transformers import RobertaPreLayerNormConfig, RobertaPreLayerNormForCausalLM
+    class Convolution(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = SimpleNamespace(num_hidden_layers=1)
+            self.embed, self.layers = torch.nn.Embedding(23, 16), torch.nn.ModuleList([torch.nn.Conv1d(16, 16, 1)])
 
-    config = RobertaPreLayerNormConfig(
-        vocab_size=23, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, is_decoder=True
-    )
-    model = RobertaPreLayerNormForCausalLM(config).eval()
+        @property
+        def base_model(self):
+            return self
+
+        def forward(self, input_ids, use_cache):
+            return self.layers[0](self.embed(input_ids).mT)
+
+    model = Convolution()
     with pytest.raises(SpecError, match="no linear layers in its blocks"):
         edit_blocks(model, TEXTS, lambda weight, inputs: weight)
