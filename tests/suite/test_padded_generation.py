@@ -9,6 +9,7 @@ import transformers
 from suite.engines.transformers.decoding import GenerationRequest, decode_plainly
 from suite.engines.transformers.shortcut import Shortcut
 from suite.models.layers import carries_state
+from suite.models.outline import outline_of
 from tests.support.architectures import HEADS, SMALL, VOCABULARY
 from tests.support.continuations import CLOSE, EOS, run
 
@@ -127,6 +128,12 @@ def test_a_model_that_sees_padding_all_the_same_is_found_out():
         found = decode_plainly(model, requests, eos=EOS, batch_tokens=1000)
     assert any(padded) and agree(model, requests, found)
     assert [len(new) for new in found] == [len(new) for new in want]
+
+
+def test_keys_of_generated_text_changed_only_where_the_text_might(tmp_path):
+    for name, config in (CARRY | ATTEND).items():
+        config.save_pretrained(tmp_path / name)
+        assert outline_of(tmp_path / name).generation == ({"padding": 2} if name in CARRY else {})
 
 
 def test_what_is_not_finite_decides_nothing():
