@@ -25,6 +25,7 @@ from suite.config.errors import CheckpointError, EngineError, SpecError, StageEr
 from suite.engines import Engine, Job, ask
 from suite.engines.base import JobResult
 from suite.models.checkpoints import Checkpoint, KeyedCheckpoint
+from suite.models.outline import outline_of
 from suite.storage.environment import Numeric
 from suite.storage.stages import Artifact, StageStore
 from tasks.scoring import Estimate, score
@@ -60,7 +61,7 @@ class Evaluation:
         if self.attack.name != NONE:
             attack = {
                 "settings": self.attack.settings.changed(),
-                "version": self.attack.version,
+                "version": self.attack.version_for(self.weights.checkpoint.architecture),
                 "point": self.point,
                 "seed": context.seed,
                 "texts": context.digest,
@@ -72,7 +73,7 @@ class Evaluation:
             "part": self.weights.part,
             "attack": attack,
             "probes": {probe.name: probe.digest for probe in self.probes},
-            "engine": engine.identity(),
+            "engine": engine.identity() | outline_of(self.weights.checkpoint.architecture).generation,
             "template": str(context.encoder.template),
             "numeric": numeric.as_dict(),
         }

@@ -13,6 +13,7 @@ __all__ = [
     "lengths",
     "likelihood",
     "loading",
+    "outline",
     "parameter_names",
     "schedule",
     "settings",
