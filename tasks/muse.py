@@ -15,6 +15,7 @@ from functools import partial
 from tasks import membership
 from tasks.files import Row, Source, rows_digest
 from tasks.official import FOUR_BITS, attack_set, rounding_and_relearning
+from tasks.readable import check_readable
 from tasks.rows import alternate, passages, read_back
 from tasks.task import (
     Example,
@@ -135,7 +136,7 @@ def build(corpus: Corpus, requests: str | None = None) -> Task:
     retain = tuple(e for e in passages("retain", tables["retain"]) if e.answer not in forgotten)
     if not retain:
         raise TaskError(f"{source}: raw/retain1: every text is in a forget set as well; nothing is left to be kept")
-    return Task(
+    task = Task(
         name=_name(corpus, requests),
         version=VERSION,
         forget=requested,
@@ -149,6 +150,7 @@ def build(corpus: Corpus, requests: str | None = None) -> Task:
         source=str(source),
         block=BLOCK,
     )
+    return check_readable(task)
 
 
 def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe]:

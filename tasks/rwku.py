@@ -18,6 +18,7 @@ from pathlib import Path
 from tasks import membership
 from tasks.files import VARIABLE, Row, Source, nearest, rows_digest
 from tasks.official import FOUR_BITS, attack_set, rounding_and_relearning
+from tasks.readable import check_readable
 from tasks.registry import Family
 from tasks.rows import alternate, passages, read_back
 from tasks.task import (
@@ -70,7 +71,7 @@ def build(subject: str) -> Task:
     source = Source.find("rwku", HUB, REVISION)
     tables = _tables(source, subject)
     distinct = {name: _once(rows, TABLES[name][1][0]) for name, rows in tables.items()}
-    return Task(
+    task = Task(
         name=f"rwku/{subject}",
         version=VERSION,
         forget={"forget": passages("passage", distinct["passage"])},
@@ -84,6 +85,7 @@ def build(subject: str) -> Task:
         source=str(source),
         anchored=Zero.CHANCE,
     )
+    return check_readable(task)
 
 
 def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe]:
