@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from leaderboard.peers import published
 from leaderboard.peers.answers import CHOICES, GENERATED, LIKELY, PERTURBED, Samples
 from leaderboard.peers.line import PUBLISHED, TOLERANCE, Line, Variant
 from leaderboard.peers.logs import Log
-from tasks.scoring import METRICS, score
+from tasks.plain_text import cut
+from tasks.scoring import METRICS, Estimate, score
 from tasks.scoring.estimate import mean
 from tasks.scoring.tables import PerSample
 from tasks.task import Sample
@@ -20,6 +21,8 @@ EPSILON = "theirs adds 1e-10 to the denominator"
 SHIFTED = "their rows are shifted: without the null ones they stand under the first indices"
 LAST_TOKEN = "scores leave out the last labelled token"
 NOT_ZERO = "scores are 1/n instead of 0 where nothing is extracted"
+
+A_TO_Z = "theirs reads a to z and 0 to 9 alone, less than half of some answers"
 
 ROUGE = {"rouge1_recall": "rouge1_recall", "rougeL_recall": "rougeL_recall", "rougeL_f1": "rougeL_f1_stemmed"}
 """Our metric by the name of a published ROUGE."""
@@ -52,6 +55,16 @@ def own_score(key: str) -> PerSample:
     return lambda sample: dict(sample.scalars).get(key)
 
 
+def scored(metric: str, samples: Sequence[Sample]) -> Estimate:
+    """Our number of the samples; where a value is not finite, the reason names the first such example."""
+    found, compute = score(metric, samples), METRICS[metric].compute
+    if found.known or not samples:
+        return found
+    odd = (sample.item for sample in samples if (value := compute(sample)) is not None and not math.isfinite(value))
+    index = next(odd, None)
+    return found if index is None else replace(found, reason=f"{found.reason} (that of index {cut(index)})")
+
+
 def probability(model: Model, key: str) -> Line:
     """Mean length-normalised probability of answers."""
     theirs: Numbers
@@ -63,16 +76,21 @@ def probability(model: Model, key: str) -> Line:
     samples = model.probe(probe)
     items = differing(samples, theirs, METRICS["probability"].compute)
     number = model.log.published[key]
-    return Line(key, probe, "probability", number, score("probability", samples), unlike=len(items))
+    return Line(key, probe, "probability", number, scored("probability", samples), unlike=len(items))
 
 
 def rouge(model: Model, key: str) -> Line:
     """Mean ROUGE of generated texts; all three published variants are compared for each text."""
     probe, metric = GENERATED[key], AGGREGATED[model.log.benchmark]
-    samples, items = model.probe(probe), set[str]()
-    for theirs, ours in ROUGE.items():
-        items.update(differing(samples, model.log.rows(key, theirs, float), METRICS[ours].compute))
-    return Line(key, probe, metric, model.log.published[key], score(metric, samples), unlike=len(items))
+    samples = model.probe(probe)
+    theirs = {ours: model.log.rows(key, name, float) for name, ours in ROUGE.items()}
+    known = [(rows, published.ROUGE[ours]) for ours, rows in theirs.items() if rows]
+    # Sample by sample, so that the words of a text are found once.
+    items = [one for one in samples if any(differing([one], rows, compute) for rows, compute in known)]
+    ours, variants = scored(metric, samples), ()
+    if samples and not ours.known:  # their number of answers that ours does not read
+        variants = (Variant(fmean(map(published.ROUGE[metric], samples)), A_TO_Z),)
+    return Line(key, probe, metric, model.log.published[key], ours, variants, len(items))
 
 
 def truth_ratio(model: Model, key: str) -> Line:
@@ -101,8 +119,10 @@ def differing(samples: Sequence[Sample], theirs: Numbers, *accepted: PerSample) 
     """Items whose published number equals none of the metrics to 1e-6 (absolute, or relative above 1)."""
 
     def same(compute: PerSample, sample: Sample) -> bool:
-        number = theirs.get(sample.item)
-        return number is not None and math.isclose(compute(sample), number, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        number, ours = theirs.get(sample.item), compute(sample)
+        if number is None or ours is None:
+            return False
+        return math.isclose(ours, number, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
 
     return [sample.item for sample in samples if not any(same(compute, sample) for compute in accepted)]
 
@@ -119,7 +139,7 @@ def _choice(model: Model, key: str, metric: str, variant: PerSample, theirs: Num
         probe,
         metric,
         model.log.published[key],
-        score(metric, samples),
+        scored(metric, samples),
         (Variant(fmean(map(variant, samples)), EPSILON),) if samples else (),
         len(items),
         remark,

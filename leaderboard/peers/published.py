@@ -8,15 +8,31 @@ wrecked model gets the best score.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean, harmonic_mean
 
 from tasks.scoring import METRICS
+from tasks.scoring import rouge as texts
+from tasks.scoring.tables import PerSample
 from tasks.task import Sample
 
 EPSILON = 1e-10
 NO_REFERENCE = 0.5
 """Assumed AUC of the retrained model where there is no log of such a model."""
+
+
+def _rouge(of: Callable[[str, str], float]) -> PerSample:
+    """A ROUGE of any two texts, whatever their script."""
+    return lambda sample: of(sample.reference, sample.generated)
+
+
+ROUGE = {
+    "rouge1_recall": _rouge(texts.recall_1),
+    "rougeL_recall": _rouge(texts.recall),
+    "rougeL_f1_stemmed": _rouge(partial(texts.f1, stemmed=True)),
+}
+"""rouge-score's numbers by our metric, also where ours has none."""
 
 
 def truth_ratio(sample: Sample) -> float:
@@ -58,7 +74,7 @@ def forget_quality(samples: Sequence[Sample], retrained: Sequence[Sample]) -> fl
 
 def model_utility(tables: Sequence[Sequence[Sample]]) -> float:
     """The harmonic mean of nine means, from the tables of `tasks.scoring.utility.model_utility` in their order."""
-    probability, recall = METRICS["probability"].compute, METRICS["rougeL_recall"].compute
+    probability, recall = METRICS["probability"].compute, ROUGE["rougeL_recall"]
     reads = (
         (probability,),
         (recall,),
