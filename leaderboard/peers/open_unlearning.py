@@ -14,8 +14,10 @@ from leaderboard.peers.answers import CHOICES, GENERATED, LIKELY, MEMBERSHIP, ME
 from leaderboard.peers.examples import Model
 from leaderboard.peers.line import Line
 from leaderboard.peers.log_file import without_collector
-from leaderboard.peers.logs import Log
+from leaderboard.peers.logs import PEER, Log
 from tasks.task import TaskError
+
+__all__ = ["COMPARING", "OF_EXAMPLES", "PEER", "Imported", "read"]
 
 OF_EXAMPLES: dict[str, Callable[[Model, str], Line]] = {
     **dict.fromkeys((*LIKELY, *PERTURBED), examples.probability),
