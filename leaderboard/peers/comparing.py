@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from leaderboard.peers import published
 from leaderboard.peers.answers import GENERATED
 from leaderboard.peers.examples import EPSILON, LAST_TOKEN, Model, own_score
@@ -71,7 +73,10 @@ def model_utility(model: Model, retrained: Model | None, key: str) -> Line:
     metric = "model_utility_geometric"
     tables = [model.probe(name) for name in ABILITIES]
     ours = summarise(metric, tables)
-    variants = (Variant(published.model_utility(tables), EPSILONS),) if all(tables) else ()
+    variants = ()
+    if all(tables):
+        recalls = [fmean(model.rouges(name)["rougeL_recall"]) for name in ABILITIES if name.endswith("_generated")]
+        variants = (Variant(published.model_utility(tables, recalls), EPSILONS),)
     lacking = [name for name, table in zip(ABILITIES, tables, strict=True) if not table]
     if lacking:
         ours = Estimate.null(f"the log has nothing for {', '.join(lacking)}")

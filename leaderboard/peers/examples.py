@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from leaderboard.peers import published
@@ -14,6 +14,7 @@ from leaderboard.peers.logs import Log
 from tasks.plain_text import cut
 from tasks.scoring import METRICS, Estimate, score
 from tasks.scoring.estimate import mean
+from tasks.scoring.rouge import legible
 from tasks.scoring.tables import PerSample
 from tasks.task import Sample
 
@@ -40,10 +41,21 @@ class Model:
 
     log: Log
     samples: Samples
+    _rouges: dict[str, Mapping[str, Sequence[float]]] = field(default_factory=dict, compare=False, repr=False)
 
     def probe(self, name: str) -> Sequence[Sample]:
         """A probe's samples, none where the log has none."""
         return self.samples.get(name, ())
+
+    def rouges(self, probe: str) -> Mapping[str, Sequence[float]]:
+        """rouge-score's numbers of a probe's texts, in their order, by our metric. Computed once."""
+        if probe not in self._rouges:
+            samples = self.probe(probe)
+            # Sample by sample, so that the words of a text are found once.
+            numbers = [[compute(sample) for compute in published.ROUGE.values()] for sample in samples]
+            columns = zip(*numbers, strict=True) if numbers else ((),) * len(published.ROUGE)
+            self._rouges[probe] = dict(zip(published.ROUGE, columns, strict=True))
+        return self._rouges[probe]
 
     def scored(self, probe: str, key: str) -> list[Sample]:
         """The samples of a probe that have the log's own score."""
@@ -82,14 +94,15 @@ def probability(model: Model, key: str) -> Line:
 def rouge(model: Model, key: str) -> Line:
     """Mean ROUGE of generated texts; all three published variants are compared for each text."""
     probe, metric = GENERATED[key], AGGREGATED[model.log.benchmark]
-    samples = model.probe(probe)
-    theirs = {ours: model.log.rows(key, name, float) for name, ours in ROUGE.items()}
-    known = [(rows, published.ROUGE[ours]) for ours, rows in theirs.items() if rows]
-    # Sample by sample, so that the words of a text are found once.
-    items = [one for one in samples if any(differing([one], rows, compute) for rows, compute in known)]
-    ours, variants = scored(metric, samples), ()
-    if samples and not ours.known:  # their number of answers that ours does not read
-        variants = (Variant(fmean(map(published.ROUGE[metric], samples)), A_TO_Z),)
+    samples, numbers, items = model.probe(probe), model.rouges(probe), set[str]()
+    for theirs, name in ROUGE.items():
+        rows = model.log.rows(key, theirs, float)
+        found = dict(zip((sample.item for sample in samples), numbers[name], strict=True))
+        items.update(item for item, number in found.items() if not same(number, rows.get(item)))
+    if all(legible(sample.reference) for sample in samples):
+        ours, variants = mean(numbers[metric]), ()
+    else:  # ours has no number; theirs is of whatever a to z is in them
+        ours, variants = scored(metric, samples), (Variant(fmean(numbers[metric]), A_TO_Z),)
     return Line(key, probe, metric, model.log.published[key], ours, variants, len(items))
 
 
@@ -118,13 +131,18 @@ def memorization(model: Model, key: str) -> Line:
 def differing(samples: Sequence[Sample], theirs: Numbers, *accepted: PerSample) -> list[str]:
     """Items whose published number equals none of the metrics to 1e-6 (absolute, or relative above 1)."""
 
-    def same(compute: PerSample, sample: Sample) -> bool:
-        number, ours = theirs.get(sample.item), compute(sample)
-        if number is None or ours is None:
-            return False
-        return math.isclose(ours, number, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return [
+        sample.item
+        for sample in samples
+        if not any(same(compute(sample), theirs.get(sample.item)) for compute in accepted)
+    ]
 
-    return [sample.item for sample in samples if not any(same(compute, sample) for compute in accepted)]
+
+def same(ours: float | None, theirs: float | None) -> bool:
+    """Whether two numbers of an example are one, to 1e-6 (absolute, or relative above 1)."""
+    if ours is None or theirs is None:
+        return False
+    return math.isclose(ours, theirs, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
 
 
 def _choice(model: Model, key: str, metric: str, variant: PerSample, theirs: Numbers, *accepted: PerSample) -> Line:

@@ -72,18 +72,21 @@ def forget_quality(samples: Sequence[Sample], retrained: Sequence[Sample]) -> fl
     return float(ks_2samp(model, anchor).pvalue)
 
 
-def model_utility(tables: Sequence[Sequence[Sample]]) -> float:
-    """The harmonic mean of nine means, from the tables of `tasks.scoring.utility.model_utility` in their order."""
-    probability, recall = METRICS["probability"].compute, ROUGE["rougeL_recall"]
+def model_utility(tables: Sequence[Sequence[Sample]], recalls: Sequence[float]) -> float:
+    """The harmonic mean of nine means, from the tables of `tasks.scoring.utility.model_utility` in their order.
+
+    Args:
+        recalls: mean ROUGE-L recalls of the three tables of generated text, in the same order.
+    """
+    probability = METRICS["probability"].compute
     reads = (
         (probability,),
-        (recall,),
+        (),
         (truth_ratio_retain,),
         (normalised_probability, truth_ratio_retain),
-        (recall,),
+        (),
         (normalised_probability, truth_ratio_retain),
-        (recall,),
+        (),
     )
-    return harmonic_mean(
-        fmean(map(compute, table)) for table, metrics in zip(tables, reads, strict=True) for compute in metrics
-    )
+    means = [fmean(map(compute, table)) for table, metrics in zip(tables, reads, strict=True) for compute in metrics]
+    return harmonic_mean([*means, *recalls])

@@ -197,7 +197,8 @@ def _truth_ratio(model: Model, side: str, title: str) -> Line:
     shaped = [min(x, _inverse(x)) if forget else max(0.0, 1 - x) for x in map(other, samples)]
     variants = (Variant(fmean(shaped), name),) if shaped else ()
     ours = scored(metric, samples)
-    number, remark = _published(model, key, ours.value)
+    computed = variants[0].value if forget and variants else ours.value  # arithmetic, as in the authors' script
+    number, remark = _published(model, key, computed)
     return Line(key, probe, metric, number, ours, variants, len(items) if theirs else None, remark)
 
 
