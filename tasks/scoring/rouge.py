@@ -66,7 +66,11 @@ def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 @lru_cache(REMEMBERED)
 def words(text: str, *, stemmed: bool) -> tuple[str, ...]:
     """Runs of a-z and 0-9 in lower case; those of more than three letters are stemmed (Porter)."""
-    return _stemmed(_WORD.findall(text.lower()), stemmed)
+    tokens = _WORD.findall(text.lower())
+    if not stemmed:
+        return tuple(tokens)
+    stem = _stem()
+    return tuple([stem(word) if len(word) > 3 else word for word in tokens])
 
 
 @lru_cache(REMEMBERED)
@@ -81,7 +85,8 @@ def unicode_words(text: str, *, stemmed: bool) -> tuple[str, ...]:
         return words(text, stemmed=stemmed)
     ignorable, word = _patterns()
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return _stemmed(word.findall(ignorable.sub("", folded)), stemmed)
+    tokens = word.findall(ignorable.sub("", folded))
+    return tuple([words(token, stemmed=stemmed)[0] if token.isascii() else token for token in tokens])
 
 
 @lru_cache(REMEMBERED)
@@ -91,7 +96,9 @@ def legible(reference: str) -> bool:
     A reference without any letter or digit is not legible, a blank one is: nothing is in it that could be missed. In
     TOFU, RWKU and the published logs, the smallest share of a reference is 0.75 (the test reads them all).
     """
-    seen = sum(map(len, words(reference, stemmed=False)))
+    if reference.isascii():
+        return bool(_WORD.search(reference.lower())) or not reference.strip()
+    seen = sum(map(len, _WORD.findall(reference.lower())))
     return 2 * seen >= sum(map(str.isalnum, reference.lower())) and (seen > 0 or not reference.strip())
 
 
@@ -177,13 +184,6 @@ def _number(sample: Sample, of: Callable[[str, str], float], fits: Callable[[str
 def _common(reference: str, generated: str, split: Split, *, stemmed: bool) -> tuple[int, int, int]:
     a, b = split(reference, stemmed=stemmed), split(generated, stemmed=stemmed)
     return longest_common_subsequence(a, b), len(a), len(b)
-
-
-def _stemmed(tokens: Sequence[str], stemmed: bool) -> tuple[str, ...]:
-    if not stemmed:
-        return tuple(tokens)
-    stem = _stem()
-    return tuple(stem(word) if len(word) > 3 and word.isascii() else word for word in tokens)
 
 
 @cache
