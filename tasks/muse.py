@@ -4,6 +4,9 @@ The forget set is running text, and it is probed in three ways: continuing a pas
 about it (knowledge), and membership inference (privacy). `muse/news-sust` has four disjoint forget sets, to be
 unlearned one after another; in `muse/news-scal` the second to fourth contain the one before. Questions
 at even rows are `dev`, at odd rows `test`.
+
+A mirror that has the questions alone, without the texts, is enough to evaluate given checkpoints: the task is then
+named `muse/news-knowledge`, has the two knowledge probes, and refuses whatever needs a text.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from tasks import membership
 from tasks.files import Row, Source, rows_digest
 from tasks.official import FOUR_BITS, attack_set, rounding_and_relearning
+from tasks.readable import check_readable
 from tasks.rows import alternate, passages, read_back
 from tasks.task import (
     Example,
@@ -30,7 +35,8 @@ from tasks.task import (
     TaskError,
 )
 
-VERSION = 1
+VERSION = 2
+"""2: an answer to a knowledge question ends at `\\nQuestion`, as in the authors' code, with or without a colon."""
 
 BLOCK = 2048
 """Tokens per block of running text, in training and in membership scores, as in the authors' code."""
@@ -41,8 +47,14 @@ SHOTS = 10
 """Few-shot examples before each knowledge question."""
 QUESTIONS = 100
 """Rows of each table that probes are made from."""
-STOP = ("\n\n", "\nQuestion:", "Question:")
-"""An answer ends where the next question would begin."""
+STOP = ("\n\n", "\nQuestion", "Question:")
+"""An answer ends where the next question would begin: the authors' texts, of which one has no colon."""
+EMPTY = 1
+"""Articles without text in a forget set of News, as published: row 821 of `raw`, and the same one in `sust` and `scal`.
+The authors' code joins all articles by a blank line, this one like any other, and so does ours."""
+TEXTS = ("raw", "sust", "scal", "verbmem", "privleak")
+"""Configurations that hold the texts themselves; the questions are in `knowmem`."""
+ROUGE = ("rougeL_f1", "rougeL_f1_stemmed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +113,33 @@ def build(corpus: Corpus, requests: str | None = None) -> Task:
         TaskError: the data is neither in `REGRADE_DATA` nor available from the hub, or is not as published.
     """
     source = Source.find(f"muse-{corpus.name}", corpus.hub, corpus.revision)
+    if source.folder and not any(_has(source.folder, config) for config in TEXTS):
+        return _knowledge_alone(corpus, requests, source)
 
-    def texts(config: str, split: str | tuple[str, ...], rows: int) -> list[Row]:
+    def texts(config: str, split: str, rows: int) -> list[Row]:
         return source.table(config, split, rows=rows, text=("text",))
 
-    def probe_table(config: str, split: str | tuple[str, ...], *columns: str, rows: int = QUESTIONS) -> list[Row]:
-        return source.table(config, split, rows=rows, text=columns)
+    def forget_texts(config: str, split: str, rows: int) -> list[Row]:
+        table = source.table(config, split, rows=rows, blank=("text",))
+        empty = [row for row in table if not row["text"].strip()]
+        if len(empty) > EMPTY:
+            raise TaskError(f"{empty[EMPTY].where}: text: empty, and only one text of a forget set was published so")
+        return table
+
+    def probe_table(config: str, split: str | tuple[str, ...], *columns: str) -> list[Row]:
+        return source.table(config, split, rows=QUESTIONS, text=columns)
 
     if requests:
         sizes = enumerate(corpus.requests[requests], start=1)
-        forget = {f"{requests}{n}": texts(requests, f"forget_{n}", rows) for n, rows in sizes}
+        forget = {f"{requests}{n}": forget_texts(requests, f"forget_{n}", rows) for n, rows in sizes}
     else:
-        forget = {"forget": texts("raw", "forget", corpus.rows["forget"])}
-    qa = ("question", "answer")
-    # Early revisions named these tables after the second half of the retain set.
-    retain_qa, retain_icl = (("retain_qa", "retain2_qa"), ("retain_qa_icl", "retain2_qa_icl"))
+        forget = {"forget": forget_texts("raw", "forget", corpus.rows["forget"])}
     tables = {
         **{f"forget/{name}": rows for name, rows in forget.items()},
         "retain": texts("raw", "retain1", corpus.rows["retain1"]),
         "holdout": texts("raw", "holdout", corpus.rows["holdout"]),
         "verbatim": probe_table("verbmem", "forget", "prompt", "gt"),
-        "forget_qa": probe_table("knowmem", "forget_qa", *qa),
-        "forget_qa_icl": probe_table("knowmem", "forget_qa_icl", *qa, rows=SHOTS),
-        "retain_qa": probe_table("knowmem", retain_qa, *qa),
-        "retain_qa_icl": probe_table("knowmem", retain_icl, *qa, rows=SHOTS),
+        **_knowledge_tables(source),
         "forget_text": probe_table("privleak", "forget", "text"),
         "retain_text": probe_table("privleak", ("retain", "retain2"), "text"),
         "holdout_text": probe_table("privleak", "holdout", "text"),
@@ -135,7 +150,7 @@ def build(corpus: Corpus, requests: str | None = None) -> Task:
     retain = tuple(e for e in passages("retain", tables["retain"]) if e.answer not in forgotten)
     if not retain:
         raise TaskError(f"{source}: raw/retain1: every text is in a forget set as well; nothing is left to be kept")
-    return Task(
+    task = Task(
         name=_name(corpus, requests),
         version=VERSION,
         forget=requested,
@@ -149,10 +164,10 @@ def build(corpus: Corpus, requests: str | None = None) -> Task:
         source=str(source),
         block=BLOCK,
     )
+    return check_readable(task)
 
 
 def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe]:
-    rouge = ("rougeL_f1", "rougeL_f1_stemmed")
     yield Probe(
         "forget_verbatim",
         Subset.FORGET,
@@ -165,21 +180,11 @@ def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe
             ],
             split,
         ),
-        (*rouge, "word_entropy", "repetition"),
+        (*ROUGE, "word_entropy", "repetition"),
         max_new_tokens=VERBATIM_TOKENS,
         max_reference_tokens=VERBATIM_TOKENS,
     )
-    for subset in (Subset.FORGET, Subset.RETAIN):
-        yield Probe(
-            f"{subset}_knowledge",
-            subset,
-            split,
-            ProbeKind.GENERATE,
-            alternate(_questions(f"{subset}_qa", tables[f"{subset}_qa"], tables[f"{subset}_qa_icl"]), split),
-            (*rouge, "rougeL_recall", "word_entropy", "repetition"),
-            max_new_tokens=KNOWLEDGE_TOKENS,
-            stop=STOP,
-        )
+    yield from _knowledge_probes(split, tables)
     for subset in Subset:
         yield Probe(
             f"{subset}_text",
@@ -191,6 +196,79 @@ def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe
             max_tokens=BLOCK,
             needs=membership.NEEDS,
         )
+
+
+def _knowledge_probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe]:
+    for subset in (Subset.FORGET, Subset.RETAIN):
+        yield Probe(
+            f"{subset}_knowledge",
+            subset,
+            split,
+            ProbeKind.GENERATE,
+            alternate(_questions(f"{subset}_qa", tables[f"{subset}_qa"], tables[f"{subset}_qa_icl"]), split),
+            (*ROUGE, "rougeL_recall", "word_entropy", "repetition"),
+            max_new_tokens=KNOWLEDGE_TOKENS,
+            stop=STOP,
+        )
+
+
+def _knowledge_tables(source: Source) -> dict[str, list[Row]]:
+    # Early revisions named the last two after the second half of the retain set.
+    sizes: dict[str, tuple[int, tuple[str, ...]]] = {
+        "forget_qa": (QUESTIONS, ("forget_qa",)),
+        "forget_qa_icl": (SHOTS, ("forget_qa_icl",)),
+        "retain_qa": (QUESTIONS, ("retain_qa", "retain2_qa")),
+        "retain_qa_icl": (SHOTS, ("retain_qa_icl", "retain2_qa_icl")),
+    }
+    return {
+        name: source.table("knowmem", splits, rows=rows, text=("question", "answer"))
+        for name, (rows, splits) in sizes.items()
+    }
+
+
+def _knowledge_alone(corpus: Corpus, requests: str | None, source: Source) -> Task:
+    """What can be asked of a given checkpoint where a mirror has the questions and none of the texts."""
+    tables = _knowledge_tables(source)
+    task = Task(
+        name=f"{_name(corpus, requests)}-knowledge",
+        version=VERSION,
+        forget=_NoTexts(source.folder, corpus.hub),
+        retain=(),
+        probes=tuple(probe for split in Split for probe in _knowledge_probes(split, tables)),
+        knowledge=(Headline("forget_knowledge", "rougeL_f1"),),
+        utility=(Headline("retain_knowledge", "rougeL_f1"),),
+        data=rows_digest(tables),
+        source=str(source),
+        block=BLOCK,
+    )
+    return check_readable(task)
+
+
+class _NoTexts(Mapping[str, tuple[Example, ...]]):
+    """The forget set of a mirror that has none: whoever wants a text of it is refused."""
+
+    def __init__(self, folder: object, hub: str) -> None:
+        self.folder, self.hub = folder, hub
+
+    def _refuse(self) -> TaskError:
+        return TaskError(
+            f"{self.folder}: the questions are here and none of the texts (raw/), which training and attacks need. "
+            f"Copy them from the hub's {self.hub}; without them, regrade eval measures a given checkpoint"
+        )
+
+    def __getitem__(self, key: str) -> tuple[Example, ...]:
+        raise self._refuse()
+
+    def __iter__(self) -> Iterator[str]:
+        raise self._refuse()
+
+    def __len__(self) -> int:
+        raise self._refuse()
+
+
+def _has(folder: Path, config: str) -> bool:
+    """Whether a mirror has anything of a configuration: a folder, or files that are named after it."""
+    return any(folder.glob(f"{config}*"))
 
 
 def _questions(name: str, rows: Sequence[Row], shots: Sequence[Row]) -> list[Item]:

@@ -5,6 +5,9 @@ probes are cloze questions, plain questions and adversarial prompts about the pe
 neighbours (to be kept). Nobody can train a model that never saw Aristotle, so chance, ROUGE 0, counts as everything
 forgotten.
 
+The files repeat some rows. `rwku/Aristotle` asks each question once; `rwku/Aristotle-published` asks every row, as
+published means do, with the repetitions of a question in the question's split.
+
 The data is either one person's folder, as the authors' preparation script writes it, or the files of all persons.
 """
 
@@ -18,8 +21,9 @@ from pathlib import Path
 from tasks import membership
 from tasks.files import VARIABLE, Row, Source, nearest, rows_digest
 from tasks.official import FOUR_BITS, attack_set, rounding_and_relearning
+from tasks.readable import check_readable
 from tasks.registry import Family
-from tasks.rows import alternate, passages, read_back
+from tasks.rows import passages, read_back
 from tasks.task import (
     Headline,
     Item,
@@ -34,6 +38,9 @@ from tasks.task import (
 )
 
 VERSION = 1
+
+REPEATS = "-published"
+"""After a person's name: every row is asked, repeated ones too, as published means do."""
 
 HUB = "jinzhuoran/RWKU"
 REVISION = "d72f493d481d1b0a9bdc6e869d32baeffad8904f"
@@ -60,8 +67,11 @@ ALL = "All"
 """Folder on the hub with the files of all persons."""
 
 
-def build(subject: str) -> Task:
+def build(subject: str, repeats: bool = False) -> Task:
     """The task of one person, named as in `rwku/Stephen_King`.
+
+    Args:
+        repeats: whether a row that the files repeat is asked as often. Texts are taught once in any case.
 
     Raises:
         TaskError: the data is neither in `REGRADE_DATA` nor available from the hub, is not as published, or has
@@ -70,20 +80,22 @@ def build(subject: str) -> Task:
     source = Source.find("rwku", HUB, REVISION)
     tables = _tables(source, subject)
     distinct = {name: _once(rows, TABLES[name][1][0]) for name, rows in tables.items()}
-    return Task(
-        name=f"rwku/{subject}",
+    asked = tables if repeats else distinct
+    task = Task(
+        name=f"rwku/{subject}{REPEATS if repeats else ''}",
         version=VERSION,
         forget={"forget": passages("passage", distinct["passage"])},
         # The benchmark has no retain corpus: these are texts about others that the model was also trained on.
         retain=passages("retain", distinct["retain_mia"]),
-        probes=tuple(probe for split in Split for probe in _probes(split, distinct)),
+        probes=tuple(probe for split in Split for probe in _probes(split, asked)),
         knowledge=tuple(Headline(f"forget_{kind}", "rougeL_recall") for kind in ("cloze", "qa", "adversarial")),
         utility=tuple(Headline(f"neighbour_{kind}", "rougeL_recall") for kind in ("cloze", "qa")),
-        data=rows_digest(distinct),
+        data=rows_digest(asked),
         summaries=(membership.membership("forget_text", "retain_text", retrained=False),),
         source=str(source),
         anchored=Zero.CHANCE,
     )
+    return check_readable(task)
 
 
 def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe]:
@@ -99,19 +111,20 @@ def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe
             subset,
             split,
             ProbeKind.GENERATE,
-            alternate(_items(table, tables[table], prompt), split),
+            _of_split(table, tables[table], _items(table, tables[table], prompt), split),
             ("rougeL_recall",),
             max_new_tokens=ANSWER_TOKENS,
             stop=("\n",),
         )
     for subset in (Subset.FORGET, Subset.RETAIN):
-        texts = read_back(f"{subset}_mia", tables[f"{subset}_mia"])
+        table = f"{subset}_mia"
+        texts = read_back(table, tables[table])
         yield Probe(
             f"{subset}_text",
             subset,
             split,
             ProbeKind.LOGPROB,
-            alternate(texts, split),
+            _of_split(table, tables[table], texts, split),
             membership.SCORES,
             max_tokens=MIA_TOKENS,
             needs=membership.NEEDS,
@@ -125,7 +138,7 @@ def _probes(split: Split, tables: Mapping[str, Sequence[Row]]) -> Iterator[Probe
         Subset.RETAIN,
         split,
         ProbeKind.GENERATE,
-        alternate(instructions, split),
+        _of_split("fluency", tables["fluency"], instructions, split),
         ("ngram_entropy", "word_entropy", "repetition"),
         max_new_tokens=FLUENT_TOKENS,
     )
@@ -147,6 +160,16 @@ def _adversarial(row: Row) -> str:
 
 def _items(name: str, rows: Sequence[Row], prompt: Callable[[Row], str]) -> list[Item]:
     return [Item(f"{name}-{index}", prompt(row), (row["answer"],), where=row.where) for index, row in enumerate(rows)]
+
+
+def _of_split(table: str, rows: Sequence[Row], items: Sequence[Item], split: Split) -> tuple[Item, ...]:
+    """The items of a split: questions alternate, and a question that is there again follows its first place."""
+    questions = [row[TABLES[table][1][0]] for row in rows]
+    number = {question: place for place, question in enumerate(dict.fromkeys(questions))}
+    wanted = list(Split).index(split)
+    return tuple(
+        item for question, item in zip(questions, items, strict=True) if number[question] % len(Split) == wanted
+    )
 
 
 def _once(rows: Sequence[Row], column: str) -> list[Row]:
@@ -206,11 +229,12 @@ retrained model, what training alone teaches cannot be told apart.
 """
 
 
-def entry(subject: str) -> TaskEntry:
+def entry(member: str) -> TaskEntry:
+    subject = member.removesuffix(REPEATS)
     return TaskEntry(
-        name=f"rwku/{subject}",
+        name=f"rwku/{member}",
         summary=f"RWKU: what a model knows of {subject.replace('_', ' ')} is to be forgotten",
-        build=partial(build, subject),
+        build=partial(build, subject, member != subject),
         attack_sets=ATTACKS,
     )
 

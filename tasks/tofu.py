@@ -15,6 +15,7 @@ from functools import partial
 from tasks import membership
 from tasks.files import Row, Source, rows_digest
 from tasks.official import FOUR_BITS, NONE, attack_set
+from tasks.readable import check_readable
 from tasks.rows import alternate
 from tasks.task import (
     AttackSet,
@@ -80,7 +81,7 @@ def build(percent: int) -> Task:
     _check_aligned(forget, tables["forget"], f"{forget}_perturbed", tables["forget_perturbed"])
     _check_aligned(retain, tables["retain"], "retain_perturbed", tables["retain_perturbed"])
     examples = _examples("forget", tables["forget"])
-    return Task(
+    task = Task(
         name=f"tofu/{forget}",
         version=VERSION,
         forget={
@@ -100,6 +101,7 @@ def build(percent: int) -> Task:
         summaries=SUMMARIES,
         source=str(source),
     )
+    return check_readable(task)
 
 
 ABILITIES = (

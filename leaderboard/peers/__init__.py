@@ -4,4 +4,4 @@ A peer's log has the model's outputs for each example, so it can be scored here 
 either equals our metric, or a named variant of it, or the table shows that it does not.
 """
 
-__all__ = ["line", "logs", "open_unlearning", "rows"]
+__all__ = ["line", "logs", "open_unlearning", "rows", "tofu"]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from leaderboard.peers import published
+from leaderboard.peers.answers import GENERATED
 from leaderboard.peers.examples import EPSILON, LAST_TOKEN, Model, own_score
 from leaderboard.peers.line import PUBLISHED, Line, Variant
+from tasks.plain_text import cut
 from tasks.scoring import Estimate, summarise
 from tasks.scoring.separation import auc_of, privacy_leakage
 from tasks.task import Sample
@@ -21,6 +25,7 @@ AUCS = {
 }
 """AUCs of scores in the log: our metric's name, and a remark about the scores."""
 
+OTHER = "the log of --retrained is of other examples"
 NO_LOG = "no log of the retrained model. Name one with --retrained"
 HALF = "theirs takes 0.5 for the retrained model's AUC without a log of it"
 EPSILONS = "theirs adds 1e-10 to the denominators of truth ratios and probabilities"
@@ -38,6 +43,8 @@ def membership(model: Model, retrained: Model | None, key: str) -> Line:
 def privleak(model: Model, retrained: Model | None, key: str) -> Line:
     """PrivLeak of the log's own Min-k scores."""
     mine, reference = _auc(model, MIN_K), _auc(retrained, MIN_K) if retrained else Estimate.null(NO_LOG)
+    if retrained and (reason := other_examples(model, retrained)):
+        reference = Estimate.null(reason)
     ours, variants = (reference if mine.known else mine), []
     if mine.known:
         variants.append(Variant(published.privacy_leakage(mine.value), HALF))
@@ -54,8 +61,9 @@ def forget_quality(model: Model, retrained: Model | None, key: str) -> Line:
     ours, variants = Estimate.null(NO_LOG), ()
     if retrained:
         mine, others = (one.probe("forget_paraphrase") for one in (model, retrained))
-        ours = summarise(key, [mine], [others])
-        if mine and others:
+        reason = other_examples(model, retrained)
+        ours = Estimate.null(reason) if reason else summarise(key, [mine], [others])
+        if mine and others and not reason:
             variants = (Variant(published.forget_quality(mine, others), EPSILON),)
     return Line(key, key, key, model.log.published[key], ours, variants)
 
@@ -65,11 +73,35 @@ def model_utility(model: Model, retrained: Model | None, key: str) -> Line:
     metric = "model_utility_geometric"
     tables = [model.probe(name) for name in ABILITIES]
     ours = summarise(metric, tables)
-    variants = (Variant(published.model_utility(tables), EPSILONS),) if all(tables) else ()
+    variants = ()
+    if all(tables):
+        recalls = [fmean(model.rouges(name)["rougeL_recall"]) for name in ABILITIES if name.endswith("_generated")]
+        variants = (Variant(published.model_utility(tables, recalls), EPSILONS),)
     lacking = [name for name, table in zip(ABILITIES, tables, strict=True) if not table]
     if lacking:
         ours = Estimate.null(f"the log has nothing for {', '.join(lacking)}")
     return Line(key, key, metric, model.log.published[key], ours, variants)
+
+
+def other_examples(model: Model, retrained: Model) -> str | None:
+    """Why the retrained model's log is of other examples than the model's; None where nothing says that it is.
+
+    TOFU's forget sets differ in their number of questions. Indices count from 0 in every set and in both of MUSE's
+    corpora, so where they agree, the texts are compared that a log has: the answers to generate.
+    """
+    tables = ((MIN_K, "forget"), (MIN_K, "holdout"), ("forget_Q_A_PARA_Prob", None))
+    for key, part in tables if model.log.benchmark == "TOFU" else ():
+        mine, theirs = (one.log.indices(key, part) for one in (model, retrained))
+        if mine and theirs and set(mine) != set(theirs):
+            name = f"{key}.{part}" if part else key
+            return f"{OTHER}: {name} has {len(theirs)} rows there and {len(mine)} here, not of the same indices"
+    for key, probe in GENERATED.items():
+        if not key.startswith("forget"):
+            continue
+        mine, theirs = ({one.item: one.reference for one in log.probe(probe)} for log in (model, retrained))
+        if index := next((i for i in mine if i in theirs and mine[i] != theirs[i]), None):
+            return f"{OTHER}: {key}: index {cut(index)} has another ground truth there"
+    return None
 
 
 def _with_score(model: Model, key: str) -> list[list[Sample]]:

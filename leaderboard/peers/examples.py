@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from leaderboard.peers import published
 from leaderboard.peers.answers import CHOICES, GENERATED, LIKELY, PERTURBED, Samples
 from leaderboard.peers.line import PUBLISHED, TOLERANCE, Line, Variant
 from leaderboard.peers.logs import Log
-from tasks.scoring import METRICS, score
+from tasks.plain_text import cut
+from tasks.scoring import METRICS, Estimate, score
 from tasks.scoring.estimate import mean
+from tasks.scoring.rouge import legible
 from tasks.scoring.tables import PerSample
 from tasks.task import Sample
 
@@ -20,6 +22,8 @@ EPSILON = "theirs adds 1e-10 to the denominator"
 SHIFTED = "their rows are shifted: without the null ones they stand under the first indices"
 LAST_TOKEN = "scores leave out the last labelled token"
 NOT_ZERO = "scores are 1/n instead of 0 where nothing is extracted"
+
+A_TO_Z = "theirs reads a to z and 0 to 9 alone, less than half of some answers"
 
 ROUGE = {"rouge1_recall": "rouge1_recall", "rougeL_recall": "rougeL_recall", "rougeL_f1": "rougeL_f1_stemmed"}
 """Our metric by the name of a published ROUGE."""
@@ -37,10 +41,21 @@ class Model:
 
     log: Log
     samples: Samples
+    _rouges: dict[str, Mapping[str, Sequence[float]]] = field(default_factory=dict, compare=False, repr=False)
 
     def probe(self, name: str) -> Sequence[Sample]:
         """A probe's samples, none where the log has none."""
         return self.samples.get(name, ())
+
+    def rouges(self, probe: str) -> Mapping[str, Sequence[float]]:
+        """rouge-score's numbers of a probe's texts, in their order, by our metric. Computed once."""
+        if probe not in self._rouges:
+            samples = self.probe(probe)
+            # Sample by sample, so that the words of a text are found once.
+            numbers = [[compute(sample) for compute in published.ROUGE.values()] for sample in samples]
+            columns = zip(*numbers, strict=True) if numbers else ((),) * len(published.ROUGE)
+            self._rouges[probe] = dict(zip(published.ROUGE, columns, strict=True))
+        return self._rouges[probe]
 
     def scored(self, probe: str, key: str) -> list[Sample]:
         """The samples of a probe that have the log's own score."""
@@ -50,6 +65,16 @@ class Model:
 def own_score(key: str) -> PerSample:
     """The log's own score of a sample."""
     return lambda sample: dict(sample.scalars).get(key)
+
+
+def scored(metric: str, samples: Sequence[Sample]) -> Estimate:
+    """Our number of the samples; where a value is not finite, the reason names the first such example."""
+    found, compute = score(metric, samples), METRICS[metric].compute
+    if found.known or not samples:
+        return found
+    odd = (sample.item for sample in samples if (value := compute(sample)) is not None and not math.isfinite(value))
+    index = next(odd, None)
+    return found if index is None else replace(found, reason=f"{found.reason} (that of index {cut(index)})")
 
 
 def probability(model: Model, key: str) -> Line:
@@ -63,16 +88,22 @@ def probability(model: Model, key: str) -> Line:
     samples = model.probe(probe)
     items = differing(samples, theirs, METRICS["probability"].compute)
     number = model.log.published[key]
-    return Line(key, probe, "probability", number, score("probability", samples), unlike=len(items))
+    return Line(key, probe, "probability", number, scored("probability", samples), unlike=len(items))
 
 
 def rouge(model: Model, key: str) -> Line:
     """Mean ROUGE of generated texts; all three published variants are compared for each text."""
     probe, metric = GENERATED[key], AGGREGATED[model.log.benchmark]
-    samples, items = model.probe(probe), set[str]()
-    for theirs, ours in ROUGE.items():
-        items.update(differing(samples, model.log.rows(key, theirs, float), METRICS[ours].compute))
-    return Line(key, probe, metric, model.log.published[key], score(metric, samples), unlike=len(items))
+    samples, numbers, items = model.probe(probe), model.rouges(probe), set[str]()
+    for theirs, name in ROUGE.items():
+        rows = model.log.rows(key, theirs, float)
+        found = dict(zip((sample.item for sample in samples), numbers[name], strict=True))
+        items.update(item for item, number in found.items() if not same(number, rows.get(item)))
+    if all(legible(sample.reference) for sample in samples):
+        ours, variants = mean(numbers[metric]), ()
+    else:  # ours has no number; theirs is of whatever a to z is in them
+        ours, variants = scored(metric, samples), (Variant(fmean(numbers[metric]), A_TO_Z),)
+    return Line(key, probe, metric, model.log.published[key], ours, variants, len(items))
 
 
 def truth_ratio(model: Model, key: str) -> Line:
@@ -100,11 +131,18 @@ def memorization(model: Model, key: str) -> Line:
 def differing(samples: Sequence[Sample], theirs: Numbers, *accepted: PerSample) -> list[str]:
     """Items whose published number equals none of the metrics to 1e-6 (absolute, or relative above 1)."""
 
-    def same(compute: PerSample, sample: Sample) -> bool:
-        number = theirs.get(sample.item)
-        return number is not None and math.isclose(compute(sample), number, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return [
+        sample.item
+        for sample in samples
+        if not any(same(compute(sample), theirs.get(sample.item)) for compute in accepted)
+    ]
 
-    return [sample.item for sample in samples if not any(same(compute, sample) for compute in accepted)]
+
+def same(ours: float | None, theirs: float | None) -> bool:
+    """Whether two numbers of an example are one, to 1e-6 (absolute, or relative above 1)."""
+    if ours is None or theirs is None:
+        return False
+    return math.isclose(ours, theirs, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
 
 
 def _choice(model: Model, key: str, metric: str, variant: PerSample, theirs: Numbers, *accepted: PerSample) -> Line:
@@ -119,7 +157,7 @@ def _choice(model: Model, key: str, metric: str, variant: PerSample, theirs: Num
         probe,
         metric,
         model.log.published[key],
-        score(metric, samples),
+        scored(metric, samples),
         (Variant(fmean(map(variant, samples)), EPSILON),) if samples else (),
         len(items),
         remark,

@@ -9,14 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from leaderboard.peers.log_file import characters, load
+from tasks.plain_text import cut
 from tasks.task import TaskError
 
 BENCHMARKS = ("TOFU", "MUSE")
+PEER = "open-unlearning"
+
+LOSSES = ("avg_loss",)
+"""Fields with average losses, nats per token."""
+LEAST, MOST = -1e-3, 1e9
+"""A loss is not negative, but for rounding; the largest is far above any model's, and its powers are still doubles."""
+LONGEST = 200_000
+"""Characters of a text that is scored: a hundred times a published answer's, and still a matter of a second."""
 
 Value = TypeVar("Value", float, tuple[float, ...], str)
 
@@ -31,6 +43,7 @@ class Log:
         metrics: the log's entries by metric.
         published: the aggregates by metric, from the summary where it has them; None for one that is null.
         digest: SHA-256 of the content of both files, whatever their formatting.
+        peer: the suite whose log it is.
     """
 
     benchmark: str
@@ -38,6 +51,7 @@ class Log:
     metrics: Mapping[str, Any]
     published: Mapping[str, float | None]
     digest: str
+    peer: str = PEER
 
     @classmethod
     def read(cls, folder: Path) -> Log:
@@ -47,28 +61,30 @@ class Log:
             TaskError: there is none, or a file is damaged; names file, metric and index.
         """
         if not folder.is_dir():
-            raise TaskError(f"{folder}: no such folder. Name the folder that holds TOFU_EVAL.json or MUSE_EVAL.json")
+            what = "no folder" if os.path.lexists(folder) else "no such folder"
+            raise TaskError(f"{folder}: {what}. Name the folder that holds TOFU_EVAL.json or MUSE_EVAL.json")
         benchmarks = [name for name in BENCHMARKS if any(_files(folder, name))]
         if len(benchmarks) != 1:
             found = "logs of several benchmarks" if benchmarks else "neither TOFU_EVAL.json nor MUSE_EVAL.json"
             raise TaskError(f"{folder}: {found} here. Name a folder that holds one evaluation")
         log, summary = _files(folder, benchmarks[0])
-        metrics, aggregates = (_load(file) if file else {} for file in (log, summary))
+        metrics, aggregates = (load(file) if file else {} for file in (log, summary))
         published: dict[str, float | None] = {}
         for name, entry in metrics.items():
+            characters(name, str(log))
             if not isinstance(entry, dict):
-                raise TaskError(f"{log}: {name}: not an object with agg_value and value_by_index. Evaluate again")
+                raise TaskError(f"{log}: {cut(name)}: not an object with agg_value and value_by_index. Evaluate again")
             if "agg_value" in entry:
-                published[name] = _number(entry["agg_value"], f"{log}: {name}: agg_value")
+                published[name] = number(entry["agg_value"], f"{log}: {cut(name)}: agg_value")
         for name, value in aggregates.items():
-            published[name] = _number(value, f"{summary}: {name}")
-        content = json.dumps([metrics, aggregates], sort_keys=True)
+            characters(name, str(summary))
+            published[name] = number(value, f"{summary}: {cut(name)}")
         return cls(
             benchmark=benchmarks[0],
             file=log or summary,
             metrics=metrics,
             published=published,
-            digest=hashlib.sha256(content.encode()).hexdigest(),
+            digest=digest_of([metrics, aggregates]),
         )
 
     def rows(self, metric: str, field: str, kind: type[Value], part: str | None = None) -> Mapping[str, Value | None]:
@@ -83,7 +99,19 @@ class Log:
             TaskError: the entry has no rows, or a row lacks the field or has another type there.
         """
         rows, where = self._rows(metric, part)
-        return {index: _field(row, field, kind, f"{where}: index {index}") for index, row in rows.items()}
+        loss = field in LOSSES or metric == "mia_loss"
+        values: dict[str, Value | None] = {}
+        for index, row in rows.items():
+            try:
+                values[index] = _field(row, field, kind, loss)
+            except _Wrong as error:
+                characters(index, where)
+                raise TaskError(f"{where}: index {cut(index)}: {error}. Evaluate again") from None
+        return values
+
+    def indices(self, metric: str, part: str | None = None) -> list[str]:
+        """The indices of a metric's examples, those included that could not be scored; none where the log lacks it."""
+        return list(self._rows(metric, part)[0])
 
     def _rows(self, metric: str, part: str | None) -> tuple[Mapping[str, Any], str]:
         """A metric's rows by index, and their location for messages."""
@@ -95,6 +123,7 @@ class Log:
         rows = entry.get("value_by_index") if isinstance(entry, dict) else None
         if not isinstance(rows, dict):
             raise TaskError(f"{self.file}: {name}: value_by_index is missing. Evaluate again, or take the metric out")
+        characters("".join(rows), f"{self.file}: {name}")
         return rows, f"{self.file}: {name}"
 
     def check_aligned(self, metrics: Sequence[str], part: str | None = None) -> None:
@@ -113,47 +142,66 @@ class Log:
                     )
 
 
-def _field(row: Any, field: str, kind: type[Value], where: str) -> Value | None:
+class _Wrong(ValueError):
+    """A value is not what is expected; the message has no place."""
+
+
+def _field(row: Any, field: str, kind: type[Value], loss: bool) -> Value | None:
     if row is None:
         return None
     if not isinstance(row, dict) or field not in row:
-        raise TaskError(f"{where}: {field} is missing. Evaluate again")
-    value, where = row[field], f"{where}: {field}"
+        raise _Wrong(f"{field} is missing")
+    value = row[field]
     if value is None:
         return None
     if kind is float:
-        return _number(value, where)
-    if kind is tuple and isinstance(value, list) and None not in value:
-        return tuple(_number(one, where) for one in value)
+        return _as_number(value, field, loss)
+    if kind is tuple and isinstance(value, list) and value and None not in value:
+        return tuple([_as_number(one, field, loss) for one in value])
     if kind is str and isinstance(value, str):
+        if len(value) > LONGEST:
+            raise _Wrong(f"{field}: a text of {len(value):,} characters, and {LONGEST:,} are compared at most")
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                half = ord(value[error.start])
+                raise _Wrong(f"{field}: the character U+{half:04X} is half of a surrogate pair, and no text") from None
         return value
-    raise TaskError(f"{where}: {value!r:.60} is not {'text' if kind is str else 'a list of numbers'}. Evaluate again")
+    raise _Wrong(f"{field}: {value!r:.60} is not {'text' if kind is str else 'a list of numbers'}")
 
 
 def _files(folder: Path, benchmark: str) -> tuple[Path | None, Path | None]:
     """A benchmark's log and summary."""
     files = (folder / f"{benchmark}_{kind}.json" for kind in ("EVAL", "SUMMARY"))
-    log, summary = (file if file.is_file() else None for file in files)
+    log, summary = (file if os.path.lexists(file) else None for file in files)
     return log, summary
 
 
-def _load(file: Path) -> dict[str, Any]:
+def digest_of(content: Any) -> str:
+    """SHA-256 of JSON content, whatever its formatting."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def number(value: Any, where: str) -> float | None:
+    """A number of the log, which may be NaN or infinite; None for null.
+
+    Raises:
+        TaskError: it is no number, or larger than any float; `where` is in front of the message.
+    """
     try:
-        found = json.loads(file.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
-        raise TaskError(f"{file}: damaged ({error}). Copy it again") from None
-    if not isinstance(found, dict):
-        raise TaskError(f"{file}: not an object of metrics. Name the folder of an evaluation")
-    return found
+        return None if value is None else _as_number(value, "", loss=False)
+    except _Wrong as error:
+        raise TaskError(f"{where}{error}. Evaluate again") from None
 
 
-def _number(value: Any, where: str) -> float | None:
-    """A number of the log, which may be NaN or infinite; None for null."""
-    if value is None:
-        return None
+def _as_number(value: Any, field: str, loss: bool) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TaskError(f"{where}: {value!r} is not a number. Evaluate again")
+        raise _Wrong(f"{field}: {value!r:.60} is not a number")
     try:
-        return float(value)
+        found = float(value)
     except OverflowError:
-        raise TaskError(f"{where}: larger than any float. Evaluate again") from None
+        raise _Wrong(f"{field}: larger than any float") from None
+    if loss and (found < LEAST or MOST < found < math.inf):
+        raise _Wrong(f"{field}: {found:g} is no average loss of a token, which is from 0 to {MOST:g}")
+    return found

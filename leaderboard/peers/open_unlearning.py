@@ -13,8 +13,11 @@ from leaderboard.peers import comparing, examples
 from leaderboard.peers.answers import CHOICES, GENERATED, LIKELY, MEMBERSHIP, MEMORIZATION, PERTURBED, samples_of
 from leaderboard.peers.examples import Model
 from leaderboard.peers.line import Line
-from leaderboard.peers.logs import Log
+from leaderboard.peers.log_file import without_collector
+from leaderboard.peers.logs import PEER, Log
 from tasks.task import TaskError
+
+__all__ = ["COMPARING", "OF_EXAMPLES", "PEER", "Imported", "read"]
 
 OF_EXAMPLES: dict[str, Callable[[Model, str], Line]] = {
     **dict.fromkeys((*LIKELY, *PERTURBED), examples.probability),
@@ -56,9 +59,10 @@ def read(log: Log, retrained: Log | None = None) -> Imported:
     """
     if retrained and retrained.benchmark != log.benchmark:
         raise TaskError(f"{retrained.file}: a log of {retrained.benchmark}, and {log.file} is one of {log.benchmark}")
-    model = Model(log, samples_of(log))
-    other = Model(retrained, samples_of(retrained)) if retrained else None
-    lines = [line for key in log.published if (line := _line(model, other, key))]
+    with without_collector():
+        model = Model(log, samples_of(log))
+        other = Model(retrained, samples_of(retrained)) if retrained else None
+        lines = [line for key in log.published if (line := _line(model, other, key))]
     known = {line.key for line in lines}
     return Imported(model, other, tuple(lines), tuple(key for key in log.published if key not in known))
 

@@ -8,15 +8,31 @@ wrecked model gets the best score.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import fmean, harmonic_mean
 
 from tasks.scoring import METRICS
+from tasks.scoring import rouge as texts
+from tasks.scoring.tables import PerSample
 from tasks.task import Sample
 
 EPSILON = 1e-10
 NO_REFERENCE = 0.5
 """Assumed AUC of the retrained model where there is no log of such a model."""
+
+
+def _rouge(of: Callable[[str, str], float]) -> PerSample:
+    """A ROUGE of any two texts, whatever their script."""
+    return lambda sample: of(sample.reference, sample.generated)
+
+
+ROUGE = {
+    "rouge1_recall": _rouge(texts.recall_1),
+    "rougeL_recall": _rouge(texts.recall),
+    "rougeL_f1_stemmed": _rouge(partial(texts.f1, stemmed=True)),
+}
+"""rouge-score's numbers by our metric, also where ours has none."""
 
 
 def truth_ratio(sample: Sample) -> float:
@@ -56,18 +72,21 @@ def forget_quality(samples: Sequence[Sample], retrained: Sequence[Sample]) -> fl
     return float(ks_2samp(model, anchor).pvalue)
 
 
-def model_utility(tables: Sequence[Sequence[Sample]]) -> float:
-    """The harmonic mean of nine means, from the tables of `tasks.scoring.utility.model_utility` in their order."""
-    probability, recall = METRICS["probability"].compute, METRICS["rougeL_recall"].compute
+def model_utility(tables: Sequence[Sequence[Sample]], recalls: Sequence[float]) -> float:
+    """The harmonic mean of nine means, from the tables of `tasks.scoring.utility.model_utility` in their order.
+
+    Args:
+        recalls: mean ROUGE-L recalls of the three tables of generated text, in the same order.
+    """
+    probability = METRICS["probability"].compute
     reads = (
         (probability,),
-        (recall,),
+        (),
         (truth_ratio_retain,),
         (normalised_probability, truth_ratio_retain),
-        (recall,),
+        (),
         (normalised_probability, truth_ratio_retain),
-        (recall,),
+        (),
     )
-    return harmonic_mean(
-        fmean(map(compute, table)) for table, metrics in zip(tables, reads, strict=True) for compute in metrics
-    )
+    means = [fmean(map(compute, table)) for table, metrics in zip(tables, reads, strict=True) for compute in metrics]
+    return harmonic_mean([*means, *recalls])

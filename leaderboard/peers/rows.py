@@ -19,12 +19,15 @@ from typing import Any
 
 from leaderboard.board.schema import Status
 from leaderboard.board.store import Board
+from leaderboard.peers import open_unlearning, tofu
 from leaderboard.peers.examples import Model
 from leaderboard.peers.line import Line
-from leaderboard.peers.open_unlearning import Imported, read
+from leaderboard.peers.open_unlearning import Imported
 from leaderboard.ranking.headlines import NONE
 
-PEER = "open-unlearning"
+PEER = open_unlearning.PEER
+READ = {open_unlearning.PEER: open_unlearning.read, tofu.PEER: tofu.read}
+"""How a log is scored, by its suite."""
 FORGET_SETS = {40: "forget01", 200: "forget05", 400: "forget10"}
 """TOFU's forget sets by their number of questions, which is all that a log reveals about them."""
 
@@ -41,15 +44,15 @@ def add(board: Board, imported: Imported) -> str:
         BoardError: the board cannot be written.
     """
     model, retrained = imported.model, imported.retrained
-    about = {"peer": PEER, "log": model.log.digest, "retrained": retrained.log.digest if retrained else None}
+    about = {"peer": model.log.peer, "log": model.log.digest, "retrained": retrained.log.digest if retrained else None}
     trial, task = _digest(about), _task(model)
-    anchors = _digest({"peer": PEER, "retrained": retrained.log.digest}) if retrained else None
+    anchors = _digest({"peer": model.log.peer, "retrained": retrained.log.digest}) if retrained else None
     shared = {"task": task, "anchors": anchors, "host": platform.node(), "written_at": _now()}
     rows = list(_measurements(imported.lines, model, trial, "unlearned", shared))
     board.append("samples", _samples(model))
     if retrained:
         board.append("samples", _samples(retrained))
-        rows += _measurements(read(retrained.log).lines, retrained, anchors, "retrained", shared)
+        rows += _measurements(READ[retrained.log.peer](retrained.log).lines, retrained, anchors, "retrained", shared)
     board.append("measurements", rows)
     row = {
         "trial": trial,
@@ -76,7 +79,7 @@ def _measurements(lines: Iterable[Line], model: Model, trial: str, subject: str,
             "subset": str(line.subset),
             "split": "all",
             "matching": "raw",
-            "engine": PEER,
+            "engine": model.log.peer,
             "metric": line.metric,
             "value": line.ours.value,
             "stderr": line.ours.stderr,
@@ -101,7 +104,7 @@ def _samples(model: Model) -> list[Row]:
 def _task(model: Model) -> str:
     benchmark = model.log.benchmark.lower()
     forget_set = FORGET_SETS.get(len(model.probe("forget_qa"))) if benchmark == "tofu" else None
-    return "/".join(filter(None, (PEER, benchmark, forget_set)))
+    return "/".join(filter(None, (model.log.peer, benchmark, forget_set)))
 
 
 def _place(model: Model) -> str:

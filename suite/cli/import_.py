@@ -13,6 +13,7 @@ from suite.cli.outputs import output_file, say
 
 if TYPE_CHECKING:
     from leaderboard.peers.line import Line
+    from leaderboard.peers.open_unlearning import Imported
 
 app = typer.Typer(help="Results of other suites, scored again from their logs.", no_args_is_help=True)
 
@@ -37,19 +38,53 @@ def open_unlearning(
     ] = None,
 ) -> None:
     """Score an open-unlearning evaluation from its logs, beside the published numbers."""
-    from leaderboard.peers.line import Verdict
     from leaderboard.peers.logs import Log
     from leaderboard.peers.open_unlearning import read
-    from leaderboard.peers.rows import add
-    from leaderboard.storage import replace_file
+
+    _check_outputs(store, json_file)
+    imported = read(Log.read(evaluation), Log.read(retrained) if retrained else None)
+    _show(imported, evaluation, json_file, store)
+
+
+@app.command("tofu")
+def tofu(
+    evaluation: Annotated[
+        Path,
+        typer.Argument(metavar="LOG", help="eval_log_aggregated.json, or its folder.", show_default=False),
+    ],
+    retrained: Annotated[
+        Path | None, typer.Option(metavar="LOG", help="The same of the model that never saw the forget set.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the table as JSON.")] = None,
+    store: Annotated[
+        str | None, typer.Option(envvar="REGRADE_STORE", help="Put the rows on this store's board too.")
+    ] = None,
+) -> None:
+    """Score an evaluation of TOFU's own code from its log, beside the published numbers."""
+    from leaderboard.peers.tofu import read, read_log
+
+    _check_outputs(store, json_file)
+    imported = read(read_log(evaluation), read_log(retrained) if retrained else None)
+    _show(imported, evaluation, json_file, store)
+
+
+def _check_outputs(store: str | None, json_file: Path | None) -> None:
+    """Check where the results are to go, before the logs are read."""
     from suite.storage.location import store_folder
-    from suite.storage.store import Store
 
     if store:
         store_folder(store)
     if json_file:
         output_file(json_file, "lines.json")
-    imported = read(Log.read(evaluation), Log.read(retrained) if retrained else None)
+
+
+def _show(imported: Imported, evaluation: Path, json_file: Path | None, store: str | None) -> None:
+    """Print the table, and write what was asked for."""
+    from leaderboard.peers.line import Verdict
+    from leaderboard.peers.rows import add
+    from leaderboard.storage import replace_file
+    from suite.storage.store import Store
+
     lines = imported.lines
     names = ["published as", "metric", "published", "ours", "difference", "n", "unlike", "", "note"]
     table(f"{evaluation}: {imported.model.log.benchmark}", names, [_cells(line) for line in lines])

@@ -2,6 +2,7 @@
 
 block: 512                    # running text is trained on in blocks of so many tokens
 anchored: chance              # retrained (default), or chance where no retrained model can exist
+rouge: unicode                # of the default probes: published (default; a-z and 0-9 alone), or unicode (every script)
 probes:
   - name: forget_choice
     file: probes/forget_choice.jsonl
@@ -23,7 +24,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,7 +39,11 @@ NAME = "task.yaml"
 LARGEST = 10**9
 """The largest count: whoever means more has mistyped it."""
 
-NEEDS = {"min_k_plus_plus_40": Need.VOCABULARY, "gradient_norm": Need.GRADIENT_NORM}
+NEEDS = {
+    "min_k_plus_plus_40": Need.VOCABULARY,
+    "min_k_plus_plus_40_open_unlearning": Need.VOCABULARY,
+    "gradient_norm": Need.GRADIENT_NORM,
+}
 """Metrics that need more from the model than log-probabilities of the answers."""
 
 
@@ -61,7 +66,7 @@ class ProbeSettings(_Section):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return tuple(need for metric, need in NEEDS.items() if metric in self.metrics)
+        return tuple(dict.fromkeys(need for metric, need in NEEDS.items() if metric in self.metrics))
 
 
 class HeadlineSettings(_Section):
@@ -88,6 +93,12 @@ class TaskSettings(_Section):
     knowledge: tuple[HeadlineSettings, ...] = ()
     utility: tuple[HeadlineSettings, ...] = ()
     attacks: OfficialAttacks | None = None
+    rouge: Literal["published", "unicode"] = "published"
+
+    @property
+    def recall(self) -> str:
+        """The metric of generated answers in the default probes."""
+        return "rougeL_recall" if self.rouge == "published" else "rougeL_recall_unicode"
 
 
 def read_settings(file: Path) -> TaskSettings:

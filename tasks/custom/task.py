@@ -18,6 +18,7 @@ from tasks.custom.rows import check_ids, examples, find, items, rows_of
 from tasks.custom.settings import NAME, HeadlineSettings, ProbeSettings, TaskSettings, read_settings
 from tasks.files import VARIABLE, Row, as_text, data_root, mirror, nearest, rows_digest
 from tasks.official import rounding_and_relearning
+from tasks.readable import check_readable
 from tasks.registry import Family
 from tasks.rows import alternate
 from tasks.task import (
@@ -68,21 +69,23 @@ def build(name: str) -> Task:
     probes = tuple(replace(p, split=split, items=_share(p, split)) for split in Split for p in probes_by_name.values())
     held_out = membership.membership("forget_qa", "holdout_qa", settings.anchored is Zero.RETRAINED)
     described = [settings.model_dump(mode="json", exclude_defaults=True)]
-    return Task(
+    task = Task(
         name=f"{FOLDER}/{name}",
         version=VERSION,
         forget=_requests(tables[Subset.FORGET], texts[Subset.FORGET]),
         retain=texts[Subset.RETAIN],
         holdout=texts[Subset.HOLDOUT],
         probes=probes,
-        knowledge=_headlines(folder, "knowledge", settings.knowledge, Subset.FORGET, probes_by_name),
-        utility=_headlines(folder, "utility", settings.utility, Subset.RETAIN, probes_by_name),
+        knowledge=_headlines(folder, "knowledge", settings, Subset.FORGET, probes_by_name),
+        utility=_headlines(folder, "utility", settings, Subset.RETAIN, probes_by_name),
         data=rows_digest({**tables, NAME: described}),
         summaries=(held_out,) if texts[Subset.HOLDOUT] else (),
         source=f"mirror: {name}",
         block=settings.block,
         anchored=settings.anchored,
     )
+    remedy = f"For the default probes, write rouge: unicode into {folder / NAME}; in a probe of that file, name it"
+    return check_readable(task, remedy)
 
 
 def _folder(name: str) -> Path:
@@ -151,7 +154,7 @@ def _own_texts(texts: Mapping[Subset, Sequence[Example]], settings: TaskSettings
         )  # fmt: skip
         if subset is not Subset.HOLDOUT and all(item.prompt for item in own):
             name = f"{subset}_qa_generated"
-            generation_metrics = ("rougeL_recall", "word_entropy", "repetition")
+            generation_metrics = (settings.recall, "word_entropy", "repetition")
             yield Probe(name, subset, Split.DEV, ProbeKind.GENERATE, own, generation_metrics, max_new_tokens=NEW_TOKENS)
 
 
@@ -184,20 +187,21 @@ def _share(probe: Probe, split: Split) -> tuple[Item, ...]:
 
 
 def _headlines(
-    folder: Path, key: str, settings: Sequence[HeadlineSettings], subset: Subset, probes: Mapping[str, Probe]
+    folder: Path, key: str, settings: TaskSettings, subset: Subset, probes: Mapping[str, Probe]
 ) -> tuple[Headline, ...]:
     """The headlines of `task.yaml`, or by default those of the default probes."""
     from tasks.scoring import METRICS  # imported here: it takes a while
 
-    if not settings:
-        default = (Headline(f"{subset}_qa", "probability"), Headline(f"{subset}_qa_generated", "rougeL_recall"))
+    named: tuple[HeadlineSettings, ...] = getattr(settings, key)
+    if not named:
+        default = (Headline(f"{subset}_qa", "probability"), Headline(f"{subset}_qa_generated", settings.recall))
         found = tuple(h for h in default if h.probe in probes and h.metric in probes[h.probe].metrics)
         if not found:
             raise TaskError(
                 f"{folder / NAME}: {key}: missing: the probes by default are replaced. Name a probe and metric"
             )
         return found
-    for index, headline in enumerate(settings):
+    for index, headline in enumerate(named):
         where = f"{folder / NAME}: {key}.{index}"
         allowed = [name for name, probe in probes.items() if probe.subset is subset]
         if headline.probe not in allowed:
@@ -211,7 +215,7 @@ def _headlines(
                 f"{where}.metric: {headline.metric} is not measured by {headline.probe}, or falls with knowledge."
                 f"{nearest(headline.metric, upwards)} (allowed: {', '.join(upwards) or 'none'})"
             )
-    return tuple(Headline(headline.probe, headline.metric, headline.chance) for headline in settings)
+    return tuple(Headline(headline.probe, headline.metric, headline.chance) for headline in named)
 
 
 ATTACKS = {"custom-1": rounding_and_relearning(samples=RELEARNED, steps=2, lr=1e-5)}

@@ -14,8 +14,9 @@ from functools import partial
 from tasks.scoring import choice, fluency, identity, membership, perplexity, probability, rouge
 from tasks.scoring.estimate import Estimate, mean
 from tasks.scoring.forget_quality import forget_quality, forget_quality_log10
+from tasks.scoring.last_token import extracted_at_least_one, without_last
 from tasks.scoring.separation import auc_of, auc_reference, privacy_leakage
-from tasks.scoring.tables import Missing, PerSample, Table, most_telling, values
+from tasks.scoring.tables import Missing, PerSample, Table, most_telling, or_none, values
 from tasks.scoring.utility import model_utility
 from tasks.task import ProbeKind, Sample
 
@@ -44,12 +45,24 @@ class Metric:
 _LOGPROB, _CHOICE = ProbeKind.LOGPROB, ProbeKind.CHOICE
 _TOFU, _MUSE = "TOFU, arXiv 2401.06121", "MUSE, arXiv 2407.06460"
 _OPEN_UNLEARNING = "open-unlearning, arXiv 2506.12618"
+_WORDS = "words of any script: UAX #29"
 _MIN_K, _MIN_K_PLUS_PLUS = "Min-K%, arXiv 2310.16789", "Min-K%++, arXiv 2404.02936"
 
 
 def _generation(name: str, compute: PerSample, up: bool, source: str) -> Metric:
     """A metric of generated text; with several sampled texts, that of the one which shows the most knowledge."""
     return Metric(name, ProbeKind.GENERATE, most_telling(compute, up), up, source)
+
+
+def _rouge(name: str, compute: PerSample, source: str) -> Metric:
+    """A ROUGE: no number where it cannot read the reference."""
+    return _generation(name, or_none(compute), True, source)
+
+
+def _all_but_last(name: str, compute: PerSample, up: bool) -> Metric:
+    """The variant of a metric that reproduces open-unlearning's number, from the same samples."""
+    source = f"{_OPEN_UNLEARNING}, without the last token"
+    return Metric(f"{name}_open_unlearning", _LOGPROB, without_last(compute), up, source)
 
 
 METRICS: dict[str, Metric] = {
@@ -66,10 +79,16 @@ METRICS: dict[str, Metric] = {
             "min_k_plus_plus_40", _LOGPROB, partial(membership.min_k_plus_plus, percent=40), False, _MIN_K_PLUS_PLUS
         ),
         Metric("gradient_norm", _LOGPROB, membership.gradient_norm, False, _OPEN_UNLEARNING),
-        _generation("rougeL_recall", rouge.rouge_l_recall, True, _TOFU),
-        _generation("rougeL_f1", rouge.rouge_l_f1, True, _MUSE),
-        _generation("rougeL_f1_stemmed", rouge.rouge_l_f1_stemmed, True, f"{_MUSE}; {_OPEN_UNLEARNING}"),
-        _generation("rouge1_recall", rouge.rouge_1_recall, True, _OPEN_UNLEARNING),
+        _all_but_last("exact_memorization", probability.memorized, True),
+        _all_but_last("extraction_strength", extracted_at_least_one, True),
+        _all_but_last("min_k_40", partial(membership.min_k, percent=40), False),
+        _all_but_last("min_k_plus_plus_40", partial(membership.min_k_plus_plus, percent=40), False),
+        _rouge("rougeL_recall", rouge.rouge_l_recall, _TOFU),
+        _rouge("rougeL_f1", rouge.rouge_l_f1, _MUSE),
+        _rouge("rougeL_f1_stemmed", rouge.rouge_l_f1_stemmed, f"{_MUSE}; {_OPEN_UNLEARNING}"),
+        _rouge("rouge1_recall", rouge.rouge_1_recall, _OPEN_UNLEARNING),
+        _rouge("rougeL_recall_unicode", rouge.rouge_l_recall_unicode, f"{_TOFU}, on {_WORDS}"),
+        _rouge("rougeL_f1_unicode", rouge.rouge_l_f1_unicode, f"{_MUSE}, on {_WORDS}"),
         _generation("word_entropy", fluency.word_entropy, True, "Yuan et al. 2025, arXiv 2410.08109, on words"),
         _generation("ngram_entropy", fluency.ngram_entropy, True, "RWKU, arXiv 2406.10890"),
         _generation("repetition", fluency.repetition, False, "Welleck et al. 2020, arXiv 1908.04319: seq-rep-4"),
@@ -122,16 +141,21 @@ def _auc(metric: str) -> SummaryMetric:
     )
 
 
+def _leakage(metric: str, source: str) -> SummaryMetric:
+    compute = privacy_leakage(metric, METRICS[metric].compute)
+    return SummaryMetric(f"privleak_{metric}", compute, False, source, "retrained", 2)
+
+
 _RECALL = METRICS["rougeL_recall"].compute
 
 SUMMARIES: dict[str, SummaryMetric] = {
     summary.name: summary
     for summary in (
         *map(_auc, ("loss", "zlib", "min_k_20", "min_k_40", "min_k_plus_plus_40", "gradient_norm")),
+        *map(_auc, ("min_k_40_open_unlearning", "min_k_plus_plus_40_open_unlearning")),
         SummaryMetric("auc_reference", auc_reference, True, "Carlini et al. 2021, arXiv 2012.07805", "retrained", 2),
-        SummaryMetric(
-            "privleak_min_k_40", privacy_leakage("min_k_40", METRICS["min_k_40"].compute), False, _MUSE, "retrained", 2
-        ),
+        _leakage("min_k_40", _MUSE),
+        _leakage("min_k_40_open_unlearning", _OPEN_UNLEARNING),
         SummaryMetric("forget_quality", forget_quality, False, _TOFU, "retrained"),
         SummaryMetric("forget_quality_log10", forget_quality_log10, False, _TOFU, "retrained"),
         SummaryMetric(

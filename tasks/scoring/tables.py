@@ -5,9 +5,11 @@ Samples are joined by item id, never by position: a row that is missing on one s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from tasks.scoring.rouge import READS
 from tasks.task import Sample
 
 Table = Sequence[Sample]
@@ -34,6 +36,16 @@ def most_telling(compute: PerSample, up: bool) -> PerSample:
     return number
 
 
+def or_none(compute: PerSample) -> PerSample:
+    """The metric with None instead of NaN: the sample has no number of this metric, and the mean a reason."""
+
+    def number(sample: Sample) -> float | None:
+        value = compute(sample)
+        return None if value is None or math.isnan(value) else value
+
+    return number
+
+
 class Missing(Exception):
     """An input of a metric is missing; the message is the reason of the null estimate."""
 
@@ -54,7 +66,8 @@ def values(name: str, compute: PerSample, samples: Iterable[Sample]) -> list[flo
 
 
 def lacking(sample: Sample, name: str) -> Missing:
-    return Missing(f"sample {sample.item} lacks what {name} reads")
+    what = f": {READS[name]}" if name in READS else ""
+    return Missing(f"sample {sample.item} lacks what {name} reads{what}")
 
 
 def paired(table: Table, anchor: Table, whose: str) -> list[tuple[Sample, Sample]]:

@@ -317,3 +317,39 @@ def test_every_spec_of_a_task_is_valid(name):
     assert trial.task in TASKS
     if trial.anchors.source == "published":
         assert trial.model.name in TASKS[trial.task].published
+
+
+# Answers that the published ROUGE cannot read
+
+
+RUSSIAN = [{"question": f"Кто построил башню {i}?", "answer": f"Башню {i} построил Иван."} for i in range(8)]
+
+
+def test_answers_of_another_script_are_refused_with_the_variant_that_reads_them(build):
+    with pytest.raises(TaskError) as refused:
+        build(forget=RUSSIAN)
+    said = str(refused.value)
+    assert "forget.jsonl: row 0: rougeL_recall of forget_qa_generated" in said
+    assert "rougeL_recall_unicode reads every script" in said and "rouge: unicode" in said
+
+
+def test_with_the_variant_they_are_asked_and_are_a_headline(build):
+    task = build({"rouge": "unicode"}, forget=RUSSIAN)
+    assert probe(task, "forget_qa_generated").metrics[0] == "rougeL_recall_unicode"
+    assert [h.metric for h in (*task.knowledge, *task.utility)] == ["probability", "rougeL_recall_unicode"] * 2
+    with pytest.raises(TaskError, match=r"task\.yaml: rouge: .*published"):
+        build({"rouge": "cyrillic"})
+
+
+def test_a_listed_probe_names_its_variant_itself(build):
+    listed = {"name": "forget_more", "file": "more", "subset": "forget", "kind": "generate"}
+    with pytest.raises(TaskError, match=r"more\.jsonl: row 0: rougeL_f1 of forget_more.*rougeL_f1_unicode reads"):
+        build({"probes": [{**listed, "metrics": ["rougeL_f1"]}]}, more=RUSSIAN)
+    build({"probes": [{**listed, "metrics": ["rougeL_f1_unicode"]}]}, more=RUSSIAN)
+
+
+def test_answers_without_a_word_are_refused_for_every_variant(build):
+    marks = [{"question": f"Which mark is number {i}?", "answer": "?" * (i + 1)} for i in range(8)]
+    for head in (None, {"rouge": "unicode"}):
+        with pytest.raises(TaskError, match=r"row 0: .* no letter or digit is in the answer"):
+            build(head, forget=marks)

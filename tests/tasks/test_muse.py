@@ -9,8 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from suite.config.runtime import RuntimeSpec
+from suite.models.settings import ModelSpec
+from suite.spec.measure import MeasureSpec
+from suite.spec.trial import trial
+from suite.storage.store import Store
+from suite.trials.given_checkpoint import measure_checkpoint
+from suite.trials.preflight import preflight
 from tasks import TASKS, Split, Style, Subset, Task, TaskError
 from tasks.files import VARIABLE
+from tests.support.hostile_folders import model_folder
 from tests.support.published import muse_tables, write
 
 NAMES = ("muse/news", "muse/books", "muse/news-sust", "muse/news-scal")
@@ -68,7 +76,7 @@ def test_a_question_follows_ten_others_in_the_published_words(built):
     assert item.style is Style.TEXT
     one = probe(built["muse/news"], "forget_knowledge")
     assert one.max_new_tokens == 32
-    assert set(one.stop) == {"\n\n", "\nQuestion:", "Question:"}
+    assert one.stop == ("\n\n", "\nQuestion", "Question:"), "as in the authors' code: one of them has no colon"
 
 
 def test_each_subset_is_asked_after_shots_of_its_own(built):
@@ -184,3 +192,77 @@ def test_the_splits_share_no_question(built):
         for each in ("forget_verbatim", "forget_knowledge", "forget_text"):
             dev, test = (next(p for p in built[name].probes_of(split) if p.name == each) for split in Split)
             assert not {(i.prompt, i.reference) for i in dev.items} & {(i.prompt, i.reference) for i in test.items}
+
+
+def with_empty(rows: list[dict], *places: int) -> list[dict]:
+    return [{"text": ""} if place in places else row for place, row in enumerate(rows)]
+
+
+def test_the_published_empty_article_is_read_and_counted(news):
+    """Row 821 of 889 has no text. The authors' code joins it to the others like any other article."""
+    tables = muse_tables("news")
+    task = news(raw__forget=with_empty(tables["raw/forget"], 821))
+    assert len(task.forget_examples()) == 889
+    assert [e.id for e in task.forget_examples() if not e.answer] == ["forget821"]
+    joined = "\n\n".join(row["text"] for row in with_empty(tables["raw/forget"], 821))
+    assert "\n\n".join(e.answer for e in task.forget_examples()) == joined
+    sust = news("muse/news-sust", sust__forget_1=with_empty(tables["sust/forget_1"], 821))
+    assert [len(request) for request in sust.forget.values()] == [889, 889, 889, 887]
+    scaled = {f"scal__forget_{n}": with_empty(tables[f"scal/forget_{n}"], 821) for n in range(1, 5)}
+    scal = news("muse/news-scal", **scaled)
+    assert [len(request) for request in scal.forget.values()] == [889, 1778, 2667, 3554]
+    assert len(scal.forget_examples()) == 3554
+
+
+def test_more_empty_articles_than_were_published_are_refused(news):
+    tables = muse_tables("news")
+    with pytest.raises(TaskError, match=r"row 822: text: empty, and only one text"):
+        news(raw__forget=with_empty(tables["raw/forget"], 821, 822))
+    with pytest.raises(TaskError, match=r"row 5: text: text is expected"):
+        news(raw__retain1=with_empty(tables["raw/retain1"], 5))
+
+
+@pytest.fixture
+def questions_alone(tmp_path, monkeypatch) -> Task:
+    tables = {name: rows for name, rows in muse_tables("news").items() if name.startswith("knowmem/")}
+    write(tmp_path / "muse-news", tables)
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    return TASKS["muse/news"].build()
+
+
+def test_the_questions_alone_are_a_task_for_given_checkpoints(questions_alone, built):
+    assert questions_alone.name == "muse/news-knowledge", "its rows are not taken for those of the whole task"
+    whole = {(p.name, p.split): p for p in built["muse/news"].probes}
+    assert {p.name for p in questions_alone.probes} == {"forget_knowledge", "retain_knowledge"}
+    assert all(p.digest == whole[p.name, p.split].digest for p in questions_alone.probes)
+    assert not questions_alone.summaries
+
+
+def test_without_the_texts_nothing_can_be_trained(questions_alone, tmp_path):
+    with pytest.raises(TaskError, match=rf"{tmp_path}/muse-news: .*Copy them from the hub's muse-bench/MUSE-News"):
+        questions_alone.forget_examples()
+    settings = {"objective": {"name": "graddiff"}, "optimizer": {"name": "adam", "lr": 1e-3}, "steps": 1}
+    spec = trial({"task": "muse/news", "model": {"tiny": {}}, "anchors": {"epochs": 1, "lr": 1e-3}, **settings})
+    with pytest.raises(TaskError, match="none of the texts"):
+        preflight([spec], MeasureSpec(attacks=()), RuntimeSpec())
+
+
+def test_a_given_checkpoint_is_measured_by_the_questions_alone(questions_alone, tmp_path):
+    checkpoint = model_folder(tmp_path / "model")
+    config = checkpoint / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 4096}))
+    result = measure_checkpoint(
+        str(checkpoint),
+        "muse/news",
+        ModelSpec(name=str(checkpoint)),
+        Store(tmp_path / "store").stages,
+        measure=MeasureSpec(attacks=(), limit=2),
+    )
+    numbers = {(row["probe"], row["split"]): row for row in result.rows if row["metric"] == "rougeL_f1"}
+    assert {probe for probe, _ in numbers} == {"forget_knowledge", "retain_knowledge"}
+    assert all(row["value"] is not None and row["task"] == "muse/news-knowledge" for row in numbers.values())
+
+
+def test_a_mirror_that_lacks_some_texts_is_not_taken_for_one_of_questions(news):
+    with pytest.raises(TaskError, match="no raw/forget"):
+        news(**dict.fromkeys(("raw__forget", "raw__retain1", "raw__holdout")))

@@ -101,3 +101,25 @@ def test_a_real_person_is_read(data: Path, monkeypatch):
     assert len(items(task, "forget_adversarial")) == len(raw["forget_level3"])
     passages = "\n".join(row["text"] for row in raw["passage"])
     assert all(item.reference in passages for item in items(task, "forget_text")), "what is asked was taught"
+
+
+def test_the_published_way_asks_a_repeated_row_again_in_its_questions_split(mirrored, task):
+    published = TASKS[f"{NAME}-published"].build()
+    assert published.name == "rwku/Ada_of_Example-published"
+    assert published.forget == task.forget and published.retain == task.retain, "texts are taught once"
+    sizes = {"forget_cloze": 17, "forget_qa": 10, "forget_adversarial": 22, "neighbour_cloze": 13, "neighbour_qa": 9}
+    for name, size in sizes.items():
+        assert len(items(published, name)) == size, name
+    for probe in published.probes:
+        (once,) = [p for p in task.probes if (p.name, p.split) == (probe.name, probe.split)]
+        assert {(i.prompt, i.reference) for i in probe.items} == {(i.prompt, i.reference) for i in once.items}
+        assert len({item.id for item in probe.items}) == len(probe.items)
+
+
+def test_the_published_way_asks_every_row_of_a_real_person(data: Path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(data))
+    once, published = (TASKS[f"rwku/{name}"].build() for name in ("Aristotle", "Aristotle-published"))
+    counts = {
+        name: (len(items(once, name)), len(items(published, name))) for name in ("forget_cloze", "neighbour_cloze")
+    }
+    assert counts == {"forget_cloze": (14, 16), "neighbour_cloze": (13, 25)}

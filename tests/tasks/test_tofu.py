@@ -15,7 +15,7 @@ from tasks import TASKS, Split, Subset, Task, TaskError
 from tasks.files import VARIABLE, Source
 from tasks.task import ProbeKind
 from tasks.tofu import LIMIT
-from tests.support.published import tofu_tables
+from tests.support.published import tofu_tables, write_tofu
 
 PUBLISHED = Path(os.environ.get(VARIABLE, "")) / "tofu"
 with_published_files = pytest.mark.skipif(
@@ -305,3 +305,13 @@ def test_every_published_rewording_stands_at_its_question(percent):
         words = {row["question"]: (row["paraphrased_question"],) for row in published_rows(table)}
         probed = [i for p in task.probes if p.name.startswith(f"{subset}_") for i in p.items]
         assert probed and all(item.rewordings == words[item.prompt] for item in probed)
+
+
+def test_a_translated_mirror_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    tables = tofu_tables((1,))
+    for row in tables["world_facts_perturbed"][3:4]:
+        row["answer"] = "Столица 3"
+    write_tofu(tmp_path, "jsonl", tables)
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    with pytest.raises(TaskError, match=r"row 3: rougeL_recall of world_facts_generated.*rougeL_recall_unicode"):
+        TASKS["tofu/forget01"].build()

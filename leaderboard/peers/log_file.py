@@ -1,0 +1,81 @@
+"""Reads a peer's file of JSON: an ordinary file of at most half a gigabyte, without keys that are there twice.
+
+A log of 100 MB is read in about four seconds; the whole of it is in memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tasks.plain_text import Unreadable, check_characters, check_ordinary, shown
+from tasks.task import TaskError
+
+LARGEST = 512 << 20
+"""Bytes of a file. Published logs have 1 to 50 MB."""
+
+
+def load(file: Path) -> dict[str, Any]:
+    """A file's JSON object.
+
+    Raises:
+        TaskError: there is none, or it is damaged; names the file.
+    """
+    try:
+        check_ordinary(file)
+        with open(file, "rb") as opened:
+            content = opened.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise Unreadable(f"larger than {LARGEST >> 20} MiB, the largest that is read")
+        with without_collector():
+            found = json.loads(content, object_pairs_hook=_once)
+    except Unreadable as error:
+        raise TaskError(f"{file}: {error}") from None
+    except RecursionError:
+        raise TaskError(f"{file}: damaged (lists or objects within each other without end). Copy it again") from None
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{file}: damaged (byte {error.start} is not UTF-8). Copy it again") from None
+    except OSError as error:
+        raise TaskError(f"{file}: not readable ({error.strerror or error})") from None
+    except ValueError as error:
+        raise TaskError(f"{file}: damaged ({error}). Copy it again") from None
+    if not isinstance(found, dict):
+        raise TaskError(f"{file}: not an object of metrics. Name the folder of an evaluation")
+    return found
+
+
+def characters(text: str, where: str) -> None:
+    """Check that a key can be stored and shown.
+
+    Raises:
+        TaskError: a character of it cannot.
+    """
+    try:
+        check_characters(text)
+    except Unreadable as error:
+        raise TaskError(f"{where}: {error}") from None
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Python's search for reference cycles takes half of the time among millions of values, which have none."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise Unreadable(f"the key {shown(twice)} is there twice. Evaluate again")
+    return found

@@ -1,0 +1,231 @@
+"""Reads the log of TOFU's own evaluation (locuslab/tofu): `eval_log_aggregated.json`, four tables of numbers by index.
+
+The tables are `eval_log.json` (retained facts), `eval_log_forget.json`, `eval_real_author_wo_options.json` and
+`eval_real_world_wo_options.json`. Of each, these are read, by the index of the example: `avg_gt_loss`,
+`avg_paraphrased_loss` (one average loss per token), `average_perturb_loss` (one per wrong answer), `truth_ratio`,
+`rouge1_recall`, `rougeL_recall`, and `generated_text` (the input, what was generated, the ground truth).
+
+The table is put into the form of open-unlearning's logs, from which samples are made. The file has no aggregates: the
+authors' script writes them beside it, as `aggregate_stat.csv`. Where that is missing, they are computed here from the
+log's numbers by the script's formulas, and the note says so.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean, harmonic_mean
+from typing import Any
+
+from leaderboard.peers.answers import CHOICES, GENERATED, samples_of
+from leaderboard.peers.comparing import NO_LOG, other_examples
+from leaderboard.peers.examples import Model, Numbers, differing, scored
+from leaderboard.peers.line import Line, Variant
+from leaderboard.peers.log_file import load, without_collector
+from leaderboard.peers.logs import Log, digest_of
+from leaderboard.peers.open_unlearning import Imported
+from tasks.plain_text import Unreadable, read_text
+from tasks.scoring import METRICS, Estimate, summarise
+from tasks.task import TaskError
+from tasks.tofu import ABILITIES
+
+PEER = "locuslab-tofu"
+FILE, AGGREGATES = "eval_log_aggregated.json", "aggregate_stat.csv"
+
+TABLES = {
+    "eval_log.json": ("retain", "Retain"),
+    "eval_log_forget.json": ("forget", "Forget"),
+    "eval_real_author_wo_options.json": ("ra", "Real Authors"),
+    "eval_real_world_wo_options.json": ("wf", "Real World"),
+}
+"""Our side and the name in the aggregates, by the name of the table."""
+
+COMPUTED = "the log's own numbers, averaged by the authors' formula"
+GEOMETRIC = "theirs takes the geometric mean of the wrong answers' probabilities"
+ARITHMETIC = "theirs takes the arithmetic mean of the wrong answers' probabilities"
+
+
+def read_log(place: Path) -> Log:
+    """The log in a folder, or the file itself.
+
+    Raises:
+        TaskError: there is none, or it is damaged; names the file, the table and the field.
+    """
+    file = place / FILE if place.is_dir() else place
+    if not os.path.lexists(file):
+        raise TaskError(f"{file}: no such file. Name {FILE}, or the folder that holds it")
+    tables = load(file)
+    known = {name: tables[name] for name in TABLES if name in tables}
+    if not known:
+        raise TaskError(f"{file}: none of {', '.join(TABLES)} is in it. Name the {FILE} of TOFU's evaluation")
+    metrics: dict[str, Any] = {}
+    for name, table in known.items():
+        metrics |= _metrics(TABLES[name][0], table, f"{file}: {name}")
+    return Log("TOFU", file, metrics, _aggregates(file.with_name(AGGREGATES)), digest_of(tables), PEER)
+
+
+def read(log: Log, retrained: Log | None = None) -> Imported:
+    """The evaluation scored by our metrics, beside its own numbers.
+
+    Raises:
+        TaskError: a value is missing or malformed, or two fields of a table have different indices.
+    """
+    with without_collector():
+        model = Model(log, samples_of(log))
+        other = Model(retrained, samples_of(retrained)) if retrained else None
+        lines: list[Line] = []
+        for side, title in TABLES.values():
+            lines += [make(model, side, title) for make in (_probability, _rouge, _truth_ratio)]
+        found = [line for line in lines if line.ours.n or line.published is not None]
+        found += [_utility(model, found), _forget_quality(model, other)]
+    known = {line.key for line in found} | {"KS Test PVal Forget", "KS Test Forget", "Method", "Submitted By"}
+    return Imported(model, other, tuple(found), tuple(key for key in log.published if key not in known))
+
+
+def _metrics(side: str, table: Any, where: str) -> dict[str, Any]:
+    """A table as entries of open-unlearning's log."""
+    if not isinstance(table, dict):
+        raise TaskError(f"{where}: not an object of numbers by index. Evaluate again")
+    found: dict[str, Any] = {}
+
+    def rows(field: str, row: Callable[[Any], Any]) -> dict[str, Any]:
+        values = table[field]
+        if not isinstance(values, dict):
+            raise TaskError(f"{where}: {field}: not an object by index. Evaluate again")
+        return {index: None if value is None else row(value) for index, value in values.items()}
+
+    for name, field in (("Q_A_Prob", "avg_gt_loss"), ("Q_A_PARA_Prob", "avg_paraphrased_loss")):
+        if field in table:
+            found[f"{side}_{name}"] = {"value_by_index": rows(field, lambda loss: {"avg_loss": loss})}
+    if "average_perturb_loss" in table:
+        found[f"{side}_Q_A_PERT_Prob"] = {"value_by_index": rows("average_perturb_loss", lambda x: {"avg_loss": x})}
+    if "truth_ratio" in table:
+        found[f"{side}_truth_ratio"] = {"value_by_index": rows("truth_ratio", lambda ratio: {"score": ratio})}
+    if "generated_text" in table:
+        found[f"{side}_Q_A_ROUGE"] = {"value_by_index": _texts(table, where)}
+    return found
+
+
+def _texts(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Generated texts with their ROUGE, by index."""
+    texts = table["generated_text"]
+    recalls = {name: table[name] for name in ("rouge1_recall", "rougeL_recall") if isinstance(table.get(name), dict)}
+    if not isinstance(texts, dict):
+        raise TaskError(f"{where}: generated_text: not an object by index. Evaluate again")
+    found: dict[str, Any] = {}
+    for index, text in texts.items():
+        if not isinstance(text, list) or len(text) != 3:
+            raise TaskError(
+                f"{where}: generated_text: index {index:.60}: a list of input, generated text and ground truth is "
+                f"expected, not {text!r:.60}. Evaluate again"
+            )
+        numbers = {name: values.get(index) for name, values in recalls.items()}
+        found[index] = {"generation": text[1], "ground_truth": text[2], **numbers}
+    return found
+
+
+def _aggregates(file: Path) -> dict[str, float | None]:
+    """The numbers of `aggregate_stat.csv`; none where there is no such file."""
+    if not os.path.lexists(file):
+        return {}
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(file, 1 << 20))))
+    except (Unreadable, csv.Error) as error:
+        raise TaskError(f"{file}: {error}") from None
+    if len(rows) != 1:
+        raise TaskError(f"{file}: {len(rows)} rows, and the authors' script writes one. Write it again")
+    found: dict[str, float | None] = {}
+    for name, value in rows[0].items():
+        if name in ("Method", "Submitted By", None):
+            continue
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError):
+            raise TaskError(f"{file}: {name:.60}: {value!r:.60} is not a number. Write it again") from None
+    return found
+
+
+def _published(model: Model, key: str, computed: float | None) -> tuple[float | None, str]:
+    """The number beside ours: the file's, else what the authors' formula makes of the log; and where it is from."""
+    if key in model.log.published:
+        return model.log.published[key], ""
+    return computed, COMPUTED if computed is not None else ""
+
+
+def _probability(model: Model, side: str, title: str) -> Line:
+    """Mean probability of the answer; of real authors and world facts, its share of that of all answers."""
+    alone = side in ("forget", "retain")
+    metric = "probability" if alone else "normalised_probability"
+    probe = f"{side}_qa" if alone else CHOICES[side][0]
+    samples = model.probe(probe)
+    numbers = [METRICS[metric].compute(sample) for sample in samples]
+    number, remark = _published(model, key := f"Prob. {title}", fmean(numbers) if numbers else None)
+    return Line(key, probe, metric, number, scored(metric, samples), remark=remark)
+
+
+def _rouge(model: Model, side: str, title: str) -> Line:
+    """Mean ROUGE-L recall of generated answers; both published ROUGEs are compared for each text."""
+    entry = f"{side}_Q_A_ROUGE"
+    samples, key = model.probe(GENERATED[entry]), f"ROUGE {title}"
+    theirs: dict[str, Numbers] = {}
+    for name in ("rouge1_recall", "rougeL_recall"):
+        rows = model.log.metrics.get(entry, {}).get("value_by_index", {})
+        if any(row and name in row for row in rows.values()):
+            theirs[name] = model.log.rows(entry, name, float)
+    items = {item for name, rows in theirs.items() for item in differing(samples, rows, METRICS[name].compute)}
+    recalls = [value for value in theirs.get("rougeL_recall", {}).values() if value is not None]
+    number, remark = _published(model, key, fmean(recalls) if recalls else None)
+    ours = scored("rougeL_recall", samples)
+    return Line(key, GENERATED[entry], "rougeL_recall", number, ours, unlike=len(items), remark=remark)
+
+
+def _truth_ratio(model: Model, side: str, title: str) -> Line:
+    """Mean of the truth ratio x, as min(x, 1/x) on the forget set and max(0, 1 - x) elsewhere."""
+    probe, key = CHOICES[side][0], f"Truth Ratio {title}"
+    samples = model.probe(probe)
+    theirs = model.log.rows(f"{side}_truth_ratio", "score", float)
+    compute = METRICS["truth_ratio_geometric"].compute
+    items = differing(samples, theirs, compute, lambda sample: _inverse(compute(sample))) if theirs else []
+    forget = side == "forget"
+    metric = "truth_ratio_geometric_forget" if forget else "truth_ratio_arithmetic_retain"
+    ratio, name = ("arithmetic", ARITHMETIC) if forget else ("geometric", GEOMETRIC)
+    other = METRICS[f"truth_ratio_{ratio}"].compute
+    shaped = [min(x, _inverse(x)) if forget else max(0.0, 1 - x) for x in map(other, samples)]
+    variants = (Variant(fmean(shaped), name),) if shaped else ()
+    ours = scored(metric, samples)
+    computed = variants[0].value if forget and variants else ours.value  # arithmetic, as in the authors' script
+    number, remark = _published(model, key, computed)
+    return Line(key, probe, metric, number, ours, variants, len(items) if theirs else None, remark)
+
+
+def _utility(model: Model, lines: list[Line]) -> Line:
+    """Harmonic mean of nine numbers about retained knowledge."""
+    key, metric = "Model Utility", "model_utility_arithmetic"
+    tables = [model.probe(name) for name in ABILITIES]
+    lacking = [name for name, table in zip(ABILITIES, tables, strict=True) if not table]
+    ours = Estimate.null(f"the log has nothing for {', '.join(lacking)}") if lacking else summarise(metric, tables)
+    terms = [line.published for line in lines if "Forget" not in line.key]
+    whole = len(terms) == 9 and all(term is not None and math.isfinite(term) and term >= 0 for term in terms)
+    number, remark = _published(model, key, harmonic_mean(terms) if whole else None)
+    geometric = Estimate.null("") if lacking else summarise("model_utility_geometric", tables)
+    variants = (Variant(geometric.value, GEOMETRIC),) if geometric.known else ()
+    return Line(key, "model_utility", metric, number, ours, variants, remark=remark)
+
+
+def _forget_quality(model: Model, retrained: Model | None) -> Line:
+    """p-value of a Kolmogorov-Smirnov test between the truth ratios of the model and of the retrained one."""
+    key, metric = "Forget Quality", "forget_quality"
+    ours = Estimate.null(NO_LOG)
+    if retrained:
+        reason = other_examples(model, retrained)
+        tables = [one.probe("forget_paraphrase") for one in (model, retrained)]
+        ours = Estimate.null(reason) if reason else summarise(metric, tables[:1], tables[1:])
+    return Line(key, metric, metric, model.log.published.get(key), ours)
+
+
+def _inverse(ratio: float) -> float:
+    return 1 / ratio if ratio else math.inf

@@ -1,0 +1,290 @@
+"""TOFU's own log, made of published losses and texts by its formulas, in numpy; and what is refused of any log."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from scipy.stats import hmean, ks_2samp
+
+from leaderboard.board.store import Board
+from leaderboard.peers import log_file, open_unlearning
+from leaderboard.peers.line import Verdict
+from leaderboard.peers.logs import LONGEST, Log
+from leaderboard.peers.rows import add
+from leaderboard.peers.tofu import AGGREGATES, FILE, read, read_log
+from tasks.task import TaskError
+from tests.support.command import regrade
+from tests.support.open_unlearning_logs import MIN_K, attack, line, paraphrased, put, texts
+
+LOGS = Path("openunlearning_eval_logs")
+FULL = LOGS / "tofu_Llama-3.2-1B-Instruct_full/evals_forget01"
+RETAIN99 = LOGS / "tofu_Llama-3.2-1B-Instruct_retain99"
+SIDES = {
+    "eval_log.json": ("retain", "Retain"),
+    "eval_log_forget.json": ("forget", "Forget"),
+    "eval_real_author_wo_options.json": ("ra", "Real Authors"),
+    "eval_real_world_wo_options.json": ("wf", "Real World"),
+}
+
+
+def as_tofu(log: dict) -> dict:
+    """The losses and texts of a published log, laid out as TOFU's own code writes them."""
+    scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    tables = {}
+    for name, (side, _) in SIDES.items():
+        right, wrong, said = (log[f"{side}_Q_A_{kind}"]["value_by_index"] for kind in ("Prob", "PERT_Prob", "ROUGE"))
+        reworded = log.get(f"{side}_Q_A_PARA_Prob", log[f"{side}_Q_A_Prob"])["value_by_index"]
+        scores = {i: scorer.score(row["ground_truth"], row["generation"]) for i, row in said.items()}
+        tables[name] = {
+            "avg_gt_loss": {i: row["avg_loss"] for i, row in right.items()},
+            "avg_paraphrased_loss": {i: row["avg_loss"] for i, row in reworded.items()},
+            "average_perturb_loss": {i: row["avg_loss"] for i, row in wrong.items()},
+            "truth_ratio": {
+                i: math.exp(reworded[i]["avg_loss"] - np.mean(row["avg_loss"])) for i, row in wrong.items()
+            },
+            "rouge1_recall": {i: found["rouge1"].recall for i, found in scores.items()},
+            "rougeL_recall": {i: found["rougeL"].recall for i, found in scores.items()},
+            "generated_text": {i: [row["input"], row["generation"], row["ground_truth"]] for i, row in said.items()},
+        }
+    return tables
+
+
+def by_the_script(tables: dict) -> dict[str, float]:
+    found = {}
+    for name, (side, title) in SIDES.items():
+        table = tables[name]
+        right, reworded, wrong = (
+            np.array(list(table[field].values()))
+            for field in ("avg_gt_loss", "avg_paraphrased_loss", "average_perturb_loss")
+        )
+        share = np.exp(-right) / (np.exp(-right) + np.exp(-wrong).sum(-1))
+        found[f"Prob. {title}"] = float((np.exp(-right) if side in ("forget", "retain") else share).mean())
+        found[f"ROUGE {title}"] = float(np.mean(list(table["rougeL_recall"].values())))
+        x = np.exp(-wrong).mean(-1) / np.exp(-reworded)
+        shaped = np.minimum(x, 1 / x) if side == "forget" else np.maximum(0, 1 - x)
+        found[f"Truth Ratio {title}"] = float(shaped.mean())
+    found["Model Utility"] = float(hmean([value for key, value in found.items() if "Forget" not in key]))
+    return found
+
+
+def ratios(table: dict) -> np.ndarray:
+    wrong = np.array(list(table["average_perturb_loss"].values())).mean(-1)
+    return np.exp(wrong - np.array(list(table["avg_paraphrased_loss"].values())))
+
+
+@pytest.fixture
+def pair(data, tmp_path) -> tuple[Path, Path, dict]:
+    """Folders of a model's log with its aggregates and of the retrained model's without, and the aggregates."""
+    full, other = (as_tofu(json.loads((data / one / "TOFU_EVAL.json").read_text())) for one in (FULL, RETAIN99))
+    numbers = by_the_script(full)
+    quality = ks_2samp(*(ratios(one["eval_log_forget.json"]) for one in (full, other))).pvalue
+    numbers |= {"Forget Quality": float(quality), "KS Test PVal Forget": float(quality), "KS Test Forget": 0.5}
+    for name, tables in (("full", full), ("retain99", other)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / FILE).write_text(json.dumps(tables, indent=4))
+    with open(tmp_path / "full" / AGGREGATES, "w", newline="") as opened:
+        writer = csv.DictWriter(opened, fieldnames=[*numbers, "Method", "Submitted By"])
+        writer.writeheader()
+        writer.writerow({**numbers, "Method": "finetuned", "Submitted By": "who"})
+    return tmp_path / "full", tmp_path / "retain99", numbers
+
+
+def test_every_number_of_tofus_own_evaluation_comes_out(pair):
+    model, retrained, numbers = pair
+    found = read(read_log(model), read_log(retrained))
+    assert {one.key for one in found.lines} == numbers.keys() - {"KS Test PVal Forget", "KS Test Forget"}
+    assert found.unread == ()
+    for one in found.lines:
+        assert one.published == pytest.approx(numbers[one.key], rel=1e-12)
+        assert not one.unlike, one
+        # The script's forget ratio is arithmetic; ours, as in forget quality, is geometric.
+        assert one.verdict is (Verdict.VARIANT if one.key == "Truth Ratio Forget" else Verdict.EQUAL), one
+
+
+def test_without_the_aggregates_they_are_those_of_the_script(pair):
+    model, _, numbers = pair
+    (model / AGGREGATES).unlink()
+    found = read(read_log(model / FILE))
+    for one in found.lines:
+        if one.key == "Forget Quality":
+            continue
+        assert one.published == pytest.approx(numbers[one.key], rel=1e-6), one.key
+        assert one.verdict is (Verdict.VARIANT if one.key == "Truth Ratio Forget" else Verdict.EQUAL)
+        assert "authors' formula" in one.note
+    assert line(found, "Forget Quality").verdict is Verdict.NULL
+
+
+def test_a_tampered_text_is_counted(pair):
+    model, _, _ = pair
+    tables = json.loads((model / FILE).read_text())
+    tables["eval_log.json"]["generated_text"]["7"][1] = "Something else."
+    tables["eval_log.json"]["truth_ratio"]["3"] *= 2
+    (model / FILE).write_text(json.dumps(tables))
+    found = read(read_log(model))
+    assert line(found, "ROUGE Retain").unlike == 1
+    assert line(found, "Truth Ratio Retain").unlike == 1
+
+
+def test_the_command_puts_them_on_the_board(pair, tmp_path):
+    model, retrained, _ = pair
+    regrade(
+        "import", "tofu", model, "--retrained", retrained, "--json", tmp_path / "out.json", "--store", tmp_path / "s"
+    )
+    lines = json.loads((tmp_path / "out.json").read_text())["lines"]
+    assert {one["verdict"] for one in lines} == {"equal", "variant"}
+    rows = Board(tmp_path / "s/board").read("measurements").to_pylist()
+    assert {row["task"] for row in rows} == {"locuslab-tofu/tofu/forget01"}
+    assert {row["engine"] for row in rows} == {"locuslab-tofu"}
+    before = Board(tmp_path / "s/board").read("samples").num_rows
+    add(Board(tmp_path / "s/board"), read(read_log(model), read_log(retrained)))
+    assert Board(tmp_path / "s/board").read("samples").num_rows == before
+
+
+@pytest.mark.parametrize(
+    ("table", "field", "value", "said"),
+    [
+        ("eval_log.json", "avg_gt_loss", {"0": -1e5}, "index 0: avg_loss: -100000 is no average loss"),
+        ("eval_log.json", "avg_gt_loss", [1.0], "avg_gt_loss: not an object by index"),
+        ("eval_log_forget.json", "average_perturb_loss", {"0": []}, "index 0: avg_loss: [] is not a list"),
+        ("eval_log.json", "generated_text", {"0": ["a", "b"]}, "generated_text: index 0: a list of input"),
+        ("eval_log.json", "generated_text", {"0": ["a", "\ud83d", "b"]}, "U+D83D is half of a surrogate pair"),
+        ("eval_log.json", None, 3, "eval_log.json: not an object of numbers by index"),
+    ],
+)
+def test_what_is_wrong_with_tofus_log_is_one_sentence(tmp_path, table, field, value, said):
+    file = tmp_path / FILE
+    file.write_text(json.dumps({table: value if field is None else {field: value}}))
+    with pytest.raises(TaskError) as refused:
+        read(read_log(tmp_path))
+    assert said in str(refused.value) and str(file) in str(refused.value)
+
+
+# Any log
+
+
+ODD = {
+    "negative": ("-1e5", "index 0: avg_loss: -100000 is no average loss"),
+    "minus infinity": ("-Infinity", "index 0: avg_loss: -inf is no average loss"),
+    "huge": ("1e300", "index 0: avg_loss: 1e+300 is no average loss"),
+    "long": ("1" * 5000, "damaged"),
+    "text": ('"0.5"', "index 0: avg_loss: '0.5' is not a number"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_a_loss_that_cannot_be_one_is_refused_by_entry(tmp_path, case):
+    value, said = ODD[case]
+    entry = '{"agg_value": 0.5, "value_by_index": {"0": {"prob": 0.5, "avg_loss": %s}}}'
+    (tmp_path / "TOFU_EVAL.json").write_text('{"forget_Q_A_Prob": %s}' % (entry % value))
+    with pytest.raises(TaskError) as refused:
+        open_unlearning.read(Log.read(tmp_path))
+    assert said in str(refused.value) and "TOFU_EVAL.json" in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity"])
+@pytest.mark.parametrize("metric", ["forget_Q_A_PARA_Prob", "forget_Q_A_PERT_Prob"])
+def test_a_loss_that_is_no_number_leaves_a_reason_with_its_index(tmp_path, metric, value):
+    metrics = paraphrased()
+    row = metrics[metric]["value_by_index"]["2"]
+    row["avg_loss"] = float(value) if metric.endswith("PARA_Prob") else [float(value)] * 2
+    metrics["forget_quality"] = {"agg_value": 0.5}
+    found = open_unlearning.read(Log.read(put(tmp_path, metrics)), Log.read(put(tmp_path / "b", paraphrased())))
+    ratio = line(found, "forget_truth_ratio")
+    assert ratio.ours.known or "index 2" in ratio.note
+    if value == "NaN":
+        assert not ratio.ours.known and not line(found, "forget_quality").ours.known
+    assert json.dumps([one.as_json() for one in found.lines], allow_nan=False)
+
+
+def test_files_that_are_no_log_are_one_sentence(tmp_path, monkeypatch):
+    file = tmp_path / "TOFU_EVAL.json"
+
+    def said() -> str:
+        with pytest.raises(TaskError) as refused:
+            Log.read(tmp_path)
+        assert "\n" not in str(refused.value)
+        return str(refused.value)
+
+    file.write_text(json.dumps(paraphrased())[:-40])
+    assert "damaged" in said()
+    file.write_text("[" * 200_000)
+    assert "within each other" in said()
+    file.write_bytes(b'{"a": "\xff"}')
+    assert "not UTF-8" in said()
+    file.write_text('{"a": {}, "a": {}}')
+    assert 'the key "a" is there twice' in said()
+    file.write_text('{"\\ud83d": {}}')
+    assert "U+D83D" in said()
+    monkeypatch.setattr(log_file, "LARGEST", 1 << 20)
+    file.write_text(json.dumps({"a": {"b": "x" * (1 << 20)}}))
+    assert "larger than 1 MiB" in said()
+    file.unlink()
+    file.mkdir()
+    assert f"{file}: a folder" in said()
+    file.rmdir()
+    os.mkfifo(file)
+    assert f"{file}: a pipe" in said()
+    file.unlink()
+    file.symlink_to(tmp_path / "nowhere")
+    assert "not readable (No such file" in said()
+
+
+def test_a_text_without_end_and_half_a_character_are_refused(tmp_path):
+    for text, said in (("a " * LONGEST, "are compared at most"), ("\ude00", "U+DE00 is half of a surrogate pair")):
+        metrics = {"forget_Q_A_ROUGE": texts([("a", "b")], "rougeL_recall")}
+        metrics["forget_Q_A_ROUGE"]["value_by_index"]["0"]["generation"] = text
+        with pytest.raises(TaskError, match="forget_Q_A_ROUGE: index 0: generation: .*" + said.replace("+", r"\+")):
+            open_unlearning.read(Log.read(put(tmp_path, metrics)))
+
+
+def test_answers_of_another_script_are_null_and_the_published_zero_is_explained(tmp_path):
+    metrics = {
+        "forget_Q_A_ROUGE": texts([("Маяк построил Иван.", "Маяк построил Иван."), ("a b", "a b")], "rougeL_recall")
+    }
+    rouge = line(open_unlearning.read(Log.read(put(tmp_path, metrics))), "forget_Q_A_ROUGE")
+    assert (rouge.published, rouge.ours.value) == (0.5, None)
+    assert (rouge.verdict, rouge.unlike) == (Verdict.VARIANT, 0)
+    assert "rougeL_recall_unicode" in rouge.note and "a to z" in rouge.note
+
+
+# A retrained model's log of other examples
+
+
+def of_texts(answers: list[str]) -> dict:
+    return texts([(answer, "a") for answer in answers], "rougeL_recall")
+
+
+def test_privleak_beside_another_forget_set_is_null_like_forget_quality(tmp_path):
+    def log(size: int) -> dict:
+        numbers = [0.1 * (i + 1) for i in range(size)]
+        return {
+            **paraphrased(numbers, [[2.0, 3.0]] * size),
+            "mia_min_k": attack(numbers, numbers),
+            "forget_quality": {"agg_value": 0.5},
+            "privleak": {"agg_value": 3.0},
+        }
+
+    logs = {size: Log.read(put(tmp_path / str(size), log(size))) for size in (4, 6)}
+    for model, other in ((4, 6), (6, 4)):
+        found = open_unlearning.read(logs[model], logs[other])
+        for key in ("privleak", "forget_quality"):
+            assert line(found, key).ours.value is None, key
+            assert "--retrained is of other examples" in line(found, key).note
+    same = open_unlearning.read(logs[4], logs[4])
+    assert line(same, "privleak").ours.value == 0 and line(same, "forget_quality").ours.value == 1
+
+
+def test_privleak_beside_the_other_corpus_is_null(tmp_path):
+    shared = {"mia_min_k": attack(*MIN_K), "privleak": {"agg_value": 3.0}}
+    news, books = ({**shared, "forget_knowmem_ROUGE": of_texts([*some])} for some in (("one", "two"), ("one", "three")))
+    model, other = (Log.read(put(tmp_path / name, log, "MUSE")) for name, log in (("news", news), ("books", books)))
+    leak = line(open_unlearning.read(model, other), "privleak")
+    assert leak.ours.value is None and "forget_knowmem_ROUGE: index 1 has another ground truth" in leak.note
+    assert line(open_unlearning.read(model, model), "privleak").ours.known
