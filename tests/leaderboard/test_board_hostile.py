@@ -301,5 +301,4 @@ def test_names_that_are_no_text_are_told(tmp_path: Path, good: Json):
     assert "/bad\\udcff.parquet: left out, its name has other characters" in said[0]
     (tmp_path / "store").rename(tmp_path / os.fsdecode(b"st\xffre"))
     said = regrade("board", "show", "--store", tmp_path / os.fsdecode(b"st\xffre"), code=2).stderr
-    assert "st\\udcffre" in said
     assert "Names and settings are written in UTF-8" in said
