@@ -5,14 +5,17 @@ Nothing here depends on unlearning.
 
 __all__ = [
     "checkpoints",
+    "conversion",
     "encoding",
     "finetuning",
     "gradient_checkpointing",
     "layers",
+    "layout",
     "lengths",
     "likelihood",
     "loading",
     "parameter_names",
     "schedule",
     "settings",
+    "weight_files",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from suite.models.checkpoints import skeleton
+from suite.models.layout import skeleton
 from suite.models.loading import adapter_folder, model_folder, model_with_adapter
 from suite.models.settings import ModelSpec
 
