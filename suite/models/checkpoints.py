@@ -82,15 +82,10 @@ def _say_whether_tied(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class SavedCheckpoint(_Loadable):
-    """Weights in a folder as transformers reads it, converted to `dtype` if one is given.
-
-    Attributes:
-        finite: whether weights that are no numbers are refused: those of a model that others are compared with.
-    """
+    """Weights in a folder as transformers reads it, converted to `dtype` if one is given."""
 
     path: Path
     dtype: torch.dtype | None = None
-    finite: bool = False
 
     @property
     def architecture(self) -> Path:  # type: ignore[override]
@@ -112,7 +107,8 @@ class SavedCheckpoint(_Loadable):
             SpecError, CheckpointError: the files are damaged, or the weights are quantized.
         """
         found = read_headers(self.files)
-        form = Form.of(self.path, self.dtype or prevailing(found))
+        with self._named():
+            form = Form.of(self.path, self.dtype or prevailing(found))
         return form, form.counted(found)
 
     def check(self) -> None:
@@ -135,8 +131,6 @@ class SavedCheckpoint(_Loadable):
             with open_tensors(file) as tensors:
                 for name in (name for name, header in headers.items() if header.file == file):
                     state[name] = tensors.get_tensor(name)
-                    if self.finite:
-                        check_finite(file, name, state[name])
         if not form.is_stored_as_held(headers):
             with self._named():
                 return form.converted(state)
@@ -150,19 +144,6 @@ class SavedCheckpoint(_Loadable):
             yield
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}") from None
-
-
-def check_finite(file: Path, name: str, tensor: torch.Tensor) -> None:
-    """Check that a tensor's numbers are numbers.
-
-    Raises:
-        CheckpointError: one is NaN or infinite.
-    """
-    if tensor.is_floating_point() and tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
-        raise CheckpointError(
-            f"{file}: {name} holds {int((~tensor.isfinite()).sum())} numbers that are NaN or infinite, so the model "
-            "answers nothing. Take weights that are whole"
-        )
 
 
 @dataclass(frozen=True)
@@ -212,9 +193,6 @@ class LoraCheckpoint(_Loadable):
 
         if not (self.path / self.WEIGHTS).is_file():  # peft would load a pickle instead
             raise CheckpointError(f"{self.path}: no {self.WEIGHTS} here. Other formats are not read")
-        with open_tensors(self.path / self.WEIGHTS) as tensors:
-            for name in tensors.keys() if self.base.finite else ():
-                check_finite(self.path / self.WEIGHTS, name, tensors.get_tensor(name))
         config, model = lora_config(self.path / self.CONFIG), self.base.model()
         with library(self.path, f"adapter for {self.base.path}", CheckpointError), catch_warnings(record=True) as said:
             simplefilter("always")

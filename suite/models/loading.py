@@ -23,7 +23,7 @@ from suite.models.rehearsal import PAGE, rehearse_tokenizer
 from suite.models.settings import ModelSpec, TinyModel
 from suite.models.size import check_memory, check_size
 from suite.models.vocabulary import check_vocabulary
-from suite.models.weight_files import INDEX, WEIGHTS, shapes_of, weight_files
+from suite.models.weight_files import INDEX, WEIGHTS, check_finite, shapes_of, weight_files
 from suite.storage.stages import StageStore
 from tasks.task import Task, examples_digest
 
@@ -86,8 +86,8 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name", *, finite
 
     Args:
         key: the setting that names it, for messages.
-        finite: whether weights that are NaN or infinite are refused when they are read. Not for a model that is only
-            measured: its numbers are null.
+        finite: whether weights that are NaN or infinite are refused. Those of a model that is only measured are not:
+            its numbers are null.
 
     Raises:
         SpecError: no such model, or one that cannot be used, saying why.
@@ -97,15 +97,17 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name", *, finite
     folder = model_folder(name, key)
     with _named(key):
         _check_weights(folder)
+        if finite:
+            check_finite(weight_files(folder))
         identity = _identity(name, folder)
-        return _read_model(spec, folder, {**identity, "dtype": spec.dtype}, finite=finite)
+        return _read_model(spec, folder, {**identity, "dtype": spec.dtype})
 
 
-def _read_model(spec: ModelSpec, folder: Path, identity: Mapping[str, Any], *, finite: bool = False) -> BaseModel:
+def _read_model(spec: ModelSpec, folder: Path, identity: Mapping[str, Any]) -> BaseModel:
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, folder, folder)
     template = spec.template or _default_template(spec, tokenizer)
-    checkpoint = SavedCheckpoint(folder, getattr(torch, spec.dtype), finite)
+    checkpoint = SavedCheckpoint(folder, getattr(torch, spec.dtype))
     return BaseModel(checkpoint, Encoder(tokenizer, template), {**identity, "template": str(template)})
 
 
@@ -144,6 +146,8 @@ def model_with_adapter(spec: ModelSpec, path: Path, key: str, *, finite: bool = 
     checkpoint = LoraCheckpoint(base.checkpoint, path)
     with _named(key):
         _check_adapter(checkpoint)
+        if finite:
+            check_finite([path / LoraCheckpoint.WEIGHTS])
         identity = {**base.identity, "adapter": fingerprint(path, [path / LoraCheckpoint.WEIGHTS])}
         if not _brings_words(path):
             return replace(base, checkpoint=checkpoint, identity=identity)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,30 @@ def open_tensors(file: Path) -> Iterator[Any]:
             yield tensors
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: cut short or damaged ({one_line(error)}). Delete it and run again") from None
+
+
+def check_finite(files: Iterable[Path]) -> None:
+    """Check that the numbers in safetensors files are numbers. Each file is read once, until it is written again.
+
+    Raises:
+        CheckpointError: one is NaN or infinite, naming its tensor.
+    """
+    for file in files:
+        stat = file.stat()
+        if said := _not_finite(file, stat.st_size, stat.st_mtime_ns):
+            raise CheckpointError(said)
+
+
+@lru_cache(maxsize=1024)
+def _not_finite(file: Path, size: int, modified: int) -> str | None:
+    with open_tensors(file) as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            tensor = tensors.get_tensor(name)
+            if not tensor.is_floating_point() or not tensor.numel() or all(end.isfinite() for end in tensor.aminmax()):
+                continue
+            count = int((~tensor.isfinite()).sum())
+            return (
+                f"{file}: {name} holds NaN or infinite numbers ({count} of {tensor.numel()}), so nothing can be "
+                "compared with this model or trained from it. Take weights that are whole"
+            )
+    return None

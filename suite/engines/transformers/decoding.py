@@ -7,6 +7,7 @@ column 0, so there is no left padding, and a step attends to as many columns as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -59,16 +60,19 @@ class Continuation:
     Attributes:
         best: the largest logit at each step, the one of the end-of-text token included. With sampling it may belong to
             another token than the chosen one.
+        nothing: whether a step's logits are not finite, so that the model says nothing.
     """
 
     request: GenerationRequest
     new: list[int] = field(default_factory=list)
     best: list[float] = field(default_factory=list)
+    nothing: bool = False
 
     def take(self, token: int, logit: float, eos: int) -> bool:
         """Add the next token, and return whether more are needed."""
         self.best.append(logit)
-        if token == eos:
+        self.nothing = not math.isfinite(logit)
+        if token == eos or self.nothing:
             return False
         self.new.append(token)
         return len(self.new) < self.request.limit and not self.request.ended(self.new)
@@ -91,8 +95,10 @@ def continued(
     row_tokens: int,
     batch_tokens: int,
     decoding: Shortcut,
-) -> list[list[int]]:
+) -> list[list[int] | None]:
     """New tokens after each prompt, in the order of the requests, by `decode` where the architecture supports it.
+
+    None where the model's logits are not finite: what it says then is an accident of the implementation.
 
     Args:
         row_tokens: positions of a packed row of prompts.
@@ -105,7 +111,7 @@ def continued(
         try:
             found = decode(model, requests, eos=eos, row_tokens=row_tokens, batch_tokens=batch_tokens)
             if _verified(model, found, decoding):
-                return [c.new for c in found]
+                return [None if c.nothing else c.new for c in found]
         except Exception as error:
             decoding.refused(error)
     return decode_plainly(model, requests, eos=eos, batch_tokens=batch_tokens)
@@ -136,28 +142,42 @@ def decode(
 
 def decode_plainly(
     model: PreTrainedModel, requests: Sequence[GenerationRequest], *, eos: int, batch_tokens: int
-) -> list[list[int]]:
+) -> list[list[int] | None]:
     """New tokens after each prompt by `model.generate`, in left-padded batches; `ended` is not applied."""
-    results: list[list[int]] = [[] for _ in requests]
+    results: list[list[int] | None] = [[] for _ in requests]
     for batch in batches([request.longest for request in requests], batch_tokens):
         prompts = [requests[i].prompt for i in batch]
         length = max(map(len, prompts))
         # Padding is masked, so any id will do; 0 exists in every vocabulary.
         ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=model.device)
         real = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        watch = _FirstNonFinite(length)
         new = model.generate(
             input_ids=ids,
             attention_mask=real,
             max_new_tokens=max(requests[i].limit for i in batch),
-            logits_processor=LogitsProcessorList([_KeepDrawnToken([requests[i] for i in batch], length)]),
+            logits_processor=LogitsProcessorList([watch, _KeepDrawnToken([requests[i] for i in batch], length)]),
             do_sample=False,
             eos_token_id=eos,
             pad_token_id=eos,
         )[:, length:].tolist()
-        for row, i in zip(new, batch, strict=True):
-            end = row.index(eos) if eos in row else len(row)
-            results[i] = row[: min(end, requests[i].limit)]
+        for place, (row, i) in enumerate(zip(new, batch, strict=True)):
+            end = min(row.index(eos) if eos in row else len(row), requests[i].limit)
+            results[i] = None if watch.steps.get(place, math.inf) <= min(end, requests[i].limit - 1) else row[:end]
     return results
+
+
+class _FirstNonFinite(LogitsProcessor):
+    """Notes the first step at which a row's logits are not finite."""
+
+    def __init__(self, prompt_length: int) -> None:
+        self.prompt_length = prompt_length
+        self.steps: dict[int, int] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        for row in (~scores.amax(-1).isfinite()).nonzero()[:, 0].tolist():
+            self.steps.setdefault(row, input_ids.shape[1] - self.prompt_length)
+        return scores
 
 
 class _KeepDrawnToken(LogitsProcessor):
