@@ -127,13 +127,9 @@ def _check_model(spec: TrialSpec, task: Task, measure: MeasureSpec, checked: set
     """
     named = _named_models(spec)
     key, name = next(iter(named.items()))
-    for one_key, one in named.items():
-        if ("loads", one) not in checked:
-            check_loads(one, one_key)
-            checked.add(("loads", one))
     _check_patterns(spec, name, key, checked)
     splits = {*measure.splits, *([Split.DEV] if spec.until else [])}
-    combination = (spec.task, spec.anchors.retain_limit, spec.model, name, frozenset(splits))
+    combination = (spec.task, spec.anchors.retain_limit, spec.model, *named.values(), frozenset(splits))
     if combination in checked:
         return
     task = within_limit(task, measure)
@@ -141,6 +137,8 @@ def _check_model(spec: TrialSpec, task: Task, measure: MeasureSpec, checked: set
     encoder, context = read_encoder(spec.model, task, name, key)
     probes = [probe for probe in task.probes if probe.split in splits]
     check_lengths(task, encoder, context, probes)
+    for one_key, one in named.items():
+        check_loads(one, one_key)
     checked.add(combination)
 
 
