@@ -29,7 +29,7 @@ class ComparableEngine(Protocol):
 
     name: str
 
-    def continuations(self, checkpoint: Checkpoint, questions: Questions) -> list[list[int]]: ...
+    def continuations(self, checkpoint: Checkpoint, questions: Questions) -> list[list[int] | None]: ...
 
     def likelihoods(
         self, checkpoint: Checkpoint, requests: Sequence[ScoreRequest]
@@ -92,8 +92,8 @@ def _probe_agreement(
         return Agreement(probe.name, probe.kind, len(pairs), sum(a.right == b.right for a, b in pairs), 0, worst)
     answers = zip(*(e.continuations(checkpoint, questions) for e in (one, other)), strict=True)
 
-    def text_of(new: Sequence[int]) -> str:
-        return encoder.decode(new, probe.stop)  # the text ends before a stop text
+    def text_of(new: Sequence[int] | None) -> str | None:
+        return None if new is None else encoder.decode(new, probe.stop)  # the text ends before a stop text
 
     differ = [
         (r, a, b) for r, (a, b) in zip(questions.generation_requests, answers, strict=True) if text_of(a) != text_of(b)
@@ -101,7 +101,9 @@ def _probe_agreement(
     ties = 0
     if differ:
         model = checkpoint.model()
-        ties = sum(_diverges_at_tie(model, request, a, b) for request, a, b in differ)
+        ties = sum(
+            a is not None and b is not None and _diverges_at_tie(model, request, a, b) for request, a, b in differ
+        )
     n = len(questions.generation_requests)
     return Agreement(probe.name, probe.kind, n, n - len(differ), ties)
 

@@ -67,14 +67,14 @@ class Questions:
         ]
 
     def samples(
-        self, scores: Sequence[Score], norms: Sequence[float], continuations: Sequence[Sequence[int]]
+        self, scores: Sequence[Score], norms: Sequence[float], continuations: Sequence[Sequence[int] | None]
     ) -> dict[str, tuple[Sample, ...]]:
         """Samples by probe.
 
         Args:
             scores: results of `score_requests`, in their order.
             norms: gradient norms of `gradient_texts`.
-            continuations: new tokens of `generation_requests`.
+            continuations: new tokens of `generation_requests`; None where the model says nothing.
         """
         score_of = dict(zip((request.text for request in self.score_requests), scores, strict=True))
         norm_of = dict(zip(self.gradient_texts, norms, strict=True))
@@ -103,10 +103,13 @@ class Questions:
             return tuple(text.cut(probe.max_tokens) for text in texts)
         return tuple(texts)
 
-    def _generated(self, probe: Probe, item: Item, answers: Sequence[Sequence[int]]) -> Sample:
+    def _generated(self, probe: Probe, item: Item, answers: Sequence[Sequence[int] | None]) -> Sample:
         limit = probe.max_reference_tokens
         reference = self.encoder.cut(item.reference, limit) if limit else item.reference
-        texts = tuple(self.encoder.decode(new[: probe.max_new_tokens], probe.stop) for new in answers)
+        said = [new for new in answers if new is not None]
+        if len(said) < len(answers):  # the logits are not finite; what reads this sample is null
+            return Sample(item.id, reference)
+        texts = tuple(self.encoder.decode(new[: probe.max_new_tokens], probe.stop) for new in said)
         return Sample(item.id, reference, generated=texts[0], sampled=texts if probe.sampling else None)
 
 

@@ -43,12 +43,13 @@ class Score:
 
     Attributes:
         logprobs: log p of the token given those before it, in nats.
-        right: whether the token is the argmax.
+            NaN where the logits are not finite.
+        right: whether the token is the argmax; None where logits are not finite, and none is.
         means, variances: of log p over the vocabulary, in nats and nats^2, where they were requested.
     """
 
     logprobs: tuple[float, ...]
-    right: tuple[bool, ...]
+    right: tuple[bool, ...] | None
     means: tuple[float, ...] | None = None
     variances: tuple[float, ...] | None = None
 
@@ -139,8 +140,9 @@ def _read(logits: Tensor, requests: Sequence[ScoreRequest], places: Sequence[Seq
     total, best = _over_vocabulary(logits.split(rows), lambda part: (part.logsumexp(-1), part.argmax(-1)))
     at = torch.tensor([place for text_places in places for place in text_places], device=logits.device)
     labels = torch.tensor([label for a in requests for label in a.text.answer], device=logits.device)
-    logprobs = (logits[at, labels] - total[at]).tolist()
-    right = (best[at] == labels).tolist()
+    finite = total.isfinite()  # a sum over all logits: one of them is NaN or infinite, or none is above -inf
+    logprobs = (logits[at, labels] - total[at]).masked_fill(~finite[at], torch.nan).tolist()
+    right, known = (best[at] == labels).tolist(), finite[at].tolist()
     moments: dict[int, list[float]] = {}
     if needed := sorted(
         {p for a, text_places in zip(requests, places, strict=True) if a.vocabulary for p in text_places}
@@ -152,7 +154,8 @@ def _read(logits: Tensor, requests: Sequence[ScoreRequest], places: Sequence[Seq
     for a, text_places in zip(requests, places, strict=True):
         end = start + len(text_places)
         mean, variance = (tuple(moments[p][i] for p in text_places) if a.vocabulary else None for i in (0, 1))
-        scores.append(Score(tuple(logprobs[start:end]), tuple(right[start:end]), mean, variance))
+        argmax = tuple(right[start:end]) if all(known[start:end]) else None
+        scores.append(Score(tuple(logprobs[start:end]), argmax, mean, variance))
         start = end
     return scores
 

@@ -6,10 +6,12 @@ Nothing here depends on unlearning.
 __all__ = [
     "checkpoints",
     "config_file",
+    "conversion",
     "encoding",
     "finetuning",
     "gradient_checkpointing",
     "layers",
+    "layout",
     "lengths",
     "likelihood",
     "loading",
@@ -17,4 +19,5 @@ __all__ = [
     "parameter_names",
     "schedule",
     "settings",
+    "weight_files",
 ]

@@ -7,22 +7,23 @@ already holds. Only safetensors files are read, so no code from a checkpoint is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
+from warnings import catch_warnings, simplefilter
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import nn
 
 from suite.config.errors import CheckpointError
 from suite.models.adapter_file import adapter_settings, largest_rank, lora_config
 from suite.models.config_file import read_config
+from suite.models.conversion import Form, State, prevailing
 from suite.models.folder import library, one_line
-
-State = dict[str, Tensor]
+from suite.models.layout import dtype_of, listed, load_state, skeleton, untie
+from suite.models.weight_files import Header, open_tensors, read_headers, shapes_of, weight_files
 
 
 class Checkpoint(Protocol):
@@ -67,12 +68,21 @@ class _Loadable:
             load_state(model, state)
         except CheckpointError as error:
             raise CheckpointError(f"{self.architecture}: {error}") from None
+        _say_whether_tied(model)
         return model.to(device)
+
+
+def _say_whether_tied(model: nn.Module) -> None:
+    """Write into a model's config that its output layer is not that of its embeddings, where the weights say so."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not embeddings.weight:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
 
 
 @dataclass(frozen=True)
 class SavedCheckpoint(_Loadable):
-    """Weights in a folder as `save_pretrained` writes it, converted to `dtype` if one is given."""
+    """Weights in a folder as transformers reads it, converted to `dtype` if one is given."""
 
     path: Path
     dtype: torch.dtype | None = None
@@ -83,24 +93,57 @@ class SavedCheckpoint(_Loadable):
 
     @property
     def files(self) -> list[Path]:
-        """The safetensors files.
+        """The safetensors files with the weights.
 
         Raises:
-            CheckpointError: there are none.
+            CheckpointError: there are none, or one is missing.
         """
-        files = sorted(self.path.glob("*.safetensors"))
-        if not files:
-            raise CheckpointError(f"{self.path}: no *.safetensors file here. Other formats are not read")
-        return files
+        return weight_files(self.path)
+
+    def headers(self) -> tuple[Form, dict[str, Header]]:
+        """The form of the model, and the tensors on disk that it is made of. Only the files' headers are read.
+
+        Raises:
+            SpecError, CheckpointError: the files are damaged, or the weights are quantized.
+        """
+        found = read_headers(self.files)
+        with self._named():
+            form = Form.of(self.path, self.dtype or prevailing(found))
+        return form, form.counted(found)
+
+    def check(self) -> None:
+        """Check from the headers alone that the weights are those of the config's model.
+
+        Raises:
+            SpecError, CheckpointError: they are not, by name.
+        """
+        form, headers = self.headers()
+        with self._named():
+            if form.is_stored_as_held(headers):
+                form.layout.chosen({name: header.shape for name, header in headers.items()})
+            else:
+                form.converted({name: torch.empty(h.shape, device="meta") for name, h in headers.items()})
 
     def state(self) -> State:
+        form, headers = self.headers()
         state: State = {}
-        for file in self.files:
+        for file in dict.fromkeys(header.file for header in headers.values()):
             with open_tensors(file) as tensors:
-                state.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
+                for name in (name for name, header in headers.items() if header.file == file):
+                    state[name] = tensors.get_tensor(name)
+        if not form.is_stored_as_held(headers):
+            with self._named():
+                return form.converted(state)
         if self.dtype is None:
             return state
-        return {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in state.items()}
+        return {name: t.to(form.dtypes[name]) if t.is_floating_point() else t for name, t in state.items()}
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -129,9 +172,16 @@ class LoraCheckpoint(_Loadable):
     def plain(self) -> bool:
         """Whether weights are W + scale * B A and no more: no replaced tensors, no biases, no DoRA magnitudes."""
         config = self.config
-        extras = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
+        extras = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters")
         is_lora = config.get("peft_type") == "LORA" and config.get("bias", "none") == "none"
-        return is_lora and not any(map(config.get, extras))
+        return is_lora and not any(map(config.get, extras)) and not self._changes_words
+
+    @property
+    def _changes_words(self) -> bool:
+        """Whether it changes the embeddings or the output layer, one of which may be tied to the other."""
+        form, _ = self.base.headers()
+        layers = [f".{name.rpartition('.')[0]}." for name in form.words]
+        return any(layer in name for layer in layers for name in shapes_of([self.path / self.WEIGHTS]))
 
     @property
     def rank(self) -> int:
@@ -143,13 +193,36 @@ class LoraCheckpoint(_Loadable):
 
         if not (self.path / self.WEIGHTS).is_file():  # peft would load a pickle instead
             raise CheckpointError(f"{self.path}: no {self.WEIGHTS} here. Other formats are not read")
-        with open_tensors(self.path / self.WEIGHTS):
-            pass
         config, model = lora_config(self.path / self.CONFIG), self.base.model()
-        with library(self.path, f"adapter for {self.base.path}", CheckpointError):
+        with library(self.path, f"adapter for {self.base.path}", CheckpointError), catch_warnings(record=True) as said:
+            simplefilter("always")
             adapted = PeftModel.from_pretrained(model, self.path, config=config, autocast_adapter_dtype=False)
+            # Loaded once more, since only this says which tensors were left out.
+            unknown = adapted.load_adapter(self.path, "default", autocast_adapter_dtype=False).unexpected_keys
+            _part_tied(adapted)
             merged = adapted.merge_and_unload()
+        if unknown:
+            raise CheckpointError(
+                f"{self.path}/{self.WEIGHTS}: holds tensors that belong to no layer of the model: {listed(unknown)}. "
+                "Take the adapter of this model"
+            )
+        for warning in (str(one.message) for one in said):
+            if "missing adapter keys" in warning:
+                raise CheckpointError(f"{self.path}/{self.WEIGHTS}: {one_line(Exception(warning))}")
         return {name: tensor.detach() for name, tensor in merged.state_dict().items()}
+
+
+def _part_tied(model: nn.Module) -> None:
+    """Give every layer a tensor of its own.
+
+    peft merges in place: what is added to the output layer would be added to embeddings that are tied to it, and what
+    is added to both, twice.
+    """
+    seen: set[int] = set()
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if id(parameter) in seen:
+            untie(model, name)
+        seen.add(id(parameter))
 
 
 @dataclass(frozen=True)
@@ -182,33 +255,6 @@ class EditedCheckpoint(_Loadable):
 
     def state(self) -> State:
         return self.edit(self.base.state())
-
-
-def shapes_of(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors in safetensors files, read from their headers.
-
-    Raises:
-        CheckpointError: a file is cut short or damaged.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with open_tensors(file) as tensors:
-            shapes.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
-    return shapes
-
-
-@contextmanager
-def open_tensors(file: Path) -> Iterator[Any]:
-    """A safetensors file, open for reading.
-
-    Raises:
-        CheckpointError: it is not there, cut short or damaged.
-    """
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            yield tensors
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: cut short or damaged ({one_line(error)}). Delete it and run again") from None
 
 
 def interpolated(one: Checkpoint, other: Checkpoint, share: float) -> EditedCheckpoint:
@@ -263,94 +309,6 @@ def heads_of(folder: Path) -> Heads:
     heads = getattr(config, "num_attention_heads", None)
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
     return Heads(size, getattr(config, "num_key_value_heads", None) or heads)
-
-
-def skeleton(architecture: Path, dtype: torch.dtype) -> torch.nn.Module:
-    """A model of this architecture with arbitrary weights, in eval mode.
-
-    Raises:
-        SpecError: its config.json cannot be used.
-        CheckpointError: transformers cannot build it.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    config = read_config(architecture)
-    # Random initialization takes a hundred times as long as allocation. Where a module draws its weights all the same,
-    # the caller's random state must not change.
-    with library(architecture, "model", CheckpointError), no_init_weights(), torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
-        model.tie_weights()  # otherwise done by the initialization
-    return model
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The tensors of an architecture.
-
-    Attributes:
-        shapes: by name, in the order of the architecture.
-        stored: the names of each stored tensor; several where it is tied.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    stored: tuple[tuple[str, ...], ...]
-
-    @classmethod
-    def of(cls, model: torch.nn.Module) -> Layout:
-        by_storage: dict[int, list[str]] = {}
-        state = model.state_dict()
-        for name, tensor in state.items():
-            by_storage.setdefault(tensor.data_ptr(), []).append(name)
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        return cls(shapes, tuple(map(tuple, by_storage.values())))
-
-    def chosen(self, given: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-        """One name for each stored tensor, among the names that a checkpoint gives (with their shapes).
-
-        Raises:
-            CheckpointError: a tensor is missing (and not tied to one that is there), unknown or of another shape.
-        """
-        if unknown := sorted(given.keys() - self.shapes.keys()):
-            raise CheckpointError(f"the checkpoint has tensors that the architecture lacks: {', '.join(unknown[:3])}")
-        chosen = []
-        for names in self.stored:
-            present = [name for name in names if name in given]
-            if not present:
-                raise CheckpointError(f"the checkpoint lacks the tensor {names[0]}")
-            for name in present:
-                if self.shapes[name] != given[name]:
-                    raise CheckpointError(
-                        f"{name}: the checkpoint has shape {given[name]}, the architecture {self.shapes[name]}"
-                    )
-            chosen.append(present[0])
-        return tuple(chosen)
-
-
-def load_state(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy weights into a model of the same architecture, in place.
-
-    Raises:
-        CheckpointError: a tensor is missing (and not tied to one that is there), unknown or of another shape.
-    """
-    own = model.state_dict()
-    for name in Layout.of(model).chosen({name: tuple(tensor.shape) for name, tensor in state.items()}):
-        own[name].copy_(state[name])
-
-
-def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
-    """Dtype of most weights, by number of elements.
-
-    Raises:
-        CheckpointError: there are none in floating point.
-    """
-    sizes: dict[torch.dtype, int] = {}
-    for tensor in state.values():
-        if tensor.is_floating_point():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
-    if not sizes:
-        raise CheckpointError("the checkpoint has no weights in floating point")
-    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -113,7 +113,7 @@ def _largest(file: Path) -> int | None:
 
 
 def _check_index(file: Path) -> None:
-    """Weights are read from every shard in the folder, whatever the index says. One that leads elsewhere is refused."""
+    """The index says which files hold the weights. One that leads elsewhere is refused."""
     shards = read_settings(file).get("weight_map", {})
     if not isinstance(shards, dict):
         raise SpecError(f"{file}: weight_map is no mapping from tensors to files. Delete the index")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,18 +14,26 @@ import transformers
 
 from suite.config.errors import CheckpointError, SpecError
 from suite.models.adapter_file import adapter_settings, check_adapter
-from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of, shapes_of
+from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of
 from suite.models.config_file import check_tokenizer_config, read_config
 from suite.models.encoding import Encoder, Template
-from suite.models.folder import brief, check_files, is_folder, library
+from suite.models.folder import OPENED, brief, check_files, is_folder, library, read_settings
+from suite.models.identity import fingerprint, tokenizer_files
 from suite.models.rehearsal import PAGE, rehearse_tokenizer
 from suite.models.settings import ModelSpec, TinyModel
 from suite.models.size import check_memory, check_size
+from suite.models.vocabulary import check_vocabulary
+from suite.models.weight_files import INDEX, WEIGHTS, check_finite, shapes_of, weight_files
 from suite.storage.stages import StageStore
 from tasks.task import Task, examples_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+FETCHED = [f"*{ending}" for ending in OPENED if ending != ".safetensors"]
+"""Names of files that are fetched besides weights: no pickles, no code."""
+
+CHAT_TEMPLATE = "chat_template.jinja"
 
 VERSION = 1
 """Of the tiny model: increased when the same settings give other weights or another tokenizer."""
@@ -74,26 +81,31 @@ def base_model(spec: ModelSpec, task: Task, seed: int, store: StageStore) -> Bas
     return resolve_model(spec, spec.name)
 
 
-def resolve_model(spec: ModelSpec, name: str, key: str = "model.name") -> BaseModel:
+def resolve_model(spec: ModelSpec, name: str, key: str = "model.name", *, finite: bool = True) -> BaseModel:
     """The model in a folder or on the hub, in the spec's dtype and with its template.
 
     Args:
         key: the setting that names it, for messages.
+        finite: whether weights that are NaN or infinite are refused. Those of a model that is only measured are not:
+            its numbers are null.
 
     Raises:
         SpecError: no such model, or one that cannot be used, saying why.
     """
     if (adapter := adapter_folder(name)) is not None:
-        return model_with_adapter(spec, adapter, key)
+        return model_with_adapter(spec, adapter, key, finite=finite)
     folder = model_folder(name, key)
     with _named(key):
         _check_weights(folder)
+        if finite:
+            check_finite(weight_files(folder))
         identity = _identity(name, folder)
         return _read_model(spec, folder, {**identity, "dtype": spec.dtype})
 
 
 def _read_model(spec: ModelSpec, folder: Path, identity: Mapping[str, Any]) -> BaseModel:
     tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, folder, folder)
     template = spec.template or _default_template(spec, tokenizer)
     checkpoint = SavedCheckpoint(folder, getattr(torch, spec.dtype))
     return BaseModel(checkpoint, Encoder(tokenizer, template), {**identity, "template": str(template)})
@@ -128,18 +140,48 @@ def _base_of(path: Path, key: str) -> tuple[str, str]:
     return named, f"{key}: {path}: base_model_name_or_path"
 
 
-def model_with_adapter(spec: ModelSpec, path: Path, key: str) -> BaseModel:
-    """A model with an adapter; the adapter's config names the base model."""
-    base = resolve_model(spec, *_base_of(path, key))
+def model_with_adapter(spec: ModelSpec, path: Path, key: str, *, finite: bool = True) -> BaseModel:
+    """A model with an adapter; the adapter's config names the base model. A tokenizer beside the adapter counts."""
+    base = resolve_model(spec, *_base_of(path, key), finite=finite)
     checkpoint = LoraCheckpoint(base.checkpoint, path)
     with _named(key):
-        weights = path / LoraCheckpoint.WEIGHTS
-        if not weights.is_file():  # peft and vLLM would load a pickle instead
-            raise CheckpointError(f"{path}: no {LoraCheckpoint.WEIGHTS} here. Other formats are not read")
-        check_memory([weights])
-        modules = sorted({name.rpartition(".")[0] for name in shapes_of(base.checkpoint.files)})
-        check_adapter(path / LoraCheckpoint.CONFIG, shapes_of([weights]), modules)
-        return replace(base, checkpoint=checkpoint, identity={**base.identity, "adapter": _fingerprint(path)})
+        _check_adapter(checkpoint)
+        if finite:
+            check_finite([path / LoraCheckpoint.WEIGHTS])
+        identity = {**base.identity, "adapter": fingerprint(path, [path / LoraCheckpoint.WEIGHTS])}
+        if not _brings_words(path):
+            return replace(base, checkpoint=checkpoint, identity=identity)
+        tokenizer = _adapters_tokenizer(path, checkpoint.architecture)
+        template = spec.template or _default_template(spec, tokenizer)
+        identity |= {"template": str(template)}
+        return replace(base, checkpoint=checkpoint, encoder=Encoder(tokenizer, template), identity=identity)
+
+
+def _check_adapter(checkpoint: LoraCheckpoint) -> None:
+    """Check an adapter's weights and settings against its base model. Only the files' headers are read."""
+    weights = checkpoint.path / LoraCheckpoint.WEIGHTS
+    if not weights.is_file():  # peft and vLLM would load a pickle instead
+        raise CheckpointError(f"{checkpoint.path}: no {LoraCheckpoint.WEIGHTS} here. Other formats are not read")
+    check_memory([weights])
+    form, _ = checkpoint.base.headers()
+    modules = sorted({name.rpartition(".")[0] for name in form.layout.shapes})
+    check_adapter(checkpoint.path / LoraCheckpoint.CONFIG, shapes_of([weights]), modules)
+
+
+def _brings_words(adapter: Path) -> bool:
+    """Whether a tokenizer or a chat template lies beside an adapter."""
+    return bool(tokenizer_files(adapter))
+
+
+def _adapters_tokenizer(adapter: Path, base: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside an adapter, or the base model's with the chat template that lies there."""
+    if {file.name for file in tokenizer_files(adapter)} == {CHAT_TEMPLATE}:
+        tokenizer = load_tokenizer(base)
+        tokenizer.chat_template = (adapter / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    else:
+        tokenizer = load_tokenizer(adapter)
+    check_vocabulary(tokenizer, adapter, base)
+    return tokenizer
 
 
 def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name") -> tuple[Encoder, int | None]:
@@ -155,10 +197,16 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
         tokenizer = train_tokenizer(task, spec.tiny)
         return Encoder(tokenizer, spec.template or Template.BARE), spec.tiny.context
     if (adapter := adapter_folder(name)) is not None:
-        return read_encoder(spec, task, *_base_of(adapter, key))
+        encoder, context = read_encoder(spec, task, *(base := _base_of(adapter, key)))
+        if not _brings_words(adapter):
+            return encoder, context
+        with _named(key):
+            tokenizer = _adapters_tokenizer(adapter, model_folder(*base, weights=False))
+            return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context
     folder = model_folder(name, key, weights=False)
     with _named(key):
         tokenizer = load_tokenizer(folder)
+        check_vocabulary(tokenizer, folder, folder)
         return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)
 
 
@@ -184,6 +232,28 @@ def architecture_folder(name: str, key: str = "model.name") -> Path:
     if (adapter := adapter_folder(name)) is not None:
         return architecture_folder(*_base_of(adapter, key))
     return model_folder(name, key, weights=False)
+
+
+def check_loads(name: str, key: str) -> None:
+    """Check that a model's weights can be loaded, from the headers of its files alone. Nothing is fetched.
+
+    Args:
+        name: `tiny`, a folder or a hub id, which is checked when it has been fetched; `key` names it in messages.
+
+    Raises:
+        SpecError, CheckpointError: they cannot, saying why.
+    """
+    if name == "tiny" or not is_folder(name):
+        return
+    if (adapter := adapter_folder(name)) is None:
+        folder = model_folder(name, key)
+        with _named(key):
+            return _check_weights(folder)
+    base, base_key = _base_of(adapter, key)
+    check_loads(base, base_key)
+    if is_folder(base):
+        with _named(key):
+            _check_adapter(LoraCheckpoint(SavedCheckpoint(model_folder(base, base_key)), adapter))
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -265,15 +335,16 @@ def train_tokenizer(task: Task, tiny: TinyModel) -> PreTrainedTokenizerBase:
 
 def _identity(name: str, folder: Path) -> dict[str, Any]:
     if is_folder(name):
-        return {"files": _fingerprint(folder)}
+        return {"files": fingerprint(folder, weight_files(folder))}
     return {"hub": name.partition("@")[0], "commit": folder.name}
 
 
 def _check_weights(folder: Path) -> None:
-    """Check that the weights in a folder are whole, and enough for its config's model, which takes no memory for it."""
-    files = SavedCheckpoint(folder).files
-    check_memory(files)
-    check_size(folder, shapes_of(files), read_config(folder))
+    """Check that the weights in a folder are those of its config's model. Only the files' headers are read."""
+    checkpoint = SavedCheckpoint(folder)
+    check_memory(checkpoint.files)
+    check_size(folder, shapes_of(checkpoint.files), read_config(folder))
+    checkpoint.check()
 
 
 def model_folder(name: str, key: str, *, weights: bool = True) -> Path:
@@ -297,23 +368,17 @@ def _fetch(repository: str, revision: str, key: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    patterns = ["*.json", "*.jinja", "*.model", "*.txt"]  # no pickles, no code
-    if weights:
-        patterns.append("*.safetensors")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=FETCHED))
+        if weights:  # those that count, of all that a repository may hold beside them
+            with _named(key):
+                check_files(folder)
+            index = folder / INDEX
+            shards = read_settings(index).get("weight_map", {}).values() if index.is_file() else ()
+            snapshot_download(repository, revision=folder.name, allow_patterns=[WEIGHTS, *sorted(set(shards))])
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise SpecError(
             f"{key}: {repository}: not in the local cache and not to be had from the hub ({type(error).__name__})."
             " Name a local folder, log in for a gated model, or unset HF_HUB_OFFLINE"
         ) from None
-
-
-def _fingerprint(folder: Path) -> str:
-    """SHA-256 over a model folder's files."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")]):
-        digest.update(file.name.encode())
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

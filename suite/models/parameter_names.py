@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from suite.models.checkpoints import skeleton
+from suite.models.layout import skeleton
 from suite.models.loading import architecture_folder
 from suite.models.settings import ModelSpec
 

@@ -70,4 +70,5 @@ def best_trials(plan: Plan, outcomes: Sequence[Outcome], store: Store) -> list[T
     best = sorted(finished.values(), key=lambda o: [-o.objective(name) for name in plan.search.maximize])
     rows = store.board.read("trials").to_pylist()
     specs = {row["trial"]: row["spec"] for row in rows}
-    return [trial(json.loads(specs[outcome.trial])) for outcome in best[: plan.search.finalists]]
+    known = [outcome.trial for outcome in best if outcome.trial in specs]  # a row may be damaged, and left out
+    return [trial(json.loads(specs[name])) for name in known[: plan.search.finalists]]

@@ -70,7 +70,7 @@ def measure_checkpoint(
             attack.check(data.full_task, split)
             if attack.needs_target and "target" not in anchor_names:
                 raise SpecError(f"--target: missing. {attack.name} needs the model before unlearning")
-    base = resolve_model(model, checkpoint, "checkpoint")
+    base = resolve_model(model, checkpoint, "checkpoint", finite=False)
     anchor_models = {subject: resolve_model(model, name, f"--{subject}") for subject, name in anchor_names.items()}
     for subject, other in anchor_models.items():
         if other.encoder.tokenizer.get_vocab() != base.encoder.tokenizer.get_vocab():

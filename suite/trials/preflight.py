@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from suite.adapters.low_rank import check_patterns, linear_layers
-from suite.config.errors import SpecError
+from suite.config.errors import CheckpointError, SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.engines.choosing import check_heads, check_here
 from suite.models.lengths import check_lengths
-from suite.models.loading import read_encoder, read_heads
+from suite.models.loading import check_loads, read_encoder, read_heads
 from suite.models.parameter_names import model_without_weights
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Run
@@ -73,7 +73,7 @@ def preflight(
             if spec.anchors.retain_limit:
                 task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
             _check(spec, task, measure, here, checked)
-        except (SpecError, TaskError) as error:
+        except (SpecError, CheckpointError, TaskError) as error:
             if len(trials) > 1:
                 raise type(error)(f"{error} (in the trial {spec.label})") from None
             raise
@@ -128,12 +128,11 @@ def _check_model(spec: TrialSpec, task: Task, measure: MeasureSpec, checked: set
     Args:
         checked: combinations that passed already, added to here: many trials share a task and a model.
     """
-    name, key = (
-        (spec.model.name, "model.name") if spec.anchors.trained else (named_checkpoints(spec)[0], "anchors.target")
-    )
+    named = _named_models(spec)
+    key, name = next(iter(named.items()))
     _check_patterns(spec, name, key, checked)
     splits = {*measure.splits, *([Split.DEV] if spec.until else [])}
-    combination = (spec.task, spec.anchors.retain_limit, spec.model, name, frozenset(splits))
+    combination = (spec.task, spec.anchors.retain_limit, spec.model, *named.values(), frozenset(splits))
     if combination in checked:
         return
     task = within_limit(task, measure)
@@ -141,7 +140,17 @@ def _check_model(spec: TrialSpec, task: Task, measure: MeasureSpec, checked: set
     encoder, context = read_encoder(spec.model, task, name, key)
     probes = [probe for probe in task.probes if probe.split in splits]
     check_lengths(task, encoder, context, probes)
+    for one_key, one in named.items():
+        check_loads(one, one_key)
     checked.add(combination)
+
+
+def _named_models(spec: TrialSpec) -> dict[str, str]:
+    """The models that a trial starts from, by the setting that names them; first the one that is unlearned."""
+    if spec.anchors.trained:
+        return {"model.name": spec.model.name}
+    target, retrained = named_checkpoints(spec)
+    return {"anchors.target": target, **({"anchors.retrained": retrained} if retrained else {})}
 
 
 def _check_patterns(spec: TrialSpec, name: str, key: str, checked: set[tuple[Hashable, ...]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -14,15 +15,8 @@ from suite.config.errors import CheckpointError, SpecError
 from suite.engines.vllm.architectures import Architectures
 from suite.engines.vllm.fingerprint import combined, word_sum
 from suite.engines.vllm.transport import FileSource, MemorySource, weights_of
-from suite.models.checkpoints import (
-    Heads,
-    Layout,
-    LoraCheckpoint,
-    SavedCheckpoint,
-    TensorCheckpoint,
-    heads_of,
-    skeleton,
-)
+from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, TensorCheckpoint, heads_of
+from suite.models.layout import Layout, skeleton
 from suite.models.loading import resolve_model
 from suite.models.settings import ModelSpec
 
@@ -87,6 +81,7 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(kind, change, message, f
     state = SavedCheckpoint(folder).state()
     change(state)
     save_file(state, tmp_path / "model.safetensors")
+    shutil.copy(folder / "config.json", tmp_path)
     checkpoint = SavedCheckpoint(tmp_path) if kind == "file" else TensorCheckpoint(state, folder)
     with pytest.raises(CheckpointError, match=message):
         weights_of(checkpoint, layout)
@@ -100,6 +95,7 @@ def test_a_file_that_was_written_again_is_not_the_same_weights(folder, layout, t
 
     state = SavedCheckpoint(folder).state()
     save_file(state, tmp_path / "model.safetensors")
+    shutil.copy(folder / "config.json", tmp_path)
     first = source_now()
     assert first == source_now()
     os.utime(tmp_path / "model.safetensors", ns=(1, 1))

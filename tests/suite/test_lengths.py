@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from suite.cli import main
 from suite.config.errors import SpecError
@@ -228,11 +229,19 @@ def test_a_model_of_ones_own_is_asked_for_its_context_alone(tmp_path, monkeypatc
     mirror(tmp_path)
     monkeypatch.setenv("REGRADE_DATA", str(tmp_path))
     model = tmp_path / "model"
-    encoder.tokenizer.save_pretrained(model)  # and no weights
+    encoder.tokenizer.save_pretrained(model)
     spec = tmp_path / "spec.yaml"
     spec.write_text(yaml.safe_dump({**SPEC, "model": {"name": str(model), "template": "bare"}}))
     for context, code in ((160, 0), (20, 2)):  # a generated answer may have 128 tokens
-        (model / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": context}))
+        config = LlamaConfig(
+            vocab_size=400,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            max_position_embeddings=context,
+        )
+        LlamaForCausalLM(config).save_pretrained(model)
         assert regrade("validate", spec)[0] == code
     (model / "config.json").write_text("{")
     assert regrade("validate", spec)[0] == 2

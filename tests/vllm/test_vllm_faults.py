@@ -18,7 +18,8 @@ from suite.engines.questions import Questions
 from suite.engines.vllm.model import StaleWeights
 from suite.engines.vllm.process import PoolRequest
 from suite.engines.vllm.transport import FileSource, MemorySource
-from suite.models.checkpoints import Layout, SavedCheckpoint, TensorCheckpoint, skeleton
+from suite.models.checkpoints import SavedCheckpoint, TensorCheckpoint
+from suite.models.layout import Layout, skeleton
 
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 

@@ -14,7 +14,8 @@ from suite.engines.questions import Questions
 from suite.engines.vllm.model import EngineConfig
 from suite.engines.vllm.process import PoolRequest
 from suite.engines.vllm.transport import FileSource
-from suite.models.checkpoints import Layout, SavedCheckpoint, skeleton
+from suite.models.checkpoints import SavedCheckpoint
+from suite.models.layout import Layout, skeleton
 from tests.support.hostile_folders import AUTO_MAP, changed, with_code
 
 

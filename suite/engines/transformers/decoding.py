@@ -7,6 +7,7 @@ column 0, so there is no left padding, and a step attends to as many columns as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -60,16 +61,19 @@ class Continuation:
     Attributes:
         best: the largest logit at each step, the one of the end-of-text token included. With sampling it may belong to
             another token than the chosen one.
+        nothing: whether a step's logits are not finite, so that the model says nothing.
     """
 
     request: GenerationRequest
     new: list[int] = field(default_factory=list)
     best: list[float] = field(default_factory=list)
+    nothing: bool = False
 
     def take(self, token: int, logit: float, eos: int) -> bool:
         """Add the next token, and return whether more are needed."""
         self.best.append(logit)
-        if token == eos:
+        self.nothing = not math.isfinite(logit)
+        if token == eos or self.nothing:
             return False
         self.new.append(token)
         return len(self.new) < self.request.limit and not self.request.ended(self.new)
@@ -92,8 +96,10 @@ def continued(
     row_tokens: int,
     batch_tokens: int,
     decoding: Shortcut,
-) -> list[list[int]]:
+) -> list[list[int] | None]:
     """New tokens after each prompt, in the order of the requests, by `decode` where the architecture supports it.
+
+    None where the model's logits are not finite: what it says then is an accident of the implementation.
 
     Args:
         row_tokens: positions of a packed row of prompts.
@@ -106,7 +112,7 @@ def continued(
         try:
             found = decode(model, requests, eos=eos, row_tokens=row_tokens, batch_tokens=batch_tokens)
             if _verified(model, found, decoding):
-                return [c.new for c in found]
+                return [None if c.nothing else c.new for c in found]
         except Exception as error:
             decoding.refused(error)
     return decode_plainly(model, requests, eos=eos, batch_tokens=batch_tokens)
@@ -137,18 +143,21 @@ def decode(
 
 def decode_plainly(
     model: PreTrainedModel, requests: Sequence[GenerationRequest], *, eos: int, batch_tokens: int
-) -> list[list[int]]:
+) -> list[list[int] | None]:
     """New tokens after each prompt by `model.generate`, in the largest batches that change nothing.
 
-    `ended` is not applied. Batches are padded on the left, or have prompts of one length, or are one prompt, with the
-    model's cache or without. Every batch is compared with passes over some of its texts alone. Layers that carry a
-    state see padding, whatever the mask says, so a model that has such layers is never padded.
+    None for a prompt whose logits are not finite. `ended` is not applied.
+
+    Batches are padded on the left, or have prompts of one length, or are one prompt, with the model's cache or without.
+    Every batch is compared with passes over some of its texts alone. Layers that carry a state see padding, whatever
+    the mask says, so a model that has such layers is never padded.
     """
     ways = _Ways(padded=Shortcut(sound=not carries_state(model)))
-    results: dict[int, list[int]] = {}
+    results: dict[int, list[int] | None] = {}
     for batch in batches([request.longest for request in requests], batch_tokens):
         found = _as_alone(model, [requests[i] for i in batch], eos, ways)
-        results.update((i, continuation.new) for i, continuation in zip(batch, found, strict=True))
+        for i, continuation in zip(batch, found, strict=True):
+            results[i] = continuation.new if all(map(math.isfinite, continuation.best)) else None
     return [results[i] for i in range(len(requests))]
 
 

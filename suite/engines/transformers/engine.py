@@ -88,7 +88,7 @@ class TransformersEngine:
         with self._loaded(checkpoint) as model:
             return self._likelihoods(model, requests, gradient_texts)
 
-    def continuations(self, checkpoint: Checkpoint, questions: Questions) -> list[list[int]]:
+    def continuations(self, checkpoint: Checkpoint, questions: Questions) -> list[list[int] | None]:
         """The new tokens after each prompt.
 
         Raises:
@@ -97,7 +97,7 @@ class TransformersEngine:
         with self._loaded(checkpoint) as model:
             return self._continuations(model, questions)
 
-    def _continuations(self, model: PreTrainedModel, questions: Questions) -> list[list[int]]:
+    def _continuations(self, model: PreTrainedModel, questions: Questions) -> list[list[int] | None]:
         eos = self.encoder.eos
         return continued(model, questions.generation_requests, eos=eos, decoding=self._decoding, **self._limits)
 

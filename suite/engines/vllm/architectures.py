@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from suite.models.checkpoints import Layout, context_of, skeleton
+from suite.models.checkpoints import context_of
+from suite.models.layout import Layout, skeleton
 
 IRRELEVANT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 """Entries of a config that do not affect the architecture."""
