@@ -17,7 +17,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path, architect
     """Check that the model has an embedding for every token that text can have.
 
     A model may have more of them than tokens. It may also lack those of special tokens that no text has (Gemma 3's for
-    images, a padding token), unless they begin or end every text.
+    images, a padding token), unless they begin or end every text or stand in the chat template.
 
     Raises:
         SpecError: it lacks one.
@@ -28,7 +28,12 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path, architect
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     around = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
-    used = {token: number for token, number in beyond.items() if number not in special or number in around}
+    template = str(tokenizer.chat_template or "")
+    used = {
+        token: number
+        for token, number in beyond.items()
+        if number not in special or number in around or token in template
+    }
     if used:
         token = min(used, key=lambda token: used[token])
         raise SpecError(

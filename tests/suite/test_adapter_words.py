@@ -148,6 +148,12 @@ def test_a_tokenizer_may_be_smaller_than_the_embeddings_and_not_larger(tmp_path,
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(base)
     assert named(base)  # no text has it
+    tokenizer.chat_template = "[PAD]" + TEMPLATE
+    tokenizer.save_pretrained(base)
+    with pytest.raises(SpecError, match=r'the token "\[PAD\]" with the id 300'):
+        named(base)
+    tokenizer.chat_template = None
+    (base / "chat_template.jinja").unlink()
     tokenizer.add_tokens(["Maren"])
     tokenizer.save_pretrained(base)
     for read in (named, lambda f: read_encoder(ModelSpec(name=str(f)), TASKS["pocket"].build(), str(f))):
