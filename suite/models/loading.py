@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,13 +17,15 @@ import transformers
 from suite.config.errors import CheckpointError, SpecError
 from suite.models.adapter_file import adapter_settings, check_adapter
 from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of, shapes_of
-from suite.models.config_file import check_tokenizer_config, read_config
+from suite.models.chat_template import Plain
+from suite.models.config_file import CONFIG, LARGEST_TOKEN, check_tokenizer_config, read_config
 from suite.models.encoding import Encoder, Template
-from suite.models.folder import brief, check_files, is_folder, library
+from suite.models.folder import brief, check_files, is_folder, library, read_settings
 from suite.models.rehearsal import PAGE, rehearse_tokenizer
 from suite.models.settings import ModelSpec, TinyModel
 from suite.models.size import check_memory, check_size
 from suite.storage.stages import StageStore
+from tasks import TASKS
 from tasks.task import Task, examples_digest
 
 if TYPE_CHECKING:
@@ -30,6 +33,13 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Of the tiny model: increased when the same settings give other weights or another tokenizer."""
+
+ENCODING = 2
+"""Increased when the same text gives other ids, or an answer ends elsewhere. 2: prompt and answer are tokenized
+together, control tokens are told from text, the chat template is given its arguments and ends a turn."""
+
+UNMOVED = ("pocket",)
+"""Tasks whose ids on `tiny` are those of version 1: their stages are kept."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,8 @@ def base_model(spec: ModelSpec, task: Task, seed: int, store: StageStore) -> Bas
         inputs = {"version": VERSION, "tiny": spec.tiny.changed(), "seed": seed, "texts": texts, "dtype": spec.dtype}
         artifact = store.run("base", inputs, lambda folder: _make_tiny(folder, spec, task, seed))
         folder = artifact.folder
-        return _read_model(spec, folder, {"base": artifact.key})
+        moved = {} if task.name in UNMOVED else {"encoding": ENCODING}
+        return _read_model(spec, folder, {"base": artifact.key, **moved})
     return resolve_model(spec, spec.name)
 
 
@@ -88,15 +99,58 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name") -> BaseMo
     folder = model_folder(name, key)
     with _named(key):
         _check_weights(folder)
-        identity = _identity(name, folder)
-        return _read_model(spec, folder, {**identity, "dtype": spec.dtype})
+        identity = {**_identity(name, folder), "dtype": spec.dtype, "encoding": ENCODING}
+        return _read_model(spec, folder, identity, published_args(name))
 
 
-def _read_model(spec: ModelSpec, folder: Path, identity: Mapping[str, Any]) -> BaseModel:
+def _read_model(
+    spec: ModelSpec, folder: Path, identity: Mapping[str, Any], published: Mapping[str, Plain] = MappingProxyType({})
+) -> BaseModel:
+    encoder = _encoder(spec, folder, published)
+    checkpoint = SavedCheckpoint(folder, getattr(torch, spec.dtype))
+    asked = {"template": str(encoder.template), **({"template_args": dict(encoder.args)} if encoder.args else {})}
+    return BaseModel(checkpoint, encoder, {**identity, **asked})
+
+
+def _encoder(spec: ModelSpec, folder: Path, published: Mapping[str, Plain]) -> Encoder:
+    """The encoder of the model in a folder.
+
+    Args:
+        published: what its publisher gave the chat template; the spec's own arguments have precedence.
+    """
     tokenizer = load_tokenizer(folder)
     template = spec.template or _default_template(spec, tokenizer)
-    checkpoint = SavedCheckpoint(folder, getattr(torch, spec.dtype))
-    return BaseModel(checkpoint, Encoder(tokenizer, template), {**identity, "template": str(template)})
+    args = spec.template_args.over(published) if template is Template.CHAT else spec.template_args
+    config = read_settings(folder / CONFIG)
+    # As in lm-evaluation-harness: Gemma knows little of a text that does not begin with its token.
+    always_begins = "gemma" in str(config.get("model_type"))
+    return Encoder(tokenizer, template, args.changed(), _ends(folder, config), always_begins)
+
+
+def _ends(folder: Path, config: Mapping[str, Any]) -> list[int]:
+    """The tokens that end a generation, as transformers reads them.
+
+    Raises:
+        SpecError: generation_config.json lists what is no token.
+    """
+    file = folder / "generation_config.json"
+    found = read_settings(file).get("eos_token_id") if file.exists() else config.get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    for one in ids:
+        if not isinstance(one, int) or isinstance(one, bool):
+            raise SpecError(
+                f"{file if file.exists() else folder / CONFIG}: eos_token_id has {brief(one)}, which is no token's id"
+            )
+    return [one for one in ids if 0 <= one <= LARGEST_TOKEN]
+
+
+def published_args(name: str) -> Mapping[str, Plain]:
+    """What the publisher of a checkpoint gave its chat template, where a task knows it."""
+    for entry in TASKS.values():
+        known = (one.partition("@")[0] for pair in entry.published.values() for one in pair if one)
+        if name.partition("@")[0] in known:
+            return entry.published_args
+    return {}
 
 
 @contextmanager
@@ -153,13 +207,13 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
     """
     if name == "tiny":
         tokenizer = train_tokenizer(task, spec.tiny)
-        return Encoder(tokenizer, spec.template or Template.BARE), spec.tiny.context
+        encoder = Encoder(tokenizer, spec.template or Template.BARE, spec.template_args.changed())
+        return encoder, spec.tiny.context
     if (adapter := adapter_folder(name)) is not None:
         return read_encoder(spec, task, *_base_of(adapter, key))
     folder = model_folder(name, key, weights=False)
     with _named(key):
-        tokenizer = load_tokenizer(folder)
-        return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)
+        return _encoder(spec, folder, published_args(name)), context_of(folder)
 
 
 def read_heads(spec: ModelSpec, name: str, key: str = "model.name") -> Heads:

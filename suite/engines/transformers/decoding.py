@@ -7,7 +7,7 @@ column 0, so there is no left padding, and a step attends to as many columns as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,10 +54,10 @@ class GenerationRequest:
 
 @dataclass(slots=True)
 class Continuation:
-    """The tokens after a prompt, without the end-of-text token.
+    """The tokens after a prompt, without the one that ends them.
 
     Attributes:
-        best: the largest logit at each step, the one of the end-of-text token included. With sampling it may belong to
+        best: the largest logit at each step, the one of the ending token included. With sampling it may belong to
             another token than the chosen one.
     """
 
@@ -65,10 +65,10 @@ class Continuation:
     new: list[int] = field(default_factory=list)
     best: list[float] = field(default_factory=list)
 
-    def take(self, token: int, logit: float, eos: int) -> bool:
+    def take(self, token: int, logit: float, ends: Collection[int]) -> bool:
         """Add the next token, and return whether more are needed."""
         self.best.append(logit)
-        if token == eos:
+        if token in ends:
             return False
         self.new.append(token)
         return len(self.new) < self.request.limit and not self.request.ended(self.new)
@@ -87,7 +87,7 @@ def continued(
     model: PreTrainedModel,
     requests: Sequence[GenerationRequest],
     *,
-    eos: int,
+    ends: Collection[int],
     row_tokens: int,
     batch_tokens: int,
     decoding: Shortcut,
@@ -95,6 +95,7 @@ def continued(
     """New tokens after each prompt, in the order of the requests, by `decode` where the architecture supports it.
 
     Args:
+        ends: tokens that each end a continuation.
         row_tokens: positions of a packed row of prompts.
         batch_tokens: positions of a batch, new tokens included; see `decode`.
         decoding: whether the architecture is known to support `decode`.
@@ -103,16 +104,21 @@ def continued(
         return []
     if decoding.sound:
         try:
-            found = decode(model, requests, eos=eos, row_tokens=row_tokens, batch_tokens=batch_tokens)
+            found = decode(model, requests, ends=ends, row_tokens=row_tokens, batch_tokens=batch_tokens)
             if _verified(model, found, decoding):
                 return [c.new for c in found]
         except Exception as error:
             decoding.refused(error)
-    return decode_plainly(model, requests, eos=eos, batch_tokens=batch_tokens)
+    return decode_plainly(model, requests, ends=ends, batch_tokens=batch_tokens)
 
 
 def decode(
-    model: PreTrainedModel, requests: Sequence[GenerationRequest], *, eos: int, row_tokens: int, batch_tokens: int
+    model: PreTrainedModel,
+    requests: Sequence[GenerationRequest],
+    *,
+    ends: Collection[int],
+    row_tokens: int,
+    batch_tokens: int,
 ) -> list[Continuation]:
     """Continuations in the order of the requests. Of equal logits the first one wins, as in torch.argmax.
 
@@ -124,7 +130,7 @@ def decode(
     # The longest first, so that only short ones are left when no prompt waits any longer and the batch empties.
     waiting = sorted(continuations, key=lambda c: c.request.longest)
     with grouped(model):
-        batch = _Batch(model, max(r.longest for r in requests), len(requests), eos, row_tokens, batch_tokens)
+        batch = _Batch(model, max(r.longest for r in requests), len(requests), ends, row_tokens, batch_tokens)
         while waiting or batch.live:
             free = batch.cache.rows - len(batch.live)
             if waiting and free >= min(len(waiting), max(1, batch.cache.rows // REFILL_DIVISOR)):
@@ -135,7 +141,7 @@ def decode(
 
 
 def decode_plainly(
-    model: PreTrainedModel, requests: Sequence[GenerationRequest], *, eos: int, batch_tokens: int
+    model: PreTrainedModel, requests: Sequence[GenerationRequest], *, ends: Collection[int], batch_tokens: int
 ) -> list[list[int]]:
     """New tokens after each prompt by `model.generate`, in left-padded batches; `ended` is not applied."""
     results: list[list[int]] = [[] for _ in requests]
@@ -151,11 +157,11 @@ def decode_plainly(
             max_new_tokens=max(requests[i].limit for i in batch),
             logits_processor=LogitsProcessorList([_KeepDrawnToken([requests[i] for i in batch], length)]),
             do_sample=False,
-            eos_token_id=eos,
-            pad_token_id=eos,
+            eos_token_id=sorted(ends),
+            pad_token_id=0,
         )[:, length:].tolist()
         for row, i in zip(new, batch, strict=True):
-            end = row.index(eos) if eos in row else len(row)
+            end = next((place for place, token in enumerate(row) if token in ends), len(row))
             results[i] = row[: min(end, requests[i].limit)]
     return results
 
@@ -204,12 +210,18 @@ class _Batch:
     """The batch of prompts that are being continued. Row b of the cache belongs to `live[b]`."""
 
     def __init__(
-        self, model: PreTrainedModel, columns: int, max_rows: int, eos: int, row_tokens: int, batch_tokens: int
+        self,
+        model: PreTrainedModel,
+        columns: int,
+        max_rows: int,
+        ends: Collection[int],
+        row_tokens: int,
+        batch_tokens: int,
     ) -> None:
-        self.model, self.eos, self.row_tokens = model, eos, row_tokens
+        self.model, self.ends, self.row_tokens = model, ends, row_tokens
         self.live: list[Continuation] = []
         probe = DynamicCache()
-        logits = logits_at(model, [0], input_ids=torch.tensor([[eos]], device=model.device), past_key_values=probe)
+        logits = logits_at(model, [0], input_ids=torch.tensor([[0]], device=model.device), past_key_values=probe)
         cache_bytes = sum(states.nbytes for layer in probe.layers for states in (layer.keys, layer.values))
         positions = max(batch_tokens, batch_tokens * logits.nbytes // cache_bytes)
         self.cache = RowCache(probe, min(max_rows, max(1, positions // columns)), columns)
@@ -225,7 +237,7 @@ class _Batch:
             places = {tip: at for at, tip in enumerate(kept)}
             first = _next(logits, [places[tip] for tip in tips], [prompts[index] for index, _ in row.paths])
             for (index, path), token in zip(row.paths, first, strict=True):
-                if prompts[index].take(*token, self.eos):
+                if prompts[index].take(*token, self.ends):
                     self.cache.read(len(self.live), prefilled, torch.tensor(path, device=device))
                     self.live.append(prompts[index])
 
@@ -243,7 +255,7 @@ class _Batch:
             past_key_values=self.cache,
         )
         tokens = _next(logits[:, 0], range(len(self.live)), self.live)
-        going = [c.take(*token, self.eos) for c, token in zip(self.live, tokens, strict=True)]
+        going = [c.take(*token, self.ends) for c, token in zip(self.live, tokens, strict=True)]
         for row in reversed([row for row, goes_on in enumerate(going) if not goes_on]):
             last = self.live.pop()
             if row < len(self.live):
