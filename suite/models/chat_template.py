@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from suite.config.errors import SpecError
 from suite.config.settings import nearest
@@ -99,7 +99,7 @@ class ChatTemplate:
         """
         question, answer = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
         prompt = self.render([*self.system, question])
-        if self.system and not self.system[0]["content"].strip() in prompt:
+        if self.system and self.system[0]["content"].strip() not in prompt:
             raise SpecError(f"model.template_args.system: {self._where.partition(': ')[2]} leaves it out. Take it out")
         said = [self._tried([*self.system, question, answer]), self._tried([*self.system, question, answer, question])]
         whole = next((text for text in said if ANSWER in text), "")

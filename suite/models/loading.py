@@ -16,8 +16,8 @@ import transformers
 
 from suite.config.errors import CheckpointError, SpecError
 from suite.models.adapter_file import adapter_settings, check_adapter
-from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of, shapes_of
 from suite.models.chat_template import Plain
+from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of, shapes_of
 from suite.models.config_file import CONFIG, LARGEST_TOKEN, check_tokenizer_config, read_config
 from suite.models.encoding import Encoder, Template
 from suite.models.folder import brief, check_files, is_folder, library, read_settings
