@@ -109,7 +109,8 @@ class ChatTemplate:
         if not thinks and (_open(opened) or OPENS.search(gap)):
             raise SpecError(
                 f"{self._where} lets the model think before it answers, and its thoughts would be taken for the "
-                "answer. Turn them off (model.template_args; the model's card names the argument), or use model.template=plain"
+                "answer. Turn them off (model.template_args; the model's card names the argument), or use "
+                "model.template=plain"
             )
         gap = "" if OPENS.search(gap) else gap
         self.lead = gap[len(gap.rstrip(" ")) :]

@@ -122,11 +122,7 @@ class Encoder:
             begin: whether running text begins with what the tokenizer puts before a text.
         """
         text, answer = self._text(prompt, answer, style, turns, prefill, begin)
-        joined = self._joined(text, answer)
-        end = () if style is Style.TEXT else self._end
-        # Without a prompt nothing precedes the first token, so it cannot be predicted.
-        ids = (*joined.ids, *end)
-        return Encoded(ids, joined.start or min(1, len(ids)))
+        return self._ended(self._joined(text, answer), style)
 
     def answer(self, item: Item, answer: str) -> Encoded:
         """Ids of an item's complete prompt (turns and prefill included) and one of its answers."""
@@ -142,13 +138,15 @@ class Encoder:
             block: running text is joined over documents by a blank line and cut into blocks of so many tokens, each of
                 which predicts all but its first token; by default each text is a sequence of its own.
         """
+        alone = [text for text in texts if block is None or text.style is not Style.TEXT]
+        pairs = [self._text(text.prompt, text.answer, text.style) for text in alone]
+        found = [self._ended(joined, text.style) for joined, text in zip(self._encoded(pairs), alone, strict=True)]
         if block is None:
-            return [self.example(text) for text in texts]
-        questions = [self.example(text) for text in texts if text.style is not Style.TEXT]
+            return found
         joined = "\n\n".join(f"{text.prompt}{text.answer}" for text in texts if text.style is Style.TEXT)
         ids = self._control.encoded([joined])[0] if joined else []
         # A last block of one token would have nothing to predict.
-        return questions + [Encoded(tuple(ids[i : i + block]), 1) for i in range(0, len(ids) - 1, block)]
+        return found + [Encoded(tuple(ids[i : i + block]), 1) for i in range(0, len(ids) - 1, block)]
 
     def prompt(self, item: Item) -> tuple[int, ...]:
         """Ids of an item's prompt, for generation: the prompt's own, also where an answer's first token would hold a
@@ -185,7 +183,13 @@ class Encoder:
         return self.tokenizer.decode(self._joined(PromptText(text, True), "").ids[:tokens], skip_special_tokens=True)
 
     def _text(
-        self, prompt: str, answer: str, style: Style, turns: Sequence[Turn], prefill: str, begin: bool
+        self,
+        prompt: str,
+        answer: str,
+        style: Style,
+        turns: Sequence[Turn] = (),
+        prefill: str = "",
+        begin: bool = True,
     ) -> tuple[PromptText, str]:
         """The text of a prompt, and that of the answer after it."""
         if style is Style.TEXT:
@@ -214,6 +218,11 @@ class Encoder:
             return PromptText(f"{history}Question: {question}\nAnswer:", True)
         history = "".join(f"{turn.question} {turn.answer}\n" for turn in turns)
         return PromptText(f"{history}{question}", True)
+
+    def _ended(self, joined: Encoded, style: Style) -> Encoded:
+        ids = joined.ids if style is Style.TEXT else (*joined.ids, *self._end)
+        # Without a prompt nothing precedes the first token, so it cannot be predicted.
+        return Encoded(ids, joined.start or min(1, len(ids)))
 
     def _joined(self, prompt: PromptText, answer: str) -> Encoded:
         """Ids of prompt and answer, tokenized as one text; see `_encoded`."""

@@ -38,8 +38,8 @@ ENCODING = 2
 """Increased when the same text gives other ids, or an answer ends elsewhere. 2: prompt and answer are tokenized
 together, control tokens are told from text, the chat template is given its arguments and ends a turn."""
 
-UNMOVED = ("pocket",)
-"""Tasks whose ids on `tiny` are those of version 1: their stages are kept."""
+UNMOVED = ("pocket", "tofu/", "rwku/")
+"""Tasks whose ids on `tiny` are those of version 1 (their names begin so): the stages are kept."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def base_model(spec: ModelSpec, task: Task, seed: int, store: StageStore) -> Bas
         inputs = {"version": VERSION, "tiny": spec.tiny.changed(), "seed": seed, "texts": texts, "dtype": spec.dtype}
         artifact = store.run("base", inputs, lambda folder: _make_tiny(folder, spec, task, seed))
         folder = artifact.folder
-        moved = {} if task.name in UNMOVED else {"encoding": ENCODING}
+        moved = {} if task.name.startswith(UNMOVED) else {"encoding": ENCODING}
         return _read_model(spec, folder, {"base": artifact.key, **moved})
     return resolve_model(spec, spec.name)
 
