@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MARK, HIDE, END = "\ud800", "\ud801", "\udfff"
 """Around the number of a marked control token, of a hidden piece of text. Half a surrogate pair stands in no text."""
 
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""Tokens that SentencePiece writes bytes with. They are no control tokens, even if a tokenizer lists them as special."""
+
 
 class ControlTokens:
     """A tokenizer's control tokens: its special ones, and added ones that its chat template writes.
@@ -38,7 +41,11 @@ class ControlTokens:
         added |= dict(
             zip(tokenizer.all_special_ids, ((text, True) for text in tokenizer.all_special_tokens), strict=True)
         )
-        self._ids = {text: i for i, (text, special) in added.items() if text.strip() and (special or text in written)}
+        self._ids = {
+            text: i
+            for i, (text, special) in added.items()
+            if text.strip() and (special or text in written) and not BYTE.fullmatch(text)
+        }
         self._texts = sorted(self._ids, key=len, reverse=True)  # where two begin, the tokenizer takes the longer one
         some = "|".join(map(re.escape, self._texts)) or r"(?!)"
         self._exact, self._alike = re.compile(some), re.compile(some, re.IGNORECASE)  # some tokenizers fold case

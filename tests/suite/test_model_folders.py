@@ -115,9 +115,7 @@ def test_the_rehearsal_renders_as_transformers_renders(template, good, tmp_path)
     content("chat_template.jinja", template)(folder)
     tokenizer = load_tokenizer(folder)
     wanted = [
-        tokenizer.apply_chat_template(
-            messages, add_generation_prompt=messages[-1]["role"] == "user", tokenize=False
-        )
+        tokenizer.apply_chat_template(messages, add_generation_prompt=messages[-1]["role"] == "user", tokenize=False)
         for messages in conversations()
     ]
     found = rendered(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
