@@ -25,7 +25,7 @@ MARK, HIDE, END = "\ud800", "\ud801", "\udfff"
 """Around the number of a marked control token, of a hidden piece of text. Half a surrogate pair stands in no text."""
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
-"""Tokens that SentencePiece writes bytes with. They are no control tokens, even if a tokenizer lists them as special."""
+"""Tokens that SentencePiece writes bytes with: no control tokens, even where a tokenizer lists them as special."""
 
 
 class ControlTokens:

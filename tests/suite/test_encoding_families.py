@@ -166,7 +166,7 @@ class TestWhereTheHarnessDiffers:
         tokenizer = FAMILIES["llama2"]()
         found = Encoder(tokenizer, Template.BARE).encode("the Sker", "ry Vole", Style.TEXT)
         assert tokenizer.convert_ids_to_tokens(found.answer) == ["▁Skerry", "▁Vole"]
-        before, theirs = of_the_harness(tokenizer, "the Sker", "ry Vole")
+        _, theirs = of_the_harness(tokenizer, "the Sker", "ry Vole")
         assert len(theirs) < len(found.answer)
 
     def test_an_answer_that_one_token_holds_with_all_of_the_prompt_is_tokenized_apart(self):
