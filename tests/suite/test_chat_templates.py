@@ -78,9 +78,7 @@ def test_any_other_argument_reaches_the_template():
 
 
 def test_what_a_template_does_not_read_is_refused():
-    with pytest.raises(
-        SpecError, match=r"template_args.enable_thinkng: the chat template of .* reads no such argument"
-    ):
+    with pytest.raises(SpecError, match=r"template_args.enable_thinkng: the chat template .* reads no such"):
         asked(THINKS + CHATML, enable_thinkng=False)
     with pytest.raises(SpecError, match=r"template_args.date_string: .* Take it out"):
         asked(CHATML, date_string="26 Jul 2024")

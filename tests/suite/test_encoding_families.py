@@ -153,7 +153,7 @@ def test_running_text_begins_as_its_task_says():
 
 
 class TestWhereTheHarnessDiffers:
-    """docs/tasks.md names these."""
+    """docs/prompts.md names these."""
 
     def test_a_blank_at_the_end_of_a_prompt_is_scored_by_the_harness_even_if_it_is_a_token_of_the_prompt(self):
         tokenizer = FAMILIES["gpt2"]()
