@@ -144,7 +144,7 @@ class Encoder:
         if block is None:
             return found
         joined = "\n\n".join(f"{text.prompt}{text.answer}" for text in texts if text.style is Style.TEXT)
-        ids = self._control.encoded([joined])[0] if joined else []
+        ids = self._ids(joined) if joined else []
         # A last block of one token would have nothing to predict.
         return found + [Encoded(tuple(ids[i : i + block]), 1) for i in range(0, len(ids) - 1, block)]
 
@@ -219,6 +219,9 @@ class Encoder:
         history = "".join(f"{turn.question} {turn.answer}\n" for turn in turns)
         return PromptText(f"{history}{question}", True)
 
+    def _ids(self, text: str) -> list[int]:
+        return self._control.encoded([text])[0]
+
     def _ended(self, joined: Encoded, style: Style) -> Encoded:
         ids = joined.ids if style is Style.TEXT else (*joined.ids, *self._end)
         # Without a prompt nothing precedes the first token, so it cannot be predicted.
@@ -244,7 +247,7 @@ class Encoder:
             before = alone[prompt.text] if answer else ids
             start = _common(before, ids)
             if before and not start and not begin:  # one token holds them both, and nothing predicts it
-                ids, start = [*before, *self._control.encoded([answer])[0]], len(before)
+                ids, start = [*before, *self._ids(answer)], len(before)
             found.append(Encoded((*begin, *ids), len(begin) + start))
         return found
 
@@ -254,7 +257,7 @@ class Encoder:
         Some templates end a turn with nothing but the beginning of the user's next one. That ends the answer where the
         generation config says so, or where it differs from how the first turn begins.
         """
-        headers = self._control.encoded([self._control.marked(chat.opening, ())])[0]
+        headers = self._ids(self._control.marked(chat.opening, ()))
         for ending, openings in zip(chat.endings, ((), headers), strict=True):
             ids = self._joined(PromptText(ANSWER, False), self._control.marked(ending, ())).answer
             last = next((place for place, i in enumerate(ids) if i in self._control.ids), None)
