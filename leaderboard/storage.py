@@ -184,11 +184,11 @@ def replace_file(path: Path, content: bytes | str) -> None:
     """
     content = content.encode() if isinstance(content, str) else content
     with _readable_errors(path, "name another place, this one cannot be written", "what was there is still there"):
-        target = Path(os.path.realpath(path))  # follows symbolic links, as any program that writes to one does
-        before = target.stat().st_mode if target.exists() else None
+        before = path.stat().st_mode if path.exists() else None
         if before is not None and not stat.S_ISREG(before) and not stat.S_ISDIR(before):
-            target.write_bytes(content)
+            path.write_bytes(content)
             return
+        target = Path(os.path.realpath(path))  # follows symbolic links, as any program that writes to one does
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
         with _draft(target.parent, content) as draft:

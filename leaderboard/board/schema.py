@@ -14,6 +14,7 @@ which every trial row repeats in `anchors`. Only rows with the same `anchors` ma
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -200,6 +201,7 @@ SAMPLES = _table(
 TABLES: dict[str, pa.Schema] = {"trials": TRIALS, "measurements": MEASUREMENTS, "samples": SAMPLES}
 
 
+@cache
 def columns(table: str, *roles: Role) -> list[str]:
     """Names of a table's columns with one of these roles, in schema order (all columns when no role is given)."""
     return [field.name for field in TABLES[table] if not roles or role(field) in roles]

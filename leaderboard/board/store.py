@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
 
-from leaderboard.board import schema
-from leaderboard.board.files import BoardError, Broken, canonical, problem, publish
-from leaderboard.board.schema import Role, Status
+from leaderboard.board import query, schema, views
+from leaderboard.board.files import (
+    NAME,
+    BoardError,
+    Broken,
+    Sound,
+    canonical,
+    damage,
+    examined,
+    problem,
+    publish,
+    remember,
+)
+from leaderboard.board.query import FAILED, WRONG_QUERY
+from leaderboard.board.schema import Role
+from leaderboard.board.visible import visible
 from leaderboard.storage import FolderStorage
 
-__all__ = ["Appended", "Board", "BoardError", "BoardWarning", "Broken"]
+__all__ = ["Appended", "Board", "BoardError", "Broken"]
 
 ATTEMPTS = 3
-"""Attempts at a query: a file that is damaged inside, or was deleted meanwhile, shows only while reading."""
+"""Attempts at reading a file that is another one each time; then it is left out."""
 
-_NAME = re.compile(r"\w[\w.@=+-]{0,199}", re.ASCII)
-_WRONG_QUERY = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException, duckdb.PermissionException)
-_CLOSED = {
-    "autoinstall_known_extensions": False,
-    "autoload_known_extensions": False,
-    "python_enable_replacements": False,  # a query must not see the variables of this process
-}
-
-
-class BoardWarning(UserWarning):
-    """A broken file of the board was left out while reading."""
+_Files = Mapping[str, Sequence[Sound]]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +52,28 @@ class Appended:
     new: bool
 
 
+def log_broken(broken: Broken) -> None:
+    """Log what is left out, as a warning of `leaderboard`: a program that sets up no logging has it on stderr."""
+    logging.getLogger("leaderboard").warning("%s", broken)
+
+
 class Board:
     """A Parquet dataset with the tables of `leaderboard.board.schema`.
 
+    Reading never fails because of what is in a file: a broken file, and a row that breaks a rule of
+    `leaderboard.board.validity`, are left out.
+
     Args:
         path: directory of the board; made by the first `append`.
+        tell: called once for everything that reading leaves out.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], tell: Callable[[Broken], None] = log_broken) -> None:
         self.path = Path(path).absolute()
         self._storage = FolderStorage(self.path)
+        self._tell = tell
+        self._told: set[Broken] = set()
+        self._judged: dict[str, tuple[frozenset[Sound], list[Broken]]] = {}
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]], name: str | None = None) -> Appended | None:
         """Adds rows as one file; None where there are no rows.
@@ -90,135 +105,214 @@ class Board:
             raise BoardError(f"{source}: not added to {table}, {broken.reason}. What to do: {broken.advice}")
         return self._publish(source, table, name)
 
-    def read(self, table: str, where: Mapping[str, object] | None = None) -> pa.Table:
+    def read(
+        self,
+        table: str,
+        where: Mapping[str, object] | Sequence[Mapping[str, object]] = (),
+        names: Sequence[str] | None = None,
+    ) -> pa.Table:
         """Rows of a table in the order of their keys, one row per key.
 
         Of several rows with one key, a finished one is preferred to a failed one, then the one written first, then the
-        first by file name. Columns that a file lacks are null. A broken file is left out with a `BoardWarning`.
+        first by file name. Columns that a file lacks are null. Broken files and wrong rows are left out and told.
 
         Args:
             where: by column the value (None for null) or the list of values to keep; a row must match all of them.
+                Several such mappings: all of one of them.
+            names: columns of the result, by default all.
 
         Raises:
             BoardError: no such column, or the files cannot be read.
         """
-        condition, values = _condition(table, where or {})
-        names, keys = ", ".join(schema.columns(table)), ", ".join(schema.columns(table, Role.KEY))
-        table_rows = self._query(f"SELECT {names} FROM {table} {condition} ORDER BY {keys}", [table], values)
-        return table_rows.cast(schema.TABLES[table])
+        condition, values = _condition(table, [where] if isinstance(where, Mapping) else where)
+        wanted, keys = list(names or schema.columns(table)), ", ".join(schema.columns(table, Role.KEY))
+        kind = pa.schema([schema.TABLES[table].field(name) for name in wanted], schema.TABLES[table].metadata)
 
-    def sql(self, query: str) -> pa.Table:
-        """The result of one SELECT over the views `trials`, `measurements` and `samples` (one row per key, as `read`).
+        def rows(connection: duckdb.DuckDBPyConnection, files: _Files) -> pa.Table:
+            views.create_views(connection, files)
+            text = f"SELECT {', '.join(wanted)} FROM {table} {condition} ORDER BY {keys}"
+            return connection.sql(text, params=values).to_arrow_table()
 
-        The query can read the board only: no other file, no network, no writing.
+        return self._reading([table], rows).cast(kind)
+
+    def origins(self, table: str, column: str, value: str) -> list[str]:
+        """Names of the files with the rows whose column has this value, in order.
 
         Raises:
-            BoardError: the query is not one SELECT, or is wrong; with DuckDB's message.
+            BoardError: the files cannot be read.
         """
-        return self._query(query, list(schema.TABLES))
+
+        def found(connection: duckdb.DuckDBPyConnection, files: _Files) -> list[str]:
+            rows = views.one_row_per_key(table, files[table], [column, "filename"])
+            text = f"SELECT DISTINCT filename FROM ({rows}) WHERE {column} = ? ORDER BY 1"
+            return [name for (name,) in connection.sql(text, params=[value]).fetchall()]
+
+        return self._reading([table], found)
+
+    def sql(self, text: str, limits: query.Limits = query.LIMITS) -> pa.Table:
+        """The result of one SELECT over the views `trials`, `measurements` and `samples` (one row per key, as `read`).
+
+        The query can read the board only: no other file, no network, no writing. It runs in a process of its own, which
+        ends with it, at the latest when it has reached a limit.
+
+        Args:
+            limits: time, memory and threads that the query may take.
+
+        Raises:
+            BoardError: the query is not one SELECT, is wrong, or reached a limit; with what to do.
+        """
+        tables = [table for table in schema.TABLES if table in text.lower()]
+        return self._reading(tables, lambda _, files: query.answer(self.path, text, files, limits))
 
     def result_rows(self, table: str) -> pa.Table:
         """Key and result columns in the order of the keys: bit for bit the same in two runs of the same trials."""
         return self.read(table).select(schema.columns(table, Role.KEY, Role.RESULT)).combine_chunks()
 
     def broken(self) -> list[Broken]:
-        """Files that reading leaves out, and why."""
-        return [broken_file for table in schema.TABLES for _, broken_file in self._files(table) if broken_file]
+        """Files and rows that reading leaves out, and why."""
+        found: list[Broken] = []
+        for table in schema.TABLES:
+            files = self._files(table)
+            found += [file for file in files if isinstance(file, Broken)]
+            found += self._judge(table, [file for file in files if isinstance(file, Sound)])
+        return found
 
     def _publish(self, content: pa.Table | Path, table: str, name: str) -> Appended:
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a file name. Allowed: letters, digits and _.@=+-, 200 at most")
         file = f"{table}/{name}.parquet"
         return Appended(self._storage.path(file), publish(content, self._storage, file))
 
-    def _files(self, table: str) -> Iterator[tuple[Path, Broken | None]]:
-        for path in map(self._storage.path, self._storage.list(f"{table}/", ".parquet")):
-            with suppress(FileNotFoundError):  # deleted since it was listed
-                yield path, problem(path, table)
+    def _files(self, table: str) -> list[Sound | Broken]:
+        if not _is_text(self.path):
+            raise BoardError(visible(f"{self.path}: this name is no text in UTF-8. What to do: rename the folder"))
+        try:
+            names = self._storage.list(f"{table}/", ".parquet")
+        except OSError as error:
+            folder = self._storage.path(table)
+            return [Broken(folder, f"it cannot be listed ({error.strerror})", "see that it can be read")]
+        paths = [self._storage.path(name) for name in names]
+        named = [path for path in paths if NAME.fullmatch(path.stem)]
+        return [*map(_misnamed, sorted({*paths} - {*named})), *_present(named, table)]
 
-    def _sound(self, table: str) -> list[Path]:
-        files = list(self._files(table))
-        for _, broken in files:
-            if broken:
-                warnings.warn(str(broken), BoardWarning, stacklevel=4)  # the caller of `read` or `sql`
-        return [path for path, broken in files if not broken]
-
-    def _query(self, query: str, tables: Sequence[str], values: Sequence[object] = ()) -> pa.Table:
-        for attempt in range(1, ATTEMPTS + 1):
-            files = dict(zip(tables, map(self._sound, tables), strict=True))
+    def _reading(self, tables: Sequence[str], read: Callable[[duckdb.DuckDBPyConnection, _Files], _T]) -> _T:
+        """What a function reads from the sound files of tables. It is called again without the files that fail."""
+        changes: Counter[Path] = Counter()
+        while True:
+            unsteady = {path for path, times in changes.items() if times >= ATTEMPTS}
+            files = {table: self._sound(table, unsteady) for table in tables}
             try:
-                with self._views(files) as connection:
-                    _refuse_all_but_select(connection.extract_statements(query))
-                    return connection.sql(query, params=list(values)).to_arrow_table()
-            except duckdb.Error as error:
-                if attempt == ATTEMPTS or isinstance(error, _WRONG_QUERY) or not _changed(files):
-                    raise BoardError(f"{self.path}: {error}") from error
-        raise AssertionError("the last attempt returns or raises")
+                with views.connected() as connection:
+                    return read(connection, files)
+            except WRONG_QUERY as error:
+                raise self._failed(error) from None
+            except FAILED as error:
+                changed = [file.path for table, sound in files.items() for file in sound if _changed(table, file)]
+                if not changed:
+                    raise self._failed(error) from None
+                changes.update(changed)
 
-    @contextmanager
-    def _views(self, files: Mapping[str, Sequence[Path]]) -> Iterator[duckdb.DuckDBPyConnection]:
-        with closing(duckdb.connect(config=_CLOSED)) as connection:
-            for table, paths in files.items():
-                empty = connection.from_arrow(schema.TABLES[table].empty_table())
-                types = dict(zip(empty.columns, map(str, empty.types), strict=True))
-                connection.execute(f"CREATE VIEW {table} AS {_one_row_per_key(table, types, paths)}")
-            connection.execute(f"SET allowed_directories = [{_quoted(self.path)}]")
-            connection.execute("SET enable_external_access = false; SET lock_configuration = true")
-            yield connection
+    def _failed(self, error: Exception) -> BoardError:
+        text = visible(str(error), keep="\n")
+        return BoardError(f"{self.path}: {text}")
 
+    def _sound(self, table: str, unsteady: set[Path]) -> list[Sound]:
+        """The files to be read; what is left out is told."""
+        files = [_unsteady(file) if file.path in unsteady else file for file in self._files(table)]
+        sound = [file for file in files if isinstance(file, Sound)]
+        wrong = self._judge(table, sound)
+        for broken in (*(file for file in files if isinstance(file, Broken)), *wrong):
+            if broken not in self._told:
+                self._told.add(broken)
+                self._tell(broken)
+        whole = {broken.path for broken in wrong if broken.rows is None}
+        return [file for file in sound if file.path not in whole]
 
-def _one_row_per_key(table: str, types: Mapping[str, str], paths: Sequence[Path]) -> str:
-    # A source without rows that has the type of every column: columns that the files lack are read as null.
-    columns = ", ".join(f"CAST(NULL AS {kind}) AS {name}" for name, kind in types.items())
-    source = f"SELECT {columns}, '' AS filename, 0 AS file_row_number WHERE false"
-    if paths:
-        files = f"[{', '.join(map(_quoted, paths))}]"
-        source += (
-            f" UNION ALL BY NAME SELECT * FROM read_parquet({files}, union_by_name = true, filename = true,"
-            " file_row_number = true)"
-        )
-    order = ["filename", "file_row_number"]
-    if "written_at" in types:
-        order.insert(0, "written_at NULLS LAST")
-    if "status" in types:
-        order.insert(0, f"(status IS NOT DISTINCT FROM '{Status.FAILED}')")
-    keys = ", ".join(schema.columns(table, Role.KEY))
-    return (
-        f"SELECT {', '.join(types)} FROM ({source})"
-        f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {', '.join(order)}) = 1"
-    )
+    def _judge(self, table: str, files: Sequence[Sound]) -> list[Broken]:
+        """What the rows of files are left out for; the last answer is kept, since files are immutable."""
+        key = frozenset(files)
+        if table not in self._judged or self._judged[table][0] != key:
+            self._judged[table] = key, _judged(table, files)
+        return self._judged[table][1]
 
 
-def _condition(table: str, where: Mapping[str, object]) -> tuple[str, list[object]]:
+def _judged(table: str, files: Sequence[Sound]) -> list[Broken]:
+    """Findings about rows; a file whose rows cannot be read is remembered as damaged."""
+    try:
+        with views.connected() as connection:
+            return views.left_out(connection, table, files)
+    except (duckdb.ParserException, duckdb.CatalogException):
+        raise  # no fault of a file
+    except FAILED as error:
+        if len(files) == 1:
+            return [remember(files[0], table, damage(error)) if _is_there(files[0], table) else _unsteady(files[0])]
+    alone = {file: _judged(table, [file]) for file in files}
+    sound = [file for file, found in alone.items() if all(broken.rows is not None for broken in found)]
+    if len(sound) == len(files):
+        return [broken for found in alone.values() for broken in found]
+    return [*(broken for file, found in alone.items() if file not in sound for broken in found), *_judged(table, sound)]
+
+
+def _unsteady(file: Sound | Broken) -> Broken:
+    return Broken(file.path, "it changes while it is read", "read again when its writer has ended")
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _misnamed(path: Path) -> Broken:
+    return Broken(path, "its name has other characters than letters, digits and _.@=+-", "rename it")
+
+
+def _is_there(file: Sound, table: str) -> bool:
+    """Whether a file is still the one that was examined."""
+    return next(_present([file.path], table), None) == file
+
+
+def _changed(table: str, file: Sound) -> bool:
+    """Whether a file that looked sound is gone or another one, or cannot be read, which is then remembered."""
+    if not _is_there(file, table):
+        return True
+    try:
+        with views.connected() as connection:
+            for _ in connection.sql(views.one_row_per_key(table, [file])).to_arrow_reader():
+                pass
+    except FAILED as error:
+        remember(file, table, damage(error))
+        return True
+    return False
+
+
+def _present(paths: Sequence[Path], table: str) -> Iterator[Sound | Broken]:
+    """Files that were not deleted since they were listed."""
+    for path in paths:
+        try:
+            yield examined(path, table)
+        except FileNotFoundError:
+            continue
+
+
+def _condition(table: str, where: Sequence[Mapping[str, object]]) -> tuple[str, list[object]]:
     """A WHERE clause and its parameters; only names of the schema are inserted, values are passed as parameters."""
-    terms: list[str] = []
+    choices: list[str] = []
     values: list[object] = []
-    for name, value in where.items():
-        if name not in schema.TABLES[table].names:
-            raise BoardError(f"{table} has no column {name!r}. It has: {', '.join(schema.columns(table))}")
-        if value is None:
-            terms.append(f"{name} IS NULL")
-        elif isinstance(value, str | int | float):
-            terms.append(f"{name} = ?")
-            values.append(value)
-        else:
-            terms.append(f"list_contains(?, {name})")
-            values.append(list(value))
-    return ("WHERE " + " AND ".join(terms) if terms else ""), values
-
-
-def _refuse_all_but_select(statements: Sequence[duckdb.Statement]) -> None:
-    if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
-        raise BoardError("The board answers one SELECT at a time over trials, measurements and samples")
-
-
-def _changed(files: Mapping[str, Sequence[Path]]) -> bool:
-    """Whether a file that looked sound was deleted, or is damaged inside (which is then remembered)."""
-    changed = [
-        not path.exists() or problem(path, table, thorough=True) for table, paths in files.items() for path in paths
-    ]
-    return any(changed)
-
-
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
+    for mapping in where:
+        terms = ["true"]
+        for name, value in mapping.items():
+            if name not in schema.TABLES[table].names:
+                raise BoardError(f"{table} has no column {name!r}. It has: {', '.join(schema.columns(table))}")
+            if value is None:
+                terms.append(f"{name} IS NULL")
+            elif isinstance(value, str | int | float):
+                terms.append(f"{name} = ?")
+                values.append(value)
+            else:
+                terms.append(f"list_contains(?, {name})")
+                values.append(list(value))
+        choices.append(" AND ".join(terms))
+    return (f"WHERE {' OR '.join(choices)}" if choices else ""), values

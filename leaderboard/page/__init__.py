@@ -11,20 +11,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from leaderboard.board.visible import shortened
 from leaderboard.page import text
 from leaderboard.page.picture import HEIGHT, SHAPES, STRIP_WIDTH, WIDTH, grade_of, picture, strip
 from leaderboard.ranking.rank import Ranking
 
 __all__ = ["render"]
 
+LONGEST = 4000
+"""Characters of a text."""
 CROWD = 5
 """With more attacks than this, their columns are narrow: an official set may have a dozen."""
+
+
+def _shown(value: object) -> object:
+    """What an expression of a template prints: no control characters, and no text that is longer than a page."""
+    return shortened(value, LONGEST, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
+
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
     undefined=StrictUndefined,
+    finalize=_shown,
     trim_blocks=True,
     lstrip_blocks=True,
 )

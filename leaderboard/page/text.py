@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from leaderboard.ranking.entry import Entry, Matched
-from leaderboard.ranking.number import FEWEST_SEEDS, Number
+from leaderboard.ranking.number import FEWEST_SEEDS, Number, rounded
 
 ABSENT = "\N{EN DASH}"
 """Shown where there is no number."""
@@ -11,12 +11,12 @@ ABSENT = "\N{EN DASH}"
 
 def share(value: float | None) -> str:
     """A share with two decimals: `0.87`."""
-    return ABSENT if value is None else f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
+    return ABSENT if value is None else rounded(round(value, 2) + 0.0).replace("-", "\N{MINUS SIGN}")
 
 
 def margin(number: Number) -> str:
     """Half of the 95 % interval over examples: `±0.03`; nothing where no error is known."""
-    return "" if number.value is None or number.over_examples is None else f"±{number.margin:.2f}"
+    return "" if number.value is None or number.over_examples is None else f"±{rounded(number.margin)}"
 
 
 def fraction(value: float | None) -> str:

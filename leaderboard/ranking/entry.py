@@ -137,12 +137,18 @@ class MatchedHeadlines:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A row of the table `trials` with its headlines, all by one engine; `engine` is None where none measured it."""
+    """A row of the table `trials` with its headlines, all by one engine.
+
+    Attributes:
+        engine: None where no engine measured it.
+        left_out: measurements of the trial that belong to other anchors.
+    """
 
     row: Mapping[str, Any]
     engine: str | None
     headlines: Headlines
     matched: MatchedHeadlines | None = None
+    left_out: int = 0
 
 
 def combined(label: str, trials: Sequence[Trial], floor: float | None = None) -> Entry:
@@ -174,6 +180,7 @@ def combined(label: str, trials: Sequence[Trial], floor: float | None = None) ->
         notes=(
             *(_outcome(trial, len(trials)) for trial in trials if trial.row["status"] in NOTED),
             *_measured_apart(counted),
+            *(_left_out(trial, len(trials)) for trial in trials if trial.left_out),
         ),
         reason=end_reason or numbers["score"].reason,
         did_not_forget=little_forgotten(numbers["forgetting"]),
@@ -250,6 +257,14 @@ def _outcome(trial: Trial, trials: int) -> str:
     """What happened to a trial: `seed 2 diverged: the loss is not finite`."""
     who = "" if trials == 1 else f"{_name(trial)} "
     return f"{who}{trial.row['status']}: {trial.row['reason'] or 'no reason was given'}"
+
+
+def _left_out(trial: Trial, trials: int) -> str:
+    who = "" if trials == 1 else f"{_name(trial)}: "
+    return (
+        f"{who}{trial.left_out} measurements left out: they were made with other weights in the anchors' folders. Name "
+        "each version's folder apart to rank both"
+    )
 
 
 def _measured_apart(trials: Sequence[Trial]) -> list[str]:

@@ -25,6 +25,9 @@ from tasks.scoring.headline import (
     smallest,
 )
 
+LARGEST = 1e100
+"""Larger numbers are no measurement, and what is computed from them has no end among floats."""
+
 NONE = "none"
 """The attack that does nothing."""
 
@@ -243,8 +246,10 @@ def _unknown(recovery: Mapping[str, Estimate], not_run: Sequence[str]) -> Estima
 
 
 def estimate(row: Mapping[str, Any]) -> Estimate:
-    """The number in a row of the table `measurements`; null where it is not finite."""
+    """The number in a row of the table `measurements`; null where it is not finite, or no model can have it."""
     value, error, n = row["value"], row["stderr"], row["n"] or 0
     if value is None or not math.isfinite(value):
         return Estimate.null(row["reason"] or f"{row['probe']} {row['metric']} has no value", n)
+    if max(abs(value), error or 0.0) > LARGEST:
+        return Estimate.null(f"{row['probe']} {row['metric']} is {value:g} +- {error or 0:g}, which cannot be", n)
     return Estimate(value, error if error is not None and math.isfinite(error) else None, n)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from leaderboard.ranking.specs import settings_of
 
 MOST_SETTINGS = 3
 """Most settings in a label; where more differ nobody would read them, and the entry's id is used instead."""
@@ -55,20 +56,9 @@ def _columns(trial: Trial) -> dict[str, str]:
 
 
 def _spec(trial: Trial) -> dict[str, str]:
-    try:
-        leaves = dict(_leaves(json.loads(trial["spec"] or "{}")))
-    except (ValueError, RecursionError):  # malformed foreign content must not prevent the board from being shown
-        return {}
-    return {path: f"{path.rpartition('.')[2]}={leaf}"[:LONGEST_SETTING] for path, leaf in leaves.items()}
+    settings = {path: value for path, value in settings_of(trial["spec"]).items() if path != "seed"}
+    return {path: f"{path.rpartition('.')[2]}={value}"[:LONGEST_SETTING] for path, value in settings.items()}
 
 
 def _id(trial: Trial) -> dict[str, str]:
     return {"entry": trial["entry"][:8]}
-
-
-def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict):
-        for name in sorted(value):
-            yield from _leaves(value[name], f"{path}.{name}" if path else str(name))
-    elif path != "seed":
-        yield path, value

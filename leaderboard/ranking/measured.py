@@ -18,7 +18,7 @@ from tasks.scoring.estimate import Estimate
 
 _COLUMNS = (
     *("trial", "subject", "attack", "point", "probe", "subset", "matching", "engine", "metric"),
-    *("value", "stderr", "n", "headline", "chance", "status", "reason"),
+    *("value", "stderr", "n", "headline", "chance", "status", "reason", "anchor_ids"),
 )
 
 Row = Mapping[str, Any]
@@ -31,11 +31,16 @@ Source = Board | Mapping[str, pa.Table]
 class TaskMeasurements:
     """The measurements behind the headlines of a task and split.
 
+    A trial's measurements belong to the anchors of its row: where the weights in a folder were replaced, the same trial
+    was measured with other ones, and those measurements are left out.
+
     Attributes:
         engines: by trial the engines that measured it.
+        left_out: by trial the number of measurements with other anchors.
     """
 
     engines: Mapping[str, set[str]]
+    left_out: Mapping[str, int]
     _rows: Mapping[tuple[str | None, str, str, str | None], Rows]
     _weights: Mapping[tuple[str, str, str | None], Estimate]
     _models: dict[tuple[str | None, str, str, str | None], HeadlineMeasurements] = field(default_factory=dict)
@@ -44,12 +49,21 @@ class TaskMeasurements:
     def read(cls, source: Source, task: str, split: str) -> Self:
         by_model: defaultdict[tuple[str | None, str, str, str | None], Rows] = defaultdict(list)
         engines: defaultdict[str, set[str]] = defaultdict(set)
-        for row in rows(source, "measurements", _headline_rows(task, split), _COLUMNS):
-            by_model[row["trial"], row["subject"], row["matching"], row["engine"]].append(row)
-            engines[row["trial"]].add(row["engine"])
-        weight_rows = rows(source, "measurements", {"task": task, "probe": PROBE, "metric": METRIC}, _COLUMNS)
-        weights = {(row["trial"], row["matching"], row["engine"]): estimate(row) for row in weight_rows}
-        return cls(dict(engines), dict(by_model), weights)
+        weights: dict[tuple[str, str, str | None], Estimate] = {}
+        left_out: Counter[str] = Counter()
+        trials = rows(source, "trials", {"task": task}, ("trial", "anchor_ids"))
+        anchors = {row["trial"]: row["anchor_ids"] for row in trials}
+        of_weights = {"task": task, "probe": PROBE, "metric": METRIC}
+        for row in rows(source, "measurements", [_headline_rows(task, split), of_weights], _COLUMNS):
+            here = anchors.get(row["trial"])
+            if here and row["anchor_ids"] and row["anchor_ids"] != here:
+                left_out[row["trial"]] += 1
+            elif (row["probe"], row["metric"]) == (PROBE, METRIC):
+                weights[row["trial"], row["matching"], row["engine"]] = estimate(row)
+            else:
+                by_model[row["trial"], row["subject"], row["matching"], row["engine"]].append(row)
+                engines[row["trial"]].add(row["engine"])
+        return cls(dict(engines), dict(left_out), dict(by_model), weights)
 
     def model(self, trial: str | None, subject: str, engine: str | None, name: str = RAW) -> HeadlineMeasurements:
         """The headline measurements of one model."""
@@ -96,7 +110,8 @@ class TaskMeasurements:
         """
         matched = self._matched(row, engine, attacks, matching(floor)) if floor is not None else None
         measured = engine if engine in self.engines.get(row["trial"], ()) else None
-        return Trial(row, measured, self._headlines(row, engine, attacks, RAW), matched)
+        left_out = self.left_out.get(row["trial"], 0)
+        return Trial(row, measured, self._headlines(row, engine, attacks, RAW), matched, left_out)
 
     def _headlines(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> Headlines:
         target, retrained = (self.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
@@ -128,10 +143,18 @@ def _headline_rows(task: str, split: str) -> Row:
     return {"task": task, "split": str(split), "headline": ["knowledge", "utility"]}
 
 
-def rows(source: Source, table: str, where: Row, names: Sequence[str] = ()) -> Rows:
-    """Rows of a table that match `where`: by column a value, or a list of allowed values."""
+def rows(source: Source, table: str, where: Row | Sequence[Row], names: Sequence[str] = ()) -> Rows:
+    """Rows of a table that match `where`, or one of several: by column a value, or a list of allowed values."""
     if isinstance(source, Board):
-        table_rows = source.read(table, where)
-        return table_rows.select(list(names) or table_rows.column_names).to_pylist()
-    allowed = {name: value if isinstance(value, list) else [value] for name, value in where.items()}
-    return [row for row in source[table].to_pylist() if all(row[name] in allowed[name] for name in allowed)]
+        return source.read(table, where, names or None).to_pylist()
+    choices = [where] if isinstance(where, Mapping) else where
+    allowed = [{name: _listed(value) for name, value in choice.items()} for choice in choices]
+    return [
+        row
+        for row in source[table].to_pylist()
+        if any(all(row[name] in values for name, values in choice.items()) for choice in allowed)
+    ]
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]

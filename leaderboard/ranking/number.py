@@ -15,6 +15,9 @@ Z95 = 1.96
 FEWEST_SEEDS = 3
 """Fewest seeds for an interval: with two, Student's t makes it 25 standard errors wide, which is useless."""
 
+LONG = 1e4
+"""From here on a number is written with a power of ten."""
+
 
 @dataclass(frozen=True, slots=True)
 class Number:
@@ -38,6 +41,11 @@ class Number:
     def margin(self) -> float:
         """Half of the 95 % interval over examples; 0 where no error is known."""
         return Z95 * (self.over_examples or 0.0)
+
+
+def rounded(value: float) -> str:
+    """A number with two decimals: `0.87`; with a power of ten where it would be long."""
+    return f"{value:.2f}" if abs(value) < LONG else f"{value:.1e}"
 
 
 def over_seeds(estimates: Mapping[str, Estimate]) -> Number:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from leaderboard.board.visible import visible
 from leaderboard.ranking.entry import Entry, Numbers
-from leaderboard.ranking.number import Number, interval, plain_mean
+from leaderboard.ranking.number import Number, interval, plain_mean, rounded
 from leaderboard.ranking.rank import Ranking
 
 ABSENT = "–"
@@ -84,11 +85,11 @@ def _cell(number: Number, *, failed: bool = False) -> str:
     """`0.42 ± 0.10 (0.03)`."""
     if number.value is None:
         return "failed" if failed else ABSENT
-    cell = f"{number.value:.2f}"
+    cell = rounded(number.value)
     if number.seed_interval:
         low, high = number.seed_interval
-        cell += f" ± {(high - low) / 2:.2f}"
-    return cell if number.over_examples is None else f"{cell} ({number.margin:.2f})"
+        cell += f" ± {rounded((high - low) / 2)}"
+    return cell if number.over_examples is None else f"{cell} ({rounded(number.margin)})"
 
 
 def _row(names: Sequence[str], cells: Sequence[str]) -> str:
@@ -97,4 +98,4 @@ def _row(names: Sequence[str], cells: Sequence[str]) -> str:
 
 def _escaped(text: str) -> str:
     """Foreign text, escaped for one cell of a table."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+    return visible(" ".join(text.split())).replace("\\", "\\\\").replace("|", "\\|")

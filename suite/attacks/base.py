@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.config import settings
@@ -110,6 +111,10 @@ class Attack:
     def name(self) -> str:
         """Name and budget, as in every row of the board."""
         return attack_name(self.settings.changed())
+
+    def version_for(self, architecture: Path) -> int:
+        """The version for models of an architecture, a folder: larger where only theirs are attacked otherwise now."""
+        return self.version
 
     @property
     def points(self) -> tuple[int, ...]:

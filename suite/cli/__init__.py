@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from leaderboard.board.visible import visible
 from suite.cli import attack, board, doctor, eval_, import_, ls, report, run, stopping, sweep, validate
 from suite.cli.stopping import Stopped, stopped_by_signals
 
@@ -59,7 +60,9 @@ def main() -> None:
     Exit codes: 0 done, 1 it ran and failed, 2 the request was wrong (usage, spec or data), 128 + N signal N stopped it
     (130 after Ctrl-C).
     """
-    os.environ["PYTHONSAFEPATH"] = "1"  # processes that we start import nothing from the working directory
+    for name in ("stdout", "stderr"):  # None where it was closed before the start
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, it stays open
     with stopped_by_signals():
         try:
             try:
@@ -91,7 +94,8 @@ def _ended_by_error(error: Exception) -> SystemExit:
         message = f"standard output: not written, {error.strerror}. What to do: make room and run again"
     if code is None:
         raise error
-    print("\n".join([f"regrade: {message}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+    message = "\n".join([message, *getattr(error, "__notes__", ())])
+    print(visible(f"regrade: {message}", keep="\n"), file=sys.stderr)
     return SystemExit(code)
 
 

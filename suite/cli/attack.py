@@ -23,6 +23,7 @@ from suite.cli.checkpoint import (
     measure_from_options,
 )
 from suite.cli.common import STORE, EngineName, Json, StoreDir, console, number, print_json, table
+from suite.cli.outputs import say
 
 Attacks = Annotated[
     list[str] | None,
@@ -102,7 +103,7 @@ def attack(
     else:
         console().print("Name --target and --retrained to see what comes back beyond what the attack teaches.")
     for reason in dict.fromkeys(e.reason for e in recovery.values() if e.reason and target):
-        console().print(reason, style="dim", soft_wrap=True)
+        say(reason)
 
 
 def settings_of(text: str) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from suite.cli.common import STORE, Json, StoreDir, console, open_board, print_json
+from suite.cli.common import STORE, Json, StoreDir, open_board, print_json
+from suite.cli.outputs import notice, output_file, say
 
 if TYPE_CHECKING:
+    from leaderboard.board.store import Board
     from leaderboard.ranking.rank import Ranking
 
 app = typer.Typer(help="The leaderboard of a store.", no_args_is_help=True)
@@ -40,7 +42,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """The ranked table."""
-    rankings = _rankings(store, task, split, attacks, engine, mix_engines, floor=floor, matched=matched)
+    board = open_board(store, split)
+    rankings = _rankings(board, store, task, split, attacks, engine, mix_engines, floor=floor, matched=matched)
     if as_json:
         print_json([ranking.as_json() for ranking in rankings])
         return
@@ -67,13 +70,15 @@ def page(
     from leaderboard.storage import replace_file
     from suite.storage.location import store_folder
 
-    rankings = _rankings(store, task, split, attacks, engine, mix_engines, floor=floor)
-    path = (out or store_folder(store) / "board.html").absolute()
+    board = open_board(store, split)
+    path = output_file((out or store_folder(store) / "board.html").absolute(), "board.html")
+    rankings = _rankings(board, store, task, split, attacks, engine, mix_engines, floor=floor)
     replace_file(path, render(rankings, generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")))
-    print_json({"page": str(path)}) if as_json else console().print(f"page: {path}", soft_wrap=True)
+    print_json({"page": str(path)}) if as_json else say(f"page: {path}")
 
 
 def _rankings(
+    board: Board,
     store: str,
     task: str | None,
     split: str,
@@ -86,22 +91,22 @@ def _rankings(
     from leaderboard.ranking.rank import rank
     from suite.config.errors import SpecError
     from suite.config.settings import nearest
+    from suite.reports.report import tasks_of
     from tasks import TASKS
 
     if engine and mix_engines:
         raise SpecError(f"--mix-engines: with --engine {engine} there is one engine only. Leave one of them out")
-    board = open_board(store, split)
     if task and task not in TASKS:
         raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (allowed: {', '.join(TASKS.titles)})")
-    on_board = sorted({row["task"] for row in board.read("trials").to_pylist()})
-    known = {name for one in (*TASKS, *on_board) if one in TASKS for name in TASKS[one].attack_sets}
+    on_board = tasks_of(board, notice)
+    known = {name for one in (*TASKS, *on_board) for name in TASKS[one].attack_sets}
     if attacks and attacks not in known:
         raise SpecError(f"--attacks {attacks}: unknown.{nearest(attacks, known)} (allowed: {', '.join(sorted(known))})")
     if task and task not in on_board:
         raise SpecError(f"--task {task}: this board has no such trials (there are: {', '.join(on_board) or 'none'})")
     if not on_board:
-        raise SpecError(f"--store {store}: the board has no trials yet")
-    ranked_tasks = [task] if task else [name for name in on_board if name in TASKS]
+        raise SpecError(f"--store {store}: the board has no trials yet that can be ranked")
+    ranked_tasks = [task] if task else on_board
     if engine:
         engines_by_task = {name: engines_of(board, name, split) for name in ranked_tasks}
         engines = sorted(set().union(*engines_by_task.values()))

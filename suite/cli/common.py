@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from leaderboard.board.visible import shortened, visible
+from suite.cli.outputs import notice
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -69,6 +72,8 @@ EngineName = Annotated[
     typer.Option("--engine", help="Inference engine: transformers or vllm; overrides measure.engine of the file."),
 ]
 STORE = "store"
+LONGEST_CELL = 1000
+"""Characters of a text in a table."""
 
 _NUMBER = re.compile(r"(null|–|[-+±\d.,e ]*)")
 
@@ -95,7 +100,7 @@ def read_plan(spec: Path, overrides: Sequence[str] | None, extra: dict[str, Any]
 
 
 def open_board(store: str, split: str) -> Board:
-    """The board of a store, which may be read-only.
+    """The board of a store, which may be read-only. What it leaves out while reading is said on standard error.
 
     Raises:
         SpecError: the store has no board, or there is no such split.
@@ -111,7 +116,7 @@ def open_board(store: str, split: str) -> Board:
     folder = store_folder(store) / "board"
     if not folder.is_dir():
         raise SpecError(f"{store}: there is no board here. Run something first: regrade run SPEC --store {store}")
-    return Board(folder)
+    return Board(folder, tell=notice)
 
 
 def print_json(value: Any) -> None:
@@ -126,7 +131,7 @@ def console(stderr: bool = False) -> Console:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a plain table on standard output; columns of numbers are right-aligned."""
+    """Print a plain table on standard output; columns of numbers are right-aligned, long texts are shortened."""
     from rich.table import Table
     from rich.text import Text
 
@@ -135,9 +140,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         numbers = index > 0 and all(_NUMBER.fullmatch(row[index]) for row in rows)
         view.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        view.add_row(*map(Text, row))  # as literal text: rtn[bits=4] is not markup
+        view.add_row(
+            *(Text(shortened(cell, LONGEST_CELL)) for cell in row)
+        )  # as literal text: rtn[bits=4] is not markup
     out = console()
-    out.print(Text(title, style="italic"), soft_wrap=True)
+    out.print(Text(visible(title), style="italic"), soft_wrap=True)
     out.print(view)
 
 
@@ -199,7 +206,7 @@ class Progress:
         for total, added in ((self.computed, outcome.computed), (self.reused, outcome.reused)):
             for kind, count in added.items():
                 total[kind] = total.get(kind, 0) + count
-        self._console.print(f"[{self.done}/{self.total}] {_outcome_line(outcome)}", markup=False)
+        self._console.print(visible(f"[{self.done}/{self.total}] {_outcome_line(outcome)}"), markup=False)
         if self._bar:
             self._bar.update(self._task, completed=self.done)
 

@@ -22,7 +22,8 @@ from suite.cli.checkpoint import (
     engine_settings,
     measure_from_options,
 )
-from suite.cli.common import STORE, EngineName, Json, StoreDir, console, number, print_json, table
+from suite.cli.common import STORE, EngineName, Json, StoreDir, number, print_json, table
+from suite.cli.outputs import say
 
 
 def eval_(
@@ -86,7 +87,7 @@ def eval_(
     )
     for row in shown:
         if row["reason"]:
-            console().print(f"{row['probe']} {row['metric']}: {row['reason']}", style="dim", soft_wrap=True)
+            say(f"{row['probe']} {row['metric']}: {row['reason']}")
 
 
 CROSS_CHECK_LIMIT = 8

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from suite.cli.common import console, table
+from suite.cli.common import table
+from suite.cli.outputs import output_file, say
 
 if TYPE_CHECKING:
     from leaderboard.peers.line import Line
@@ -46,6 +47,8 @@ def open_unlearning(
 
     if store:
         store_folder(store)
+    if json_file:
+        output_file(json_file, "lines.json")
     imported = read(Log.read(evaluation), Log.read(retrained) if retrained else None)
     lines = imported.lines
     names = ["published as", "metric", "published", "ours", "difference", "n", "unlike", "", "note"]
@@ -60,7 +63,8 @@ def open_unlearning(
     if store:
         board = Store(store).board
         summary.append(f"Board: {board.path}, trial {add(board, imported)[:12]}")
-    console().print("\n".join(summary), soft_wrap=True)
+    for line in summary:
+        say(line)
 
 
 def _cells(line: Line) -> list[str]:

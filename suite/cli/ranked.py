@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from leaderboard.board.visible import shortened, visible
 from suite.cli.common import console
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ LEGEND = (
     "± 95 % over examples; below it 95 % over seeds, or of two the values. F forgetting, R robustness to the worst "
     "attack, R hm the harmonic mean over all attacks, U utility, score the harmonic mean of F, R and U; "
 )
+LONGEST_NOTE = 1000
+"""Characters of a note, which may be the message of an error."""
 WORST = " Worst attack: share of the knowledge that it brings back."
 ENGINES = " Engines are mixed: each trial and its anchors were measured by one, and no ± covers what engines differ by."
 
@@ -26,8 +29,9 @@ def print_ranking(ranking: Ranking) -> None:
     """The entries in order, each number with its 95 % intervals over examples and over seeds."""
     matched = f", utility matched to {ranking.matched_floor:g}" if ranking.matched and ranking.matched_floor else ""
     mixes = ranking.mixes_engines
+    title = f"{ranking.task} ({ranking.split}), attacks {ranking.attack_set}{matched}{', engines mixed' * mixes}"
     view = Table(
-        title=f"{ranking.task} ({ranking.split}), attacks {ranking.attack_set}{matched}{', engines mixed' * mixes}",
+        title=Text(visible(title), style="table.title"),
         title_justify="left",
         header_style="bold",
         box=None,
@@ -53,9 +57,9 @@ def print_ranking(ranking: Ranking) -> None:
         extra = [matched_numbers and (matched_numbers.mixing_weight if ranking.matched else matched_numbers.score)]
         view.add_row(
             str(entry.rank or "–"),
-            entry.label,
-            entry.grade or "–",
-            *[Text("\n".join(entry.engines) or "–")] * mixes,
+            _text(entry.label),
+            _text(entry.grade or "–"),
+            *[Text("\n".join(map(shortened, entry.engines)) or "–")] * mixes,
             _number(numbers and numbers.score),
             _number(numbers and numbers.forgetting),
             _number(numbers and numbers.robustness, dim=entry.did_not_forget),
@@ -77,21 +81,26 @@ def print_ranking(ranking: Ranking) -> None:
         failed = numbers.failed.items() if numbers else ()
         notes += [f"{attack} {why}" for attack, why in failed if f"{attack} failed" not in (entry.reason or "")]
         for note in [*notes, *entry.notes]:
-            out.print(Text(f"{entry.label}: {note}", style="dim"))
+            out.print(Text(f"{shortened(entry.label)}: {shortened(note, LONGEST_NOTE)}", style="dim"))
     for attack, label in ranking.attack_labels.items():
         if attack != label:
-            out.print(Text(f"{label}: {attack}", style="dim"))
+            out.print(Text(visible(f"{label}: {attack}"), style="dim"))
     for group in ranking.left_out:
         if not ranking.group.differs_only_in_engines(group):
-            engines = ", ".join(group.engines) or "no engine"
+            engines = shortened(", ".join(group.engines)) or "no engine"
             out.print(Text(f"left out: {group.trials} trials with other anchors or data ({engines})", style="dim"))
     if ranking.left_out_by_engine:
         out.print(Text(_left_out(ranking.left_out_by_engine), style="dim"), soft_wrap=True)
 
 
+def _text(text: str) -> Text:
+    """Foreign text for a cell: neither markup nor a control character has an effect."""
+    return Text(shortened(text))
+
+
 def _left_out(trials: Mapping[str, int]) -> str:
     """One line about trials that other engines measured, with the options that rank them."""
-    counts = ", ".join(f"{count} trial{'s' * (count != 1)} of {engine}" for engine, count in trials.items())
+    counts = ", ".join(f"{count} trial{'s' * (count != 1)} of {shortened(engine)}" for engine, count in trials.items())
     hint = "regrade board show --mix-engines ranks all in one table, --engine NAME those of one engine"
     return f"left out for their engine: {counts}. {hint}"
 
@@ -109,24 +118,27 @@ def _order(ranking: Ranking) -> str:
 
 
 def _number(number: Number | None, dim: bool = False) -> Text:
+    from leaderboard.ranking.number import rounded
+
     if number is None or number.value is None:
         return Text("–")
-    text = f"{number.value:.2f}"
+    text = rounded(number.value)
     if number.over_examples is not None:
-        text += f" ±{number.margin:.2f}"
+        text += f" ±{rounded(number.margin)}"
     if number.seed_interval:
-        low, high = number.seed_interval
-        text += f"\n{low:.2f}..{high:.2f}"
+        text += "\n" + "..".join(map(rounded, number.seed_interval))
     elif len(number.seed_values) > 1:
-        text += "\n" + " / ".join("–" if v is None else f"{v:.2f}" for v in number.seed_values)
+        text += "\n" + " / ".join("–" if v is None else rounded(v) for v in number.seed_values)
     return Text(text, style="dim" if dim else "")
 
 
-def _worst(numbers: Numbers | None, ranking: Ranking) -> str:
+def _worst(numbers: Numbers | None, ranking: Ranking) -> Text:
+    from leaderboard.ranking.number import rounded
+
     if numbers is None or numbers.worst_attack is None:
-        return "–"
+        return Text("–")
     attack = numbers.worst_attack
-    return f"{numbers.recovery[attack].value:.2f} {ranking.attack_labels.get(attack, attack)}"
+    return _text(f"{rounded(numbers.recovery[attack].value)} {ranking.attack_labels.get(attack, attack)}")
 
 
 def _count(value: float | None) -> str:

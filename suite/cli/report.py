@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from suite.cli.common import Json, console, open_board, print_json, table
+from suite.cli.common import Json, open_board, print_json, table
+from suite.cli.outputs import notice, output_folder, say
 
 if TYPE_CHECKING:
     from leaderboard.ranking.rank import Ranking
@@ -29,11 +30,13 @@ def report(
     from suite.storage.location import store_folder
 
     board = open_board(store, split)
-    rankings = reports.rankings(board, split)
+    folder = out or store_folder(store) / "report"
+    if not markdown:
+        output_folder(folder)
+    rankings = reports.rankings(board, split, notice)
     if markdown:
         print("\n\n".join(map(_tables, rankings)))
         return
-    folder = out or store_folder(store) / "report"
     plots = {ranking.task: drawing.plot(ranking, folder) for ranking in rankings}
     knobs = {ranking.task: reports.knobs(board, ranking) for ranking in rankings}
     if as_json:
@@ -54,7 +57,7 @@ def report(
             rows = [[k.key, str(k.values), f"{k.importance:.2f}"] for k in knobs[ranking.task]]
             table("What each knob was worth (share of the score's variance)", ["setting", "values", "worth"], rows)
         for path in plots[ranking.task]:
-            console().print(f"plot: {path}", soft_wrap=True)
+            say(f"plot: {path}")
 
 
 def _tables(ranking: Ranking) -> str:

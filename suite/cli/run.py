@@ -10,11 +10,11 @@ from suite.cli.common import (
     Progress,
     Spec,
     StoreDir,
-    console,
     engine_override,
     print_json,
     read_plan,
 )
+from suite.cli.outputs import say
 from suite.cli.stopping import told_how_to_go_on
 
 
@@ -48,6 +48,6 @@ def run(
     if as_json:
         print_json({**vars(outcome), "store": str(root)})
     else:
-        console().print(f"trial {outcome.trial[:12]}: {progress.summary()}. Board: {root / 'board'}")
+        say(f"trial {outcome.trial[:12]}: {progress.summary()}. Board: {root / 'board'}")
     if progress.failed:
         raise typer.Exit(1)

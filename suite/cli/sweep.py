@@ -22,6 +22,7 @@ from suite.cli.common import (
     print_json,
     read_plan,
 )
+from suite.cli.outputs import say
 from suite.cli.stopping import told_how_to_go_on, unfinished
 from suite.cli.supervised import supervised
 
@@ -100,7 +101,7 @@ def _print_end(progress: Progress, store: Store, as_json: bool) -> None:
     if as_json:
         print_json({"trials": [vars(o) for o in progress.outcomes], "store": str(store.root)})
     else:
-        console().print(f"{progress.done} trials: {progress.summary()}. Board: {store.root / 'board'}")
+        say(f"{progress.done} trials: {progress.summary()}. Board: {store.root / 'board'}")
     if progress.failed:
         console(stderr=True).print(f"{progress.failed} failed; the same command runs them again")
     if progress.missing:

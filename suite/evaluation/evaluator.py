@@ -18,20 +18,25 @@ from leaderboard.board import samples, schema
 from leaderboard.board.files import BoardError
 from leaderboard.board.schema import RAW
 from leaderboard.ranking.headlines import NONE
+from leaderboard.storage import StorageError
 from suite.attacks import Attack, AttackContext, Subject
 from suite.config.canonical import digest
-from suite.config.errors import StageError
+from suite.config.errors import CheckpointError, EngineError, SpecError, StageError
 from suite.engines import Engine, Job, ask
 from suite.engines.base import JobResult
 from suite.models.checkpoints import Checkpoint, KeyedCheckpoint
+from suite.models.outline import outline_of
 from suite.storage.environment import Numeric
 from suite.storage.stages import Artifact, StageStore
 from tasks.scoring import Estimate, score
-from tasks.task import Headline, Probe, Sample, Split, Task
+from tasks.task import Headline, Probe, Sample, Split, Task, TaskError
 
 VERSION = 1
 """Increased when the same prompts and the same weights give other samples."""
 KIND = "samples"
+
+FOR_USERS = (SpecError, TaskError, CheckpointError, EngineError, StageError, BoardError, StorageError)
+"""Errors whose message says what went wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Evaluation:
         if self.attack.name != NONE:
             attack = {
                 "settings": self.attack.settings.changed(),
-                "version": self.attack.version,
+                "version": self.attack.version_for(self.weights.checkpoint.architecture),
                 "point": self.point,
                 "seed": context.seed,
                 "texts": context.digest,
@@ -68,7 +73,7 @@ class Evaluation:
             "part": self.weights.part,
             "attack": attack,
             "probes": {probe.name: probe.digest for probe in self.probes},
-            "engine": engine.identity(),
+            "engine": engine.identity() | outline_of(self.weights.checkpoint.architecture).generation,
             "template": str(context.encoder.template),
             "numeric": numeric.as_dict(),
         }
@@ -182,12 +187,16 @@ class _Queue:
         """Record evaluations that failed.
 
         Raises:
-            Exception: `error` itself, if a subject fails without an attack: then nothing about it can be measured.
+            Exception: a subject fails without an attack: then nothing about it can be measured. An error whose message
+                was not written for users becomes an EngineError that names the subject.
         """
         for key in keys:
             for evaluation in self._evaluations[key]:
                 if evaluation.attack.name == NONE:
-                    raise error
+                    if isinstance(error, FOR_USERS):
+                        raise error
+                    what = f"{type(error).__name__}: {error}"
+                    raise EngineError(f"{evaluation.subject} cannot be evaluated, {what}") from error
                 self._settled.append(Failed(evaluation, f"{type(error).__name__}: {error}"[:2000]))
 
     def settled(self) -> Iterator[Evaluated | Failed]:

@@ -16,6 +16,7 @@ from suite.config.canonical import digest
 from suite.engines import Engine
 from suite.evaluation.evaluator import estimates
 from suite.models.checkpoints import Checkpoint, KeyedCheckpoint, interpolated
+from suite.models.outline import outline_of
 from suite.storage.environment import Numeric
 from suite.storage.stages import StageStore
 from suite.training.anchors import Anchors
@@ -62,7 +63,7 @@ def retention_match(
         "floor": floor,
         "probes": {probe.name: probe.digest for probe in task.probes_behind(task.utility, Split.DEV)},
         "headlines": [[h.probe, h.metric, h.chance] for h in task.utility],
-        "engine": engine.identity(),
+        "engine": engine.identity() | outline_of(anchors.target.checkpoint.architecture).generation,
         "template": str(anchors.base.encoder.template),
         "numeric": numeric.as_dict(),
     }

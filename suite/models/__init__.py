@@ -5,6 +5,7 @@ Nothing here depends on unlearning.
 
 __all__ = [
     "checkpoints",
+    "config_file",
     "encoding",
     "finetuning",
     "gradient_checkpointing",
@@ -12,6 +13,7 @@ __all__ = [
     "lengths",
     "likelihood",
     "loading",
+    "outline",
     "parameter_names",
     "schedule",
     "settings",

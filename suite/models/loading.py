@@ -224,11 +224,20 @@ def read_heads(spec: ModelSpec, name: str, key: str = "model.name") -> Heads:
     """
     if name == "tiny":
         return Heads(spec.tiny.hidden // spec.tiny.heads, spec.tiny.heads)
-    if (adapter := adapter_folder(name)) is not None:
-        return read_heads(spec, *_base_of(adapter, key))
-    folder = model_folder(name, key, weights=False)
+    folder = architecture_folder(name, key)
     with _named(key):
         return heads_of(folder)
+
+
+def architecture_folder(name: str, key: str = "model.name") -> Path:
+    """The folder of a model's config, or of the model that an adapter belongs to. No weights are fetched.
+
+    Raises:
+        SpecError: no such model.
+    """
+    if (adapter := adapter_folder(name)) is not None:
+        return architecture_folder(*_base_of(adapter, key))
+    return model_folder(name, key, weights=False)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

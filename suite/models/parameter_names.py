@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from suite.models.checkpoints import skeleton
-from suite.models.loading import adapter_folder, model_folder, model_with_adapter
+from suite.models.loading import architecture_folder
 from suite.models.settings import ModelSpec
 
 
@@ -21,13 +21,7 @@ def model_without_weights(spec: ModelSpec, name: str, key: str = "model.name") -
     with torch.device("meta"):
         if name == "tiny":
             return _tiny(spec)
-        adapter = adapter_folder(name)
-        folder = (
-            model_with_adapter(spec, adapter, key).checkpoint.architecture
-            if adapter
-            else model_folder(name, key, weights=False)
-        )
-        return skeleton(folder, torch.float32)
+        return skeleton(architecture_folder(name, key), torch.float32)
 
 
 def _tiny(spec: ModelSpec) -> torch.nn.Module:

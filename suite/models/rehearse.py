@@ -13,6 +13,9 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+MOST_GROWTH = 64
+"""Published tokenizers replace a space by a mark of one character, and a letter by a handful at most."""
+
 
 def limit(seconds: int, memory: int) -> None:
     """Nothing more can be opened, written or started, and time and memory are bounded."""
@@ -117,6 +120,24 @@ def match(request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def growth(part: Any) -> float:
+    """How many times as long as a text the replacements in a part of a tokenizer can make it, by their own lengths."""
+    if isinstance(part, list):
+        factors = [growth(one) for one in part]
+    elif isinstance(part, dict):
+        factors = [growth(one) for one in part.values()]
+        content, pattern = part.get("content"), part.get("pattern")
+        if isinstance(content, str) and isinstance(pattern, dict):
+            # What a regular expression matches may be one character.
+            factors.append(max(1.0, len(content) / max(1, len(pattern.get("String") or ""))))
+    else:
+        return 1.0
+    grown = 1.0
+    for factor in factors:
+        grown *= factor
+    return grown
+
+
 def encode(request: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     """Encode a page, and decode it."""
     ids = tokenizer.encode(request["text"], add_special_tokens=True).ids
@@ -141,6 +162,11 @@ def main(what: str, seconds: str, memory: str, longest: str, *folders: str) -> d
     with open(request["file"], "rb") as stream:
         content = stream.read().decode("utf-8")
     limit(int(seconds), int(memory))
+    parts = json.loads(content)
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        if (grown := growth(parts.get(name))) > MOST_GROWTH:
+            return {"failed": f"has a {name} that can make a text {grown:g} times as long"}
+    del parts
     tokenizer = tokenizers.Tokenizer.from_str(content)
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -1,13 +1,23 @@
-"""Plots of a ranking as SVG: utility against forgetting, recovery under each attack, and recovery curves."""
+"""Plots of a ranking as SVG: utility against forgetting, recovery under each attack, and recovery curves.
+
+Names are foreign text: formulas are not set, control characters are written out, and long names are cut. Numbers may
+be far from 0 to 1, where nothing can be compared any more: the axes end before them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from leaderboard.board.visible import shortened
+from leaderboard.ranking.number import Number, rounded
 from leaderboard.ranking.rank import Entry, Ranking
 from leaderboard.storage import replace_file
 
@@ -30,6 +40,10 @@ MOST_BARS = 4
 """Up to so many attacks are drawn as bars; for more, a heat map with numbers is easier to read."""
 DARK = 0.65
 """Numbers in the heat map above this recovery are white."""
+LONGEST_NAME = 60
+"""Characters of an entry's name."""
+FARTHEST = 2.0
+"""Recovery beyond -1 and 2 is not drawn: knowledge is 0 to 1, and noise goes a little further."""
 RECOVERY = "excess recovery (share)"
 
 
@@ -39,18 +53,42 @@ def plot(ranking: Ranking, folder: Path) -> list[Path]:
     Raises:
         StorageError: a plot cannot be written. The previous file is still there.
     """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells about its caches, and of fonts
     import matplotlib
 
     matplotlib.use("Agg")
-    stem = ranking.task.replace("/", "-")
     shown = [e for e in ranking.entries if e.forgetting.value is not None and e.utility.value is not None]
     if not shown:
         return []
     attacks = _bars if len(ranking.attacks) <= MOST_BARS else _heat
-    figures = {"front": _front(ranking, shown), "attacks": attacks(ranking, shown)}
-    if with_curves := [attack for attack in ranking.attacks if any(attack in entry.curves for entry in shown)]:
-        figures["curves"] = _curves(ranking, shown, with_curves)
-    return [_write(figure, folder / f"{stem}-{name}.svg") for name, figure in figures.items()]
+    # No formulas in foreign text. Warnings are about characters that the font lacks, which are drawn as boxes.
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figures = {"front": _front(ranking, shown), "attacks": attacks(ranking, shown)}
+        if with_curves := [attack for attack in ranking.attacks if any(attack in entry.curves for entry in shown)]:
+            figures["curves"] = _curves(ranking, shown, with_curves)
+        return [_write(figure, folder / f"{_stem(ranking.task)}-{name}.svg") for name, figure in figures.items()]
+
+
+def _stem(task: str) -> str:
+    """A task's name as the beginning of a file name."""
+    stem = task.replace("/", "-")
+    return stem if len(stem.encode()) <= 100 else f"{stem[:20]}-{hashlib.sha256(task.encode()).hexdigest()[:16]}"
+
+
+def _name(entry: Entry) -> str:
+    """An entry's name in a legend, which leaves out names that begin with an underscore."""
+    return re.sub("^_", " _", shortened(entry.label, LONGEST_NAME))
+
+
+def _margin(number: Number) -> float:
+    """Half of the 95 % interval over examples, as far as it can be seen."""
+    return min(number.margin, 2 * FARTHEST)
+
+
+def _near(value: float) -> float:
+    """A recovery, or the border of the axis on its side."""
+    return min(FARTHEST, max(1.0 - FARTHEST, value))
 
 
 def _front(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
@@ -61,17 +99,17 @@ def _front(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
         axes.errorbar(
             entry.utility.value,
             entry.forgetting.value,
-            xerr=entry.utility.margin,
-            yerr=entry.forgetting.margin,
+            xerr=_margin(entry.utility),
+            yerr=_margin(entry.forgetting),
             fmt=marker,
             color=colour,
             # the more opaque, the more robust
             alpha=0.25 + 0.75 * (robustness or 0.0),
             markersize=9,
-            label=f"{entry.label} (R {'–' if robustness is None else f'{robustness:.2f}'})",
+            label=f"{_name(entry)} (R {'–' if robustness is None else f'{robustness:.2f}'})",
         )
     axes.axvline(ranking.floor, linestyle="--", color="#888888", linewidth=1)
-    axes.set(xlim=(-0.03, 1.05), ylim=(-0.03, 1.05), xlabel="utility U", ylabel="forgetting F", title=ranking.task)
+    axes.set(xlim=(-0.03, 1.05), ylim=(-0.03, 1.05), xlabel="utility U", ylabel="forgetting F", title=_title(ranking))
     axes.legend(fontsize=7, loc="lower left")
     return figure
 
@@ -80,8 +118,8 @@ def _bars(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
     figure, [axes] = _figure(6.4, 1.8 + 0.45 * len(entries))
     height = 0.8 / max(1, len(ranking.attacks))
     for index, attack in enumerate(ranking.attacks):
-        values = [e.recovery[attack].value or 0.0 for e in entries]
-        errors = [e.recovery[attack].margin for e in entries]
+        values = [_near(e.recovery[attack].value or 0.0) for e in entries]
+        errors = [_margin(e.recovery[attack]) for e in entries]
         positions = [row + index * height for row in range(len(entries))]
         name = ranking.attack_labels[attack]
         axes.barh(positions, values, height=height, xerr=errors, label=name, error_kw={"linewidth": 0.8})
@@ -95,9 +133,9 @@ def _bars(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
                     verticalalignment="center",
                     style="italic",
                 )
-    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(entries))], [e.label for e in entries], fontsize=8)
+    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(entries))], [_name(e) for e in entries], fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel=RECOVERY, title=ranking.task)
+    axes.set(xlabel=RECOVERY, title=_title(ranking))
     figure.legend(fontsize=7, loc="outside lower center", ncols=2)
     return figure
 
@@ -106,7 +144,7 @@ def _heat(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
     columns, rows = len(ranking.attacks), len(entries)
     figure, [axes] = _figure(2.4 + 0.5 * columns, 1.8 + 0.3 * rows)
     values = [[e.recovery[attack].value for attack in ranking.attacks] for e in entries]
-    numbers = [[float("nan") if value is None else value for value in row] for row in values]
+    numbers = [[float("nan") if value is None else _near(value) for value in row] for row in values]
     image = axes.imshow(numbers, cmap="Oranges", vmin=0.0, vmax=1.0, aspect="auto")
     for row, entry in enumerate(entries):
         for column, attack in enumerate(ranking.attacks):
@@ -123,9 +161,9 @@ def _heat(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
             )
     labels = [ranking.attack_labels[attack] for attack in ranking.attacks]
     axes.set_xticks(range(columns), labels, fontsize=8, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(rows), [e.label for e in entries], fontsize=8)
+    axes.set_yticks(range(rows), [_name(e) for e in entries], fontsize=8)
     axes.tick_params(length=0)
-    axes.set_title(ranking.task)
+    axes.set_title(_title(ranking))
     figure.colorbar(image, ax=axes, label=RECOVERY, fraction=0.04).ax.tick_params(labelsize=7)
     return figure
 
@@ -142,16 +180,17 @@ def _curves(ranking: Ranking, entries: Sequence[Entry], attacks: Sequence[str]) 
             # Entries without a curve are labelled too, so that all panels share one legend.
             axes.plot(
                 points,
-                [it.value for it in curve.values()],
+                [_near(it.value) for it in curve.values()],
                 LINES[lines[colour] % len(LINES)],
                 color=colour,
                 marker=marker,
                 markersize=4,
                 linewidth=1.2,
-                label=entry.label,
+                label=_name(entry),
             )
             lines[colour] += 1
             bounds = [it.seed_interval or (it.value - it.margin, it.value + it.margin) for it in curve.values()]
+            bounds = [(_near(low), _near(high)) for low, high in bounds]
             if bounds:
                 axes.fill_between(points, *zip(*bounds, strict=True), color=colour, alpha=0.08, linewidth=0)
         axes.axhline(0.0, color="#888888", linewidth=0.8)
@@ -164,8 +203,12 @@ def _curves(ranking: Ranking, entries: Sequence[Entry], attacks: Sequence[str]) 
 def _recovery_text(entry: Entry, attack: str) -> str:
     value = entry.recovery[attack].value
     if value is not None:
-        return f"{value:.2f}"
+        return rounded(value)
     return "failed" if attack in entry.failed else "–"
+
+
+def _title(ranking: Ranking) -> str:
+    return shortened(ranking.task, LONGEST_NAME)
 
 
 def _style(entry: Entry) -> tuple[str, str]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from leaderboard.board.files import UPGRADE
+from leaderboard.board.schema import Status
 from leaderboard.board.store import Board
-from leaderboard.ranking.rank import Ranking, rank
+from leaderboard.board.visible import shortened
+from leaderboard.peers.rows import PEER
+from leaderboard.ranking.rank import Entry, Ranking, Seed, rank
+from leaderboard.ranking.specs import settings_of
 from suite.config.errors import SpecError
 from tasks import TASKS
 
@@ -26,13 +33,32 @@ class Knob:
     values: int
 
 
-def rankings(board: Board, split: str) -> list[Ranking]:
+def tasks_of(board: Board, notice: Callable[[str], None]) -> list[str]:
+    """The tasks of a board that can be ranked, in order.
+
+    Args:
+        notice: told about the others. Results of other suites are none of them: they are there to be read.
+    """
+    found = sorted(set(board.read("trials", names=["task"])["task"].to_pylist()))
+    for task in found:
+        if task not in TASKS and not task.startswith(f"{PEER}/"):
+            files = board.origins("trials", "task", task)
+            more = f" and {len(files) - 1} other files" if len(files) > 1 else ""
+            unknown = f"its trials of task {shortened(task, 70)} are not ranked, there is no such task here"
+            notice(f"{files[0]}{more}: {unknown}. What to do: {UPGRADE}, or delete it if it is not yours")
+    return [task for task in found if task in TASKS]
+
+
+def rankings(board: Board, split: str, notice: Callable[[str], None]) -> list[Ranking]:
     """The ranking of every task on the board.
+
+    Args:
+        notice: told about tasks that cannot be ranked.
 
     Raises:
         SpecError: the board has no trials.
     """
-    tasks = sorted(task for task in {row["task"] for row in board.read("trials").to_pylist()} if task in TASKS)
+    tasks = tasks_of(board, notice)
     if not tasks:
         raise SpecError("the board has no trials yet. Run something first: regrade run SPEC")
     return [rank(board, task, split) for task in tasks]
@@ -43,17 +69,21 @@ def knobs(board: Board, ranking: Ranking) -> list[Knob]:
     scores = {
         seed.trial: value
         for entry in ranking.entries
-        for seed, value in zip(entry.seeds, entry.score.seed_values, strict=False)
+        for seed, value in zip(_counted(entry), entry.score.seed_values, strict=False)
         if value is not None
     }
-    specs = {
-        row["trial"]: _leaves(json.loads(row["spec"]))
-        for row in board.read("trials", {"task": ranking.task}).to_pylist()
-        if row["trial"] in scores
-    }
+    rows = board.read("trials", {"task": ranking.task}, ["trial", "spec"]).to_pylist()
+    specs = {row["trial"]: settings_of(row["spec"]) for row in rows if row["trial"] in scores}
+    specs = {trial: settings for trial, settings in specs.items() if settings}  # one that is damaged says nothing
     if len(specs) < FEWEST_TRIALS:
         return []
-    return _importances(specs, scores)
+    with warnings.catch_warnings(action="ignore"):  # the estimate of importance is marked as experimental
+        return _importances(specs, {trial: scores[trial] for trial in specs})
+
+
+def _counted(entry: Entry) -> list[Seed]:
+    """The seeds whose scores an entry's are: all that did not fail."""
+    return [seed for seed in entry.seeds if seed.status != Status.FAILED]
 
 
 def _importances(specs: Mapping[str, dict[str, Any]], scores: Mapping[str, float]) -> list[Knob]:
@@ -80,13 +110,5 @@ def _importances(specs: Mapping[str, dict[str, Any]], scores: Mapping[str, float
             )
         )
     importances = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-    return [Knob(key, importance, len(values[key])) for key, importance in importances.items()]
-
-
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {path: value}
-    leaves: dict[str, Any] = {}
-    for key, below in value.items():
-        leaves |= _leaves(below, f"{path}.{key}" if path else key)
-    return leaves
+    known = {key: importance for key, importance in importances.items() if math.isfinite(importance)}
+    return [Knob(key, importance, len(values[key])) for key, importance in known.items()]

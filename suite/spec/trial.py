@@ -128,6 +128,8 @@ class TrialSpec(Settings):
         """The settings that are not at their default; equivalent settings are written the same way."""
         plain = self.changed()
         plain["optimizer"] = self.optimizer.plainest().changed()
+        if self.anchors.target:  # without a model the target's own folder is it, so `tiny` has to be written
+            plain["model"] = self.model.changed()
         return plain
 
     @cached_property
@@ -220,7 +222,7 @@ def trial(data: Mapping[str, Any]) -> TrialSpec:
     """The trial of a mapping of settings, in canonical form.
 
     A bare name is short for a section (`objective: npo`), for the source of the anchors (`anchors: published`), or for
-    a list of one (`forget: people`).
+    a list of one (`forget: people`). Without a model, a target of one's own is the model, with its own template.
 
     Raises:
         SpecError: naming the key, the allowed values and the nearest match.
@@ -232,6 +234,9 @@ def trial(data: Mapping[str, Any]) -> TrialSpec:
     for key in ("forget", "trainable"):
         if isinstance(plain.get(key), str):
             plain[key] = [plain[key]]
+    model, target = plain.get("model", {}), isinstance(plain.get("anchors"), Mapping) and plain["anchors"].get("target")
+    if isinstance(target, str) and isinstance(model, Mapping) and not model.keys() & {"name", "tiny"}:
+        plain["model"] = {**model, "name": target}
     return parse(TrialSpec, plain).normalised
 
 

@@ -17,6 +17,7 @@ from suite.config.runtime import RuntimeSpec
 from suite.models.checkpoints import Checkpoint, SavedCheckpoint, weights_digest
 from suite.models.gradient_checkpointing import checkpoint_blocks
 from suite.models.loading import save
+from suite.models.outline import outline_of
 from suite.objectives import OBJECTIVES, Reference
 from suite.optimizers import OPTIMIZERS, Run
 from suite.oracle.base import Diverged, Metered
@@ -97,6 +98,8 @@ def unlearn(
             **({"block": anchors.base.block(task)} if task.block else {}),
             # The result does not depend on the request's name, and the anchors are in the key already.
             "trial": {k: v for k, v in spec.canonical.items() if k not in ("task", "model", "anchors", "forget")},
+            # Where they are stored otherwise than in nn.Linear, the statistics once counted other weights.
+            **({} if outline_of(start.architecture).as_before else {"matrices": 2}),
             "judged_by": criterion.identity if criterion else None,
             "numeric": Numeric.of(runtime).as_dict(),
         }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from suite.attacks.weights.quantization import grid_codes
-from suite.models.layers import is_linear
+from suite.models.layers import matrices_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class Change:
         changed_share: share of them that differ, in their own dtype.
         changed_share_bf16: share of them that differ once both are rounded to bfloat16.
         flipped_share_4bit, flipped_share_8bit: share of the weights of linear layers whose code on a round-to-nearest
-            grid with 4 or 8 bits, scaled per output channel, differs; None without such weights.
+            grid with 4 or 8 bits, scaled per output channel, differs (of experts, each expert's outputs); None without
+            such weights.
     """
 
     change_norm: float | None
@@ -44,7 +45,7 @@ class Change:
 def change(before: Mapping[str, Tensor], model: torch.nn.Module) -> Change:
     """Compare a model's parameters with `before` (tensors by parameter name), tensor by tensor."""
     square, differ, differ_bf16, total = 0.0, 0, 0, 0
-    flips, codes = {4: 0, 8: 0}, 0
+    flips, codes, matrices = {4: 0, 8: 0}, 0, matrices_of(model)
     for name, parameter in model.named_parameters():
         if name not in before:
             continue
@@ -53,9 +54,10 @@ def change(before: Mapping[str, Tensor], model: torch.nn.Module) -> Change:
         differ += int((now != origin).sum())
         differ_bf16 += int((now.bfloat16() != origin.bfloat16()).sum())
         total += now.numel()
-        if is_linear(name, now):
-            for bits in flips:
-                flips[bits] += flipped(origin, now, bits)
+        if stored := matrices.get(name):
+            for pair in zip(*map(stored.matrices, (origin, now)), strict=True):
+                for bits in flips:
+                    flips[bits] += flipped(*pair, bits)
             codes += now.numel()
     share = {bits: count / codes if codes else None for bits, count in flips.items()}
     return Change(square**0.5, differ / total, differ_bf16 / total, share[4], share[8])

@@ -8,6 +8,7 @@ from typing import Any
 from suite.engines import Engine
 from suite.evaluation.evaluator import estimates
 from suite.models.checkpoints import Checkpoint
+from suite.models.outline import outline_of
 from suite.training.anchors import Anchors
 from tasks.scoring import Estimate
 from tasks.scoring.headline import knowledge, largest
@@ -23,7 +24,8 @@ class KnowledgeOnDev:
     @property
     def identity(self) -> dict[str, Any]:
         """What the criterion depends on besides the task and the anchors, for stage keys."""
-        return {"engine": self._engine.identity()}
+        architecture = self._anchors.target.checkpoint.architecture
+        return {"engine": self._engine.identity() | outline_of(architecture).generation}
 
     def __call__(self, checkpoint: Checkpoint) -> float | None:
         """Knowledge, 1 at the target and 0 at the retrained model; None where it cannot be computed."""

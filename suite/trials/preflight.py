@@ -25,6 +25,7 @@ from suite.storage.environment import choose_device
 from suite.training.anchors import named_checkpoints
 from suite.training.refusals import check_refusable
 from suite.training.unlearning import requests
+from suite.trials.named_model import check_named_model
 from suite.trials.task_data import with_extras, within_limit
 from tasks.task import Split, Task, TaskError, Zero
 
@@ -85,6 +86,8 @@ def _check(spec: TrialSpec, task: Task, measure: MeasureSpec, here: bool, checke
         OPTIMIZERS[spec.optimizer.name].check_installed()
     _check_anchors(spec, task)
     _check_data(spec, task, measure)
+    if here:
+        check_named_model(spec)
     if here or spec.model.name == "tiny":
         _check_model(spec, task, measure, checked)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from leaderboard.board import schema
 from leaderboard.board.schema import Role
-from leaderboard.board.store import Board, BoardError, BoardWarning
+from leaderboard.board.store import Board, BoardError, Broken
 from tests.support.board_rows import Row, measurement_row, trial_row
 
 SAMPLE: Row = {
@@ -31,16 +30,37 @@ SAMPLE: Row = {
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path / "board")
+def told() -> list[Broken]:
+    """What the board says that it leaves out."""
+    return []
+
+
+@pytest.fixture
+def board(tmp_path: Path, told: list[Broken]) -> Board:
+    return Board(tmp_path / "board", told.append)
+
+
+TRUE: dict[str, st.SearchStrategy[Any]] = {
+    "status": st.sampled_from(["ok", "failed"]),
+    "split": st.sampled_from(["dev", "test", "all"]),
+    "direction": st.sampled_from(["up", "down", None]),
+    "headline": st.sampled_from(["knowledge", "utility", None]),
+    "anchor_ids": st.sampled_from(["target:retrained", "target:chance"]),
+    "zo_ratio": st.floats(0, 1),
+    "unlearn_seconds": st.floats(0, 1e6),
+    "value": st.floats(-1e9, 1e9),
+    "stderr": st.none() | st.floats(0, 1e9),
+    "chance": st.none() | st.floats(0, 1),
+}
+"""Values that the columns with a rule of their own may have."""
 
 
 def _values(kind: pa.DataType) -> st.SearchStrategy[Any]:
     finite = st.floats(allow_nan=False)
     if pa.types.is_string(kind):
-        return st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+        return st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
     if pa.types.is_int64(kind):
-        return st.integers(-(2**63), 2**63 - 1)
+        return st.integers(0, 2**53)
     if pa.types.is_float64(kind):
         return finite
     if pa.types.is_boolean(kind):
@@ -53,10 +73,14 @@ def _values(kind: pa.DataType) -> st.SearchStrategy[Any]:
 
 
 def _rows(table: str) -> st.SearchStrategy[list[Row]]:
+    needed = {"entry", "task", "seed", "task_version", "anchors"} if table != "samples" else set()
     fields = {
-        field.name: st.none() | _values(field.type) if field.nullable else _values(field.type)
+        field.name: st.none() | _values(field.type)
+        if field.nullable and field.name not in needed
+        else _values(field.type)
         for field in schema.TABLES[table]
     }
+    fields |= {name: values for name, values in TRUE.items() if name in fields}
     return st.lists(st.fixed_dictionaries(fields), max_size=4, unique_by=lambda row: _key(table, row))
 
 
@@ -170,6 +194,8 @@ def _conflicting(choice: tuple[str, int, bool]) -> Row:
     trial, steps, failed = choice
     return {
         "trial": trial,
+        "entry": "e",
+        "task": "paper",
         "steps": steps,
         "status": "failed" if failed else "ok",
         "written_at": f"2026-01-01T0{steps % 2}:00:00Z",
@@ -239,32 +265,31 @@ def _zeroed_inside(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [_cut_short, _emptied, _zeroed_inside])
-def test_a_broken_file_is_named_left_out_and_replaced(board: Board, damage: Any):
+def test_a_broken_file_is_named_left_out_and_replaced(board: Board, told: list[Broken], damage: Any):
     board.append("trials", [trial_row("sound")])
     rows = [trial_row("hurt", seed) for seed in range(20)]
     path = board.append("trials", rows).path
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(BoardWarning, match=rf"{path.name}.*delete it and run again"):
-        assert board.read("trials")["entry"].to_pylist() == ["sound"]
-    with pytest.warns(BoardWarning):
-        assert board.sql("SELECT count(*) AS n FROM trials").to_pylist() == [{"n": 1}]
+    assert board.read("trials")["entry"].to_pylist() == ["sound"]
+    assert board.sql("SELECT count(*) AS n FROM trials").to_pylist() == [{"n": 1}]
+    [broken] = told  # once
+    assert f"{path}: left out, it is" in str(broken) and "delete it and run again" in str(broken)
     assert [broken.path for broken in board.broken()] == [path]
     assert board.append("trials", rows).new
     assert board.broken() == []
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(board.read("trials")) == 21
+    assert len(board.read("trials")) == 21
+    assert len(told) == 1
 
 
-def test_a_file_of_a_newer_schema_is_left_out_and_not_replaced(board: Board):
+def test_a_file_of_a_newer_schema_is_left_out_and_not_replaced(board: Board, told: list[Broken]):
     newer = schema.to_arrow("trials", [trial_row("new")])
     newer = newer.replace_schema_metadata(
         {**newer.schema.metadata, b"schema_version": str(schema.VERSION + 1).encode()}
     )
     (board.path / "trials").mkdir(parents=True)
     pq.write_table(newer, board.path / "trials" / "named.parquet")
-    with pytest.warns(BoardWarning, match="newer than.*upgrade regrade"):
-        assert len(board.read("trials")) == 0
+    assert len(board.read("trials")) == 0
+    assert "newer than" in str(told[0]) and "upgrade regrade" in str(told[0])
     assert not board.append("trials", [trial_row("old")], name="named").new
     assert pq.read_table(board.path / "trials" / "named.parquet")["entry"].to_pylist() == ["new"]
 
@@ -277,11 +302,11 @@ def test_a_file_of_a_newer_schema_is_left_out_and_not_replaced(board: Board):
         (lambda t: t.set_column(1, pa.field("entry", pa.int64()), [[7]]), "column entry is int64, not string"),
     ],
 )
-def test_a_file_that_is_not_of_the_table_is_left_out(board: Board, change: Any, reason: str):
+def test_a_file_that_is_not_of_the_table_is_left_out(board: Board, told: list[Broken], change: Any, reason: str):
     (board.path / "trials").mkdir(parents=True)
     pq.write_table(change(schema.to_arrow("trials", [trial_row("a")])), board.path / "trials" / "other.parquet")
-    with pytest.warns(BoardWarning, match=reason):
-        assert len(board.read("trials")) == 0
+    assert len(board.read("trials")) == 0
+    assert [reason in str(broken) for broken in told] == [True]
 
 
 def test_a_path_may_hold_any_character(tmp_path: Path):
@@ -300,3 +325,22 @@ def test_two_boards_with_the_same_trials_are_equal(tmp_path: Path):
         other.append("trials", [row | {"host": "there", "unlearn_seconds": 99.0}])
     assert one.result_rows("trials").equals(other.result_rows("trials"))
     assert not one.read("trials").equals(other.read("trials"))
+
+
+def test_without_anybody_to_tell_what_is_left_out_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    board = Board(tmp_path)
+    path = board.append("trials", [trial_row("a")]).path
+    path.write_bytes(b"PAR1")
+    for _ in range(2):
+        assert len(board.read("trials")) == 0
+    assert [(record.name, record.levelname) for record in caplog.records] == [("leaderboard", "WARNING")]
+    assert caplog.messages == [
+        f"{path}: left out, it is cut short. What to do: delete it and run again; nothing else is lost"
+    ]
+
+
+def test_the_files_of_rows_are_found_by_a_value(board: Board):
+    paths = [board.append("trials", [trial_row(name, model=name)], name).path for name in ("b", "a")]
+    board.append("trials", [trial_row("c")], "c")
+    assert board.origins("trials", "model", "a") == [str(paths[1])]
+    assert board.origins("trials", "task", "paper") == [str(board.path / "trials" / f"{n}.parquet") for n in "abc"]

@@ -62,6 +62,36 @@ def test_given_checkpoints_serve_as_the_anchors_that_they_are(store, trained):
         assert numbers(other, subject) == numbers(mine, subject)
 
 
+def test_without_a_model_the_target_is_the_model(tmp_path):
+    plain = {key: value for key, value in SMALL.items() if key != "model"}
+    anchors = {"target": "/models/a", "retrained": "/models/b"}
+    spec = trial({**plain, "anchors": anchors})
+    assert spec.model.name == "/models/a"
+    assert spec.canonical["model"] == {"name": "/models/a"}
+    assert trial(spec.canonical).id == spec.id
+    assert trial({**plain, "anchors": anchors, "model": {"dtype": "bfloat16"}}).model.name == "/models/a"
+    tiny = trial({**plain, "anchors": anchors, "model": {"name": "tiny"}})
+    assert tiny.model.name == "tiny"
+    assert tiny.canonical["model"] == {"name": "tiny"}, "or the normal form would be about the target's folder"
+    assert trial(tiny.canonical).id == tiny.id != spec.id
+    assert "model" not in trial({**SMALL, "model": {"name": "tiny"}}).canonical
+
+
+def test_a_model_beside_a_target_has_to_be_the_target_s(store, trained, tmp_path):
+    folders = {name: str(anchor.checkpoint.path) for name, anchor in trained.subjects.items()}
+    plain = {**{key: value for key, value in SMALL.items() if key != "model"}, "anchors": folders}
+    fitting = (SMALL["model"], {"name": folders["retrained"]}, {"name": folders["target"], "template": "bare"})
+    for model in fitting:
+        preflight([trial({**plain, "model": model})], FEW, RuntimeSpec())
+    with pytest.raises(SpecError, match=r"model.name: tiny has hidden_size=192, and anchors.target .* has 32. Leave"):
+        preflight([trial({**plain, "model": {"name": "tiny"}})], FEW, RuntimeSpec())
+    other = Path(shutil.copytree(folders["target"], tmp_path / "other"))
+    config = (other / "config.json").read_text()
+    (other / "config.json").write_text(config.replace('"num_hidden_layers": 1', '"num_hidden_layers": 2'))
+    with pytest.raises(SpecError, match=r"model.name: .*other has num_hidden_layers=2, and anchors.target .* has 1"):
+        preflight([trial({**plain, "model": {"name": str(other)}})], FEW, RuntimeSpec())
+
+
 def test_without_a_retrained_model_chance_is_the_zero(store, trained):
     spec = given(target=str(trained.target.checkpoint.path))
     result = run_trial(spec, store, measure=FEW)

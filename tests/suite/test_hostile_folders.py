@@ -205,6 +205,15 @@ def test_a_tokenizer_that_is_none_is_refused(kind, good, tmp_path):
 BOMB = {"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 3000}
 VOCABULARIES = {
     "a normalizer that makes gigabytes": {"normalizer": {"type": "Sequence", "normalizers": [BOMB] * 3}},
+    "a normalizer that waits for a word": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Replace", "pattern": {"String": "Where"}, "content": "Z" * 200},
+                *[{"type": "Replace", "pattern": {"String": "Z"}, "content": "Z" * 200}] * 3,
+            ],
+        }
+    },
     "a pattern that does not end": {
         "pre_tokenizer": {
             "type": "Split", "pattern": {"Regex": "(a+)+b|(a|a)*c"}, "behavior": "Isolated", "invert": False,

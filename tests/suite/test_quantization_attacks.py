@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from hypothesis.extra.numpy import arrays
 
 from suite.attacks import attack
 from suite.attacks.weights.awq import EXPONENTS, awq, scaled_rounding, scales
-from suite.attacks.weights.calibration import Inputs, edit_blocks, watched
+from suite.attacks.weights.calibration import edit_blocks
 from suite.attacks.weights.gptq import gptq
+from suite.attacks.weights.layer_inputs import Inputs, watched
 from suite.attacks.weights.quantization import grid_codes, levels_of, round_to_nearest
 from suite.config.errors import SpecError
 from suite.models.layers import is_linear
@@ -391,8 +393,19 @@ def test_other_calibration_texts_are_another_key(scene):
 
 
 def test_a_model_without_linear_layers_in_its_blocks_is_refused():
-    from transformers import GPT2Config, GPT2LMHeadModel
+    class Convolution(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = SimpleNamespace(num_hidden_layers=1)
+            self.embed, self.layers = torch.nn.Embedding(23, 16), torch.nn.ModuleList([torch.nn.Conv1d(16, 16, 1)])
 
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=23, n_positions=32, n_embd=16, n_layer=1, n_head=2)).eval()
+        @property
+        def base_model(self):
+            return self
+
+        def forward(self, input_ids, use_cache):
+            return self.layers[0](self.embed(input_ids).mT)
+
+    model = Convolution()
     with pytest.raises(SpecError, match="no linear layers in its blocks"):
         edit_blocks(model, TEXTS, lambda weight, inputs: weight)

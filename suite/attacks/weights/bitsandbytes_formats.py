@@ -14,14 +14,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
+from suite.attacks.base import AttackContext, AttackSettings, Subject
+from suite.attacks.weights.matrix_edit import MatrixEdit
 from suite.config.errors import SpecError
 from suite.models.checkpoints import State
-from suite.models.layers import is_linear
 from tasks.task import Split, Task
 
 
-class LibraryFormat(WeightEdit):
+class LibraryFormat(MatrixEdit):
     """Weights of linear layers, quantized and de-quantized by bitsandbytes."""
 
     def rounded(self, weight: Tensor, library: ModuleType) -> Tensor:
@@ -43,12 +43,7 @@ class LibraryFormat(WeightEdit):
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of missing optional kernels on every CPU
         from bitsandbytes import functional
 
-        return {
-            name: self.rounded(weight.to(context.device).contiguous(), functional).to(weight.device)
-            if is_linear(name, weight)
-            else weight
-            for name, weight in state.items()
-        }
+        return self.each(state, subject, context, lambda weight, _: self.rounded(weight.contiguous(), functional))
 
 
 class FourBitSettings(AttackSettings):

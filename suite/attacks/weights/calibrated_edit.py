@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
+from suite.attacks.base import AttackContext, AttackSettings, Subject
 from suite.attacks.texts import Source, Texts, at_least, draw_texts
-from suite.attacks.weights.calibration import Inputs, edit_blocks
+from suite.attacks.weights.calibration import edit_blocks
+from suite.attacks.weights.layer_inputs import Inputs
+from suite.attacks.weights.matrix_edit import MatrixEdit
 from suite.config.numbers import Count, Seed
 from suite.models.checkpoints import State, context_of, dtype_of, load_state, skeleton
 from tasks.task import Example, Probe, Split, Task, examples_digest
@@ -27,7 +29,7 @@ class CalibratedSettings(AttackSettings):
     seed: Seed = 0
 
 
-class CalibratedEdit(WeightEdit):
+class CalibratedEdit(MatrixEdit):
     """A weight edit of the linear layers in a model's blocks that depends on the inputs of these layers."""
 
     gram: ClassVar[bool] = True
@@ -47,12 +49,13 @@ class CalibratedEdit(WeightEdit):
         }
 
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
+        matrices = self.matrices(subject.checkpoint.architecture)
         encoded = context.encoder.examples(self._calibration(context, subject.split), context.block)
         model = skeleton(subject.checkpoint.architecture, torch.float32)
         load_state(model, state)
         limit = context_of(subject.checkpoint.architecture)
         stored = dtype_of(state)
-        names = edit_blocks(
+        edit_blocks(
             model.to(context.device),
             [text.ids[:limit] for text in encoded],
             # Rounded to the stored dtype at once: the inputs of later blocks must come from the weights as stored.
@@ -60,7 +63,8 @@ class CalibratedEdit(WeightEdit):
             gram=self.gram,
         )
         after = model.state_dict()
-        return {**state, **{name: after[name].to(state[name]) for name in names}}
+        # A tied tensor may be listed under another of its names than the edited one.
+        return {name: after[name].to(weight) if name in matrices else weight for name, weight in state.items()}
 
     def _calibration(self, context: AttackContext, split: Split) -> list[Example]:
         s = self.settings

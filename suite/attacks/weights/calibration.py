@@ -1,4 +1,4 @@
-"""The inputs of a model's linear layers on calibration texts, and weight edits that depend on these inputs.
+"""Weight edits that depend on the inputs of linear layers, block by block on calibration texts.
 
 Blocks are edited from the first to the last, and the inputs of a block are the outputs of the edited blocks before it,
 not those of the original model. So later edits can compensate for the errors of earlier ones (Frantar et al. 2023,
@@ -7,90 +7,16 @@ arXiv 2210.17323, Sec. 4).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from suite.attacks.weights.layer_inputs import Inputs, watched
 from suite.config.errors import SpecError
-from suite.models.layers import blocks_of, is_linear
-
-
-@dataclass
-class Inputs:
-    """Sums of the inputs x of linear layers over all positions of all texts, in fp32 on the model's device.
-
-    Attributes:
-        layers: names of the layers that share these inputs, such as a block's query, key and value.
-        positions: number of inputs x.
-        squares: sum of x^2, (inputs,).
-        magnitudes: sum of abs(x), (inputs,).
-        gram: sum of x x^T, (inputs, inputs); None if it is not needed.
-    """
-
-    layers: list[str]
-    positions: int
-    squares: Tensor
-    magnitudes: Tensor
-    gram: Tensor | None
-
-    @classmethod
-    def of(cls, layer: str, size: int, device: torch.device, gram: bool) -> Inputs:
-        """Sums of zero."""
-        products = torch.zeros(size, size, device=device) if gram else None
-        return cls([layer], 0, torch.zeros(size, device=device), torch.zeros(size, device=device), products)
-
-    def add(self, x: Tensor) -> None:
-        """Add inputs, (positions, inputs), to the sums."""
-        self.positions += len(x)
-        self.squares += x.square().sum(0)
-        self.magnitudes += x.abs().sum(0)
-        if self.gram is not None:
-            self.gram.addmm_(x.T, x)
-
-    @property
-    def norms(self) -> Tensor:
-        """L2 norm of each input over all positions, (inputs,)."""
-        return self.squares.sqrt()
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean magnitude of each input, (inputs,)."""
-        return self.magnitudes / self.positions
-
-
-@contextmanager
-def watched(layers: Mapping[str, nn.Linear], gram: bool) -> Iterator[list[Inputs]]:
-    """Sum the inputs of linear layers while the context lasts; layers that receive the same tensor share their sums."""
-    sums: list[Inputs] = []
-    by_layer: dict[str, Inputs] = {}
-    last: list[tuple[str, Tensor]] = []  # holds the tensor, so that its memory is not reused for another one
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def add_inputs(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].detach()
-            if name not in by_layer:
-                if last and last[0][1] is args[0]:
-                    by_layer[name] = by_layer[last[0][0]]
-                    by_layer[name].layers.append(name)
-                else:
-                    by_layer[name] = Inputs.of(name, x.shape[-1], x.device, gram)
-                    sums.append(by_layer[name])
-            if by_layer[name].layers[0] == name:
-                by_layer[name].add(x.reshape(-1, x.shape[-1]).float())
-            last[:] = [(name, args[0])]
-
-        return add_inputs
-
-    hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-    try:
-        yield sums
-    finally:
-        for each in hooks:
-            each.remove()
+from suite.models.layers import Stored, blocks_of, weights_of
 
 
 @dataclass
@@ -120,7 +46,8 @@ def edit_blocks(
         model: fp32, in eval mode.
         texts: ids; each text is a batch of its own, so nothing is padded.
         edit: returns the edited weights, (outputs, inputs). Weights of layers with the same inputs come concatenated
-            along the outputs.
+            along the outputs. An expert's inputs are the tokens that are routed to it; about one that no text reaches,
+            see `Inputs.unseen`.
         gram: whether the edit reads `Inputs.gram`.
 
     Returns:
@@ -132,32 +59,84 @@ def edit_blocks(
     blocks = blocks_of(model)
     if blocks is None:
         raise SpecError(f"attacks: {type(model).__name__} has no list of blocks to calibrate. Use rtn, nf4 or noise")
-    names = {module: name for name, module in model.named_modules()}
+    if any(hasattr(module, "is_transposed") for module in model.modules()):
+        model.set_experts_implementation("eager")  # a product for each expert, which can be seen
+    found: dict[int, tuple[str, Stored]] = {}
+    for name, parameter, stored in weights_of(model):
+        if stored is not None:
+            found.setdefault(id(parameter), (name, stored))
     started = [_before_blocks(model, blocks, text) for text in texts]
     edited: list[str] = []
     for index, block in enumerate(blocks):
-        layers = {
-            name: module
-            for module in block.modules()
-            if isinstance(module, nn.Linear) and is_linear(name := f"{names[module]}.weight", module.weight)
-        }
-        with watched(layers, gram) as sums:
+        weights = _BlockWeights.of(block, found)
+        with watched(weights.layers, gram, weights.experts) as sums:
             for text in started:
                 text.through(block, index)
-        reached = {name for inputs in sums for name in inputs.layers}
-        if unreached := [name for name in layers if name not in reached]:
-            raise SpecError(f"attacks: no calibration text reaches {unreached[0]}. Use more samples")
-        for inputs in sums:
-            weights = [layers[name].weight for name in inputs.layers]
-            changed = edit(torch.cat(weights), inputs).split([len(weight) for weight in weights])
-            for weight, new in zip(weights, changed, strict=True):
-                weight.copy_(new)
-        edited += layers
+        for inputs in weights.completed(sums, gram):
+            matrices = [weights.matrices[name] for name in inputs.layers]
+            changed = edit(torch.cat(matrices), inputs).split([len(matrix) for matrix in matrices])
+            for matrix, new in zip(matrices, changed, strict=True):
+                matrix.copy_(new)
+        edited += weights.names
         for text in started:
             text.states = text.through(block, index)
     if not edited:
         raise SpecError(f"attacks: {type(model).__name__} has no linear layers in its blocks. Use rtn, nf4 or noise")
     return edited
+
+
+@dataclass
+class _BlockWeights:
+    """What is edited in a block.
+
+    Attributes:
+        names: of the tensors.
+        layers: the layers with a matrix of their own, by the tensor's name.
+        experts: the other matrices: views of the tensors, by name and number.
+        matrices: both, (outputs, inputs).
+    """
+
+    names: list[str] = field(default_factory=list)
+    layers: dict[str, nn.Module] = field(default_factory=dict)
+    experts: dict[str, Tensor] = field(default_factory=dict)
+    matrices: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, block: nn.Module, found: dict[int, tuple[str, Stored]]) -> _BlockWeights:
+        """What is left in `found`, by identity of the tensor, is taken out: blocks may share tensors."""
+        weights = cls()
+        for module in block.modules():
+            for parameter in module.parameters(recurse=False):
+                if id(parameter) in found:
+                    weights._add(module, parameter.data, *found.pop(id(parameter)))
+        weights.matrices.update(weights.experts)
+        return weights
+
+    def _add(self, module: nn.Module, tensor: Tensor, name: str, stored: Stored) -> None:
+        self.names.append(name)
+        views = stored.matrices(tensor)
+        if stored.experts is None:
+            self.layers[name], self.matrices[name] = module, views[0]
+        else:
+            self.experts |= {f"{name}[{number}]": view for number, view in enumerate(views)}
+
+    def completed(self, sums: Sequence[Inputs], gram: bool) -> list[Inputs]:
+        """The inputs of all matrices: what is assumed about experts that no text reached follows what was seen.
+
+        Raises:
+            SpecError: no text reached another layer, or any expert of a tensor.
+        """
+        seen = [inputs for inputs in sums if inputs.positions]
+        reached = {name for inputs in seen for name in inputs.layers}
+        tensors = {name.partition("[")[0] for name in reached}
+        unseen = []
+        for name, matrix in self.matrices.items():
+            if name in reached:
+                continue
+            if name.partition("[")[0] not in tensors and not (name in self.layers and ".experts." in name):
+                raise SpecError(f"attacks: no calibration text reaches {name}. Use more samples")
+            unseen.append(Inputs.unseen(name, matrix.shape[1], matrix.device, gram))
+        return [*seen, *unseen]
 
 
 def _before_blocks(model: nn.Module, blocks: nn.ModuleList, ids: Sequence[int]) -> _TextStates:

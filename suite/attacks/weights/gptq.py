@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.attacks.weights.calibrated_edit import CalibratedEdit, CalibratedSettings
-from suite.attacks.weights.calibration import Inputs
+from suite.attacks.weights.layer_inputs import Inputs
 from suite.attacks.weights.quantization import levels_of, round_to_nearest, snap
 
 LAZY = 128

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from suite.attacks.base import AttackContext, Subject
 from suite.attacks.weights.calibrated_edit import CalibratedEdit, CalibratedSettings
-from suite.attacks.weights.calibration import Inputs
+from suite.attacks.weights.layer_inputs import Inputs
 from suite.models.checkpoints import State
-from suite.models.layers import is_linear
 from tasks.task import Probe, Split, Task
 
 
@@ -84,10 +83,7 @@ class Pruning(CalibratedEdit):
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
         if self.settings.by == "wanda":
             return super().edited(state, subject, context)
-        return {
-            name: smallest_zeroed(weight, self.settings.sparsity) if is_linear(name, weight) else weight
-            for name, weight in state.items()
-        }
+        return self.each(state, subject, context, lambda weight, _: smallest_zeroed(weight, self.settings.sparsity))
 
     def edit(self, weight: Tensor, inputs: Inputs) -> Tensor:
         return wanda(weight, inputs.norms, self.settings.sparsity)

@@ -17,9 +17,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
+from suite.attacks.base import AttackContext, AttackSettings, Subject
+from suite.attacks.weights.matrix_edit import MatrixEdit
 from suite.models.checkpoints import State
-from suite.models.layers import is_linear
 
 UNQUANTIZED = 32
 """The number of bits that stands for no rounding at all."""
@@ -133,7 +133,7 @@ def _spans(columns: int, group: int | None) -> list[tuple[slice, int]]:
     return [(span, size) for span, size in spans if span.stop > span.start]
 
 
-class RoundToNearest(WeightEdit):
+class RoundToNearest(MatrixEdit):
     """Weights rounded to a symmetric grid of 2^bits - 1 levels. Linear layers only, as in deployed quantizers."""
 
     source = "Zhang et al. 2024, arXiv 2410.16454"
@@ -163,9 +163,4 @@ class RoundToNearest(WeightEdit):
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
         s = self.settings
         size = {"tensor": 0, "channel": None, "group": s.group}[s.per]
-        return {
-            name: round_to_nearest(weight.to(context.device), s.bits, size).to(weight.device)
-            if is_linear(name, weight)
-            else weight
-            for name, weight in state.items()
-        }
+        return self.each(state, subject, context, lambda weight, _: round_to_nearest(weight, s.bits, size))

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from suite.config.errors import SpecError
 from suite.models.checkpoints import skeleton
-from suite.models.layers import blocks_of
+from suite.models.layers import blocks_of, matrices_of
 
 WRITING = frozenset("o_proj out_proj dense c_proj down_proj fc2 fc_out dense_4h_to_h".split())
 READING = frozenset(
-    "q_proj k_proj v_proj qkv_proj c_attn Wqkv query_key_value gate_proj up_proj gate_up_proj fc1 c_fc fc_in "
+    "q_proj k_proj v_proj qkv_proj c_attn Wqkv query_key_value q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj "
+    "gate_proj up_proj gate_up_proj fc1 c_fc fc_in "
     "dense_h_to_4h gate router shared_expert_gate".split()
 )
 POSITIONS = frozenset(("wpe", "embed_positions"))
@@ -74,6 +75,7 @@ def block_writers(model: nn.Module) -> Iterator[Writer]:
     ):
         raise SpecError(f"attacks: {where} ({config.model_type}) norms the residual stream itself. Leave it out")
     name, blocks = _blocks(model)
+    matrices = matrices_of(model)
     for number, block in enumerate(blocks):
         tensors = dict(block.named_parameters())
         for own, tensor in tensors.items():
@@ -81,7 +83,8 @@ def block_writers(model: nn.Module) -> Iterator[Writer]:
             kind = stem.rpartition(".")[2].removesuffix("_bias")
             if tensor.ndim < 2 or kind in READING or own.endswith("_bias"):
                 continue
-            if kind not in WRITING:
+            stored = matrices.get(f"{name}.{number}.{own}")
+            if kind not in WRITING or stored is None:
                 raise SpecError(
                     f"attacks: {where} ({config.model_type}): whether {name}.{number}.{own} writes into the residual "
                     "stream is not known here. Leave the attack out"
@@ -91,7 +94,7 @@ def block_writers(model: nn.Module) -> Iterator[Writer]:
             prefix = f"{name}.{number}."
             yield Writer(
                 names=(prefix + own,),
-                axis=_axis(block, own, tensor, config.hidden_size),
+                axis=tensor.ndim - (1 if stored.transposed else 2),
                 bias=prefix + bias if bias else None,
                 block=number,
                 norm=prefix + norm if norm else None,
@@ -145,18 +148,6 @@ def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             f"attacks: {type(model).__name__} ({model.config.model_type}) has no list of blocks. Leave the attack out"
         )
     return next(name for name, module in model.named_modules() if module is blocks), blocks
-
-
-def _axis(block: nn.Module, name: str, tensor: Tensor, units: int) -> int:
-    """The axis of a writing matrix along which its outputs lie."""
-    from transformers.pytorch_utils import Conv1D
-
-    if tensor.ndim == 2:
-        return 1 if isinstance(block.get_submodule(name.rpartition(".")[0]), Conv1D) else 0
-    axes = [axis for axis in (1, 2) if tensor.shape[axis] == units]  # all experts in one tensor
-    if len(axes) != 1:
-        raise SpecError(f"attacks: {name} of shape {tuple(tensor.shape)}: which axis is the outputs' is not known here")
-    return axes[0]
 
 
 def _norm_after(block: nn.Module, stem: str) -> str | None:

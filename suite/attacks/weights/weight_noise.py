@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
+from suite.attacks.base import AttackContext, AttackSettings, Subject
+from suite.attacks.weights.matrix_edit import MatrixEdit
 from suite.config.numbers import Seed
 from suite.models.checkpoints import State
-from suite.models.layers import is_linear
 from suite.oracle import noise
 
 _KIND = 0x2015E
@@ -24,8 +24,8 @@ def noised(weight: Tensor, sigma: float, key: noise.Key) -> Tensor:
     return z.mul_(wide.square().mean().sqrt() * sigma).add_(wide).to(weight.dtype)
 
 
-class WeightNoise(WeightEdit):
-    """Gaussian noise of sigma times each tensor's root-mean-square. Linear layers only: no embeddings, norms or biases.
+class WeightNoise(MatrixEdit):
+    """Gaussian noise of sigma times each matrix's root-mean-square. Linear layers only: no embeddings, norms or biases.
 
     A control: it does not depend on what was forgotten, so what it brings back was suppressed rather than removed.
     """
@@ -33,7 +33,7 @@ class WeightNoise(WeightEdit):
     source = "relative Gaussian weight noise, a control"
 
     class Settings(AttackSettings):
-        """sigma: standard deviation, in units of a tensor's root-mean-square. seed: of the noise."""
+        """sigma: standard deviation, in units of a matrix's root-mean-square. seed: of the noise."""
 
         name: Literal["noise"] = "noise"
         sigma: float = Field(ge=0)
@@ -45,13 +45,5 @@ class WeightNoise(WeightEdit):
 
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
         s = self.settings
-        names = sorted(name for name, weight in state.items() if is_linear(name, weight))
-        return {
-            **state,
-            **{
-                name: noised(state[name].to(context.device), s.sigma, (context.seed, _KIND, s.seed, i)).to(
-                    state[name].device
-                )
-                for i, name in enumerate(names)
-            },
-        }
+        key = context.seed, _KIND, s.seed
+        return self.each(state, subject, context, lambda weight, place: noised(weight, s.sigma, (*key, *place)))

@@ -20,6 +20,7 @@ from suite.engines.transformers.grouped_attention import grouped
 from suite.engines.transformers.packing import pack
 from suite.engines.transformers.row_cache import RowCache
 from suite.engines.transformers.shortcut import Shortcut
+from suite.models.layers import carries_state
 from suite.models.likelihood import logits_at
 
 REFILL_DIVISOR = 8
@@ -143,37 +144,106 @@ def decode(
 def decode_plainly(
     model: PreTrainedModel, requests: Sequence[GenerationRequest], *, ends: Collection[int], batch_tokens: int
 ) -> list[list[int]]:
-    """New tokens after each prompt by `model.generate`, in left-padded batches; `ended` is not applied."""
-    results: list[list[int]] = [[] for _ in requests]
+    """New tokens after each prompt by `model.generate`, in the largest batches that change nothing.
+
+    `ended` is not applied. Batches are padded on the left, or have prompts of one length, or are one prompt, with the
+    model's cache or without. Every batch is compared with passes over some of its texts alone. Layers that carry a
+    state see padding, whatever the mask says, so a model that has such layers is never padded.
+    """
+    ways = _Ways(padded=Shortcut(sound=not carries_state(model)))
+    results: dict[int, list[int]] = {}
     for batch in batches([request.longest for request in requests], batch_tokens):
-        prompts = [requests[i].prompt for i in batch]
-        length = max(map(len, prompts))
-        # Padding is masked, so any id will do; 0 exists in every vocabulary.
-        ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=model.device)
-        real = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-        new = model.generate(
-            input_ids=ids,
-            attention_mask=real,
-            max_new_tokens=max(requests[i].limit for i in batch),
-            logits_processor=LogitsProcessorList([_KeepDrawnToken([requests[i] for i in batch], length)]),
-            do_sample=False,
-            eos_token_id=sorted(ends),
-            pad_token_id=0,
-        )[:, length:].tolist()
-        for row, i in zip(new, batch, strict=True):
-            end = next((place for place, token in enumerate(row) if token in ends), len(row))
-            results[i] = row[: min(end, requests[i].limit)]
-    return results
+        found = _as_alone(model, [requests[i] for i in batch], ends, ways)
+        results.update((i, continuation.new) for i, continuation in zip(batch, found, strict=True))
+    return [results[i] for i in range(len(requests))]
 
 
-class _KeepDrawnToken(LogitsProcessor):
-    """Masks all tokens but the drawn one in rows that sample, so that greedy decoding picks it."""
+@dataclass
+class _Ways:
+    """What is known about `model.generate` on padded batches, on batches of prompts of one length, and with a cache."""
+
+    padded: Shortcut
+    batched: Shortcut = field(default_factory=Shortcut)
+    cached: Shortcut = field(default_factory=Shortcut)
+
+
+def _as_alone(
+    model: PreTrainedModel, requests: Sequence[GenerationRequest], ends: Collection[int], ways: _Ways
+) -> list[Continuation]:
+    """The continuations that each prompt has alone, in the order of the requests."""
+    by_length: dict[int, list[int]] = {}
+    for place, request in enumerate(requests):
+        by_length.setdefault(len(request.prompt), []).append(place)
+    one_length, one_text = len(by_length) == 1, len(requests) == 1
+    way = ways.cached if one_text else ways.batched if one_length else ways.padded
+    if way.sound:
+        try:
+            found = _generated(model, requests, ends)
+            if _compared(model, found, way):
+                return found
+        except Exception as error:
+            way.refused(error)
+    if one_text:
+        return _generated(model, requests, ends, use_cache=False)
+    parts = [[place] for place in range(len(requests))] if one_length else by_length.values()
+    pieces = {}
+    for places in parts:
+        pieces.update(zip(places, _as_alone(model, [requests[i] for i in places], ends, ways), strict=True))
+    return [pieces[place] for place in range(len(requests))]
+
+
+def _generated(
+    model: PreTrainedModel, requests: Sequence[GenerationRequest], ends: Collection[int], use_cache: bool = True
+) -> list[Continuation]:
+    """The continuations of one batch by `model.generate`, in the order of the requests."""
+    length = max(len(request.prompt) for request in requests)
+    before = [length - len(request.prompt) for request in requests]
+    # Padding is masked, so any id will do; 0 exists in every vocabulary.
+    ids = torch.tensor([[0] * n + list(r.prompt) for n, r in zip(before, requests, strict=True)], device=model.device)
+    real = torch.tensor([[0] * n + [1] * (length - n) for n in before], device=model.device)
+    steps = _Steps(requests, length)
+    new = model.generate(
+        input_ids=ids,
+        attention_mask=real,
+        max_new_tokens=max(request.limit for request in requests),
+        logits_processor=LogitsProcessorList([steps]),
+        do_sample=False,
+        eos_token_id=sorted(ends),
+        pad_token_id=0,
+        use_cache=use_cache,
+    )[:, length:].tolist()
+    found = []
+    for row, request, best in zip(new, requests, torch.stack(steps.best, 1).tolist(), strict=True):
+        end = min(next((place for place, token in enumerate(row) if token in ends), len(row)), request.limit)
+        found.append(Continuation(request, row[:end], best[: min(end + 1, request.limit)]))
+    return found
+
+
+def _compared(model: PreTrainedModel, found: Sequence[Continuation], way: Shortcut) -> bool:
+    """Whether a batch gave what passes over its texts alone give, for the most padded text and the most varied ones."""
+    shortest = min(found, key=lambda c: len(c.request.prompt))
+    witnesses = {id(c): c for c in (shortest, *sorted(found, key=lambda c: -len(set(c.text)))[:WITNESSES])}.values()
+    best = [logit for c in witnesses for logit in c.best]
+    plain = [logit for c in witnesses for logit in plain_best(model, c)]
+    return way.compare(best, plain, max(len(c.text) for c in witnesses), model.dtype)
+
+
+class _Steps(LogitsProcessor):
+    """Notes each step's largest logits, and masks all tokens but the drawn one in rows that sample.
+
+    Then greedy decoding picks the drawn one.
+
+    Attributes:
+        best: the largest logit of each row, step by step.
+    """
 
     def __init__(self, requests: Sequence[GenerationRequest], prompt_length: int) -> None:
         self.prompt_length = prompt_length
+        self.best: list[Tensor] = []
         self.draws = {row: request.draw for row, request in enumerate(requests) if request.draw}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.best.append(scores.amax(-1).float())
         if not self.draws:
             return scores
         step = input_ids.shape[1] - self.prompt_length

@@ -22,6 +22,7 @@ from suite.engines.transformers.gradient_norms import gradient_norm
 from suite.engines.transformers.shortcut import Shortcut
 from suite.models.checkpoints import Checkpoint, dtype_of, load_state, skeleton
 from suite.models.encoding import Encoded, Encoder
+from suite.models.layers import carries_state
 
 REVISION = 2
 """Incremented when the same request on the same weights gives other numbers, even in the last bits."""
@@ -119,7 +120,8 @@ class TransformersEngine:
             if self._model is None or self._architecture != architecture:
                 self._model = skeleton(checkpoint.architecture, dtype_of(state)).to(self.device)
                 self._architecture = architecture
-                self._packing, self._decoding = Shortcut(), Shortcut()
+                sound = not carries_state(self._model)  # a state is passed on whatever masks and position ids say
+                self._packing, self._decoding = Shortcut(sound), Shortcut(sound)
             load_state(self._model, state)  # not in inference mode: gradient norms need ordinary tensors
             del state
             with torch.inference_mode():

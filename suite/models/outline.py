@@ -1,0 +1,82 @@
+"""What a model's config says about its weights, without the weights: which matrices it has, and how they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from suite.models.checkpoints import skeleton
+from suite.models.layers import PLAIN, Stored, carries_state, weights_of
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """Facts about an architecture.
+
+    Attributes:
+        kind: the model's class and type.
+        matrices: how the weights of linear layers are stored, by name.
+        unknown: tensors that look like such weights, but whose layout is not known here; the largest first.
+        share: share of the numbers in both that `matrices` holds.
+        as_before: whether `matrices` are what attacks took for linear layers before they knew experts and Conv1D: all
+            tensors with two axes and a suitable name, stored as in nn.Linear.
+        carries_state: see `suite.models.layers.carries_state`.
+    """
+
+    kind: str
+    matrices: Mapping[str, Stored]
+    unknown: tuple[str, ...]
+    share: float
+    as_before: bool
+    carries_state: bool
+
+    @property
+    def generation(self) -> dict[str, int]:
+        """What belongs into the keys of stages that hold generated text: only where it was once padded wrongly."""
+        return {"padding": 2} if self.carries_state else {}
+
+
+def outline_of(architecture: Path) -> Outline:
+    """The outline of the model whose config is in a folder.
+
+    Raises:
+        SpecError, CheckpointError: there is no such model.
+    """
+    return _outline(architecture, (architecture / "config.json").read_bytes())
+
+
+def model_outline(model: torch.nn.Module) -> Outline:
+    """The outline of a model; its weights may be on the meta device."""
+    matrices: dict[str, Stored] = {}
+    unknown: dict[str, int] = {}
+    sizes: dict[int, tuple[int, bool]] = {}  # tied tensors count once
+    for name, tensor, stored in weights_of(model):
+        sizes[id(tensor)] = tensor.numel(), stored is not None
+        if stored is None:
+            unknown[name] = tensor.numel()
+        else:
+            matrices[name] = stored
+    known, total = sum(n for n, ok in sizes.values() if ok), sum(n for n, _ in sizes.values())
+    before = {
+        name
+        for name, tensor in model.named_parameters(remove_duplicate=False)
+        if tensor.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "wte", "wpe", "norm"))
+    }
+    return Outline(
+        kind=f"{type(model).__name__} ({model.config.model_type})",
+        matrices=matrices,
+        unknown=tuple(sorted(unknown, key=lambda name: (-unknown[name], name))),
+        share=known / total if total else 0.0,
+        as_before=before == matrices.keys() and set(matrices.values()) <= {PLAIN},
+        carries_state=carries_state(model),
+    )
+
+
+@lru_cache(maxsize=16)
+def _outline(architecture: Path, config: bytes) -> Outline:
+    with torch.device("meta"):
+        return model_outline(skeleton(architecture, torch.float32))
