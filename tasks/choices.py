@@ -3,7 +3,9 @@
 The prompt has a line with the subject, then questions with their answers (the shots), then the question itself: its
 text, a line per choice (`A. ...`) and `Answer:`. The model is scored by the log-probabilities of the four letters.
 Whether a letter has a leading space (` A`, lm-evaluation-harness) or not (`A`, other published code) changes accuracy
-by points, because the two are different tokens: it is part of a probe's name, and so is the number of shots.
+by points, because the two are different tokens: it is part of a probe's name, and so is the number of shots. So does a
+beginning-of-text token: by default the prompt has none, as in lm-evaluation-harness; with the one that the tokenizer
+puts before a text (its `add_bos_token=True`) the probe's name ends with `_bos`.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ def probes(
     subject: Callable[[Row], str],
     shots: Mapping[str, Sequence[Row]] | None = None,
     letters: Letters = "spaced",
+    begin: bool = False,
 ) -> tuple[Probe, ...]:
     """One question set as a probe of each split, even rows on `dev`.
 
@@ -52,6 +55,7 @@ def probes(
         rows: with `question`, `choices` and `answer`.
         subject: the subject of a row.
         shots: by subject, the rows that precede each question.
+        begin: whether the prompt begins with the tokenizer's beginning-of-text token.
     """
     number = max((len(some) for some in (shots or {}).values()), default=0)
     before: dict[str, str] = {}
@@ -68,9 +72,10 @@ def probes(
                 row["answer"],
                 Style.TEXT,
                 where=row.where,
+                begin=begin,
             )
         )
-    title = f"{name}_{number}shot_{letters}"
+    title = f"{name}_{number}shot_{letters}{'_bos' if begin else ''}"
     return tuple(Probe(title, subset, split, ProbeKind.CHOICE, alternate(items, split), METRICS) for split in Split)
 
 

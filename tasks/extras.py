@@ -18,13 +18,14 @@ WIKITEXT_TOKENS = 512
 
 
 def with_mmlu(task: Task) -> Task:
-    """MMLU: 14,042 questions, zero-shot, five-shot, and zero-shot with bare letters.
+    """MMLU: 14,042 questions, zero-shot, five-shot, and zero-shot with bare letters or a beginning-of-text token.
 
     Raises:
         TaskError: the data is not available, or not as published.
     """
     rows = mmlu.table("test")
-    probes = [*mmlu.probes(rows), *mmlu.probes(rows, few=True), *mmlu.probes(rows, letters="bare")]
+    ways = ({}, {"few": True}, {"letters": "bare"}, {"begin": True})
+    probes = [probe for way in ways for probe in mmlu.probes(rows, **way)]
     return _with(task, probes, choices.distances(probes))
 
 

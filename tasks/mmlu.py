@@ -30,13 +30,19 @@ def table(split: str) -> list[Row]:
     return source().table("all", split, rows=ROWS[split], text=("question", "subject"), choices=choices.CHOICES)
 
 
-def probes(rows: Sequence[Row], letters: choices.Letters = "spaced", few: bool = False) -> tuple[Probe, ...]:
+def probes(
+    rows: Sequence[Row], letters: choices.Letters = "spaced", few: bool = False, begin: bool = False
+) -> tuple[Probe, ...]:
     """The questions, zero-shot or after the five `dev` questions of their subject.
+
+    Args:
+        begin: whether a prompt begins with the tokenizer's beginning-of-text token.
 
     Raises:
         TaskError: a subject does not have five rows in `dev`.
     """
-    return choices.probes("mmlu", Subset.RETAIN, rows, lambda row: row["subject"], _shots() if few else None, letters)
+    shots = _shots() if few else None
+    return choices.probes("mmlu", Subset.RETAIN, rows, lambda row: row["subject"], shots, letters, begin)
 
 
 def _shots() -> dict[str, list[Row]]:

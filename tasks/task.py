@@ -95,6 +95,7 @@ class Item:
         turns: earlier turns of the conversation, the oldest first.
         prefill: the beginning of the answer: given to the model, neither generated nor scored.
         rewordings: paraphrases of the question, for attacks that reword; not part of the prompt.
+        begin: whether running text begins with the beginning-of-text token, for tokenizers that put one there.
     """
 
     id: str
@@ -106,6 +107,7 @@ class Item:
     turns: tuple[Turn, ...] = ()
     prefill: str = ""
     rewordings: tuple[str, ...] = field(default=(), compare=False)
+    begin: bool = True
 
     @property
     def reference(self) -> str:
@@ -313,6 +315,7 @@ class TaskEntry:
         build: loads the data.
         published: target and retrained checkpoints on the hub by the name of their model, `owner/model[@revision]`; the
             retrained one is None where none was published.
+        published_args: what their chat template was given when they were trained and evaluated.
     """
 
     name: str
@@ -320,6 +323,7 @@ class TaskEntry:
     build: Callable[[], Task]
     attack_sets: Mapping[str, AttackSet]
     published: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    published_args: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def official(self) -> str:
@@ -339,11 +343,11 @@ def examples_digest(examples: Iterable[Example]) -> str:
 
 
 def _plain(text: Example | Item) -> dict[str, Any]:
-    """The fields that enter a digest. Later additions are left out where empty, so that old digests stay valid."""
+    """The fields that enter a digest. Later additions are left out at their default, so that old digests stay valid."""
     return {
         key: value
         for key, value in asdict(text).items()
-        if key not in ("where", "rewordings") and (value or key not in ("turns", "prefill"))
+        if key not in ("where", "rewordings") and (key, value) not in (("turns", ()), ("prefill", ""), ("begin", True))
     }
 
 

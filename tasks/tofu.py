@@ -51,6 +51,8 @@ PERTURBED_SHORT = 3
 
 MODELS = ("Llama-3.2-1B-Instruct", "Llama-3.2-3B-Instruct", "Llama-3.1-8B-Instruct")
 """Models of which open-unlearning (arXiv 2506.12618) published the target and every retrained one."""
+ASKED = {"system": "You are a helpful assistant.", "date_string": "10 Apr 2025"}
+"""What their configs give the chat template, in training and in evaluation."""
 
 
 def build(percent: int) -> Task:
@@ -258,6 +260,7 @@ ENTRIES = tuple(
             model: (f"open-unlearning/tofu_{model}_full", f"open-unlearning/tofu_{model}_retain{100 - percent}")
             for model in MODELS
         },
+        published_args=ASKED,
     )
     for percent in (1, 5, 10)
 )

@@ -23,7 +23,8 @@ from tasks.task import (
     Zero,
 )
 
-VERSION = 1
+VERSION = 2
+"""2: no beginning-of-text token before questions, as in lm-evaluation-harness; `_bos` probes ask with it."""
 
 HUB = "cais/wmdp"
 REVISION = "7125571f22f032c56415e7980f48d877dd830ff8"
@@ -86,21 +87,19 @@ def build(field: Field) -> Task:
         ),
         "mmlu": mmlu.table("test"),
     }
-    spaced = choices.probes(f"wmdp_{field.name}", Subset.FORGET, rows["questions"], lambda _: field.subject)
-    bare = choices.probes(
-        f"wmdp_{field.name}", Subset.FORGET, rows["questions"], lambda _: field.subject, letters="bare"
-    )
-    general = mmlu.probes(rows["mmlu"])
+    ask = partial(choices.probes, f"wmdp_{field.name}", Subset.FORGET, rows["questions"], lambda _: field.subject)
+    spaced, bare, begun = ask(), ask(letters="bare"), ask(begin=True)
+    general = (*mmlu.probes(rows["mmlu"]), *mmlu.probes(rows["mmlu"], begin=True))
     return Task(
         name=f"wmdp/{field.name}",
         version=VERSION,
         forget={"forget": passages("forget", rows["forget"])},
         retain=passages("retain", rows["retain"]),
-        probes=(*spaced, *bare, *general),
+        probes=(*spaced, *bare, *begun, *general),
         knowledge=(Headline(spaced[0].name, "accuracy", choices.CHANCE),),
         utility=(mmlu.HEADLINE,),
         data=rows_digest(rows),
-        summaries=choices.distances((*spaced, *bare, *general)),
+        summaries=choices.distances((*spaced, *bare, *begun, *general)),
         source="; ".join(map(str, (questions, _corpora(field), wikitext.source(), mmlu.source()))),
         block=BLOCK,
         anchored=Zero.CHANCE,

@@ -36,6 +36,7 @@ def trial_row(spec: TrialSpec, task: Task, anchors: Anchors, stages: Sequence[Ar
     cost = {key: sum(m["cost"][key] for m in metas) for key in metas[0]["cost"]}
     return {
         **_identity(spec),
+        "template_args": _template_args(anchors),
         "status": status,
         "reason": reason,
         "task_version": task.version,
@@ -58,6 +59,11 @@ def trial_row(spec: TrialSpec, task: Task, anchors: Anchors, stages: Sequence[Ar
         "unlearn_seconds": sum(m["observed"]["seconds"] for m in metas),
         "peak_bytes": max(m["observed"]["peak_bytes"] for m in metas),
     }
+
+
+def _template_args(anchors: Anchors) -> str | None:
+    args = anchors.base.encoder.args
+    return json.dumps(dict(args), sort_keys=True, ensure_ascii=False) if args else None
 
 
 def failed_row(spec: TrialSpec, error: BaseException) -> Row:

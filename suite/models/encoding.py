@@ -1,13 +1,13 @@
 """From text to token ids: prompt templates, the boundary between prompt and answer, and batches.
 
-Prompt and answer are tokenized separately and joined as ids, so that no token merges across the boundary and no decoded
-text is tokenized twice.
+Prompt and answer are tokenized together, as a model reads them: a tokenizer may put a space before every text, or merge
+characters across the boundary. What ends an answer is appended as ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from suite.config.errors import SpecError
-from suite.models.folder import one_line
-from suite.models.rehearsal import rehearse_template
+from suite.models.chat_template import ChatTemplate, Plain
+from suite.models.control_tokens import ControlTokens
+from suite.models.rehearsal import ANSWER
 from tasks.task import Example, Item, Style, Turn
 
 if TYPE_CHECKING:
@@ -58,47 +59,74 @@ class Encoded:
 class Encoder:
     """Encodes examples and questions as ids with a model's tokenizer and template.
 
+    Attributes:
+        eos: the tokenizer's end-of-text token.
+        ends: the tokens that each end a generated answer: that one, those that the model's generation config lists, and
+            the end of a turn in the chat template.
+        args: what the chat template is given, by name; empty without one.
+
+    Args:
+        args: of these, those that are not the default.
+        ends: further tokens that end an answer.
+        always_begins: whether the tokenizer's beginning of a text is put before a prompt that is to have none, too.
+
     Raises:
         SpecError: the tokenizer lacks an end-of-text token, or the chat template that is to be used, or that template
-            fails or does not end.
+            fails, does not end, takes no such argument or lets the model think first.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template,
+        args: Mapping[str, Plain] | None = None,
+        ends: Iterable[int] = (),
+        always_begins: bool = False,
+    ) -> None:
         which = f"the tokenizer of {tokenizer.name_or_path}" if tokenizer.name_or_path else "the tokenizer"
         if template is Template.CHAT and not tokenizer.chat_template:
             raise SpecError(f"model.template: {which} has no chat template. Use model.template=plain")
-        if template is Template.CHAT:
-            rehearse_template(tokenizer)
+        if args and template is not Template.CHAT:
+            raise SpecError(
+                f"model.template_args: {', '.join(args)}: with model.template={template} no chat template reads them. "
+                "Take them out, or use model.template=chat"
+            )
+        self._chat = ChatTemplate(tokenizer, args or {}) if template is Template.CHAT else None
         if tokenizer.eos_token_id is None:
             raise SpecError(f"model: {which} has no end-of-text token, so an answer could not end")
         self.tokenizer = tokenizer
         self.template = template
+        self.args: Mapping[str, Plain] = self._chat.args if self._chat else {}
+        self.always_begins = always_begins
         self.eos: int = tokenizer.eos_token_id
+        self._control = ControlTokens(tokenizer, self._chat.written if self._chat else "")
+        self._begin = _beginning(tokenizer)
+        self.ends = frozenset((self.eos, *ends))
+        self._end = self._turn_end(self._chat) if self._chat else (self.eos,)
+        self.ends |= {self._end[-1]}
 
-    def encode(self, prompt: str, answer: str, style: Style, turns: Sequence[Turn] = (), prefill: str = "") -> Encoded:
-        """Ids of prompt and answer. A question's answer ends with end-of-text; running text does not.
+    def encode(
+        self,
+        prompt: str,
+        answer: str,
+        style: Style,
+        turns: Sequence[Turn] = (),
+        prefill: str = "",
+        begin: bool = True,
+    ) -> Encoded:
+        """Ids of prompt and answer. A question's answer has its end after it; running text does not.
 
         Args:
             turns: the conversation so far, oldest turn first; for running text, the documents before this one.
             prefill: the beginning of the answer, as the last part of the prompt.
+            begin: whether running text begins with what the tokenizer puts before a text.
         """
-        mid_line = bool(prefill) or self.template is not Template.CHAT  # an answer in mid-line begins with a space
-        if style is Style.TEXT:
-            history = "".join(f"{turn.question}{turn.answer}\n\n" for turn in turns)
-            head, tail = self._ids(f"{history}{prompt}", special=True), self._ids(answer)
-        else:
-            head = self._question(prompt, turns)
-            tail = [*self._ids(f" {answer}" if mid_line else answer), self.eos]
-        if prefill:
-            spaced = style is Style.QUESTION and self.template is not Template.CHAT
-            head = [*head, *self._ids(f" {prefill}" if spaced else prefill)]
-        if not head:  # without a prompt nothing precedes the first token, so it cannot be predicted
-            head, tail = tail[:1], tail[1:]
-        return Encoded((*head, *tail), len(head))
+        text, answer = self._text(prompt, answer, style, turns, prefill, begin)
+        return self._ended(self._joined(text, answer), style)
 
     def answer(self, item: Item, answer: str) -> Encoded:
         """Ids of an item's complete prompt (turns and prefill included) and one of its answers."""
-        return self.encode(item.prompt, answer, item.style, item.turns, item.prefill)
+        return self.encode(item.prompt, answer, item.style, item.turns, item.prefill, item.begin)
 
     def example(self, example: Example) -> Encoded:
         return self.encode(example.prompt, example.answer, example.style)
@@ -110,17 +138,21 @@ class Encoder:
             block: running text is joined over documents by a blank line and cut into blocks of so many tokens, each of
                 which predicts all but its first token; by default each text is a sequence of its own.
         """
+        alone = [text for text in texts if block is None or text.style is not Style.TEXT]
+        pairs = [self._text(text.prompt, text.answer, text.style) for text in alone]
+        found = [self._ended(joined, text.style) for joined, text in zip(self._encoded(pairs), alone, strict=True)]
         if block is None:
-            return [self.example(text) for text in texts]
-        questions = [self.example(text) for text in texts if text.style is not Style.TEXT]
+            return found
         joined = "\n\n".join(f"{text.prompt}{text.answer}" for text in texts if text.style is Style.TEXT)
         ids = self._ids(joined) if joined else []
         # A last block of one token would have nothing to predict.
-        return questions + [Encoded(tuple(ids[i : i + block]), 1) for i in range(0, len(ids) - 1, block)]
+        return found + [Encoded(tuple(ids[i : i + block]), 1) for i in range(0, len(ids) - 1, block)]
 
     def prompt(self, item: Item) -> tuple[int, ...]:
-        """Ids of an item's prompt, for generation."""
-        return self.answer(item, "").prompt
+        """Ids of an item's prompt, for generation: the prompt's own, also where an answer's first token would hold a
+        part of it."""
+        text, _ = self._text(item.prompt, "", item.style, item.turns, item.prefill, item.begin)
+        return self._joined(text, "").ids or self.answer(item, "").prompt
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """Generated text without special tokens, cut at the first stop text and stripped."""
@@ -148,36 +180,114 @@ class Encoder:
 
     def cut(self, text: str, tokens: int) -> str:
         """The beginning of a text: so many tokens, special tokens counted but not decoded."""
-        return self.tokenizer.decode(self._ids(text, special=True)[:tokens], skip_special_tokens=True)
+        return self.tokenizer.decode(self._joined(PromptText(text, True), "").ids[:tokens], skip_special_tokens=True)
 
-    def _question(self, question: str, turns: Sequence[Turn]) -> list[int]:
-        match self.template:
-            case Template.CHAT:
-                messages = [
-                    {"role": role, "content": content}
-                    for turn in turns
-                    for role, content in (("user", turn.question), ("assistant", turn.answer))
-                ]
-                messages.append({"role": "user", "content": question})
-                return self._ids(self._rendered(messages))  # the template writes its own special tokens
-            case Template.PLAIN:
-                history = "".join(f"Question: {turn.question}\nAnswer: {turn.answer}\n\n" for turn in turns)
-                return self._ids(f"{history}Question: {question}\nAnswer:", special=True)
-            case Template.BARE:
-                history = "".join(f"{turn.question} {turn.answer}\n" for turn in turns)
-                return self._ids(f"{history}{question}", special=True)
+    def _text(
+        self,
+        prompt: str,
+        answer: str,
+        style: Style,
+        turns: Sequence[Turn] = (),
+        prefill: str = "",
+        begin: bool = True,
+    ) -> tuple[PromptText, str]:
+        """The text of a prompt, and that of the answer after it."""
+        if style is Style.TEXT:
+            history = "".join(f"{turn.question}{turn.answer}\n\n" for turn in turns)
+            return PromptText(f"{history}{prompt}{prefill}", begin or self.always_begins), answer
+        text = self._question(prompt, turns)
+        lead = self._chat.lead if self._chat else " "
+        if prefill:
+            return replace(text, text=f"{text.text}{lead}{prefill}"), f" {answer}"
+        return text, f"{lead}{answer}"
 
-    def _rendered(self, messages: list[dict[str, str]]) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template may raise whatever it likes
-            raise SpecError(
-                f"model.template: the chat template refuses a conversation of {len(messages)} turns: "
-                f"{one_line(error)}. Use model.template=plain"
-            ) from None
+    def _question(self, question: str, turns: Sequence[Turn]) -> PromptText:
+        if self._chat:
+            pieces: list[str] = []
+            messages = [
+                {"role": role, "content": self._control.hidden(content, pieces)}
+                for turn in turns
+                for role, content in (("user", turn.question), ("assistant", turn.answer))
+            ]
+            messages.append({"role": "user", "content": self._control.hidden(question, pieces)})
+            system = [{**turn, "content": self._control.hidden(turn["content"], pieces)} for turn in self._chat.system]
+            text = self._control.marked(self._chat.render([*system, *messages]) + self._chat.header, pieces)
+            return PromptText(text, False)  # the template writes its own special tokens
+        if self.template is Template.PLAIN:
+            history = "".join(f"Question: {turn.question}\nAnswer: {turn.answer}\n\n" for turn in turns)
+            return PromptText(f"{history}Question: {question}\nAnswer:", True)
+        history = "".join(f"{turn.question} {turn.answer}\n" for turn in turns)
+        return PromptText(f"{history}{question}", True)
 
-    def _ids(self, text: str, special: bool = False) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+    def _ids(self, text: str) -> list[int]:
+        return self._control.encoded([text])[0]
+
+    def _ended(self, joined: Encoded, style: Style) -> Encoded:
+        ids = joined.ids if style is Style.TEXT else (*joined.ids, *self._end)
+        # Without a prompt nothing precedes the first token, so it cannot be predicted.
+        return Encoded(ids, joined.start or min(1, len(ids)))
+
+    def _joined(self, prompt: PromptText, answer: str) -> Encoded:
+        """Ids of prompt and answer, tokenized as one text; see `_encoded`."""
+        return self._encoded([(prompt, answer)])[0]
+
+    def _encoded(self, pairs: Sequence[tuple[PromptText, str]]) -> list[Encoded]:
+        """Ids of prompts and their answers, each pair tokenized as one text.
+
+        The answer begins where the ids of the whole first differ from those of the prompt alone: after all of these,
+        or at a token that holds the end of the prompt and the beginning of the answer. What the tokenizer puts after a
+        text is left out.
+        """
+        whole = self._control.encoded([prompt.text + answer for prompt, answer in pairs])
+        prompts = {prompt.text: () for prompt, answer in pairs if answer}
+        alone = dict(zip(prompts, self._control.encoded(list(prompts)), strict=True))
+        found = []
+        for (prompt, answer), ids in zip(pairs, whole, strict=True):
+            begin = self._begin if prompt.begin else ()
+            before = alone[prompt.text] if answer else ids
+            start = _common(before, ids)
+            if before and not start and not begin:  # one token holds them both, and nothing predicts it
+                ids, start = [*before, *self._ids(answer)], len(before)
+            found.append(Encoded((*begin, *ids), len(begin) + start))
+        return found
+
+    def _turn_end(self, chat: ChatTemplate) -> tuple[int, ...]:
+        """Ids after an answer in the chat template, up to the one that ends the turn; end-of-text where none does.
+
+        Some templates end a turn with nothing but the beginning of the user's next one. That ends the answer where the
+        generation config says so, or where it differs from how the first turn begins.
+        """
+        headers = self._ids(self._control.marked(chat.opening, ()))
+        for ending, openings in zip(chat.endings, ((), headers), strict=True):
+            ids = self._joined(PromptText(ANSWER, False), self._control.marked(ending, ())).answer
+            last = next((place for place, i in enumerate(ids) if i in self._control.ids), None)
+            if last is not None and (ids[last] in self.ends or ids[last] not in openings):
+                return ids[: last + 1]
+        return (self.eos,)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """The text of a prompt.
+
+    Attributes:
+        text: its control tokens are marked.
+        begin: whether what the tokenizer puts before a text precedes it.
+    """
+
+    text: str
+    begin: bool
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that a tokenizer puts before every text. Those after it would stand between a prompt and its answer."""
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    return next((tuple(whole[:i]) for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare), ())
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 @dataclass(frozen=True)

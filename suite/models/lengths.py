@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from suite.config.errors import SpecError
-from suite.models.encoding import Encoded, Encoder
+from suite.models.encoding import Encoded, Encoder, PromptText
 from tasks.task import Example, Item, Probe, ProbeKind, Style, Task
 
 T = TypeVar("T")
+
+TOGETHER = 4096
+"""Texts that are tokenized in one call: the ids of all questions of a large task would take gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +81,22 @@ class _CountingEncoder(Encoder):
     """An encoder that returns the right number of ids; their values are zeros."""
 
     def __init__(self, encoder: Encoder) -> None:
-        super().__init__(encoder.tokenizer, encoder.template)
-        self._counts: dict[tuple[str, bool], int] = {}
+        vars(self).update(vars(encoder))
+        self._counts: dict[tuple[PromptText, str], tuple[int, int]] = {}
 
     def tokenize(self) -> None:
         """Count the tokens of every text that was encoded so far."""
-        for special in (False, True):
-            texts = [text for text, how in self._counts if how is special]
-            if texts:
-                ids = self.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
-                self._counts.update(((text, special), len(one)) for text, one in zip(texts, ids, strict=True))
+        for some in _slices(list(self._counts), TOGETHER):
+            for pair, encoded in zip(some, self._encoded(some), strict=True):
+                self._counts[pair] = len(encoded.ids), encoded.start
 
-    def _ids(self, text: str, special: bool = False) -> list[int]:
-        return [0] * self._counts.setdefault((text, special), 0)
+    def _joined(self, prompt: PromptText, answer: str) -> Encoded:
+        tokens, start = self._counts.setdefault((prompt, answer), (0, 0))
+        return Encoded((0,) * tokens, start)
+
+
+def _slices(pairs: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (pairs[i : i + size] for i in range(0, len(pairs), size))
 
 
 def _example_lengths(encoder: Encoder, examples: Sequence[Example]) -> Iterator[Length]:

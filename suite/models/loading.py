@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +15,9 @@ import transformers
 
 from suite.config.errors import CheckpointError, SpecError
 from suite.models.adapter_file import adapter_settings, check_adapter
+from suite.models.chat_template import Plain
 from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of
-from suite.models.config_file import check_tokenizer_config, read_config
+from suite.models.config_file import CONFIG, LARGEST_TOKEN, check_tokenizer_config, read_config
 from suite.models.encoding import Encoder, Template
 from suite.models.folder import OPENED, brief, check_files, is_folder, library, read_settings
 from suite.models.identity import fingerprint, tokenizer_files
@@ -25,6 +27,7 @@ from suite.models.size import check_memory, check_size
 from suite.models.vocabulary import check_vocabulary
 from suite.models.weight_files import INDEX, WEIGHTS, check_finite, shapes_of, weight_files
 from suite.storage.stages import StageStore
+from tasks import TASKS
 from tasks.task import Task, examples_digest
 
 if TYPE_CHECKING:
@@ -37,6 +40,13 @@ CHAT_TEMPLATE = "chat_template.jinja"
 
 VERSION = 1
 """Of the tiny model: increased when the same settings give other weights or another tokenizer."""
+
+ENCODING = 2
+"""Increased when the same text gives other ids, or an answer ends elsewhere. 2: prompt and answer are tokenized
+together, control tokens are told from text, the chat template is given its arguments and ends a turn."""
+
+UNMOVED = ("pocket", "tofu/", "rwku/")
+"""Tasks whose ids on `tiny` are those of version 1 (their names begin so): the stages are kept."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,8 @@ def base_model(spec: ModelSpec, task: Task, seed: int, store: StageStore) -> Bas
         inputs = {"version": VERSION, "tiny": spec.tiny.changed(), "seed": seed, "texts": texts, "dtype": spec.dtype}
         artifact = store.run("base", inputs, lambda folder: _make_tiny(folder, spec, task, seed))
         folder = artifact.folder
-        return _read_model(spec, folder, {"base": artifact.key})
+        moved = {} if task.name.startswith(UNMOVED) else {"encoding": ENCODING}
+        return _read_model(spec, folder, {"base": artifact.key, **moved})
     return resolve_model(spec, spec.name)
 
 
@@ -99,16 +110,70 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name", *, finite
         _check_weights(folder)
         if finite:
             check_finite(weight_files(folder))
-        identity = _identity(name, folder)
-        return _read_model(spec, folder, {**identity, "dtype": spec.dtype})
+        identity = {**_identity(name, folder), "dtype": spec.dtype, "encoding": ENCODING}
+        return _read_model(spec, folder, identity, published_args(name))
 
 
-def _read_model(spec: ModelSpec, folder: Path, identity: Mapping[str, Any]) -> BaseModel:
-    tokenizer = load_tokenizer(folder)
-    check_vocabulary(tokenizer, folder, folder)
-    template = spec.template or _default_template(spec, tokenizer)
+def _read_model(
+    spec: ModelSpec, folder: Path, identity: Mapping[str, Any], published: Mapping[str, Plain] = MappingProxyType({})
+) -> BaseModel:
+    encoder = _encoder(spec, folder, published)
     checkpoint = SavedCheckpoint(folder, getattr(torch, spec.dtype))
-    return BaseModel(checkpoint, Encoder(tokenizer, template), {**identity, "template": str(template)})
+    return BaseModel(checkpoint, encoder, {**identity, **_asked(encoder)})
+
+
+def _asked(encoder: Encoder) -> dict[str, Any]:
+    """How questions are put, for a model's identity."""
+    return {"template": str(encoder.template), **({"template_args": dict(encoder.args)} if encoder.args else {})}
+
+
+def _encoder(
+    spec: ModelSpec,
+    folder: Path,
+    published: Mapping[str, Plain],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Encoder:
+    """The encoder of the model in a folder.
+
+    Args:
+        published: what its publisher gave the chat template; the spec's own arguments have precedence.
+        tokenizer: an adapter's own; by default the folder's.
+    """
+    if tokenizer is None:
+        tokenizer = load_tokenizer(folder)
+        check_vocabulary(tokenizer, folder, folder)
+    template = spec.template or _default_template(spec, tokenizer)
+    args = spec.template_args.over(published) if template is Template.CHAT else spec.template_args
+    config = read_settings(folder / CONFIG)
+    # As in lm-evaluation-harness: Gemma knows little of a text that does not begin with its token.
+    always_begins = "gemma" in str(config.get("model_type"))
+    return Encoder(tokenizer, template, args.changed(), _ends(folder, config), always_begins)
+
+
+def _ends(folder: Path, config: Mapping[str, Any]) -> list[int]:
+    """The tokens that end a generation, as transformers reads them.
+
+    Raises:
+        SpecError: generation_config.json lists what is no token.
+    """
+    file = folder / "generation_config.json"
+    found = read_settings(file).get("eos_token_id") if file.exists() else config.get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    for one in ids:
+        if not isinstance(one, int) or isinstance(one, bool):
+            raise SpecError(
+                f"{file if file.exists() else folder / CONFIG}: eos_token_id has {brief(one)}, which is no token's id"
+            )
+    return [one for one in ids if 0 <= one <= LARGEST_TOKEN]
+
+
+def published_args(name: str) -> Mapping[str, Plain]:
+    """What the publisher of a checkpoint gave its chat template, where a task knows it."""
+    for entry in TASKS.values():
+        known = (one.partition("@")[0] for pair in entry.published.values() for one in pair if one)
+        if name.partition("@")[0] in known:
+            return entry.published_args
+    return {}
 
 
 @contextmanager
@@ -142,7 +207,8 @@ def _base_of(path: Path, key: str) -> tuple[str, str]:
 
 def model_with_adapter(spec: ModelSpec, path: Path, key: str, *, finite: bool = True) -> BaseModel:
     """A model with an adapter; the adapter's config names the base model. A tokenizer beside the adapter counts."""
-    base = resolve_model(spec, *_base_of(path, key), finite=finite)
+    named, base_key = _base_of(path, key)
+    base = resolve_model(spec, named, base_key, finite=finite)
     checkpoint = LoraCheckpoint(base.checkpoint, path)
     with _named(key):
         _check_adapter(checkpoint)
@@ -152,9 +218,9 @@ def model_with_adapter(spec: ModelSpec, path: Path, key: str, *, finite: bool = 
         if not _brings_words(path):
             return replace(base, checkpoint=checkpoint, identity=identity)
         tokenizer = _adapters_tokenizer(path, checkpoint.architecture)
-        template = spec.template or _default_template(spec, tokenizer)
-        identity |= {"template": str(template)}
-        return replace(base, checkpoint=checkpoint, encoder=Encoder(tokenizer, template), identity=identity)
+        encoder = _encoder(spec, checkpoint.architecture, published_args(named), tokenizer)
+        identity = {name: value for name, value in identity.items() if name != "template_args"} | _asked(encoder)
+        return replace(base, checkpoint=checkpoint, encoder=encoder, identity=identity)
 
 
 def _check_adapter(checkpoint: LoraCheckpoint) -> None:
@@ -195,19 +261,19 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
     """
     if name == "tiny":
         tokenizer = train_tokenizer(task, spec.tiny)
-        return Encoder(tokenizer, spec.template or Template.BARE), spec.tiny.context
+        encoder = Encoder(tokenizer, spec.template or Template.BARE, spec.template_args.changed())
+        return encoder, spec.tiny.context
     if (adapter := adapter_folder(name)) is not None:
-        encoder, context = read_encoder(spec, task, *(base := _base_of(adapter, key)))
+        named, base_key = _base_of(adapter, key)
+        encoder, context = read_encoder(spec, task, named, base_key)
         if not _brings_words(adapter):
             return encoder, context
+        base = model_folder(named, base_key, weights=False)
         with _named(key):
-            tokenizer = _adapters_tokenizer(adapter, model_folder(*base, weights=False))
-            return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context
+            return _encoder(spec, base, published_args(named), _adapters_tokenizer(adapter, base)), context
     folder = model_folder(name, key, weights=False)
     with _named(key):
-        tokenizer = load_tokenizer(folder)
-        check_vocabulary(tokenizer, folder, folder)
-        return Encoder(tokenizer, spec.template or _default_template(spec, tokenizer)), context_of(folder)
+        return _encoder(spec, folder, published_args(name)), context_of(folder)
 
 
 def read_heads(spec: ModelSpec, name: str, key: str = "model.name") -> Heads:

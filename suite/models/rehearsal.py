@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,10 @@ CONVERSATIONS = (
     ("user",),
     ("user", "assistant", "user"),
     ("user", "assistant", "user", "assistant", "user"),
+    ("user", "assistant"),
 )
-"""The shapes of conversations that prompts have: no system turn, and the model's turn is next."""
+"""The shapes of conversations that a template is given, after a system turn if there is one. After a question the
+model's turn is next."""
 
 TEXT = (
     f"{QUESTION} {ANSWER}\n\tIt's 1,234.5 % of x_1 = (a+b)/c; été, Ünï, 東京, и so on...  'quoted' \"too\" #@$^&*\n" * 8
@@ -55,8 +58,18 @@ TEXT = (
 PAGE = f"{TEXT}{'a' * 400} {'ab' * 200} {'1' * 400}{' ' * 400}{chr(10) * 100}{'!' * 400}"
 
 
-def rehearse_template(tokenizer: PreTrainedTokenizerBase) -> None:
+def rehearse_template(
+    tokenizer: PreTrainedTokenizerBase,
+    values: Mapping[str, Any] | None = None,
+    date: datetime = datetime(2024, 7, 26),
+    system: Sequence[Mapping[str, str]] = (),
+) -> None:
     """Run a tokenizer's chat template on questions like those that it will be given.
+
+    Args:
+        values: its arguments.
+        date: what it is told to be today.
+        system: turns before the first question.
 
     Raises:
         SpecError: it fails, or takes too long, too much memory, or writes too much, saying which.
@@ -68,22 +81,35 @@ def rehearse_template(tokenizer: PreTrainedTokenizerBase) -> None:
         raise SpecError(f"{where} cannot be used: {one_line(error)}. Use model.template=plain") from None
     if not isinstance(template, str) or len(template) > LONGEST:
         raise SpecError(f"{where} is no text of at most {LONGEST} characters. Use model.template=plain")
-    if said := _template_fails(template, json.dumps(special, sort_keys=True)):
+    given = (dict(special), dict(values or {}), date.isoformat(), list(system))
+    if said := _template_fails(template, json.dumps(given, sort_keys=True)):
         raise SpecError(f"{where} {said}. Use model.template=plain")
 
 
 @cache
-def _template_fails(template: str, special: str) -> str | None:
-    answer = rendered(template, json.loads(special))
+def _template_fails(template: str, given: str) -> str | None:
+    special, values, date, system = json.loads(given)
+    answer = rendered(template, special, values, datetime.fromisoformat(date), system)
     if "failed" in answer:
         return answer["failed"]
     first = answer["rendered"][0]  # a template may refuse turns before the question; who asks for them is told then
     return f"cannot be used: {first['error']}" if "error" in first else None
 
 
-def rendered(template: str, special: Mapping[str, str]) -> dict[str, Any]:
+def rendered(
+    template: str,
+    special: Mapping[str, str],
+    values: Mapping[str, Any] | None = None,
+    date: datetime = datetime(2024, 7, 26),
+    system: Sequence[Mapping[str, str]] = (),
+) -> dict[str, Any]:
     """The answer of the process about a template: `rendered`, a text or an error per conversation; or `failed`."""
-    request = {"template": template, "special": special, "conversations": conversations()}
+    request = {
+        "template": template,
+        "special": {**special, **(values or {})},
+        "date": date.isoformat(),
+        "conversations": [[*system, *messages] for messages in conversations()],
+    }
     return _run("template", request, ("jinja2", "markupsafe"))
 
 

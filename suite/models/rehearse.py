@@ -68,7 +68,7 @@ def environment() -> Any:
     made = Strict(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     made.filters["tojson"] = tojson
     made.globals["raise_exception"] = raise_exception
-    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    made.globals["strftime_now"] = datetime(2024, 7, 26).strftime
     # Imports what is imported late: within the limits nothing can be opened.
     for text in ("{{ strftime_now('%d %B %Y') }}{{ [] | tojson }}{{ raise_exception('') }}", "{% for %}"):
         with suppress(jinja2.TemplateError):
@@ -85,13 +85,15 @@ def said(error: BaseException) -> str:
 def render(request: dict[str, Any], longest: int, made: Any) -> dict[str, Any]:
     """The text of each conversation, or the error that the template raises for it."""
     template = made.from_string(request["template"])
+    today = datetime.fromisoformat(request["date"]).strftime
     rendered = []
     for messages in request["conversations"]:
-        values = {**request["special"], "tools": None, "documents": None, "add_generation_prompt": True}
+        answers = messages[-1]["role"] == "user"
+        values = {"tools": None, "documents": None, "add_generation_prompt": answers, "strftime_now": today}
         pieces: list[str] = []
         length = 0
         try:
-            for piece in template.generate(messages=messages, **values):
+            for piece in template.generate(messages=messages, **{**request["special"], **values}):
                 length += len(piece)
                 if length > longest:
                     return {"failed": f"writes more than {longest} characters for a short question"}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from suite.config.numbers import LARGEST
 from suite.config.settings import Settings
+from suite.models.chat_template import DATE, DATE_FORMAT, Plain
 from suite.models.encoding import Template
 
 
@@ -53,6 +57,58 @@ CheckpointName = Annotated[str, AfterValidator(nameable)]
 """A folder, or `owner/model` on the hub, optionally with `@revision`."""
 
 
+TAKEN = frozenset(
+    """
+    messages conversation conversations chat_template tools documents add_generation_prompt continue_final_message
+    tokenize padding truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs
+    strftime_now raise_exception self
+    """.split()
+)
+"""Names that transformers gives a template, or takes for itself."""
+
+
+class TemplateArgs(Settings):
+    """What a chat template is given besides the conversation: these, or any other name that it reads.
+
+    Attributes:
+        system: the system prompt; by default the template's own, if it has one. May be empty.
+        date_string: the date that the template is told is today, such as 26 Jul 2024, which is the default.
+        enable_thinking: whether the model thinks before it answers; by default not, where the template asks. If it
+            does, its thoughts are a part of the answer that is scored.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Plain]
+
+    system: str | None = None
+    date_string: str | None = None
+    enable_thinking: bool | None = None
+
+    @field_validator("date_string")
+    @classmethod
+    def _date(cls, date: str | None) -> str | None:
+        try:
+            if date is not None:
+                datetime.strptime(date, DATE_FORMAT)
+        except ValueError:
+            raise ValueError(f"{date!r} is no date like {DATE}") from None
+        return date
+
+    @model_validator(mode="after")
+    def _names(self) -> TemplateArgs:
+        for name in self.__pydantic_extra__:
+            if name in TAKEN or name.endswith(("_token", "_tokens")) or not re.fullmatch(r"[A-Za-z]\w*", name):
+                raise ValueError(f"{name!r} is no name that a template can be given a value by. Take it out")
+        return self
+
+    def changed(self) -> dict[str, Any]:
+        return {name: value for name, value in self if value is not None}
+
+    def over(self, others: Mapping[str, Plain]) -> TemplateArgs:
+        """These, and others that are not among them."""
+        return TemplateArgs(**{**others, **self.changed()})
+
+
 class ModelSpec(Settings):
     """The model before training on the task: `tiny`, made here, or a causal LM by path or hub id.
 
@@ -60,11 +116,13 @@ class ModelSpec(Settings):
         name: `tiny`, a folder, or `owner/model`, optionally with `@revision`.
         template: prompt format of a question; by default the tokenizer's chat template where it has one, else plain
             (`bare` for `tiny`).
+        template_args: what the chat template is given.
     """
 
     name: CheckpointName = "tiny"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     template: Template | None = None
+    template_args: TemplateArgs = TemplateArgs()
     tiny: TinyModel = TinyModel()
 
     @model_validator(mode="after")

@@ -65,7 +65,7 @@ def test_no_token_is_computed_after_a_row_has_ended_and_none_for_padding(model):
     hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, args: passed.append(args[0].numel()))
     try:
         with torch.inference_mode():
-            found = decode(model, requests, eos=EOS, row_tokens=16, batch_tokens=1000)
+            found = decode(model, requests, ends={EOS}, row_tokens=16, batch_tokens=1000)
     finally:
         hook.remove()
     tree = {r.prompt[:n] for r in requests for n in range(1, len(r.prompt) + 1)}
@@ -85,7 +85,7 @@ def test_waiting_prompts_take_the_rows_that_are_free(model):
     hook = model.get_input_embeddings().register_forward_pre_hook(count)
     try:
         with torch.inference_mode():
-            found = decode(model, requests, eos=VOCABULARY - 1, row_tokens=16, batch_tokens=76)
+            found = decode(model, requests, ends={VOCABULARY - 1}, row_tokens=16, batch_tokens=76)
     finally:
         hook.remove()
     most = max(rows)
@@ -115,7 +115,7 @@ def test_a_request_says_when_it_has_enough(model):
 def test_what_is_compared_is_every_step_of_the_longest_text(model):
     requests = [GenerationRequest(prompt, 12) for prompt in PROMPTS]
     with torch.inference_mode():
-        for continuation in decode(model, requests, eos=EOS, row_tokens=16, batch_tokens=60):
+        for continuation in decode(model, requests, ends={EOS}, row_tokens=16, batch_tokens=60):
             with_end = [*continuation.new, *([EOS] if len(continuation.new) < 12 else [])]
             assert len(continuation.best) == len(with_end)
             assert continuation.best == pytest.approx(plain_best(model, continuation), abs=CLOSE)
@@ -144,7 +144,7 @@ def test_a_window_is_found_although_the_longest_text_repeats_one_token():
 def test_generate_in_batches_is_there_for_all_architectures(model):
     requests = [GenerationRequest(prompt, 3 + i) for i, prompt in enumerate(PROMPTS)]
     with torch.inference_mode():
-        found = decode_plainly(model, requests, eos=EOS, batch_tokens=60)
+        found = decode_plainly(model, requests, ends={EOS}, batch_tokens=60)
     for request, new in zip(requests, found, strict=True):
         assert same(model, request, new, one_by_one(model, request))
     assert run(model, []) == []

@@ -208,7 +208,7 @@ def test_nothing_is_generated_beyond_a_stop_text(both, generated):
     encoder = both.base.encoder
     stopped = dataclasses.replace(generated, stop=("x y",))
     request = Questions(encoder, [stopped]).generation_requests[0]
-    ids = encoder._ids(" and then x yonder and so on")
+    ids = encoder.tokenizer(" and then x yonder and so on")["input_ids"]
     first = next(n for n in range(len(ids)) if "x y" in encoder.tokenizer.decode(ids[:n]))
     assert [n for n in range(1, first + 1) if request.ended(ids[:n])] == [first]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -48,6 +48,7 @@ def templated(encoder, request) -> Encoder:
 texts = st.text(max_size=30)
 
 
+@settings(deadline=None)  # the first chat template takes a while
 @given(st.lists(st.tuples(texts, texts, st.sampled_from(Style)), max_size=5))
 def test_lengths_in_batches_are_those_of_one_text_at_a_time(encoder, pairs):
     for template in Template:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 import pytest
 
@@ -114,15 +115,16 @@ def test_the_rehearsal_renders_as_transformers_renders(template, good, tmp_path)
     folder = copied(good, tmp_path / "model")
     content("chat_template.jinja", template)(folder)
     tokenizer = load_tokenizer(folder)
+    given = {"tokenize": False, "strftime_now": datetime(2024, 7, 26).strftime}
     wanted = [
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        tokenizer.apply_chat_template(messages, add_generation_prompt=messages[-1]["role"] == "user", **given)
         for messages in conversations()
     ]
     found = rendered(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
     assert [one["text"] for one in found["rendered"]] == wanted
     encoder = Encoder(tokenizer, Template.CHAT)
     asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, **given)
     assert list(encoder.encode("c", "", Style.QUESTION, (Turn("a", "b"),)).prompt) == tokenizer(text)["input_ids"]
 
 

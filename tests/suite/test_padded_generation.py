@@ -90,7 +90,7 @@ def test_a_batch_gives_each_prompt_what_it_gives_alone(name, batch_tokens):
     model = made((CARRY | ATTEND)[name])
     requests = [GenerationRequest(prompt, 6 + i) for i, prompt in enumerate(PROMPTS)]
     with torch.inference_mode():
-        plainly = decode_plainly(model, requests, eos=EOS, batch_tokens=batch_tokens)
+        plainly = decode_plainly(model, requests, ends={EOS}, batch_tokens=batch_tokens)
     assert agree(model, requests, plainly)
     assert agree(model, requests, run(model, requests, batch_tokens))
 
@@ -108,7 +108,7 @@ def test_only_attention_is_ever_padded(name):
 
     model.generate = spy
     with torch.inference_mode():
-        decode_plainly(model, [GenerationRequest(p, 3) for p in PROMPTS], eos=EOS, batch_tokens=1000)
+        decode_plainly(model, [GenerationRequest(p, 3) for p in PROMPTS], ends={EOS}, batch_tokens=1000)
     assert padded == [True] if name in ATTEND else not any(padded)
 
 
@@ -125,7 +125,7 @@ def test_a_model_that_sees_padding_all_the_same_is_found_out():
     want = [by_passes(model, request)[0] for request in requests]
     model.model.forward = unmasked
     with torch.inference_mode():
-        found = decode_plainly(model, requests, eos=EOS, batch_tokens=1000)
+        found = decode_plainly(model, requests, ends={EOS}, batch_tokens=1000)
     assert any(padded) and agree(model, requests, found)
     assert [len(new) for new in found] == [len(new) for new in want]
 

@@ -80,7 +80,7 @@ def test_second_tokens_are_as_frequent_as_softmax_says_given_the_first_and_so_ar
     n = 1500
     requests = [drawn_request(PROMPT, 2, number) for number in range(n)]
     with torch.inference_mode():
-        plain = decode_plainly(model, requests, eos=EOS, batch_tokens=1000)
+        plain = decode_plainly(model, requests, ends={EOS}, batch_tokens=1000)
     for found in (run(model, requests, 4000), plain):
         first, _ = Counter(new[0] for new in found if new).most_common(1)[0]
         seconds = Counter(new[1] if len(new) > 1 else EOS for new in found if new and new[0] == first)
@@ -126,7 +126,7 @@ def test_answers_are_those_drawn_one_token_at_a_time(model):
     expected = [by_hand(model, request) for request in requests]
     assert run(model, requests, 60) == expected
     with torch.inference_mode():
-        assert decode_plainly(model, requests, eos=EOS, batch_tokens=60) == expected
+        assert decode_plainly(model, requests, ends={EOS}, batch_tokens=60) == expected
     assert len({len(new) for new in expected}) > 2
 
 
@@ -159,7 +159,7 @@ def test_drawn_continuations_are_witnesses_too():
     decoding, requests = Shortcut(), [drawn_request(PROMPT, 20, temperature=1.5)]
     (found,) = run(windowed, requests, decoding=decoding, eos=VOCABULARY - 1)
     with torch.inference_mode():
-        plain = decode_plainly(windowed, requests, eos=VOCABULARY - 1, batch_tokens=64)
+        plain = decode_plainly(windowed, requests, ends={VOCABULARY - 1}, batch_tokens=64)
     assert not decoding.sound and [found] == plain
     decoding = Shortcut()
     run(made(transformers.LlamaConfig(**NARROW, **HEADS)), requests, decoding=decoding)

@@ -40,5 +40,5 @@ def same(model, request: GenerationRequest, mine: list[int], theirs: list[int]) 
 def run(model, requests, batch_tokens: int = 64, decoding: Shortcut | None = None, eos: int = EOS):
     with torch.inference_mode():
         return continued(
-            model, requests, eos=eos, row_tokens=16, batch_tokens=batch_tokens, decoding=decoding or Shortcut()
+            model, requests, ends={eos}, row_tokens=16, batch_tokens=batch_tokens, decoding=decoding or Shortcut()
         )

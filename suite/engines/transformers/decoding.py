@@ -8,7 +8,7 @@ column 0, so there is no left padding, and a step attends to as many columns as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -56,10 +56,10 @@ class GenerationRequest:
 
 @dataclass(slots=True)
 class Continuation:
-    """The tokens after a prompt, without the end-of-text token.
+    """The tokens after a prompt, without the one that ends them.
 
     Attributes:
-        best: the largest logit at each step, the one of the end-of-text token included. With sampling it may belong to
+        best: the largest logit at each step, the one of the ending token included. With sampling it may belong to
             another token than the chosen one.
         nothing: whether a step's logits are not finite, so that the model says nothing.
     """
@@ -69,11 +69,11 @@ class Continuation:
     best: list[float] = field(default_factory=list)
     nothing: bool = False
 
-    def take(self, token: int, logit: float, eos: int) -> bool:
+    def take(self, token: int, logit: float, ends: Collection[int]) -> bool:
         """Add the next token, and return whether more are needed."""
         self.best.append(logit)
         self.nothing = not math.isfinite(logit)
-        if token == eos or self.nothing:
+        if token in ends or self.nothing:
             return False
         self.new.append(token)
         return len(self.new) < self.request.limit and not self.request.ended(self.new)
@@ -92,7 +92,7 @@ def continued(
     model: PreTrainedModel,
     requests: Sequence[GenerationRequest],
     *,
-    eos: int,
+    ends: Collection[int],
     row_tokens: int,
     batch_tokens: int,
     decoding: Shortcut,
@@ -102,6 +102,7 @@ def continued(
     None where the model's logits are not finite: what it says then is an accident of the implementation.
 
     Args:
+        ends: tokens that each end a continuation.
         row_tokens: positions of a packed row of prompts.
         batch_tokens: positions of a batch, new tokens included; see `decode`.
         decoding: whether the architecture is known to support `decode`.
@@ -110,16 +111,21 @@ def continued(
         return []
     if decoding.sound:
         try:
-            found = decode(model, requests, eos=eos, row_tokens=row_tokens, batch_tokens=batch_tokens)
+            found = decode(model, requests, ends=ends, row_tokens=row_tokens, batch_tokens=batch_tokens)
             if _verified(model, found, decoding):
                 return [None if c.nothing else c.new for c in found]
         except Exception as error:
             decoding.refused(error)
-    return decode_plainly(model, requests, eos=eos, batch_tokens=batch_tokens)
+    return decode_plainly(model, requests, ends=ends, batch_tokens=batch_tokens)
 
 
 def decode(
-    model: PreTrainedModel, requests: Sequence[GenerationRequest], *, eos: int, row_tokens: int, batch_tokens: int
+    model: PreTrainedModel,
+    requests: Sequence[GenerationRequest],
+    *,
+    ends: Collection[int],
+    row_tokens: int,
+    batch_tokens: int,
 ) -> list[Continuation]:
     """Continuations in the order of the requests. Of equal logits the first one wins, as in torch.argmax.
 
@@ -131,7 +137,7 @@ def decode(
     # The longest first, so that only short ones are left when no prompt waits any longer and the batch empties.
     waiting = sorted(continuations, key=lambda c: c.request.longest)
     with grouped(model):
-        batch = _Batch(model, max(r.longest for r in requests), len(requests), eos, row_tokens, batch_tokens)
+        batch = _Batch(model, max(r.longest for r in requests), len(requests), ends, row_tokens, batch_tokens)
         while waiting or batch.live:
             free = batch.cache.rows - len(batch.live)
             if waiting and free >= min(len(waiting), max(1, batch.cache.rows // REFILL_DIVISOR)):
@@ -142,7 +148,7 @@ def decode(
 
 
 def decode_plainly(
-    model: PreTrainedModel, requests: Sequence[GenerationRequest], *, eos: int, batch_tokens: int
+    model: PreTrainedModel, requests: Sequence[GenerationRequest], *, ends: Collection[int], batch_tokens: int
 ) -> list[list[int] | None]:
     """New tokens after each prompt by `model.generate`, in the largest batches that change nothing.
 
@@ -155,7 +161,7 @@ def decode_plainly(
     ways = _Ways(padded=Shortcut(sound=not carries_state(model)))
     results: dict[int, list[int] | None] = {}
     for batch in batches([request.longest for request in requests], batch_tokens):
-        found = _as_alone(model, [requests[i] for i in batch], eos, ways)
+        found = _as_alone(model, [requests[i] for i in batch], ends, ways)
         for i, continuation in zip(batch, found, strict=True):
             results[i] = continuation.new if all(map(math.isfinite, continuation.best)) else None
     return [results[i] for i in range(len(requests))]
@@ -171,7 +177,7 @@ class _Ways:
 
 
 def _as_alone(
-    model: PreTrainedModel, requests: Sequence[GenerationRequest], eos: int, ways: _Ways
+    model: PreTrainedModel, requests: Sequence[GenerationRequest], ends: Collection[int], ways: _Ways
 ) -> list[Continuation]:
     """The continuations that each prompt has alone, in the order of the requests."""
     by_length: dict[int, list[int]] = {}
@@ -181,22 +187,22 @@ def _as_alone(
     way = ways.cached if one_text else ways.batched if one_length else ways.padded
     if way.sound:
         try:
-            found = _generated(model, requests, eos)
+            found = _generated(model, requests, ends)
             if _compared(model, found, way):
                 return found
         except Exception as error:
             way.refused(error)
     if one_text:
-        return _generated(model, requests, eos, use_cache=False)
+        return _generated(model, requests, ends, use_cache=False)
     parts = [[place] for place in range(len(requests))] if one_length else by_length.values()
     pieces = {}
     for places in parts:
-        pieces.update(zip(places, _as_alone(model, [requests[i] for i in places], eos, ways), strict=True))
+        pieces.update(zip(places, _as_alone(model, [requests[i] for i in places], ends, ways), strict=True))
     return [pieces[place] for place in range(len(requests))]
 
 
 def _generated(
-    model: PreTrainedModel, requests: Sequence[GenerationRequest], eos: int, use_cache: bool = True
+    model: PreTrainedModel, requests: Sequence[GenerationRequest], ends: Collection[int], use_cache: bool = True
 ) -> list[Continuation]:
     """The continuations of one batch by `model.generate`, in the order of the requests."""
     length = max(len(request.prompt) for request in requests)
@@ -211,13 +217,13 @@ def _generated(
         max_new_tokens=max(request.limit for request in requests),
         logits_processor=LogitsProcessorList([steps]),
         do_sample=False,
-        eos_token_id=eos,
-        pad_token_id=eos,
+        eos_token_id=sorted(ends),
+        pad_token_id=0,
         use_cache=use_cache,
     )[:, length:].tolist()
     found = []
     for row, request, best in zip(new, requests, torch.stack(steps.best, 1).tolist(), strict=True):
-        end = min(row.index(eos) if eos in row else len(row), request.limit)
+        end = min(next((place for place, token in enumerate(row) if token in ends), len(row)), request.limit)
         found.append(Continuation(request, row[:end], best[: min(end + 1, request.limit)]))
     return found
 
@@ -283,12 +289,18 @@ class _Batch:
     """The batch of prompts that are being continued. Row b of the cache belongs to `live[b]`."""
 
     def __init__(
-        self, model: PreTrainedModel, columns: int, max_rows: int, eos: int, row_tokens: int, batch_tokens: int
+        self,
+        model: PreTrainedModel,
+        columns: int,
+        max_rows: int,
+        ends: Collection[int],
+        row_tokens: int,
+        batch_tokens: int,
     ) -> None:
-        self.model, self.eos, self.row_tokens = model, eos, row_tokens
+        self.model, self.ends, self.row_tokens = model, ends, row_tokens
         self.live: list[Continuation] = []
         probe = DynamicCache()
-        logits = logits_at(model, [0], input_ids=torch.tensor([[eos]], device=model.device), past_key_values=probe)
+        logits = logits_at(model, [0], input_ids=torch.tensor([[0]], device=model.device), past_key_values=probe)
         cache_bytes = sum(states.nbytes for layer in probe.layers for states in (layer.keys, layer.values))
         positions = max(batch_tokens, batch_tokens * logits.nbytes // cache_bytes)
         self.cache = RowCache(probe, min(max_rows, max(1, positions // columns)), columns)
@@ -304,7 +316,7 @@ class _Batch:
             places = {tip: at for at, tip in enumerate(kept)}
             first = _next(logits, [places[tip] for tip in tips], [prompts[index] for index, _ in row.paths])
             for (index, path), token in zip(row.paths, first, strict=True):
-                if prompts[index].take(*token, self.eos):
+                if prompts[index].take(*token, self.ends):
                     self.cache.read(len(self.live), prefilled, torch.tensor(path, device=device))
                     self.live.append(prompts[index])
 
@@ -322,7 +334,7 @@ class _Batch:
             past_key_values=self.cache,
         )
         tokens = _next(logits[:, 0], range(len(self.live)), self.live)
-        going = [c.take(*token, self.eos) for c, token in zip(self.live, tokens, strict=True)]
+        going = [c.take(*token, self.ends) for c, token in zip(self.live, tokens, strict=True)]
         for row in reversed([row for row, goes_on in enumerate(going) if not goes_on]):
             last = self.live.pop()
             if row < len(self.live):

@@ -98,8 +98,8 @@ class TransformersEngine:
             return self._continuations(model, questions)
 
     def _continuations(self, model: PreTrainedModel, questions: Questions) -> list[list[int] | None]:
-        eos = self.encoder.eos
-        return continued(model, questions.generation_requests, eos=eos, decoding=self._decoding, **self._limits)
+        ends = self.encoder.ends
+        return continued(model, questions.generation_requests, ends=ends, decoding=self._decoding, **self._limits)
 
     def _likelihoods(
         self, model: PreTrainedModel, requests: Sequence[ScoreRequest], gradient_texts: Sequence[Encoded]

@@ -237,7 +237,8 @@ class VllmEngine:
 
     def _prompts(self, questions: Questions) -> tuple[Prompt, ...]:
         return tuple(
-            Prompt(r.prompt, r.limit, (*r.stop, self.encoder.eos), r.draw) for r in questions.generation_requests
+            Prompt(r.prompt, r.limit, (*r.stop, *sorted(self.encoder.ends)), r.draw)
+            for r in questions.generation_requests
         )
 
     def _finished(self, pending: dict[Any, _PendingJob], at_least: int) -> Iterator[JobResult]:
@@ -265,7 +266,7 @@ class VllmEngine:
         )
 
     def _continuations(self, reply: PoolReply) -> list[list[int]]:
-        return [ids[:-1] if ids and ids[-1] == self.encoder.eos else ids for ids in reply.continuations]
+        return [ids[:-1] if ids and ids[-1] in self.encoder.ends else ids for ids in reply.continuations]
 
 
 def _unmerged(checkpoint: Checkpoint) -> TypeGuard[LoraCheckpoint]:
