@@ -15,12 +15,14 @@ from suite.cli.checkpoint import (
     Dtype,
     Limit,
     TaskName,
+    TemplateArgs,
     TemplateName,
     TensorParallel,
     Threads,
     check_task,
     engine_settings,
     measure_from_options,
+    model_settings,
 )
 from suite.cli.common import STORE, EngineName, Json, StoreDir, console, number, print_json, table
 from suite.cli.outputs import say
@@ -49,6 +51,7 @@ def attack(
     limit: Limit = None,
     dtype: Dtype = "float32",
     template: TemplateName = None,
+    template_arg: TemplateArgs = None,
     device: Device = "auto",
     threads: Threads = 1,
     engine: EngineName = None,
@@ -73,7 +76,7 @@ def attack(
         {"target": target, "retrained": retrained},
         [split],
         {"attacks": chosen, "limit": limit, **engine_settings(engine, tensor_parallel)},
-        {"dtype": dtype, "template": template},
+        model_settings(dtype, template, template_arg),
         {"device": device, "threads": threads},
         store,
     )

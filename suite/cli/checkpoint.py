@@ -20,9 +20,32 @@ Anchor = Annotated[str | None, typer.Option(help="Checkpoint to compare with, wh
 Limit = Annotated[int | None, typer.Option(help="Questions per probe and split, the first ones.", min=1)]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 TemplateName = Annotated[str | None, typer.Option(help="bare, plain or chat; the tokenizer's own by default.")]
+TemplateArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-arg",
+        metavar="KEY=VALUE",
+        help="What the chat template is given: system=..., date_string=..., enable_thinking=true. Several times.",
+        callback=text,
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 TensorParallel = Annotated[int, typer.Option(help="GPUs of one vLLM engine, for models that one does not hold.", min=1)]
 Threads = Annotated[int, typer.Option(help="CPU threads.", min=1)]
+
+
+def model_settings(dtype: str, template: str | None, template_args: Sequence[str] | None) -> dict[str, Any]:
+    """The options about the model as settings of `model`."""
+    from suite.config.errors import SpecError
+    from suite.spec.yaml_file import split_override
+
+    given: dict[str, Any] = {}
+    for word in template_args or ():
+        key, value = split_override(word)
+        if key in given or "." in key:
+            raise SpecError(f"--template-arg {key}: {'given twice' if key in given else 'is one name, without a dot'}")
+        given[key] = value
+    return {"dtype": dtype, "template": template, **({"template_args": given} if given else {})}
 
 
 def engine_settings(engine: str | None, tensor_parallel: int) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from suite.cli.checkpoint import (
     Dtype,
     Limit,
     TaskName,
+    TemplateArgs,
     TemplateName,
     TensorParallel,
     Threads,
     check_task,
     engine_settings,
     measure_from_options,
+    model_settings,
 )
 from suite.cli.common import STORE, EngineName, Json, StoreDir, number, print_json, table
 from suite.cli.outputs import say
@@ -36,6 +38,7 @@ def eval_(
     limit: Limit = None,
     dtype: Dtype = "float32",
     template: TemplateName = None,
+    template_arg: TemplateArgs = None,
     device: Device = "auto",
     threads: Threads = 1,
     engine: EngineName = None,
@@ -60,7 +63,12 @@ def eval_(
     if cross_check:
         _cross_check(
             *(checkpoint, task, {"splits": splits, "limit": limit or CROSS_CHECK_LIMIT, "also": also or ()}),
-            *({"dtype": dtype, "template": template}, {"device": device, "threads": threads}, tensor_parallel, as_json),
+            *(
+                model_settings(dtype, template, template_arg),
+                {"device": device, "threads": threads},
+                tensor_parallel,
+                as_json,
+            ),
         )
         return
     result = measure_from_options(
@@ -69,7 +77,7 @@ def eval_(
         {"target": target, "retrained": retrained},
         splits,
         {"attacks": (), "limit": limit, "also": also or (), **engine_settings(engine, tensor_parallel)},
-        {"dtype": dtype, "template": template},
+        model_settings(dtype, template, template_arg),
         {"device": device, "threads": threads},
         store,
     )
