@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -176,20 +176,32 @@ def keys_of(kind: type[Settings], data: Any, prefix: str = "") -> set[str]:
     Args:
         data: settings whose names choose the sections; None for the keys of all sections that could be chosen.
     """
-    keys: set[str] = set()
+    return set(types_of(kind, data, prefix))
+
+
+def types_of(kind: type[Settings], data: Any, prefix: str = "") -> dict[str, Any]:
+    """The same keys with the types of their values. Where sections differ in one, it is that of the last."""
+    types: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
-        keys.add(prefix + name)
+        types[prefix + name] = field.annotation
         section, members = settings_in(field.annotation)
         below = data.get(name) if isinstance(data, Mapping) else None
         if members and data is not None:
             chosen = below if isinstance(below, str) else _at(below, ["name"])
             chosen = _default_name(field) if chosen is None else chosen
             section = members.get(chosen) if isinstance(chosen, str) else None
-            keys.add(f"{prefix}{name}.name")
+            types[f"{prefix}{name}.name"] = str
         for one in [section] if section else members.values() if data is None else []:
             inside = None if data is None else below if isinstance(below, Mapping) else {}
-            keys |= keys_of(one, inside, f"{prefix}{name}.")
-    return keys
+            types |= types_of(one, inside, f"{prefix}{name}.")
+    return types
+
+
+def is_whole(annotation: Any) -> bool:
+    """Whether a setting of this type is a whole number, and never a fraction."""
+    kinds = {annotation, *get_args(annotation)}
+    kinds |= {inner for one in kinds for inner in get_args(one)}
+    return int in kinds and float not in kinds
 
 
 def _default_name(field: Any) -> str | None:

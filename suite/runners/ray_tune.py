@@ -33,7 +33,7 @@ from suite.engines.choosing import pool_resources
 from suite.runners.base import OnOutcome, Outcome, TrialJob, failed, refused, run_one
 from suite.runners.search import sampler
 from suite.spec.measure import MeasureSpec
-from suite.spec.search_space import Plan, suggest
+from suite.spec.search_space import Plan, drawn_trial, suggest
 from suite.spec.trial import TrialSpec, trial
 from suite.spec.yaml_file import merged, nested
 
@@ -297,4 +297,4 @@ def _spec(config: Mapping[str, Any]) -> TrialSpec:
     data = json.loads(config["base"])
     for key in sorted(config.keys() - {"base"}, key=lambda key: not key.endswith(".name")):
         data = merged(data, nested(key, config[key]))
-    return trial(data)
+    return drawn_trial(data)

@@ -18,7 +18,8 @@ from pydantic import Field, model_validator
 from suite.config.errors import SpecError
 from suite.config.numbers import Few, Seed
 from suite.config.runtime import RuntimeSpec
-from suite.config.settings import Settings, check_plain, dotted, keys_of, nearest_key, parse
+from suite.config.settings import Settings, check_plain, dotted, is_whole, keys_of, nearest_key, parse, types_of
+from suite.optimizers.hybrid import zeroth_steps
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import TrialSpec, trial
 from suite.spec.yaml_file import merged, nested
@@ -32,11 +33,16 @@ MOST = 100_000
 
 
 class Range(Settings):
-    """A range of numbers to search; integers when both ends are integers."""
+    """A range of numbers to search: whole ones where the setting is a whole number, ends included."""
 
     low: float = Field(ge=-1e15, le=1e15)  # beyond, a float is no exact integer
     high: float = Field(ge=-1e15, le=1e15)
     log: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether both ends are whole numbers."""
+        return self.low.is_integer() and self.high.is_integer()
 
     @model_validator(mode="after")
     def _in_order(self) -> Range:
@@ -134,7 +140,7 @@ class Plan(Settings):
         Raises:
             SpecError: the settings drawn are not valid together.
         """
-        return trial(suggest(self.base, self.search.space, draw))
+        return drawn_trial(suggest(self.base, self.search.space, draw))
 
 
 SECTIONS: dict[str, type[Settings]] = {"measure": MeasureSpec, "runtime": RuntimeSpec, "search": SearchSpec}
@@ -155,8 +161,13 @@ def plan(data: Mapping[str, Any]) -> Plan:
     sections = {name: parse(kind, given[name], f"{name}.") for name, kind in SECTIONS.items()}
     parsed = Plan.model_construct(base=base, **sections)
     if space := parsed.search.space:
+        types = types_of(TrialSpec, None)
         for key, values in space.items():
-            _dimension(key, values)
+            drawn = _dimension(key, values)
+            if isinstance(drawn, Range) and is_whole(types[key]) and not drawn.is_whole:
+                raise SpecError(
+                    f"search.space.{key}: is a whole number, and so are its ends: {drawn.low:g} to {drawn.high:g}"
+                )
     else:
         parsed.trials()
     return parsed
@@ -187,6 +198,10 @@ def _check_axes(search: Any) -> None:
                 raise SpecError(f"search.{kind}.{dotted('', key)}: an empty list. Give it a value, or leave it out")
         if kind == "space" and isinstance(axes, Mapping):
             _check_known("space", axes.keys() - possible_keys(), possible_keys())
+    for key in sorted(search.keys() - SearchSpec.model_fields.keys()) if isinstance(search, Mapping) else ():
+        if key.rpartition(".")[2] in {known.rpartition(".")[2] for known in possible_keys()}:
+            hint = nearest_key(key, possible_keys(), "search.space.") or f" Write search.space.{key}"
+            raise SpecError(f"search.{dotted('', key)}: unknown key. Settings to search stand in search.space.{hint}")
 
 
 def _check_known(kind: str, unknown: Iterable[str], known: Iterable[str]) -> None:
@@ -237,7 +252,7 @@ def suggest(base: Mapping[str, Any], space: Mapping[str, Any], draw: optuna.Tria
             continue
         values = _dimension(key, space[key])
         if isinstance(values, Range):
-            if float(values.low).is_integer() and float(values.high).is_integer():
+            if is_whole(types_of(TrialSpec, data)[key]):
                 value: Any = draw.suggest_int(key, int(values.low), int(values.high), log=values.log)
             else:
                 value = draw.suggest_float(key, values.low, values.high, log=values.log)
@@ -246,6 +261,23 @@ def suggest(base: Mapping[str, Any], space: Mapping[str, Any], draw: optuna.Tria
                 value = draw.suggest_categorical(key, values)
         data = merged(data, nested(key, value))
     return data
+
+
+def drawn_trial(data: Mapping[str, Any]) -> TrialSpec:
+    """The trial of settings that were drawn. A share of steps that rounds to none or to all of them is 0 or 1.
+
+    Whoever writes such a share is told that nothing would alternate; a draw between 0 and 1 means the pure optimizer.
+
+    Raises:
+        SpecError: the settings are not valid together.
+    """
+    optimizer, steps = data.get("optimizer"), data.get("steps")
+    ratio = optimizer.get("zo_ratio") if isinstance(optimizer, Mapping) else None
+    if isinstance(ratio, float) and isinstance(steps, int) and 0 < ratio < 1:
+        zeroth = zeroth_steps(steps, ratio)
+        if zeroth in (0, steps):
+            data = merged(data, nested("optimizer.zo_ratio", float(zeroth > 0)))
+    return trial(data)
 
 
 def exists(data: Mapping[str, Any], key: str) -> bool:

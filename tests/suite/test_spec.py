@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from suite.config.errors import SpecError
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS
 from suite.smoothing import SMOOTHINGS
-from suite.spec.search_space import grid_points, known_keys, plan, possible_keys, suggest
+from suite.spec.search_space import drawn_trial, grid_points, known_keys, plan, possible_keys, suggest
 from suite.spec.trial import trial
 from suite.spec.yaml_file import load_file, merged, nested, parse_value, split_override
 from tasks import TASKS
@@ -251,3 +252,32 @@ def test_the_order_of_the_axes_does_not_change_which_trials_there_are(order):
 def test_nested_and_merged_build_what_an_override_says():
     assert merged({"a": {"b": 1, "c": 2}}, nested("a.b", 3)) == {"a": {"b": 3, "c": 2}}
     assert merged({"objective": "npo"}, nested("objective.beta", 0.5)) == {"objective": {"name": "npo", "beta": 0.5}}
+
+
+def test_a_range_is_drawn_as_the_setting_is():
+    """Between whole numbers a fraction is drawn where the setting may be one."""
+    space = {
+        "optimizer.zo_ratio": {"low": 0, "high": 1},
+        "objective.retain_weight": {"low": 1.0, "high": 10.0, "log": True},
+        "optimizer.zo.samples": {"low": 1, "high": 8},
+        "steps": {"low": 10.0, "high": 20.0},
+    }
+    base = with_(optimizer={"name": "hybrid", "lr": 1e-3})
+    parsed = plan({**base, "search": {"space": space, "trials": 3}})
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [suggest(parsed.base, parsed.search.space, study.ask()) for _ in range(20)]
+    assert any(not float(one["optimizer"]["zo_ratio"]).is_integer() for one in drawn)
+    assert any(not float(one["objective"]["retain_weight"]).is_integer() for one in drawn)
+    assert {type(one["optimizer"]["zo"]["samples"]) for one in drawn} == {int}
+    assert {type(one["steps"]) for one in drawn} == {int}
+    with pytest.raises(SpecError, match=r"search\.space\.steps: is a whole number, and so are its ends: 1\.5 to 9"):
+        plan({**base, "search": {"space": {"steps": {"low": 1.5, "high": 9}}, "trials": 3}})
+
+
+def test_a_drawn_share_of_steps_that_rounds_to_all_is_the_pure_optimizer():
+    data = with_(optimizer={"name": "hybrid", "lr": 1e-3, "zo_ratio": 0.95}, steps=4)
+    with pytest.raises(SpecError, match="nothing alternates"):
+        trial(data)
+    pure = trial(merged(data, {"optimizer": {"zo_ratio": 1.0}}))
+    assert drawn_trial(data).id == pure.id
+    assert drawn_trial(merged(data, {"optimizer": {"zo_ratio": 0.5}})).optimizer.zo_ratio == 0.5
