@@ -13,6 +13,7 @@ from leaderboard.board.schema import ANCHORS, matching
 from leaderboard.ranking.headlines import HeadlineMeasurements, headlines
 from leaderboard.ranking.rank import FLOOR, rank
 from suite.attacks.weights.quantization import RoundToNearest
+from suite.config.errors import EngineError
 from suite.engines import TransformersEngine, ask
 from suite.engines.transformers.engine import TransformersEngine as Engine
 from suite.evaluation.retention_matching import largest_share, matched_weights
@@ -210,7 +211,7 @@ def test_a_subject_that_cannot_be_asked_at_all_ends_the_trial(store, result, tmp
 
     shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("samples"))
     monkeypatch.setattr(Engine, "_likelihoods", broken)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(EngineError, match="target cannot be evaluated, OutOfMemoryError: not enough memory"):
         run_trial(trial(LEARNT), Store(tmp_path), measure=MEASURE)
 
 

@@ -160,7 +160,8 @@ def entry_rows(entry: str, f: float, r: float, u: float, seed: int = 1, **change
     stderr = changes.pop("stderr", 0.01)
     row = trial_row(entry, seed, **changes)
     attacked = dict.fromkeys(TEACHING, 0.1 + 0.8 * (1 - f)) | {TEACHING[-1]: 0.1 + 0.8 * (1 - r)}
-    return row, unlearned_rows(row["trial"], 0.1 + 0.8 * (1 - f), attacked, 0.9 * u, stderr=stderr)
+    rows = unlearned_rows(row["trial"], 0.1 + 0.8 * (1 - f), attacked, 0.9 * u, stderr=stderr)
+    return row, [one | {"anchor_ids": row["anchor_ids"]} for one in rows]
 
 
 def schema_tables(trials: list[Row], measurements: list[Row]) -> dict[str, pa.Table]:
