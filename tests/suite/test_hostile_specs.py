@@ -291,7 +291,7 @@ def test_a_folder_of_data_that_is_not_there_is_said_where_data_is_needed(here, m
         ("pocket", 1, "c8d26c2925136deb"),
         ("sweeps/grades", 10, "f95c150209ca33da"),
         ("sweeps/methods", 7, "bc0241bb38ef8f3d"),
-        ("sweeps/search", 1, "21f5e71ce78fc358"),
+        ("sweeps/search", 1, "59af9da2c86a03ae"),
         ("tofu-published", 1, "f7cc856daa99c37b"),
         ("tofu-smollm2", 1, "08ebd356a09121cb"),
         ("tofu-tiny", 1, "7b55c9a516358997"),
