@@ -166,12 +166,17 @@ def check_value(value: Any, depth: int = 0) -> None:
             check_value(one, depth + 1)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise Unreadable(f"the key {shown(key)} is there twice")
-        found[key] = value
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping whose keys are each there once: the `object_pairs_hook` of a JSON reader.
+
+    Raises:
+        Unreadable: a key is there twice, naming it.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise Unreadable(f"the key {shown(twice)} is there twice")
     return found
 
 
@@ -192,7 +197,7 @@ def _int(digits: str) -> int:
     return int(digits)
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int)
+_JSON = json.JSONDecoder(object_pairs_hook=once, parse_constant=_constant, parse_float=_float, parse_int=_int)
 _BLANK = re.compile(r"[ \t\r\n]*")
 _END = re.compile(r"\s*]\s*\Z")
 _DEEP = f"more than {DEPTH} lists or objects within each other"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.plain_text import Unreadable, check_characters, check_ordinary, shown
+from tasks.plain_text import Unreadable, check_characters, check_ordinary, once
 from tasks.task import TaskError
 
 LARGEST = 512 << 20
@@ -73,9 +73,7 @@ def without_collector() -> Iterator[None]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise Unreadable(f"the key {shown(twice)} is there twice. Evaluate again")
-    return found
+    try:
+        return once(pairs)
+    except Unreadable as error:
+        raise Unreadable(f"{error}. Evaluate again") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tasks.plain_text import once
+
 DEEPEST = 50
 """Levels of a spec that is read; a spec of this suite has five."""
 
@@ -12,7 +14,7 @@ DEEPEST = 50
 def settings_of(spec: str | None) -> dict[str, Any]:
     """Values by dotted path; none where the text is damaged: no JSON, no object, a key twice, or nested too deep."""
     try:
-        found = json.loads(spec or "{}", object_pairs_hook=_once)
+        found = json.loads(spec or "{}", object_pairs_hook=once)
     except (ValueError, RecursionError):
         return {}
     settings: dict[str, Any] = {}
@@ -29,10 +31,3 @@ def settings_of(spec: str | None) -> dict[str, Any]:
                 below += [(None, inner) for inner in (value.values() if isinstance(value, dict) else value)]
         level = below
     return {} if level else {path: settings[path] for path in sorted(settings, key=lambda path: path.split("."))}
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found

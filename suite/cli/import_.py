@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from leaderboard.peers.line import Line
     from leaderboard.peers.open_unlearning import Imported
 
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the table as JSON.")]
+BoardToo = Annotated[str | None, typer.Option(envvar="REGRADE_STORE", help="Put the rows on this store's board too.")]
+
 app = typer.Typer(help="Results of other suites, scored again from their logs.", no_args_is_help=True)
 
 
@@ -32,10 +35,8 @@ def open_unlearning(
     retrained: Annotated[
         Path | None, typer.Option(metavar="EVAL_DIR", help="The same of the model that never saw the forget set.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the table as JSON.")] = None,
-    store: Annotated[
-        str | None, typer.Option(envvar="REGRADE_STORE", help="Put the rows on this store's board too.")
-    ] = None,
+    json_file: JsonFile = None,
+    store: BoardToo = None,
 ) -> None:
     """Score an open-unlearning evaluation from its logs, beside the published numbers."""
     from leaderboard.peers.logs import Log
@@ -55,10 +56,8 @@ def tofu(
     retrained: Annotated[
         Path | None, typer.Option(metavar="LOG", help="The same of the model that never saw the forget set.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the table as JSON.")] = None,
-    store: Annotated[
-        str | None, typer.Option(envvar="REGRADE_STORE", help="Put the rows on this store's board too.")
-    ] = None,
+    json_file: JsonFile = None,
+    store: BoardToo = None,
 ) -> None:
     """Score an evaluation of TOFU's own code from its log, beside the published numbers."""
     from leaderboard.peers.tofu import read, read_log

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.config.errors import CheckpointError, SpecError
+from tasks.plain_text import once
 
 OPENED = (".json", ".jinja", ".model", ".txt", ".vocab", ".bpe", ".tiktoken", ".spm", ".safetensors")
 """Names of files that one of the libraries opens end with one of these."""
@@ -129,7 +130,9 @@ def read_settings(file: Path) -> dict[str, Any]:
         SpecError: it is none, naming the file.
     """
     try:
-        content = json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=_unambiguous)
+        content = json.loads(
+            file.read_bytes().decode("utf-8"), object_pairs_hook=once
+        )  # of two libraries would read one each
     except OSError as error:
         raise SpecError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -143,14 +146,6 @@ def read_settings(file: Path) -> dict[str, Any]:
     for level, _ in enumerate(_levels(content)):
         if level >= DEEPEST:
             raise SpecError(f"{file}: is nested too deeply to be the settings of a model")
-    return content
-
-
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):  # libraries would read one of them each
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{brief(next(name for name in names if names.count(name) > 1))} is given twice")
     return content
 
 

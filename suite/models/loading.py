@@ -352,24 +352,37 @@ def _default_template(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Te
     return Template.CHAT if tokenizer.chat_template else Template.PLAIN
 
 
-def _make_tiny(folder: Path, spec: ModelSpec, task: Task, seed: int) -> dict[str, Any]:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def tiny_config(tiny: TinyModel, vocabulary: int, **tokens: int | None) -> Any:
+    """The config of a tiny model.
 
-    tokenizer = train_tokenizer(task, spec.tiny)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=spec.tiny.hidden,
-        intermediate_size=3 * spec.tiny.hidden,
-        num_hidden_layers=spec.tiny.layers,
-        num_attention_heads=spec.tiny.heads,
-        max_position_embeddings=spec.tiny.context,
+    Args:
+        vocabulary: tokens that it has embeddings for.
+        tokens: ids of special tokens.
+    """
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=tiny.hidden,
+        intermediate_size=3 * tiny.hidden,
+        num_hidden_layers=tiny.layers,
+        num_attention_heads=tiny.heads,
+        max_position_embeddings=tiny.context,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
         # Outputs of unit size at any width. Llama's 0.02 fits a width of 2,500; a narrow model learns three times
         # slower with it.
-        initializer_range=spec.tiny.hidden**-0.5,
+        initializer_range=tiny.hidden**-0.5,
+        **tokens,
+    )
+
+
+def _make_tiny(folder: Path, spec: ModelSpec, task: Task, seed: int) -> dict[str, Any]:
+    from transformers import LlamaForCausalLM
+
+    tokenizer = train_tokenizer(task, spec.tiny)
+    config = tiny_config(
+        spec.tiny, len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from suite.models.checkpoints import skeleton
 from suite.models.layers import PLAIN, Stored, carries_state, weights_of
+from suite.models.layout import skeleton
 
 
 @dataclass(frozen=True, slots=True)

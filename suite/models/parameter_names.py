@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from suite.models.layout import skeleton
-from suite.models.loading import architecture_folder
+from suite.models.loading import architecture_folder, tiny_config
 from suite.models.settings import ModelSpec
 
 
@@ -18,22 +18,9 @@ def model_without_weights(spec: ModelSpec, name: str, key: str = "model.name") -
     Raises:
         SpecError: no such model.
     """
+    from transformers import LlamaForCausalLM
+
     with torch.device("meta"):
         if name == "tiny":
-            return _tiny(spec)
+            return LlamaForCausalLM(tiny_config(spec.tiny, spec.tiny.vocabulary, pad_token_id=None))
         return skeleton(architecture_folder(name, key), torch.float32)
-
-
-def _tiny(spec: ModelSpec) -> torch.nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=spec.tiny.vocabulary,
-        hidden_size=spec.tiny.hidden,
-        intermediate_size=3 * spec.tiny.hidden,
-        num_hidden_layers=spec.tiny.layers,
-        num_attention_heads=spec.tiny.heads,
-        tie_word_embeddings=True,
-        pad_token_id=None,
-    )
-    return LlamaForCausalLM(config)

@@ -15,6 +15,7 @@ from suite.storage.store import Store
 from suite.training.anchors import Anchors, prepare_anchors
 from tasks import TASKS
 from tasks.task import Split
+from tests.support.hostile_folders import adapter_folder, model_folder
 from tests.support.small import SMALL
 
 
@@ -22,6 +23,18 @@ from tests.support.small import SMALL
 def small_anchors(warm_store: Path) -> Anchors:
     """The small trial's anchors."""
     return prepare_anchors(trial(SMALL), TASKS["pocket"].build(), Store(warm_store).stages, RuntimeSpec())
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small model as it should be, to be copied."""
+    return model_folder(tmp_path_factory.mktemp("good") / "model")
+
+
+@pytest.fixture(scope="module")
+def good_adapter(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an adapter of that model."""
+    return adapter_folder(tmp_path_factory.mktemp("good") / "adapter", good)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,25 +15,13 @@ from tests.support.hostile_folders import (
     TOKENIZER,
     VOCABULARY,
     WEIGHTS,
-    adapter_folder,
     changed,
     content,
     copied,
-    model_folder,
 )
 
 SOON = 30
 """Seconds, on a machine that is busy."""
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    return model_folder(tmp_path_factory.mktemp("good") / "model")
-
-
-@pytest.fixture(scope="module")
-def good_adapter(good, tmp_path_factory):
-    return adapter_folder(tmp_path_factory.mktemp("good") / "adapter", good)
 
 
 HOSTILE = st.one_of(

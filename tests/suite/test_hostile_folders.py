@@ -24,12 +24,10 @@ from tests.support.hostile_folders import (
     TOKENIZER,
     VOCABULARY,
     WEIGHTS,
-    adapter_folder,
     changed,
     content,
     copied,
     evaluated,
-    model_folder,
     replaced,
     safetensors,
     sparse,
@@ -39,16 +37,6 @@ from tests.support.small import SMALL
 
 SOON = 30
 """Seconds; the slowest refusal is that of a template that computes for three, on a machine that is busy."""
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    return model_folder(tmp_path_factory.mktemp("good") / "model")
-
-
-@pytest.fixture(scope="module")
-def good_adapter(good, tmp_path_factory):
-    return adapter_folder(tmp_path_factory.mktemp("good") / "adapter", good)
 
 
 def refused(folder, tmp_path, *more) -> str:

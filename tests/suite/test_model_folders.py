@@ -22,11 +22,6 @@ from tests.support.hostile_folders import (
 )
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    return model_folder(tmp_path_factory.mktemp("good") / "model")
-
-
 def test_links_to_ordinary_files_are_what_the_hubs_cache_is_made_of(good, tmp_path):
     folder = tmp_path / "linked"
     folder.mkdir()
