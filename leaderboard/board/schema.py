@@ -89,6 +89,12 @@ TRIALS = _table(
     _column("task_version", _INT, _R, "version of the task's definition"),
     _column("data", _STRING, _R, "SHA-256 of the rows behind the task"),
     _column("model", _STRING, _R, "name, path or hub id of the model"),
+    _column(
+        "template",
+        _STRING,
+        _R,
+        "how questions are put: bare, plain, or chat- and a digest of the chat template and its arguments",
+    ),
     _column("template_args", _STRING, _R, "canonical JSON of what the chat template is given; null for nothing"),
     _column("objective", _STRING, _R, "what forgetting means"),
     _column("smoothing", _STRING, _R, "which neighbourhood is asked"),

@@ -88,7 +88,9 @@ def print_ranking(ranking: Ranking) -> None:
     for group in ranking.left_out:
         if not ranking.group.differs_only_in_engines(group):
             engines = shortened(", ".join(group.engines)) or "no engine"
-            out.print(Text(f"left out: {group.trials} trials with other anchors or data ({engines})", style="dim"))
+            other = " and ".join(ranking.group.differences(group))
+            trials = f"{group.trials} trial{'s' * (group.trials != 1)}"
+            out.print(Text(f"left out: {trials} with other {other} ({engines})", style="dim"))
     if ranking.left_out_by_engine:
         out.print(Text(_left_out(ranking.left_out_by_engine), style="dim"), soft_wrap=True)
 

@@ -64,6 +64,7 @@ class Encoder:
         ends: the tokens that each end a generated answer: that one, those that the model's generation config lists, and
             the end of a turn in the chat template.
         args: what the chat template is given, by name; empty without one.
+        template_id: the template's name; for a chat template `chat-` and a digest of its text and its arguments.
 
     Args:
         args: of these, those that are not the default.
@@ -97,6 +98,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.template = template
         self.args: Mapping[str, Plain] = self._chat.args if self._chat else {}
+        self.template_id = f"chat-{self._chat.digest}" if self._chat else str(template)
         self.always_begins = always_begins
         self.eos: int = tokenizer.eos_token_id
         self._control = ControlTokens(tokenizer, self._chat.written if self._chat else "")
