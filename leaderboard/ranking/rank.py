@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from leaderboard.board import schema
-from leaderboard.board.schema import Status
+from leaderboard.board.schema import RAW, Status, matching
 from leaderboard.ranking.attack_labels import attack_labels
 from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, Trial, combined
 from leaderboard.ranking.groups import Group, by_size, chosen, grouped, left_out_by_engine
@@ -25,6 +25,8 @@ from leaderboard.ranking.labels import labels
 from leaderboard.ranking.measured import Source, TaskMeasurements, rows
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
+from leaderboard.ranking.replicated import Replicating
+from leaderboard.ranking.verdict import Verdict
 from tasks import TASKS, Split, attack_name
 
 __all__ = ["FLOOR", "Cost", "Entry", "Group", "Matched", "Number", "Ranking", "Seed", "rank"]
@@ -48,6 +50,7 @@ class Ranking:
         matched: whether ranks, Pareto front and reasons are about the numbers at matched utility.
         matched_floor: the utility floor of retention matching; null where there are no such rows, or rows of several
             floors.
+        verdict: who leads, who cannot be told from whom, and what the table can tell.
     """
 
     task: str
@@ -64,6 +67,7 @@ class Ranking:
     retrained_utility: float | None = None
     matched: bool = False
     matched_floor: float | None = None
+    verdict: Verdict = field(default_factory=Verdict)
     schema_version: int = schema.VERSION
 
     @property
@@ -76,8 +80,19 @@ class Ranking:
         return entry.matched if self.matched else entry
 
     def as_json(self) -> dict[str, Any]:
-        """The ranking as plain dicts, lists and scalars for `json.dumps`; a number that is not finite is null."""
-        return _plain(asdict(self))
+        """The ranking as plain dicts, lists and scalars for `json.dumps`; a number that is not finite is null.
+
+        Replicates are left out: `regrade board compare` gives what follows from them.
+        """
+        entries = [
+            replace(entry, replicated=None, matched=entry.matched and replace(entry.matched, replicated=None))
+            for entry in self.entries
+        ]
+        found = asdict(replace(self, entries=tuple(entries)))
+        for entry in found["entries"]:
+            for numbers in (entry, entry["matched"] or {}):
+                numbers.pop("replicated", None)
+        return _plain(found)
 
 
 def rank(
@@ -119,9 +134,13 @@ def rank(
         return Ranking(*common, None, (), matched=matched)
     engines = measured.chosen_engines(groups[group], group.engines)
     matched_floor = measured.floor(engines, floor)
+    matched_name = None if matched_floor is None else matching(matched_floor)
+    of_trials = [(row, engines[row["trial"]]) for row in groups[group]]
+    replicating = Replicating.read(source, measured, of_trials, [RAW, *([matched_name] if matched_name else [])])
     seeds: defaultdict[str, list[Trial]] = defaultdict(list)
-    for row in groups[group]:
-        seeds[row["entry"]].append(measured.trial(row, engines[row["trial"]], attacks, matched_floor))
+    for row, measuring in of_trials:
+        trial = measured.trial(row, measuring, attacks, matched_floor)
+        seeds[row["entry"]].append(replicating.trial(trial, attacks, matched_name))
     # Once one seed is measured the others count as missing, so that nobody can measure the best seed only.
     shown = {entry: same for entry, same in seeds.items() if any(_is_shown(t) for t in same)}
     named = labels(min(same, key=lambda trial: trial.row["trial"]).row for same in shown.values())
@@ -132,16 +151,18 @@ def rank(
         utility_share(*(measured.model(recipe, anchor, engine_name) for anchor in ("retrained", "target"))).value
         for recipe, engine_name in {(row["anchors"], engines[row["trial"]]) for row in groups[group]}
     ]
+    placed, verdicts = ordered(entries, floor, matched=matched)
     return Ranking(
         *common,
         replace(group, trials=len(groups[group]), engines=used),
-        tuple(ordered(entries, floor, matched=matched)),
+        tuple(placed),
         tuple(replace(other, trials=len(same)) for other, same in by_size(groups) if other != group),
         left_out_by_engine(groups, group),
         len(seeds) - len(shown),
         min((utility for utility in utilities if utility is not None), default=None),
         matched,
         matched_floor,
+        Verdict.of(placed, verdicts),
     )
 
 
