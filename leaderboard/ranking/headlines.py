@@ -66,7 +66,7 @@ class HeadlineMeasurements:
         for row in rows:
             metric = HeadlineMetric(row["headline"], row["probe"], row["subset"], row["metric"])
             estimates[row["attack"], row["point"], metric] = estimate(row)
-            if row["samples"]:
+            if row.get("samples"):
                 samples[row["attack"], row["point"], metric] = row["samples"]
             chances[metric] = row["chance"] or 0.0
             if row["status"] == Status.FAILED:
