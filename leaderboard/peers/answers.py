@@ -31,6 +31,13 @@ CHOICES = {
 }
 """Multiple-choice probe, and the metric that has the right answer."""
 
+AGAIN = {
+    "ra": ("real_authors_paraphrase", "ra_Q_A_PARA_Prob"),
+    "wf": ("world_facts_paraphrase", "wf_Q_A_PARA_Prob"),
+}
+"""The same, where a log has the original answer's loss twice: TOFU's own code computes it again, in smaller batches and
+in bfloat16, for the truth ratio."""
+
 GENERATED = {
     "forget_Q_A_ROUGE": "forget_qa_generated",
     "retain_Q_A_ROUGE": "retain_qa_generated",
@@ -65,7 +72,7 @@ def samples_of(log: Log) -> Samples:
         if metric in log.metrics:
             rows = log.rows(metric, "avg_loss", tuple)
             found[probe] = _likely({f"{i}.{j}": loss for i, row in rows.items() for j, loss in enumerate(row or ())})
-    for side, (probe, right) in CHOICES.items():
+    for side, (probe, right) in (*CHOICES.items(), *AGAIN.items()):
         wrong = f"{side}_Q_A_PERT_Prob"
         if {right, wrong} <= log.metrics.keys():
             found[probe] = _choices(log.rows(right, "avg_loss", float), log.rows(wrong, "avg_loss", tuple))

@@ -128,21 +128,23 @@ def memorization(model: Model, key: str) -> Line:
     return Line(key, "forget_memorization", key + PUBLISHED, model.log.published[key], ours, remark=remark)
 
 
-def differing(samples: Sequence[Sample], theirs: Numbers, *accepted: PerSample) -> list[str]:
-    """Items whose published number equals none of the metrics to 1e-6 (absolute, or relative above 1)."""
+def differing(
+    samples: Sequence[Sample], theirs: Numbers, *accepted: PerSample, tolerance: float = TOLERANCE
+) -> list[str]:
+    """Items whose published number equals none of the metrics to the tolerance (absolute, or relative above 1)."""
 
     return [
         sample.item
         for sample in samples
-        if not any(same(compute(sample), theirs.get(sample.item)) for compute in accepted)
+        if not any(same(compute(sample), theirs.get(sample.item), tolerance) for compute in accepted)
     ]
 
 
-def same(ours: float | None, theirs: float | None) -> bool:
-    """Whether two numbers of an example are one, to 1e-6 (absolute, or relative above 1)."""
+def same(ours: float | None, theirs: float | None, tolerance: float = TOLERANCE) -> bool:
+    """Whether two numbers of an example are one, to the tolerance (absolute, or relative above 1)."""
     if ours is None or theirs is None:
         return False
-    return math.isclose(ours, theirs, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def _choice(model: Model, key: str, metric: str, variant: PerSample, theirs: Numbers, *accepted: PerSample) -> Line:

@@ -28,8 +28,9 @@ from leaderboard.ranking.headlines import NONE
 PEER = open_unlearning.PEER
 READ = {open_unlearning.PEER: open_unlearning.read, tofu.PEER: tofu.read}
 """How a log is scored, by its suite."""
-FORGET_SETS = {40: "forget01", 200: "forget05", 400: "forget10"}
-"""TOFU's forget sets by their number of questions, which is all that a log reveals about them."""
+FORGET_SETS = {40: "forget01", 200: "forget05", 300: "forget10", 400: "forget10"}
+"""TOFU's forget sets by their number of questions, which is all that a log reveals about them. Its own code asks 300 at
+most."""
 
 Row = dict[str, Any]
 

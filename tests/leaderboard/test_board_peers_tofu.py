@@ -40,7 +40,9 @@ def as_tofu(log: dict) -> dict:
     tables = {}
     for name, (side, _) in SIDES.items():
         right, wrong, said = (log[f"{side}_Q_A_{kind}"]["value_by_index"] for kind in ("Prob", "PERT_Prob", "ROUGE"))
-        reworded = log.get(f"{side}_Q_A_PARA_Prob", log[f"{side}_Q_A_Prob"])["value_by_index"]
+        # Real authors' and world facts' answers are scored twice, the second time in other batches, in bfloat16.
+        again = {i: {"avg_loss": row["avg_loss"] * (1 + 0.02 * (int(i) % 3))} for i, row in right.items()}
+        reworded = log[f"{side}_Q_A_PARA_Prob"]["value_by_index"] if side in ("forget", "retain") else again
         scores = {i: scorer.score(row["ground_truth"], row["generation"]) for i, row in said.items()}
         tables[name] = {
             "avg_gt_loss": {i: row["avg_loss"] for i, row in right.items()},
@@ -119,6 +121,68 @@ def test_without_the_aggregates_they_are_those_of_the_script(pair):
         assert one.verdict is (Verdict.VARIANT if one.key == "Truth Ratio Forget" else Verdict.EQUAL)
         assert "authors' formula" in one.note
     assert line(found, "Forget Quality").verdict is Verdict.NULL
+
+
+def test_the_aggregates_are_read_as_the_evaluation_spells_them_and_as_the_script_does(pair):
+    model, retrained, numbers = pair
+    names = {
+        f"{kind} {title}": f"{title} {'Probability' if kind == 'Prob.' else kind}"
+        for _, title in SIDES.values()
+        for kind in ("Prob.", "ROUGE", "Truth Ratio")
+    }
+    with open(model / AGGREGATES, "w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerows([[names.get(name, name) for name in numbers], numbers.values()])
+    found = read(read_log(model), read_log(retrained))
+    assert found.unread == ()
+    for one in found.lines:
+        assert one.published == pytest.approx(numbers[one.key], rel=1e-12)
+        assert "authors' formula" not in one.note
+
+
+def test_the_scripts_geometric_aggregates_are_a_named_variant(pair):
+    model, retrained, numbers = pair
+    tables = json.loads((model / FILE).read_text())
+    for name, (side, title) in SIDES.items():
+        x = 1 / ratios(tables[name])
+        shaped = np.minimum(x, 1 / x) if side == "forget" else np.maximum(0, 1 - x)
+        numbers[f"Truth Ratio {title}"] = float(shaped.mean())
+    terms = [v for key, v in numbers.items() if key.startswith(("Prob", "ROUGE", "Truth")) and "Forget" not in key]
+    numbers["Model Utility"] = float(hmean(terms))
+    (model / AGGREGATES).write_text(",".join(numbers) + "\n" + ",".join(map(repr, numbers.values())) + "\n")
+    found = read(read_log(model), read_log(retrained))
+    assert line(found, "Truth Ratio Forget").verdict is Verdict.EQUAL
+    for key in ("Truth Ratio Retain", "Truth Ratio Real Authors", "Truth Ratio Real World", "Model Utility"):
+        assert line(found, key).verdict is Verdict.VARIANT, key
+        assert "geometric mean" in line(found, key).note
+
+
+def test_forget_quality_is_computed_where_the_file_has_none(pair):
+    model, retrained, numbers = pair
+    (model / AGGREGATES).unlink()
+    quality = line(read(read_log(model), read_log(retrained)), "Forget Quality")
+    assert quality.published == pytest.approx(numbers["Forget Quality"], rel=1e-9)
+    assert quality.verdict is Verdict.EQUAL and "authors' formula" in quality.note
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Prob. Retain,Prob. Retain\n0.5,0.5\n", "Prob. Retain is there twice"),
+        ("Prob. Retain,Retain Probability\n0.5,0.5\n", "Retain Probability is there twice"),
+        ("Prob. Retain\nhigh\n", 'Prob. Retain: "high" is not a number'),
+        ("Prob. Retain,ROUGE Retain\n0.5\n", "of unequal lengths"),
+        ("Prob. Retain\n", "1 lines where a line of names and one of numbers"),
+        ("Prob. Retain\n0.5\n0.6\n", "3 lines where a line of names and one of numbers"),
+        ("", "0 lines where"),
+    ],
+)
+def test_aggregates_that_are_none_are_one_sentence(tmp_path, text, said):
+    (tmp_path / FILE).write_text(json.dumps({"eval_log.json": {"avg_gt_loss": {"0": 0.5}}}))
+    (tmp_path / AGGREGATES).write_text(text)
+    with pytest.raises(TaskError) as refused:
+        read_log(tmp_path)
+    assert said in str(refused.value) and str(tmp_path / AGGREGATES) in str(refused.value)
 
 
 def test_a_tampered_text_is_counted(pair):
