@@ -65,6 +65,11 @@ def log(examples: int) -> dict[str, Any]:
     return found
 
 
+def write(folder: Path, examples: int) -> int:
+    """Write the log, and return its size in bytes."""
+    return (folder / "TOFU_EVAL.json").write_text(json.dumps(log(examples), indent=4))
+
+
 def plain(folder: Path) -> None:
     with open(folder / "TOFU_EVAL.json") as opened:
         json.load(opened)
@@ -83,10 +88,10 @@ def measured(task: Callable[[Path], None], folder: Path) -> tuple[float, float]:
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def apart(task: Callable[[Path], None], folder: Path) -> tuple[float, float]:
-    """`measured` in a fresh process."""
+def apart(task: Callable[..., Any], *args: Any) -> Any:
+    """A task's result, from a fresh process: its peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measured, task, folder).result()
+        return pool.submit(task, *args).result()
 
 
 def main() -> None:
@@ -97,9 +102,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "TOFU_EVAL.json").write_text(json.dumps(log(args.examples), indent=4))
-        size = (folder / "TOFU_EVAL.json").stat().st_size / 1e6
-        rounds = [(apart(plain, folder), apart(imported, folder)) for _ in range(args.repeats)]
+        size = apart(write, folder, args.examples) / 1e6
+        rounds = [(apart(measured, plain, folder), apart(measured, imported, folder)) for _ in range(args.repeats)]
     figures = {
         "size_mb": size,
         "ratio": statistics.median(ours[0] / theirs[0] for theirs, ours in rounds),

@@ -133,11 +133,15 @@ def differing(
 ) -> list[str]:
     """Items whose published number equals none of the metrics to the tolerance (absolute, or relative above 1)."""
 
-    return [
-        sample.item
-        for sample in samples
-        if not any(same(compute(sample), theirs.get(sample.item), tolerance) for compute in accepted)
-    ]
+    found: list[str] = []
+    for sample in samples:
+        number = theirs.get(sample.item)
+        for compute in accepted:
+            if same(compute(sample), number, tolerance):
+                break
+        else:
+            found.append(sample.item)
+    return found
 
 
 def same(ours: float | None, theirs: float | None, tolerance: float = TOLERANCE) -> bool:

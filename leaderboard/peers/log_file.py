@@ -73,7 +73,10 @@ def without_collector() -> Iterator[None]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    try:
-        return once(pairs)
-    except Unreadable as error:
-        raise Unreadable(f"{error}. Evaluate again") from None
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        try:
+            once(pairs)
+        except Unreadable as error:
+            raise Unreadable(f"{error}. Evaluate again") from None
+    return found

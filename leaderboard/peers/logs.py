@@ -11,8 +11,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +44,7 @@ class Log:
         file: the log, for messages; the summary where there is no log.
         metrics: the log's entries by metric.
         published: the aggregates by metric, from the summary where it has them; None for one that is null.
-        digest: SHA-256 of the content of both files, whatever their formatting.
+        content: what is in the files.
         peer: the suite whose log it is.
     """
 
@@ -50,8 +52,13 @@ class Log:
     file: Path
     metrics: Mapping[str, Any]
     published: Mapping[str, float | None]
-    digest: str
+    content: Any = field(repr=False)
     peer: str = PEER
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the content of the files, whatever their formatting."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def read(cls, folder: Path) -> Log:
@@ -84,7 +91,7 @@ class Log:
             file=log or summary,
             metrics=metrics,
             published=published,
-            digest=digest_of([metrics, aggregates]),
+            content=[metrics, aggregates],
         )
 
     def rows(self, metric: str, field: str, kind: type[Value], part: str | None = None) -> Mapping[str, Value | None]:
@@ -100,6 +107,9 @@ class Log:
         """
         rows, where = self._rows(metric, part)
         loss = field in LOSSES or metric == "mia_loss"
+        column = _column(rows.values(), field, kind, loss)
+        if column is not None:
+            return dict(zip(rows, column, strict=True))
         values: dict[str, Value | None] = {}
         for index, row in rows.items():
             try:
@@ -146,6 +156,41 @@ class _Wrong(ValueError):
     """A value is not what is expected; the message has no place."""
 
 
+def _column(rows: Collection[Any], field: str, kind: type[Value], loss: bool) -> list[Value | None] | None:
+    """A field of all rows, or None where a row may have something else there.
+
+    `_field` says what is wrong, and is asked of every row then. Checks of whole columns take a third of the time.
+    """
+    try:
+        column = [None if row is None else row[field] for row in rows]
+    except (KeyError, TypeError):
+        return None
+    present = [value for value in column if value is not None]
+    if kind is str:
+        sound = _types(present) <= {str} and len(max(present, key=len, default="")) <= LONGEST
+        return column if sound and _encodes("".join(present)) else None
+    if kind is tuple:
+        if not (_types(present) <= {list} and all(present)):
+            return None
+        column = [None if value is None else tuple(value) for value in column]
+        present = list(chain.from_iterable(present))
+    # A NaN in the first place is both the least and the largest, and is within no bounds; others are not looked at.
+    sound = _types(present) <= {float} and (not loss or not present or LEAST <= min(present) <= max(present) <= MOST)
+    return column if sound else None
+
+
+def _types(values: Iterable[Any]) -> set[type]:
+    return set(map(type, values))
+
+
+def _encodes(text: str) -> bool:
+    """Whether UTF-8 has bytes for it: there is no half of a surrogate pair."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def _field(row: Any, field: str, kind: type[Value], loss: bool) -> Value | None:
     if row is None:
         return None
@@ -176,11 +221,6 @@ def _files(folder: Path, benchmark: str) -> tuple[Path | None, Path | None]:
     files = (folder / f"{benchmark}_{kind}.json" for kind in ("EVAL", "SUMMARY"))
     log, summary = (file if os.path.lexists(file) else None for file in files)
     return log, summary
-
-
-def digest_of(content: Any) -> str:
-    """SHA-256 of JSON content, whatever its formatting."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def number(value: Any, where: str) -> float | None:

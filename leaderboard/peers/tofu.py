@@ -8,8 +8,8 @@ The tables are `eval_log.json` (retained facts), `eval_log_forget.json`, `eval_r
 The tables are put into the form of open-unlearning's logs, from which samples are made. The file has no aggregates.
 Where a retained model's log is known to it, the authors' evaluation writes them beside it, as `aggregate_stat.csv`
 (`Retain Probability`, truth ratios with the arithmetic mean of the wrong answers' probabilities). Their script for
-submissions, `aggregate_eval_stat.py`, writes others wherever it is told to (`Prob. Retain`, the geometric mean): its file
-is read under the same name. Where there is none, they are computed here from the log's numbers by the evaluation's
+submissions, `aggregate_eval_stat.py`, writes others wherever it is told to (`Prob. Retain`, the geometric mean): its
+file is read under the same name. Where there is none, they are computed here from the log's numbers by the evaluation's
 formulas, and the note says so.
 """
 
@@ -29,7 +29,7 @@ from leaderboard.peers.comparing import NO_LOG, other_examples
 from leaderboard.peers.examples import Model, Numbers, differing, scored
 from leaderboard.peers.line import Line, Variant
 from leaderboard.peers.log_file import load, without_collector
-from leaderboard.peers.logs import Log, digest_of
+from leaderboard.peers.logs import Log
 from leaderboard.peers.open_unlearning import Imported
 from tasks.plain_text import Unreadable, cut, read_text, shown
 from tasks.scoring import METRICS, Estimate, headline, summarise
@@ -74,7 +74,7 @@ def read_log(place: Path) -> Log:
     metrics: dict[str, Any] = {}
     for name, table in known.items():
         metrics |= _metrics(TABLES[name][0], table, f"{file}: {name}")
-    return Log("TOFU", file, metrics, _aggregates(file.with_name(AGGREGATES)), digest_of(tables), PEER)
+    return Log("TOFU", file, metrics, _aggregates(file.with_name(AGGREGATES)), tables, PEER)
 
 
 def read(log: Log, retrained: Log | None = None) -> Imported:
