@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from leaderboard.peers.log_file import characters, load
+from leaderboard.peers.log_file import WRITTEN, characters, load
 from tasks.plain_text import cut
 from tasks.task import TaskError
 
@@ -46,6 +46,7 @@ class Log:
         published: the aggregates by metric, from the summary where it has them; None for one that is null.
         content: what is in the files.
         peer: the suite whose log it is.
+        places: how the file names what is an entry of `metrics`, where it has other names.
     """
 
     benchmark: str
@@ -54,6 +55,7 @@ class Log:
     published: Mapping[str, float | None]
     content: Any = field(repr=False)
     peer: str = PEER
+    places: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -86,6 +88,8 @@ class Log:
         for name, value in aggregates.items():
             characters(name, str(summary))
             published[name] = number(value, f"{summary}: {cut(name)}")
+        if not metrics and not published:
+            raise TaskError(f"{log or summary}: there is no metric in it. Evaluate again")
         return cls(
             benchmark=benchmarks[0],
             file=log or summary,
@@ -123,13 +127,18 @@ class Log:
         """The indices of a metric's examples, those included that could not be scored; none where the log lacks it."""
         return list(self._rows(metric, part)[0])
 
+    def place(self, metric: str, part: str | None = None) -> str:
+        """Where a metric's rows are in the file, for messages."""
+        name = self.places.get(metric, metric)
+        return f"{name}.{part}" if part else name
+
     def _rows(self, metric: str, part: str | None) -> tuple[Mapping[str, Any], str]:
         """A metric's rows by index, and their location for messages."""
         if metric not in self.metrics:
             return {}, str(self.file)
-        entry, name = self.metrics[metric], metric
+        entry, name = self.metrics[metric], self.place(metric, part)
         if part:
-            entry, name = entry.get(part), f"{metric}.{part}"
+            entry = entry.get(part)
         rows = entry.get("value_by_index") if isinstance(entry, dict) else None
         if not isinstance(rows, dict):
             raise TaskError(f"{self.file}: {name}: value_by_index is missing. Evaluate again, or take the metric out")
@@ -147,8 +156,9 @@ class Log:
             for other, wanted in by_metric.items():
                 if missing := [index for index in wanted if index not in rows]:
                     raise TaskError(
-                        f"{self.file}: {name}: index {missing[0]} is missing, which {other} has ({len(rows)} rows "
-                        f"against {len(wanted)}). Evaluate both on the same examples"
+                        f"{self.file}: {self.place(name)}: index {cut(missing[0])} is missing, which "
+                        f"{self.place(other)} has ({len(rows)} rows against {len(wanted)}). Evaluate both on the same "
+                        "examples"
                     )
 
 
@@ -175,6 +185,8 @@ def _column(rows: Collection[Any], field: str, kind: type[Value], loss: bool) ->
         column = [None if value is None else tuple(value) for value in column]
         present = list(chain.from_iterable(present))
     # A NaN in the first place is both the least and the largest, and is within no bounds; others are not looked at.
+    if math.inf in present or -math.inf in present:
+        return None
     sound = _types(present) <= {float} and (not loss or not present or LEAST <= min(present) <= max(present) <= MOST)
     return column if sound else None
 
@@ -241,7 +253,9 @@ def _as_number(value: Any, field: str, loss: bool) -> float:
     try:
         found = float(value)
     except OverflowError:
-        raise _Wrong(f"{field}: larger than any float") from None
+        found = math.inf
+    if math.isinf(found) and all(value is not written for written in WRITTEN.values()):
+        raise _Wrong(f"{field}: larger than any float")
     if loss and (found < LEAST or MOST < found < math.inf):
         raise _Wrong(f"{field}: {found:g} is no average loss of a token, which is from 0 to {MOST:g}")
     return found

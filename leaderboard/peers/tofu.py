@@ -45,6 +45,14 @@ TABLES = {
     "eval_real_world_wo_options.json": ("wf", "Real World"),
 }
 """Our side and the name in the aggregates, by the name of the table."""
+FIELDS = {
+    "Q_A_Prob": "avg_gt_loss",
+    "Q_A_PARA_Prob": "avg_paraphrased_loss",
+    "Q_A_PERT_Prob": "average_perturb_loss",
+    "truth_ratio": "truth_ratio",
+    "Q_A_ROUGE": "generated_text",
+}
+"""The field that each entry of our log is of."""
 KINDS = {"Probability": "Prob.", "ROUGE": "ROUGE", "Truth Ratio": "Truth Ratio"}
 SPELLED = {f"{title} {long}": f"{kind} {title}" for _, title in TABLES.values() for long, kind in KINDS.items()}
 """An aggregate's name as the authors' script for submissions writes it, by the one that their evaluation writes."""
@@ -72,9 +80,12 @@ def read_log(place: Path) -> Log:
     if not known:
         raise TaskError(f"{file}: none of {', '.join(TABLES)} is in it. Name the {FILE} of TOFU's evaluation")
     metrics: dict[str, Any] = {}
+    places: dict[str, str] = {}
     for name, table in known.items():
-        metrics |= _metrics(TABLES[name][0], table, f"{file}: {name}")
-    return Log("TOFU", file, metrics, _aggregates(file.with_name(AGGREGATES)), tables, PEER)
+        side = TABLES[name][0]
+        metrics |= _metrics(side, table, f"{file}: {name}")
+        places |= {f"{side}_{entry}": f"{name}: {field}" for entry, field in FIELDS.items()}
+    return Log("TOFU", file, metrics, _aggregates(file.with_name(AGGREGATES)), tables, PEER, places)
 
 
 def read(log: Log, retrained: Log | None = None) -> Imported:
@@ -107,15 +118,16 @@ def _metrics(side: str, table: Any, where: str) -> dict[str, Any]:
             raise TaskError(f"{where}: {field}: not an object by index. Evaluate again")
         return {index: None if value is None else row(value) for index, value in values.items()}
 
-    for name, field in (("Q_A_Prob", "avg_gt_loss"), ("Q_A_PARA_Prob", "avg_paraphrased_loss")):
-        if field in table:
-            found[f"{side}_{name}"] = {"value_by_index": rows(field, lambda loss: {"avg_loss": loss})}
-    if "average_perturb_loss" in table:
-        found[f"{side}_Q_A_PERT_Prob"] = {"value_by_index": rows("average_perturb_loss", lambda x: {"avg_loss": x})}
-    if "truth_ratio" in table:
-        found[f"{side}_truth_ratio"] = {"value_by_index": rows("truth_ratio", lambda ratio: {"score": ratio})}
-    if "generated_text" in table:
-        found[f"{side}_Q_A_ROUGE"] = {"value_by_index": _texts(table, where)}
+    for entry, field in FIELDS.items():
+        if field not in table:
+            continue
+        if field == "generated_text":
+            values = _texts(table, where)
+        elif field == "truth_ratio":
+            values = rows(field, lambda ratio: {"score": ratio})
+        else:
+            values = rows(field, lambda loss: {"avg_loss": loss})
+        found[f"{side}_{entry}"] = {"value_by_index": values}
     return found
 
 
