@@ -20,6 +20,7 @@ from typing import Any
 from leaderboard.board.schema import Status
 from leaderboard.board.store import Board
 from leaderboard.peers import open_unlearning, tofu
+from leaderboard.peers.answers import perturbed
 from leaderboard.peers.examples import Model
 from leaderboard.peers.line import Line
 from leaderboard.peers.open_unlearning import Imported
@@ -97,7 +98,7 @@ def _measurements(lines: Iterable[Line], model: Model, trial: str, subject: str,
 def _samples(model: Model) -> list[Row]:
     return [
         {"samples": model.log.digest, "probe": probe, **asdict(sample), "scalars": list(sample.scalars) or None}
-        for probe, samples in model.samples.items()
+        for probe, samples in (model.samples | perturbed(model.log)).items()
         for sample in samples
     ]
 
