@@ -79,6 +79,11 @@ class Continuation:
         return len(self.new) < self.request.limit and not self.request.ended(self.new)
 
     @property
+    def sound(self) -> list[int] | None:
+        """The new tokens; None where the logits of a step are not finite."""
+        return self.new if all(map(math.isfinite, self.best)) else None
+
+    @property
     def text(self) -> tuple[int, ...]:
         return (*self.request.prompt, *self.new)
 
@@ -163,7 +168,7 @@ def decode_plainly(
     for batch in batches([request.longest for request in requests], batch_tokens):
         found = _as_alone(model, [requests[i] for i in batch], ends, ways)
         for i, continuation in zip(batch, found, strict=True):
-            results[i] = continuation.new if all(map(math.isfinite, continuation.best)) else None
+            results[i] = continuation.sound
     return [results[i] for i in range(len(requests))]
 
 
@@ -187,13 +192,13 @@ def _as_alone(
     way = ways.cached if one_text else ways.batched if one_length else ways.padded
     if way.sound:
         try:
-            found = _generated(model, requests, ends)
+            found = generated(model, requests, ends)
             if _compared(model, found, way):
                 return found
         except Exception as error:
             way.refused(error)
     if one_text:
-        return _generated(model, requests, ends, use_cache=False)
+        return generated(model, requests, ends, use_cache=False)
     parts = [[place] for place in range(len(requests))] if one_length else by_length.values()
     pieces = {}
     for places in parts:
@@ -201,15 +206,25 @@ def _as_alone(
     return [pieces[place] for place in range(len(requests))]
 
 
-def _generated(
-    model: PreTrainedModel, requests: Sequence[GenerationRequest], ends: Collection[int], use_cache: bool = True
+def generated(
+    model: PreTrainedModel,
+    requests: Sequence[GenerationRequest],
+    ends: Collection[int],
+    use_cache: bool = True,
+    hidden: int | None = None,
 ) -> list[Continuation]:
-    """The continuations of one batch by `model.generate`, in the order of the requests."""
+    """The continuations of one batch by `model.generate`, in the order of the requests.
+
+    Args:
+        hidden: a token that the attention mask leaves out wherever a prompt has it.
+    """
     length = max(len(request.prompt) for request in requests)
     before = [length - len(request.prompt) for request in requests]
     # Padding is masked, so any id will do; 0 exists in every vocabulary.
     ids = torch.tensor([[0] * n + list(r.prompt) for n, r in zip(before, requests, strict=True)], device=model.device)
     real = torch.tensor([[0] * n + [1] * (length - n) for n in before], device=model.device)
+    if hidden is not None:
+        real = real.masked_fill(ids == hidden, 0)
     steps = _Steps(requests, length)
     new = model.generate(
         input_ids=ids,
