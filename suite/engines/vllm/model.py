@@ -200,7 +200,7 @@ class VllmModel:
             outputs = self._run([text.ids for text in waiting], [params] * len(waiting))
             return [_score(text, output.prompt_logprobs) for text, output in zip(waiting, outputs, strict=True)]
 
-        return self._asked(texts, ask, lambda score: not any(map(math.isnan, score.logprobs)))
+        return self._asked(texts, ask, lambda score: score.known)
 
     def _asked(
         self,
