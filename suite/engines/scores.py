@@ -119,8 +119,8 @@ def _packed(
 ) -> list[Score]:
     """Scores row by row. The branching row with the longest text comes first: it is compared with the plain way.
 
-    An answer's last token is not an input: nothing is predicted from it. One text's NaN is the whole row's, whatever the
-    mask says (0 times NaN is NaN), so what has it is scored again, each text by itself.
+    An answer's last token is not an input: nothing is predicted from it. One text's NaN is the whole row's, whatever
+    the mask says (0 times NaN is NaN), so what has it is scored again, each text by itself.
     """
     rows = pack([a.text.ids[:-1] for a in requests], row_tokens)
     rows.sort(key=lambda row: (row.branches, max(row.depths)), reverse=True)

@@ -47,10 +47,10 @@ def samples(engine, checkpoint, probes):
 
 
 def said(samples):
-    """Which samples have what, and what was generated."""
+    """What was generated, and which texts have numbers: where in a text NaN begins is the implementation's."""
 
     def whole(numbers):
-        return numbers and [not math.isnan(number) for number in numbers]
+        return numbers and not any(map(math.isnan, numbers))
 
     return {
         name: [(s.generated, s.sampled, whole(s.token_logprobs), s.token_correct, whole(s.choice_logprobs)) for s in of]
