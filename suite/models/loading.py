@@ -109,7 +109,7 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name", *, finite
     with _named(key):
         _check_weights(folder)
         if finite:
-            check_finite(weight_files(folder))
+            check_finite(weight_files(folder), getattr(torch, spec.dtype))
         identity = {**_identity(name, folder), "dtype": spec.dtype, "encoding": ENCODING}
         return _read_model(spec, folder, identity, published_args(name))
 
@@ -213,7 +213,7 @@ def model_with_adapter(spec: ModelSpec, path: Path, key: str, *, finite: bool = 
     with _named(key):
         _check_adapter(checkpoint)
         if finite:
-            check_finite([path / LoraCheckpoint.WEIGHTS])
+            check_finite([path / LoraCheckpoint.WEIGHTS], getattr(torch, spec.dtype))
         identity = {**base.identity, "adapter": fingerprint(path, [path / LoraCheckpoint.WEIGHTS])}
         if not _brings_words(path):
             return replace(base, checkpoint=checkpoint, identity=identity)

@@ -77,7 +77,7 @@ def test_a_model_that_is_not_finite_says_nothing_and_spoils_nothing(change, alon
 
 
 @pytest.mark.parametrize("blocks", [None, 16], ids=["large", "small"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_only_the_prompts_that_are_affected_have_no_answer(value, blocks, untied, engines, encoder, probes):
     """In a small cache, blocks with NaN are used again while others are still being answered."""
     plain = TransformersEngine(encoder, dtype="float32", device=torch.device("cpu"))
