@@ -16,7 +16,7 @@ from leaderboard.board.schema import Status
 from suite.attacks import ATTACKS, attack
 from suite.config.errors import CheckpointError
 from suite.engines import Job, TransformersEngine
-from suite.models.checkpoints import SavedCheckpoint, TensorCheckpoint
+from suite.models.checkpoints import TensorCheckpoint
 from suite.models.loading import resolve_model
 from suite.models.settings import ModelSpec
 from suite.spec.measure import MeasureSpec
@@ -101,13 +101,13 @@ def test_every_metric_of_every_kind_is_null_with_a_reason(scene, bad, questions)
     assert measured(engine, good, questions) == before  # and the engine goes on as if nothing had been
 
 
+COMPARED = ("generate", "logprob", "choice")
 READS = {
     "model_utility_geometric": ("logprob", "generate", "choice", "choice", "generate", "choice", "generate"),
     "forget_quality": ("choice",),
     "forget_quality_log10": ("choice",),
     "accuracy_distance": ("choice",),
     "unchanged_answers": ("generate",),
-    "identical_outputs": ("generate",),
 }
 READS["model_utility_arithmetic"] = READS["model_utility_geometric"]
 
@@ -118,11 +118,12 @@ def test_every_summary_is_null_where_the_model_or_what_it_is_compared_with_is_no
     whole, spoilt_ = measured(engine, good, questions), measured(engine, bad, questions)
     model, anchor = (spoilt_, whole) if broken == "model" else (whole, spoilt_)
     for name, summary in SUMMARIES.items():
-        probes = READS.get(name, ("logprob",) * summary.tables)
-        tables, theirs = ([samples[probe] for probe in probes] for samples in (model, anchor))
-        number = summarise(name, tables, theirs if summary.against else None)
-        if broken == "model" or summary.against:
-            assert number.value is None and number.reason, name
+        ways = [(kind,) for kind in COMPARED] if name == "identical_outputs" else [READS.get(name, ("logprob",) * 2)]
+        for probes in ways:
+            tables, theirs = ([samples[p] for p in probes[: summary.tables]] for samples in (model, anchor))
+            number = summarise(name, tables, theirs if summary.against else None)
+            if broken == "model" or summary.against:
+                assert number.value is None and "tables" not in (number.reason or "tables"), name
 
 
 @pytest.mark.parametrize("neighbours", [1, 40])
@@ -135,17 +136,21 @@ def test_one_text_without_a_number_takes_none_from_the_others(scene, neighbours)
         state[HEAD] = state["model.embed_tokens.weight"].clone()
     items = next(p for p in subject.probes if p.kind is ProbeKind.CHOICE).items[:neighbours]
     odd = replace(items[0], id="odd", prompt=f"{items[0].prompt} %")
-    (token,) = set(encoder.prompt(odd)) - {i for item in items for i in encoder.prompt(item)}
+    answers = [(item, answer) for item in items for answer in (*item.answers, item.reference)]
+    elsewhere = {i for item, answer in answers for i in encoder.answer(item, answer).ids}
+    token = max(set(encoder.prompt(odd)) - elsewhere)
     state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"].clone()
     state["model.embed_tokens.weight"][token] = math.nan
     probes = every_metric((*items[: neighbours // 2], odd, *items[neighbours // 2 :]))
-    untied = TensorCheckpoint({**state}, subject.checkpoint.path)
+    untied = TensorCheckpoint(state, subject.checkpoint.path)
     plain = TransformersEngine(encoder, dtype="float32", device=CPU)
     for probe in probes:
-        samples = measured(plain, untied, (probe,))[probe.name]
+        together = measured(plain, untied, (probe,))[probe.name]
+        alone = [measured(plain, untied, (replace(probe, items=(item,)),))[probe.name][0] for item in probe.items]
         for metric in probe.metrics:
-            known = {s.item: score(metric, [s]).known for s in samples}
-            assert known == {item.id: item.id != "odd" for item in probe.items}, metric
+            known = [score(metric, [sample]).known for sample in together]
+            assert known == [score(metric, [sample]).known for sample in alone], metric
+            assert not known[[item.id for item in probe.items].index("odd")] and sum(known) >= 0.9 * len(items), metric
 
 
 STRENGTHS = {
@@ -272,9 +277,12 @@ def test_a_retrained_model_without_numbers_leaves_no_headline_and_says_why(ancho
     assert all(
         row["value"] is not None for row in result.measurements if row["subject"] == "target" and row["headline"]
     )
-    headlines = result.headlines(Split.TEST)
+    headlines = result.headlines(Split.TEST)  # utility is about the target alone
     for number in (headlines.forgetting, headlines.robustness, headlines.score):
         assert number.value is None and ("finite" in number.reason or "lacks" in number.reason), number
-    assert headlines.utility.value is not None  # it is about the target alone
-    shown = json.loads(regrade("board", "show", "--store", store.root, "--json").stdout)
-    print(shown)
+    (entry,) = json.loads(regrade("board", "show", "--store", store.root, "--json").stdout)[0]["entries"]
+    for name in ("forgetting", "robustness", "score"):
+        assert entry[name]["value"] is None and "a value is not finite" in entry[name]["reason"]
+    shown = regrade("board", "show", "--store", store.root).stdout
+    assert "adam · npo: a value is not finite" in shown
+    assert not any(character in shown.partition("adam · npo")[2].splitlines()[0] for character in ".%")
