@@ -117,11 +117,23 @@ def continued(
     if decoding.sound:
         try:
             found = decode(model, requests, ends=ends, row_tokens=row_tokens, batch_tokens=batch_tokens)
-            if _verified(model, found, decoding):
-                return [None if c.nothing else c.new for c in found]
+            said = [c for c in found if not c.nothing]
+            if not said or _verified(model, said, decoding):
+                return [_alone(model, c, ends) if c.nothing else c.new for c in found]
         except Exception as error:
             decoding.refused(error)
     return decode_plainly(model, requests, ends=ends, batch_tokens=batch_tokens)
+
+
+def _alone(model: PreTrainedModel, continuation: Continuation, ends: Collection[int]) -> list[int] | None:
+    """The new tokens of a prompt that had no finite logits in a batch; None where it has none alone either.
+
+    In a packed row, and in the cache's rows, one prompt's NaN is the others' too, whatever the mask says.
+    """
+    if not all(map(math.isfinite, plain_best(model, continuation))):
+        return None
+    (new,) = decode_plainly(model, [continuation.request], ends=ends, batch_tokens=continuation.request.longest)
+    return new
 
 
 def decode(
