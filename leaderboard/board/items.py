@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +15,20 @@ from numpy.typing import NDArray
 from leaderboard.board import schema
 from leaderboard.board.files import BoardError
 from leaderboard.board.store import Board
+from leaderboard.board.validity import LARGEST_NUMBER, MOST_ITEMS
 from tasks.scoring import METRICS
-from tasks.scoring.tables import Missing, values
 from tasks.task import Sample
 
 WRONG = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
 """Errors of a metric where a row's columns do not fit together."""
+
+
+SOME = 64
+"""Evaluations that are read together: reading takes a tenth of a second, and samples are long."""
+LONGEST = 1 << 16
+"""Characters of an answer: comparing two takes time with the product of their lengths."""
+ROUNDING = 1e-6
+"""How far a mean of items may be from the measurement, as a share of 1 + its size."""
 
 
 class Key(NamedTuple):
@@ -36,41 +45,46 @@ class Scored(NamedTuple):
     items: tuple[str, ...]
     values: NDArray[np.float64]
 
+    def gives(self, measured: float) -> bool:
+        """Whether a measurement is the mean of these values: they may be another evaluation's, or anything."""
+        return abs(float(self.values.mean()) - measured) <= ROUNDING * (1 + abs(measured))
+
 
 def item_row(key: Key, samples: Iterable[Sample]) -> dict[str, Any] | None:
-    """A row of the table; None where the metric has no finite number for some item.
+    """A row of the table; None where the metric has no number for some item, or there are too many items.
 
     Raises:
         KeyError: no such metric.
     """
-    ordered = sorted(samples, key=lambda sample: sample.item)
-    try:
-        numbers = values(key.metric, METRICS[key.metric].compute, ordered)
-    except (Missing, *WRONG):
-        return None
-    if not numbers or not np.isfinite(numbers).all():
-        return None
-    return {**key._asdict(), "item": [sample.item for sample in ordered], "value": numbers}
+    return _row(key, ((sample.item, _number(key.metric, sample)) for sample in samples))
 
 
-def read_items(board: Board, wanted: Iterable[Key]) -> dict[Key, Scored]:
+def read_items(board: Board, wanted: Mapping[Key, Collection[float]]) -> dict[Key, Scored]:
     """Items by row, those that the board has; rows that it lacks are made from its samples and added to it.
 
     A board that cannot be written is read all the same.
+
+    Args:
+        wanted: by row the measurements that say that they are its mean. A row whose mean is none of them is no such
+            row.
     """
-    keys = set(wanted)
-    if not keys:
+
+    def right(rows: Mapping[Key, Scored]) -> dict[Key, Scored]:
+        return {key: scored for key, scored in rows.items() if any(map(scored.gives, wanted.get(key, ())))}
+
+    if not wanted:
         return {}
-    where = {name: sorted({getattr(key, name) for key in keys}) for name in Key._fields}
-    found = {key: scored for key, scored in scored_items(board.read("items", where)).items() if key in keys}
+    where = {name: sorted({getattr(key, name) for key in wanted}) for name in Key._fields}
+    found = right(scored_items(board.read("items", where)))
     missing: defaultdict[str, list[Key]] = defaultdict(list)
-    for key in sorted(keys - found.keys()):
-        missing[key.samples].append(key)
-    rows = _from_samples(board, missing)
-    if rows:
+    for key in sorted(wanted.keys() - found.keys()):
+        if key.metric in METRICS:
+            missing[key.samples].append(key)
+    for rows in _from_samples(board, missing):
+        made = right(scored_items(schema.to_arrow("items", rows)))
         with suppress(BoardError, OSError):  # somebody else's board, or a full disk: nothing is lost
-            board.append("items", rows)
-        found |= scored_items(schema.to_arrow("items", rows))
+            board.append("items", [row for row in rows if Key(*(row[name] for name in Key._fields)) in made])
+        found |= made
     return found
 
 
@@ -94,20 +108,54 @@ def scored_items(table: pa.Table) -> dict[Key, Scored]:
     return found
 
 
-def _from_samples(board: Board, missing: Mapping[str, Sequence[Key]]) -> list[dict[str, Any]]:
-    """Rows that the board's samples give."""
-    rows: list[dict[str, Any]] = []
+def _from_samples(board: Board, missing: Mapping[str, Sequence[Key]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows that the board's samples give, those of some evaluations at a time."""
     ids = sorted(missing)
-    for start in range(0, len(ids), 64):  # samples have long texts: few evaluations at a time are in memory
-        some = ids[start : start + 64]
-        probes = sorted({key.probe for id_ in some for key in missing[id_]})
-        names = [name for name in schema.columns("samples") if name in {"samples", "probe", *Sample.__slots__}]
-        tables: defaultdict[tuple[str, str], list[Sample]] = defaultdict(list)
-        for row in board.read("samples", {"samples": some, "probe": probes}, names).to_pylist():
-            where = row.pop("samples"), row.pop("probe")
+    for start in range(0, len(ids), SOME):
+        some = {id_: missing[id_] for id_ in ids[start : start + SOME]}
+        try:
+            yield _scored(board, some)
+        except BoardError:  # too many rows: perhaps of one evaluation, which costs the others nothing
+            for id_, keys in some.items():
+                with suppress(BoardError):
+                    yield _scored(board, {id_: keys})
+
+
+def _scored(board: Board, wanted: Mapping[str, Sequence[Key]]) -> list[dict[str, Any]]:
+    """The rows of a few evaluations.
+
+    Raises:
+        BoardError: there are more samples than a probe has items.
+    """
+    keys: defaultdict[tuple[str, str], list[Key]] = defaultdict(list)
+    for key in (key for same in wanted.values() for key in same):
+        keys[key.samples, key.probe].append(key)
+    where = {"samples": sorted(wanted), "probe": sorted({probe for _, probe in keys})}
+    names = [name for name in schema.columns("samples") if name in {"samples", "probe", *Sample.__slots__}]
+    table = board.read("samples", where, names, most=MOST_ITEMS * len(keys))
+    numbers: defaultdict[Key, list[tuple[str, float | None]]] = defaultdict(list)
+    for batch in table.to_batches(1024):
+        for row in batch.to_pylist():
+            same = keys.get((row.pop("samples"), row.pop("probe")), ())
             fields = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-            tables[where].append(Sample(**{**fields, "scalars": fields["scalars"] or ()}))
-        for id_ in some:
-            made = (item_row(key, tables[id_, key.probe]) for key in missing[id_] if (id_, key.probe) in tables)
-            rows += [row for row in made if row is not None]
-    return rows
+            sample = Sample(**{**fields, "scalars": fields["scalars"] or ()})
+            for key in same:
+                numbers[key].append((sample.item, _number(key.metric, sample)))
+    return [row for key, found in numbers.items() if (row := _row(key, found)) is not None]
+
+
+def _number(metric: str, sample: Sample) -> float | None:
+    if any(len(text) > LONGEST for text in (sample.reference or "", sample.generated or "", *(sample.sampled or ()))):
+        return None
+    try:
+        number = METRICS[metric].compute(sample)
+    except WRONG:
+        return None
+    return None if number is None or not abs(number) <= LARGEST_NUMBER else float(number)  # NaN is not <= anything
+
+
+def _row(key: Key, numbers: Iterable[tuple[str, float | None]]) -> dict[str, Any] | None:
+    ordered = sorted(numbers, key=itemgetter(0))
+    if not 0 < len(ordered) <= MOST_ITEMS or any(number is None for _, number in ordered):
+        return None
+    return {**key._asdict(), "item": [item for item, _ in ordered], "value": [number for _, number in ordered]}

@@ -110,6 +110,7 @@ class Board:
         table: str,
         where: Mapping[str, object] | Sequence[Mapping[str, object]] = (),
         names: Sequence[str] | None = None,
+        most: int | None = None,
     ) -> pa.Table:
         """Rows of a table in the order of their keys, one row per key.
 
@@ -120,9 +121,10 @@ class Board:
             where: by column the value (None for null) or the list of values to keep; a row must match all of them.
                 Several such mappings: all of one of them.
             names: columns of the result, by default all.
+            most: rows that may match, those with one key counted each; by default any number.
 
         Raises:
-            BoardError: no such column, or the files cannot be read.
+            BoardError: no such column, the files cannot be read, or more rows match.
         """
         condition, values = _condition(table, [where] if isinstance(where, Mapping) else where)
         wanted, keys = list(names or schema.columns(table)), ", ".join(schema.columns(table, Role.KEY))
@@ -130,6 +132,10 @@ class Board:
 
         def rows(connection: duckdb.DuckDBPyConnection, files: _Files) -> pa.Table:
             views.create_views(connection, files)
+            if most is not None:
+                matching = f"SELECT count(*) FROM ({views.all_rows(table, files[table])}) {condition}"
+                if (count := connection.sql(matching, params=values).fetchone()[0]) > most:
+                    raise BoardError(f"{self.path}: {count:,} rows of {table} match, and the most is {most:,}")
             text = f"SELECT {', '.join(wanted)} FROM {table} {condition} ORDER BY {keys}"
             return connection.sql(text, params=values).to_arrow_table()
 

@@ -16,7 +16,7 @@ from leaderboard.board.validity import first_broken, rules
 from leaderboard.board.visible import shortened
 
 TEXT = 256 << 20
-"""Most bytes of text in the rows of a file, of trials or measurements: ranking has all of them in memory."""
+"""Most bytes of text in the rows of a file, except of samples: ranking has all of them in memory."""
 
 _CLOSED: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
@@ -31,8 +31,12 @@ CHOOSE = "take one of the two out of the board"
 _RANKED = {
     "trials": ("entry", "task", "task_version", "data", "seed", "anchors", "anchor_ids"),
     "measurements": ("value", "stderr", "n", "headline", "chance", "task", "anchors"),
+    "items": ("item", "value"),
 }
 """Columns in which two rows with one key must agree, or one of them is said to be left out."""
+
+_LENGTHS = {"VARCHAR": "strlen({})", "VARCHAR[]": "list_sum(list_transform({}, lambda x: strlen(x)))"}
+"""Bytes of text in a column, by its type."""
 
 
 @contextmanager
@@ -55,7 +59,7 @@ def one_row_per_key(table: str, files: Sequence[Sound], names: Sequence[str] = (
     """The rows of files that break no rule, one per key: a query for these columns, by default those of the schema."""
     keys = ", ".join(schema.columns(table, Role.KEY))
     return (
-        f"SELECT {', '.join(names or schema.columns(table))} FROM ({_source(table, files)})"
+        f"SELECT {', '.join(names or schema.columns(table))} FROM ({all_rows(table, files)})"
         f" WHERE ({first_broken(table)}) IS NULL"
         f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {', '.join(_order(table))}) = 1"
     )
@@ -66,8 +70,8 @@ def left_out(connection: duckdb.DuckDBPyConnection, table: str, files: Sequence[
     if not files:
         return []
     key, content = (f"hash({', '.join(names)})" for names in (schema.columns(table, Role.KEY), _content(table)))
-    texts = [name for name, kind in types(table).items() if kind == "VARCHAR" and table in _RANKED]
-    size = " + ".join(f"coalesce(strlen({name}), 0)" for name in texts) or "0"
+    lengths = [_LENGTHS[kind].format(name) for name, kind in types(table).items() if kind in _LENGTHS]
+    size = " + ".join(f"coalesce({length}, 0)" for length in lengths) if table in _RANKED else "0"
     first = schema.columns(table, Role.KEY)[0]
     order = {f"o{number}": part for number, part in enumerate(_order(table))}
     kind = "TABLE" if table in _RANKED else "VIEW"  # of samples there may be too many to keep
@@ -81,7 +85,7 @@ def left_out(connection: duckdb.DuckDBPyConnection, table: str, files: Sequence[
     )
     connection.execute(
         f"CREATE OR REPLACE TEMP {kind} judged AS SELECT filename, {', '.join(judged)}"
-        f" FROM ({_source(table, files, expressions)})"
+        f" FROM ({all_rows(table, files, expressions)})"
     )
     return [*_wrong(connection, table, first), *_contradicted(connection, table, first, list(order))]
 
@@ -108,12 +112,13 @@ def _contradicted(connection: duckdb.DuckDBPyConnection, table: str, first: str,
     """
     if table not in _RANKED:
         return []
+    finished = f"NOT {order[0]}" if "status" in schema.TABLES[table].names else "true"
     found = connection.sql(
         "WITH repeated AS (SELECT key FROM judged WHERE key IS NOT NULL GROUP BY key HAVING count(*) > 1),"
         " compared AS (SELECT *, content <> first_value(content) OVER same AS differs FROM judged"
         f" WHERE key IN (FROM repeated) WINDOW same AS (PARTITION BY key ORDER BY {', '.join(order)}))"
         " SELECT filename, count(*), min(place), arg_min(name, place)"
-        f" FROM compared WHERE differs AND NOT {order[0]} GROUP BY filename ORDER BY filename"
+        f" FROM compared WHERE differs AND {finished} GROUP BY filename ORDER BY filename"
     ).fetchall()
     reason = "another row has the same key and other content, and was written first"
     return [_rows(path, count, place, first, name, reason, CHOOSE) for path, count, place, name in found]
@@ -125,7 +130,7 @@ def _rows(path: str, count: int, place: int, first: str, name: str | None, reaso
     return Broken(Path(path), f"{which}{who}: {reason}", advice, count)
 
 
-def _source(table: str, files: Sequence[Sound], expressions: str = "filename, file_row_number") -> str:
+def all_rows(table: str, files: Sequence[Sound], expressions: str = "filename, file_row_number") -> str:
     """All rows of files: a query per set of columns that files have, with null for those that they lack.
 
     Args:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ class Numbers:
     failed: Mapping[str, str]
     reason: str | None
     worst_share: Mapping[str, float]
-    replicated: Mapping[str, Replicated] | None
+    replicated: Mapping[str, Replicated] | None = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,12 +139,15 @@ def rank(
     replicating = Replicating.read(source, measured, of_trials, [RAW, *([matched_name] if matched_name else [])])
     seeds: defaultdict[str, list[Trial]] = defaultdict(list)
     for row, measuring in of_trials:
-        trial = measured.trial(row, measuring, attacks, matched_floor)
-        seeds[row["entry"]].append(replicating.trial(trial, attacks, matched_name))
+        seeds[row["entry"]].append(measured.trial(row, measuring, attacks, matched_floor))
     # Once one seed is measured the others count as missing, so that nobody can measure the best seed only.
     shown = {entry: same for entry, same in seeds.items() if any(_is_shown(t) for t in same)}
     named = labels(min(same, key=lambda trial: trial.row["trial"]).row for same in shown.values())
-    entries = [combined(named[entry], same, matched_floor) for entry, same in shown.items()]
+    # One entry after another: the replicates of all trials together would not fit in memory.
+    entries = [
+        combined(named[entry], [replicating.trial(trial, attacks, matched_name) for trial in same], matched_floor)
+        for entry, same in shown.items()
+    ]
     # Of the engines that measured a mixed group, some may be chosen for no trial.
     used = tuple(name for name in group.engines if any(name in entry.engines for entry in entries)) or group.engines
     utilities = [

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from leaderboard.board.items import Key, Scored, read_items, scored_items
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED
 from leaderboard.board.store import Board
 from leaderboard.ranking.comparison import REPLICATES, Cell, Cells, Replicates, Resampling, Unit, replicate
-from leaderboard.ranking.entry import Trial
-from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, HeadlineMetric, Headlines, at_chance
+from leaderboard.ranking.entry import HEADLINES, Trial
+from leaderboard.ranking.headlines import LARGEST, NONE, HeadlineMeasurements, HeadlineMetric, Headlines, at_chance
 from leaderboard.ranking.measured import Row, Source, TaskMeasurements
+
+MOST_CELLS = 1000
+"""Most numbers behind a trial's R, each of which takes 80 kB for a while; the official sets have a hundred."""
+MOST_ITEMS = 60_000
+"""Most items that are drawn again, over all probes: each takes 16 kB. Entries with the same questions share them."""
 
 NO_ITEMS = "not compared: the answers to single questions behind its numbers are not on this board"
 
 
 class NoItems(Exception):
-    """Items of a trial or its anchors are missing, or are not the same for all of them."""
+    """Items of a trial or its anchors are missing, are not the same for all of them, or are too many."""
 
 
 @dataclass
@@ -34,6 +42,7 @@ class Replicating:
     items: Mapping[Key, Scored]
     replicates: int = REPLICATES
     _units: dict[tuple[str | None, str | None, HeadlineMetric], Unit] = field(default_factory=dict)
+    _drawn: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
 
     @classmethod
     def read(
@@ -52,7 +61,10 @@ class Replicating:
                 *((row["anchors"], anchor, engine, RAW) for anchor in ANCHORS),
             )
         }
-        wanted = {key for model in models for key in _keys(measured.model(*model))}
+        wanted: defaultdict[Key, set[float]] = defaultdict(set)
+        for model in models:
+            for key, value in _keys(measured.model(*model)):
+                wanted[key].add(value)
         if isinstance(source, Board):
             return cls(measured, read_items(source, wanted))
         return cls(measured, scored_items(source["items"]) if "items" in source else {})
@@ -69,7 +81,8 @@ class Replicating:
             if not found.score.known:
                 return None
             try:
-                return self.of(trial.row, trial.engine, attacks, name)
+                with np.errstate(all="ignore"):  # what is not finite is left out
+                    return _finite(self.of(trial.row, trial.engine, attacks, name))
             except NoItems as missing:
                 why.append(str(missing))
                 return None
@@ -94,7 +107,9 @@ class Replicating:
         ]
         excess: dict[Cell, Any] = {}
         for attack in dict.fromkeys([NONE, *attacks]):
-            for point in sorted(unlearned.points(attack)):
+            for point in [0] if attack == NONE else sorted(unlearned.points(attack)):
+                if len(excess) > MOST_CELLS:
+                    raise NoItems(f"not compared: more than {MOST_CELLS:,} numbers are behind its robustness")
                 for index, (metric, unit) in enumerate(zip(metrics, units, strict=True)):
                     model = self._values(unlearned, attack, point, metric, unit)
                     zero = (
@@ -119,6 +134,7 @@ class Replicating:
         if key not in self._units:
             metric = key[2]
             items = self._scored(target, NONE, 0, metric).items
+            self._afford(metric.probe, items)
             resampling = Resampling.of(metric.probe, items, self.replicates)
             values = self._in_order(target, NONE, 0, metric, resampling)
             zero: Any = target.chances.get(metric, 0.0)
@@ -126,6 +142,17 @@ class Replicating:
                 zero = self._in_order(retrained, NONE, 0, metric, resampling)
             self._units[key] = Unit.of(resampling, values, zero)
         return self._units[key]
+
+    def _afford(self, probe: str, items: tuple[str, ...]) -> None:
+        """Counts items that are drawn again.
+
+        Raises:
+            NoItems: there is no memory for more.
+        """
+        drawn = self._drawn | {(probe, items)}
+        if sum(len(items) for _, items in drawn) > MOST_ITEMS:
+            raise NoItems(f"not compared: more than {MOST_ITEMS:,} questions in all would be drawn again")
+        self._drawn = drawn
 
     def _values(self, model: HeadlineMeasurements, attack: str, point: int, metric: HeadlineMetric, unit: Unit) -> Any:
         return self._in_order(model, attack, point, metric, unit.resampling)
@@ -139,13 +166,31 @@ class Replicating:
         return scored.values[resampling.order]
 
     def _scored(self, model: HeadlineMeasurements, attack: str, point: int, metric: HeadlineMetric) -> Scored:
-        samples = model.samples.get((attack, point, metric))
+        cell = attack, point, metric
+        samples, measured = model.samples.get(cell), model.under(*cell).value
         scored = self.items.get(Key(samples, metric.probe, metric.metric)) if samples else None
-        if scored is None:
+        if scored is None or measured is None:
             raise NoItems(NO_ITEMS)
+        if not scored.gives(measured):
+            raise NoItems(f"not compared: the {model.model} model's answers to {metric.probe} do not give its number")
         return scored
 
 
-def _keys(model: HeadlineMeasurements) -> Iterator[Key]:
-    for (_, _, metric), samples in model.samples.items():
-        yield Key(samples, metric.probe, metric.metric)
+def _keys(model: HeadlineMeasurements) -> Iterator[tuple[Key, float]]:
+    """The rows of items that a model's measurements name, with these measurements."""
+    for cell, samples in model.samples.items():
+        value = model.estimates[cell].value
+        if value is not None:
+            yield Key(samples, cell[2].probe, cell[2].metric), value
+
+
+def _finite(found: Replicates) -> Replicates:
+    """
+    Raises:
+        NoItems: a number is not finite, or too large to compute with.
+    """
+    numbers = (*(getattr(found, name) for name in HEADLINES), *found.recovery.values(), *found.areas.values())
+    curves = (height for curve in found.curves.values() for height in curve.values())
+    if not all(np.abs(array).max() <= LARGEST for array in (*numbers, *curves)):
+        raise NoItems("not compared: with other questions, its numbers are none that can be")
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from leaderboard.board.visible import shortened
 from leaderboard.ranking.comparison import Resolution, Verdicts
 from leaderboard.ranking.comparison.verdicts import WANTED
 from leaderboard.ranking.entry import Entry
@@ -66,16 +67,16 @@ class Verdict:
         if self.ranked < 2:
             return []
         if self.leader:
-            return [f"{self.labels[self.leader]} leads: better than each of the {self.ranked - 1} others (Holm, 5 %)."]
+            return [f"{self._label(self.leader)} leads: better than each of the {self.ranked - 1} others (Holm, 5 %)."]
         tied = self.ties.get(self.first, ())
         why = f"cannot be told from {self._named(tied)}" if tied else "is not better than all others together (Holm)"
-        return [f"No entry leads: {self.labels[self.first]} has the highest score and {why}."]
+        return [f"No entry leads: {self._label(self.first)} has the highest score and {why}."]
 
     def _tied(self) -> list[str]:
         pairs = [(one, others) for one, others in self.ties.items() if one != self.first]
         if not pairs:
             return []
-        said = [f"{self.labels[one]} from {self._named(others)}" for one, others in pairs[:MOST_TIES]]
+        said = [f"{self._label(one)} from {self._named(others)}" for one, others in pairs[:MOST_TIES]]
         more = f"; and {len(pairs) - MOST_TIES} others from some" if len(pairs) > MOST_TIES else ""
         return [f"Cannot be told apart: {'; '.join(said)}{more}."]
 
@@ -100,8 +101,11 @@ class Verdict:
         ]
 
     def _named(self, names: Sequence[str]) -> str:
-        shown = [self.labels[name] for name in names[:MOST_NAMED]]
+        shown = [self._label(name) for name in names[:MOST_NAMED]]
         more = len(names) - len(shown)
         if more:
             return f"{', '.join(shown)} and {more} other{'s' * (more > 1)}"
         return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+    def _label(self, name: str) -> str:
+        return shortened(self.labels[name])

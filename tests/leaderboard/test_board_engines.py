@@ -24,6 +24,7 @@ from tests.support.board_rows import (
     Row,
     anchor_rows,
     entry_rows,
+    fill,
     matching_row,
     schema_tables,
     trial_row,
@@ -291,8 +292,7 @@ def test_a_markdown_table_says_so_too():
 def store(tmp_path: Path) -> Path:
     board = Board(tmp_path / "board")
     trials, rows = world(*TWO)
-    board.append("trials", trials)
-    board.append("measurements", rows)
+    fill(board, trials, rows)
     return tmp_path
 
 

@@ -20,7 +20,9 @@ from tests.support.board_rows import (
     Row,
     anchor_rows,
     entry_rows,
+    fill,
     matching_row,
+    runs_of,
     schema_tables,
     trial_row,
     wide_showcase,
@@ -39,6 +41,13 @@ def both(
     _, others = entry_rows(name, *mixed, seed, **options)
     others = [row | {"matching": matching(floor)} for row in others]
     return trial, [*rows, *others, matching_row(trial["trial"], share, floor)]
+
+
+def runs(
+    name: str, raw: tuple[float, float, float], mixed: tuple[float, float, float], **options: Any
+) -> list[tuple[Row, Rows]]:
+    """As many equal trials as a rank takes."""
+    return [both(name, raw, mixed, seed, **options) for seed in (1, 2, 3)]
 
 
 def ranked(*entries: tuple[Row, Rows], **options: Any) -> Ranking:
@@ -78,8 +87,10 @@ def test_rows_of_mixtures_do_not_change_the_numbers_of_the_weights():
 
 
 def test_a_ranking_at_matched_utility_knows_no_floor():
-    weak = both("weak", (0.95, 0.9, 0.5), (0.7, 0.6, 0.88), share=0.6)  # on test a little below the floor
-    raw, matched = ranked(WRECKED, SOUND, weak), ranked(WRECKED, SOUND, weak, matched=True)
+    wrecked, sound = runs("wrecked", (1.0, 1.0, 0.3), (0.4, 0.3, 0.91)), runs("sound", *[(0.9, 0.8, 0.95)] * 2)
+    weak = runs("weak", (0.95, 0.9, 0.5), (0.7, 0.6, 0.88), share=0.6)  # on test a little below the floor
+    entries = [*wrecked, *sound, *weak]
+    raw, matched = ranked(*entries), ranked(*entries, matched=True)
     assert [entry.entry for entry in raw.entries] == ["sound", "weak", "wrecked"]
     assert [entry.below_floor for entry in raw.entries] == [False, True, True]
     assert [entry.entry for entry in matched.entries] == ["sound", "weak", "wrecked"]
@@ -101,15 +112,17 @@ def test_the_order_is_that_of_the_matched_scores():
 
 
 def test_entries_that_were_not_matched_come_after_with_a_reason():
-    plain = entry_rows("plain", 0.95, 0.95, 0.99)
+    plain = runs_of("plain", 0.95, 0.95, 0.99)
+    wrecked = runs("wrecked", (1.0, 1.0, 0.3), (0.4, 0.3, 0.91))
     diverged = (trial_row("diverged", status="diverged", reason="the loss is not finite"), [])
-    found = ranked(plain, WRECKED, diverged, matched=True)
+    found = ranked(*plain, *wrecked, diverged, matched=True)
     assert [(entry.entry, entry.rank) for entry in found.entries] == [
         *(("wrecked", 1), ("plain", None), ("diverged", None)),
     ]
     assert by_entry(found)["plain"].reason == "not measured at matched utility"
     assert by_entry(found)["diverged"].reason == "diverged: the loss is not finite"
-    assert by_entry(ranked(plain, WRECKED))["plain"].reason is None
+    assert by_entry(ranked(*plain, *wrecked))["plain"].rank == 1
+    assert found.verdict.ranked == 1  # the comparisons are of what is ranked here
 
 
 def test_a_seed_that_was_not_matched_is_missed():
@@ -125,7 +138,10 @@ def test_seeds_are_put_together_as_those_of_the_weights_are():
     [entry] = ranked(*entries).entries
     assert entry.matched.forgetting.seed_values == pytest.approx((0.5, 0.6, 0.8))
     assert entry.matched.mixing_weight.value == pytest.approx(1.9 / 3)
-    low, high = entry.matched.mixing_weight.seed_interval
+    assert entry.matched.mixing_weight.seed_values == pytest.approx((0.5, 0.6, 0.8))
+    # A mixing weight is no mean over questions, so it has no interval; the numbers of the mixture have.
+    assert entry.matched.mixing_weight.interval is None
+    low, high = entry.matched.forgetting.interval
     assert low < 0.5 < 0.8 < high
 
 
@@ -137,12 +153,12 @@ def test_utility_that_cannot_be_matched_says_why():
 
 
 def test_an_attack_that_failed_on_the_mixture_costs_only_the_matched_score():
-    trial, rows = SOUND
+    (trial, rows), *others = runs("sound", (0.9, 0.8, 0.95), (0.9, 0.8, 0.95))
     null = {"value": None, "status": "failed", "reason": "OutOfMemoryError: no memory"}
     rows = [row | null if row["attack"] == RTN and row["matching"] != "raw" else row for row in rows]
-    [entry] = ranked((trial, rows)).entries
+    [entry] = ranked((trial, rows), *others).entries
     assert entry.rank == 1 and not entry.failed
-    assert entry.matched.score.reason == f"{RTN} failed: OutOfMemoryError: no memory"
+    assert entry.matched.score.reason == f"seed 1: {RTN} failed: OutOfMemoryError: no memory"
     assert entry.matched.failed.keys() == {RTN} and entry.matched.forgetting.value == pytest.approx(0.9)
 
 
@@ -159,8 +175,7 @@ def test_the_floor_of_the_mixtures_is_the_boards_or_the_only_one():
 def test_a_board_and_its_tables_agree_on_mixtures(tmp_path: Path):
     board = Board(tmp_path)
     trials, measurements = wide_showcase()
-    board.append("trials", trials)
-    board.append("measurements", measurements)
+    fill(board, trials, measurements)
     for matched in (False, True):
         found = rank(board, "wide", matched=matched)
         assert found == rank(schema_tables(trials, measurements), "wide", matched=matched)
@@ -173,12 +188,11 @@ def test_a_later_success_takes_the_place_of_a_failure(tmp_path: Path):
     trials, measurements = wide_showcase()
     failed = [row for row in measurements if row["status"] == "failed"]
     board = Board(tmp_path)
-    board.append("trials", trials)
-    board.append("measurements", measurements)
+    fill(board, trials, measurements)
     trial = {row["trial"] for row in failed}
     before = [entry for entry in rank(board, "wide").entries if {seed.trial for seed in entry.seeds} & trial]
     assert [entry.rank for entry in before] == [None] and before[0].failed
-    board.append("measurements", [row | {"value": 0.3, "status": "ok", "reason": None} for row in failed])
+    fill(board, [], [row | {"value": 0.3, "status": "ok", "reason": None} for row in failed])
     after = [entry for entry in rank(board, "wide").entries if entry.entry == before[0].entry]
     assert after[0].rank and not after[0].failed and after[0].score.value > 0
 

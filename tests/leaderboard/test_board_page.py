@@ -195,7 +195,8 @@ def test_two_boards_and_an_empty_one_share_a_page(ranking: Ranking):
 def test_the_picture_stands_to_scale(ranking: Ranking):
     drawn = picture(ranking)
     marks = {mark.entry.entry: mark for mark in drawn.marks}
-    assert marks.keys() == {entry.entry for entry in ranking.entries if entry.rank}
+    assert marks.keys() == {entry.entry for entry in ranking.entries if entry.reason is None}
+    assert {mark.entry.rank is None for mark in marks.values()} == {True, False}  # provisional ones too
     up = (drawn.target[1] - drawn.retrained[1], drawn.target[1])
     for mark in marks.values():
         assert mark.before == pytest.approx(up[1] - up[0] * mark.entry.forgetting.value)
@@ -244,11 +245,13 @@ def test_numbers_are_short():
     assert shares == ["0.87", "0.00", "\N{MINUS SIGN}0.13", "1.00", "\N{EN DASH}"]
     assert [text.count(v) for v in (0, 60, 999, 1234, 3_400_000)] == ["0", "60", "999", "1.23k", "3.4M"]
     assert [text.seconds(v) for v in (3.21, 246, 7200)] == ["3.2 s", "4.1 min", "2.0 h"]
-    assert text.full(Number(0.5, 0.02, (0.4, 0.6))) == "0.50 ±0.04, over seeds 0.40, 0.60"
+    number = Number(0.5, (0.38, 0.621), 0.52, (0.4, 0.6))
+    assert text.full(number) == "0.50, 95 % interval 0.38 to 0.62, runs 0.40, 0.60, plain 0.52"
+    assert text.full(Number(0.5, None, 0.5, (0.5,))) == "0.50"
     assert text.full(Number(None, reason="not measured")) == "not measured"
-    assert text.margin(Number(0.5, 0.02)) == "±0.04" and text.margin(Number(0.5)) == ""
-    assert text.seeds(Number(0.5, None, (0.4, 0.6))) == "0.40, 0.60"
-    assert text.seeds(Number(0.5, None, (0.4, 0.5, 0.6), (0.25, 0.75))) == "0.25 to 0.75"
+    assert text.interval(number) == "0.38 to 0.62" and text.interval(Number(0.5)) == ""
+    assert text.interval(Number(-0.1, (-0.2, 0.0))) == "\N{MINUS SIGN}0.20 to 0.00"
+    assert text.seeds(number) == "0.40, 0.60" and text.seeds(Number(0.5, None, 0.5, (0.5,))) == ""
     assert (text.short("relearn[lr=0.1,steps=2]"), text.settings("relearn[lr=0.1,steps=2]")) == (
         "relearn",
         "lr=0.1, steps=2",
@@ -280,7 +283,8 @@ def test_columns_sort_and_grades_hide_in_a_browser(page: str, ranking: Ranking, 
     direction, *order = re.search("<title>(.*?)</title>", found.stdout).group(1).split()
     kept = [entry for entry in ranking.entries if entry.grade != "first"]
     parts = [[e for e in kept if e.rank and not e.below_floor], [e for e in kept if e.below_floor]]
+    parts.append([e for e in kept if e.provisional])
     wanted = [e.entry for part in parts for e in sorted(part, key=lambda e: e.utility.value, reverse=True)]
     assert direction == "descending"
     assert order[: len(wanted)] == wanted
-    assert sorted(order[len(wanted) :]) == sorted(e.entry for e in kept if e.rank is None)
+    assert sorted(order[len(wanted) :]) == sorted(e.entry for e in kept if e.reason)

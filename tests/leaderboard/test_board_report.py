@@ -18,7 +18,7 @@ from leaderboard.ranking.rank import Ranking, rank
 from leaderboard.ranking.recovery_table import recovery_table
 from suite.cli.report import report
 from suite.reports.plots import plot
-from tests.support.board_rows import entry_rows, schema_tables, showcase, tables, wide_showcase
+from tests.support.board_rows import entry_rows, fill, schema_tables, showcase, tables, wide_showcase
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +35,17 @@ def read(table: str) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def expected(values: list[float], errors: list[float]) -> str:
-    """`mean ± half of Student's interval (1.96 mean errors)`, from two values on without the interval."""
-    printed = f"{statistics.fmean(values):.2f}"
-    if len(values) >= 3:
-        spread = statistics.stdev(values) / len(values) ** 0.5
-        printed += f" ± {scipy.stats.t.ppf(0.975, len(values) - 1) * spread:.2f}"
-    return f"{printed} ({1.96 * statistics.fmean(errors):.2f})"
+def students(values: list[float]) -> str:
+    """`mean (low to high)` by Student's t; from fewer than three values without the interval."""
+    mean, n = statistics.fmean(values), len(values)
+    if n < 3:
+        return f"{mean:.2f}"
+    low, high = scipy.stats.t.interval(0.95, n - 1, loc=mean, scale=statistics.stdev(values) / n**0.5)
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
 @pytest.mark.parametrize("matched", [False, True])
-def test_each_entry_is_a_row_with_both_intervals(wide: Ranking, matched: bool):
+def test_each_entry_is_a_row_with_its_numbers_and_intervals(wide: Ranking, matched: bool):
     head, rows = read(recovery_table(wide, matched=matched))
     assert head == ["entry", "grade", "seeds", *wide.attack_labels.values()]
     assert [row[0] for row in rows] == [entry.label for entry in wide.entries]
@@ -57,7 +57,9 @@ def test_each_entry_is_a_row_with_both_intervals(wide: Ranking, matched: bool):
             if number.value is None:
                 assert attack in numbers.failed and cell == "failed"
             else:
-                assert cell == expected(list(number.seed_values), [number.over_examples])
+                low, high = number.interval
+                assert cell == f"{number.value:.2f} ({low:.2f} to {high:.2f})"
+                assert number.value == pytest.approx(statistics.fmean(number.seed_values))
 
 
 def test_each_grade_is_the_mean_over_its_entries(wide: Ranking):
@@ -73,7 +75,7 @@ def test_each_grade_is_the_mean_over_its_entries(wide: Ranking):
             if any(number.value is None for number in numbers):
                 assert cell == "–"
             else:
-                assert cell == expected([n.value for n in numbers], [n.over_examples for n in numbers])
+                assert cell == students([number.value for number in numbers])
 
 
 def test_a_table_says_what_its_numbers_are(wide: Ranking):
@@ -102,8 +104,7 @@ def test_entries_without_mixtures_are_in_no_matched_table():
 def test_the_command_prints_the_tables(tmp_path: Path, wide: Ranking):
     board = Board(tmp_path / "board")
     for trials, measurements in (showcase(), wide_showcase()):
-        board.append("trials", trials)
-        board.append("measurements", measurements)
+        fill(board, trials, measurements)
     out = io.StringIO()
     with redirect_stdout(out):
         report(tmp_path, markdown=True)

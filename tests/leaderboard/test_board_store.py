@@ -81,7 +81,18 @@ def _rows(table: str) -> st.SearchStrategy[list[Row]]:
         for field in schema.TABLES[table]
     }
     fields |= {name: values for name, values in TRUE.items() if name in fields}
+    if table == "items":
+        return st.lists(_items(fields), max_size=4, unique_by=lambda row: _key(table, row))
     return st.lists(st.fixed_dictionaries(fields), max_size=4, unique_by=lambda row: _key(table, row))
+
+
+@st.composite
+def _items(draw: st.DrawFn, fields: dict[str, st.SearchStrategy[Any]]) -> Row:
+    """A row with a value for each item."""
+    row = draw(st.fixed_dictionaries(fields))
+    ids = draw(st.lists(_values(pa.string()), min_size=1, max_size=3, unique=True))
+    values = draw(st.lists(st.floats(-1e100, 1e100), min_size=len(ids), max_size=len(ids)))
+    return row | {"item": ids, "value": values}
 
 
 def _key(table: str, row: Row) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from leaderboard.board import schema
 from leaderboard.board.schema import matching
+from leaderboard.board.store import Board
 from tasks import Split, TaskEntry, attack_name, pocket
 
 Row = dict[str, Any]
@@ -174,6 +175,14 @@ def schema_tables(trials: list[Row], measurements: list[Row]) -> dict[str, pa.Ta
     measurements = [with_samples(row) for row in measurements]
     content = {"trials": trials, "measurements": measurements, "items": item_rows(measurements)}
     return {table: schema.to_arrow(table, rows) for table, rows in content.items()}
+
+
+def fill(board: Board, trials: list[Row], measurements: list[Row], noise: float = 0.0) -> None:
+    """Appends a world to a board, with items as in `item_rows`."""
+    measurements = [with_samples(row) for row in measurements]
+    board.append("trials", trials)
+    board.append("items", item_rows(measurements, noise))
+    board.append("measurements", measurements)
 
 
 def with_samples(row: Row) -> Row:

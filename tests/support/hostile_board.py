@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from leaderboard.board import schema
 from leaderboard.board.store import Board
-from tests.support.board_rows import Row, anchor_rows, entry_rows
+from tests.support.board_rows import Row, anchor_rows, entry_rows, fill, runs_of
 
 GOOD = {"first": (0.9, 0.7, 0.95), "second": (0.8, 0.4, 0.97), "third": (0.7, 0.6, 0.6)}
 """Entries of the good board: F, R and U."""
@@ -25,14 +25,12 @@ SPEC = json.dumps({"optimizer": {"name": "adam", "lr": 0.001}, "steps": 40})
 
 
 def good_board(store: Path) -> Board:
-    """A store whose board has three entries with two seeds each."""
+    """A store whose board has three entries with three seeds each, which is what a rank takes."""
     board = Board(store / "board")
-    board.append("measurements", anchor_rows())
+    fill(board, [], anchor_rows())
     for entry, numbers in GOOD.items():
-        for seed in (1, 2):
-            row, rows = entry_rows(entry, *numbers, seed=seed, spec=SPEC)
-            board.append("trials", [row])
-            board.append("measurements", rows)
+        for row, rows in runs_of(entry, *numbers, spec=SPEC):
+            fill(board, [row], rows)
     return board
 
 
