@@ -134,7 +134,8 @@ class Board:
             views.create_views(connection, files)
             if most is not None:
                 matching = f"SELECT count(*) FROM ({views.all_rows(table, files[table])}) {condition}"
-                if (count := connection.sql(matching, params=values).fetchone()[0]) > most:
+                [(count,)] = connection.sql(matching, params=values).fetchall()
+                if count > most:
                     raise BoardError(f"{self.path}: {count:,} rows of {table} match, and the most is {most:,}")
             text = f"SELECT {', '.join(wanted)} FROM {table} {condition} ORDER BY {keys}"
             return connection.sql(text, params=values).to_arrow_table()

@@ -7,6 +7,7 @@ model knows 0.1, so that knowledge is (m - 0.1) / 0.8, and keeps 0.9 of utility.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -212,6 +213,16 @@ def item_rows(measurements: Iterable[Row], noise: float = 0.0) -> list[Row]:
             items = [f"q{index:04}" for index in range(n)]
             rows[key] = dict(zip(("samples", "probe", "metric"), key, strict=True)) | {"item": items, "value": values}
     return list(rows.values())
+
+
+def sample_rows(items: Iterable[Row]) -> list[Row]:
+    """Samples that give these items: one token, as likely as the value."""
+    return [
+        {"samples": row["samples"], "probe": row["probe"], "item": item, "reference": "x"}
+        | {"token_logprobs": [math.log(value)], "token_correct": [True]}
+        for row in items
+        for item, value in zip(row["item"], row["value"], strict=True)
+    ]
 
 
 def tables(*entries: tuple[Row, list[Row]], anchors: Iterable[Row] | None = None) -> dict[str, pa.Table]:

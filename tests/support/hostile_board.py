@@ -41,7 +41,7 @@ def bad_entry(**changes: Any) -> tuple[Row, list[Row]]:
 
 
 def put(store: Path, table: str, rows: list[Row], name: str = "bad", **options: Any) -> Path:
-    """Write rows as a file of the board, whatever they hold: with none of the checks of `Board.append`."""
+    """Write rows as a file of the board of a store, whatever they hold: with none of the checks of `Board.append`."""
     columns = [pa.field(field.name, field.type) for field in schema.TABLES[table]]  # without NOT NULL
     content = pa.Table.from_pylist(rows, schema=pa.schema(columns, schema.TABLES[table].metadata))
     return put_table(store, table, content, name, **options)
@@ -49,6 +49,7 @@ def put(store: Path, table: str, rows: list[Row], name: str = "bad", **options: 
 
 def put_table(store: Path, table: str, content: pa.Table, name: str = "bad", **options: Any) -> Path:
     path = store / "board" / table / f"{name}.parquet"
+    path.parent.mkdir(exist_ok=True)
     pq.write_table(content, path, **options)
     return path
 
