@@ -67,7 +67,8 @@ class Verdict:
         if self.ranked < 2:
             return []
         if self.leader:
-            return [f"{self._label(self.leader)} leads: better than each of the {self.ranked - 1} others (Holm, 5 %)."]
+            others = "the other" if self.ranked == 2 else f"each of the {self.ranked - 1} others"
+            return [f"{self._label(self.leader)} leads: better than {others} (Holm, 5 %)."]
         tied = self.ties.get(self.first, ())
         why = f"cannot be told from {self._named(tied)}" if tied else "is not better than all others together (Holm)"
         return [f"No entry leads: {self._label(self.first)} has the highest score and {why}."]
@@ -77,7 +78,8 @@ class Verdict:
         if not pairs:
             return []
         said = [f"{self._label(one)} from {self._named(others)}" for one, others in pairs[:MOST_TIES]]
-        more = f"; and {len(pairs) - MOST_TIES} others from some" if len(pairs) > MOST_TIES else ""
+        left = len(pairs) - MOST_TIES
+        more = f"; and {left} other{'s' * (left > 1)} from some" if left > 0 else ""
         return [f"Cannot be told apart: {'; '.join(said)}{more}."]
 
     def _resolved(self) -> list[str]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from leaderboard.board import schema
 from tests.leaderboard.test_board_visible import CONTROLS, EVIL
-from tests.support.board_rows import ATTACKS, ENGINE, entry_rows, matching_row
+from tests.support.board_rows import ATTACKS, ENGINE, entry_rows, item_rows, matching_row, with_samples
 from tests.support.command import regrade
 from tests.support.hostile_board import GOOD, good_board, put
 
@@ -41,13 +41,15 @@ def _values(kind: pa.DataType) -> st.SearchStrategy[Any]:
         return st.none() | st.sampled_from(INTEGERS) | st.integers(-(2**63), 2**63 - 1)
     if pa.types.is_float64(kind):
         return st.none() | st.sampled_from(FLOATS) | st.floats()
+    if pa.types.is_list(kind):
+        return st.none() | st.lists(_values(kind.value_type), max_size=4)
     return st.none() | st.booleans()
 
 
 @st.composite
 def changes(draw: st.DrawFn) -> tuple[str, int, dict[str, Any]]:
     """A table, the number of a row, and what is changed in it. That a trial is one of a good entry is its right."""
-    table = draw(st.sampled_from(["trials", "measurements"]))
+    table = draw(st.sampled_from(["trials", "measurements", "items"]))
     columns = [field for field in schema.TABLES[table] if (table, field.name) != ("trials", "entry")]
     chosen = draw(st.lists(st.sampled_from(columns), min_size=1, max_size=3, unique_by=lambda field: field.name))
     return table, draw(st.integers(0, 50)), {field.name: draw(_values(field.type)) for field in chosen}
@@ -82,7 +84,8 @@ def test_anything_in_a_row_leaves_the_other_entries_as_they_are(wanted, changed:
         for number, (table, index, what) in enumerate(changed):
             row, measured = entry_rows("bad", 0.85, 0.5, 0.93, seed=number)
             measured.append(matching_row(row["trial"], 0.5))
-            rows = {"trials": [row], "measurements": measured}
+            measured = [with_samples(one) for one in measured]
+            rows = {"trials": [row], "measurements": measured, "items": item_rows(measured)}
             rows[table][index % len(rows[table])] |= what
             for name, content in rows.items():
                 put(store, name, content, f"zz{number}")

@@ -282,7 +282,7 @@ def test_columns_sort_and_grades_hide_in_a_browser(page: str, ranking: Ranking, 
     found = subprocess.run([chromium, *options, file.as_uri()], capture_output=True, text=True, timeout=60, check=True)
     direction, *order = re.search("<title>(.*?)</title>", found.stdout).group(1).split()
     kept = [entry for entry in ranking.entries if entry.grade != "first"]
-    parts = [[e for e in kept if e.rank and not e.below_floor], [e for e in kept if e.below_floor]]
+    parts = [[e for e in kept if e.rank and not e.below_floor], [e for e in kept if e.rank and e.below_floor]]
     parts.append([e for e in kept if e.provisional])
     wanted = [e.entry for part in parts for e in sorted(part, key=lambda e: e.utility.value, reverse=True)]
     assert direction == "descending"
