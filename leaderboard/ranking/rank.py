@@ -10,24 +10,23 @@ engine.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from leaderboard.board import schema
-from leaderboard.board.schema import RAW, Status, matching
+from leaderboard.board.schema import Status
 from leaderboard.ranking.attack_labels import attack_labels
 from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, Trial, combined
-from leaderboard.ranking.groups import Group, by_size, chosen, grouped, left_out_by_engine
+from leaderboard.ranking.groups import Group, by_size, left_out_by_engine
 from leaderboard.ranking.headlines import utility_share
 from leaderboard.ranking.labels import labels
-from leaderboard.ranking.measured import Source, TaskMeasurements, rows
+from leaderboard.ranking.measured import Source
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
-from leaderboard.ranking.replicated import Replicating
+from leaderboard.ranking.selection import Selection
 from leaderboard.ranking.verdict import Verdict
-from tasks import TASKS, Split, attack_name
+from tasks import Split
 
 __all__ = ["FLOOR", "Cost", "Entry", "Group", "Matched", "Number", "Ranking", "Seed", "rank"]
 
@@ -122,60 +121,43 @@ def rank(
         ValueError: no such task, split or attack set; or both `engine` and `mix_engines`.
         BoardError: no trial has this engine and these anchors.
     """
-    if engine and mix_engines:
-        raise ValueError(f"either the trials of {engine} are ranked, or those of all engines")
-    set_name, attacks = _official(task, Split(split), attack_set)
-    trials = [row | {"entry": row["entry"] or row["trial"]} for row in rows(source, "trials", {"task": task})]
-    measured = TaskMeasurements.read(source, task, split)
-    groups = grouped(trials, measured.engines, mix_engines=mix_engines)
-    group = chosen(groups, task, engine, anchor_ids)
-    common = (task, split, set_name, attacks, attack_labels(attacks), floor)
-    if group is None:
+    here = Selection.of(
+        source, task, split, attack_set, floor, engine=engine, anchor_ids=anchor_ids, mix_engines=mix_engines
+    )
+    common = (task, split, here.attack_set, here.attacks, attack_labels(here.attacks), floor)
+    if here.group is None:
         return Ranking(*common, None, (), matched=matched)
-    engines = measured.chosen_engines(groups[group], group.engines)
-    matched_floor = measured.floor(engines, floor)
-    matched_name = None if matched_floor is None else matching(matched_floor)
-    of_trials = [(row, engines[row["trial"]]) for row in groups[group]]
-    replicating = Replicating.read(source, measured, of_trials, [RAW, *([matched_name] if matched_name else [])])
-    seeds: defaultdict[str, list[Trial]] = defaultdict(list)
-    for row, measuring in of_trials:
-        trial = measured.trial(row, measuring, attacks, matched_floor)
-        seeds[row["entry"]].append(replicating.trial(trial, attacks, matched_name))
-    # Once one seed is measured the others count as missing, so that nobody can measure the best seed only.
+    seeds = here.trials()
     shown = {entry: same for entry, same in seeds.items() if any(_is_shown(t) for t in same)}
     named = labels(min(same, key=lambda trial: trial.row["trial"]).row for same in shown.values())
-    entries = [combined(named[entry], same, matched_floor) for entry, same in shown.items()]
+    entries = [combined(named[entry], same, here.matched_floor) for entry, same in shown.items()]
     # Of the engines that measured a mixed group, some may be chosen for no trial.
-    used = tuple(name for name in group.engines if any(name in entry.engines for entry in entries)) or group.engines
+    engines = here.group.engines
+    used = tuple(name for name in engines if any(name in entry.engines for entry in entries)) or engines
     utilities = [
-        utility_share(*(measured.model(recipe, anchor, engine_name) for anchor in ("retrained", "target"))).value
-        for recipe, engine_name in {(row["anchors"], engines[row["trial"]]) for row in groups[group]}
+        utility_share(*(here.measured.model(recipe, anchor, name) for anchor in ("retrained", "target"))).value
+        for recipe, name in {(row["anchors"], here.engines[row["trial"]]) for row in here.rows}
     ]
     placed, verdicts = ordered(entries, floor, matched=matched)
     return Ranking(
         *common,
-        replace(group, trials=len(groups[group]), engines=used),
+        replace(here.group, trials=len(here.rows), engines=used),
         tuple(placed),
-        tuple(replace(other, trials=len(same)) for other, same in by_size(groups) if other != group),
-        left_out_by_engine(groups, group),
+        tuple(replace(other, trials=len(same)) for other, same in by_size(here.groups) if other != here.group),
+        left_out_by_engine(here.groups, here.group),
         len(seeds) - len(shown),
         min((utility for utility in utilities if utility is not None), default=None),
         matched,
-        matched_floor,
+        here.matched_floor,
         Verdict.of(placed, verdicts),
     )
 
 
-def _official(task: str, split: Split, attack_set: str | None) -> tuple[str, tuple[str, ...]]:
-    if task not in TASKS:
-        raise ValueError(f"no such task: {task}. There are: {', '.join(sorted(TASKS))}")
-    sets, name = TASKS[task].attack_sets, attack_set or TASKS[task].official
-    if name not in sets:
-        raise ValueError(f"{task} has no attack set {name}. It has: {', '.join(sets)}")
-    return name, tuple(attack_name(settings) for settings in sets[name][split])
-
-
 def _is_shown(trial: Trial) -> bool:
+    """Whether an entry with this trial is shown.
+
+    Once one run is measured the others count as missing, so that nobody can measure the best one only.
+    """
     return trial.engine is not None or trial.row["status"] in (Status.FAILED, Status.DIVERGED)
 
 
