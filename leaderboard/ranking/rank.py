@@ -9,7 +9,6 @@ engine.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -24,6 +23,7 @@ from leaderboard.ranking.labels import labels
 from leaderboard.ranking.measured import Source
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
+from leaderboard.ranking.plain import plain
 from leaderboard.ranking.selection import Selection
 from leaderboard.ranking.verdict import Verdict
 from tasks import Split
@@ -91,7 +91,7 @@ class Ranking:
         for entry in found["entries"]:
             for numbers in (entry, entry["matched"] or {}):
                 numbers.pop("replicated", None)
-        return _plain(found)
+        return plain(found)
 
 
 def rank(
@@ -159,11 +159,3 @@ def _is_shown(trial: Trial) -> bool:
     Once one run is measured the others count as missing, so that nobody can measure the best one only.
     """
     return trial.engine is not None or trial.row["status"] in (Status.FAILED, Status.DIVERGED)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
