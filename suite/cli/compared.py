@@ -16,8 +16,9 @@ SHOWN = 10
 """Questions that are printed; `--json` has more."""
 LEGEND = (
     "A - B with its 95 % interval over questions and runs; with one run of an entry, over questions. Over these runs: "
-    "the interval of what these very runs say, over questions alone. Plain: the worst of attacks and probes is chosen on "
-    "the questions that it is read on. Under an attack: the share of the knowledge that it brings back, less is better."
+    "the interval of what these very runs say, over questions alone. Plain: the worst of attacks and probes is chosen "
+    "on the questions that it is read on. Under an attack: the share of the knowledge that it brings back, less is "
+    "better."
 )
 
 
