@@ -16,6 +16,7 @@ from markupsafe import Markup
 from leaderboard.board.visible import shortened
 from leaderboard.page import text
 from leaderboard.page.picture import HEIGHT, SHAPES, STRIP_WIDTH, WIDTH, grade_of, picture, strip
+from leaderboard.ranking.ceilings import ceiling_text
 from leaderboard.ranking.rank import Ranking
 from leaderboard.ranking.verdict import RULE
 
@@ -43,6 +44,7 @@ _TEMPLATES = Environment(
 _TEMPLATES.filters |= {
     "share": text.share,
     "interval": text.interval,
+    "ceiling": ceiling_text,
     "fraction": text.fraction,
     "seeds": text.seeds,
     "count": text.count,

@@ -9,13 +9,15 @@ engine.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from leaderboard.board import schema
-from leaderboard.board.schema import Status
+from leaderboard.board.schema import ANCHORS, Status
 from leaderboard.ranking.attack_labels import attack_labels
+from leaderboard.ranking.ceilings import ceilings
 from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, Trial, combined
 from leaderboard.ranking.groups import Group, by_size, left_out_by_engine
 from leaderboard.ranking.headlines import utility_share
@@ -50,6 +52,7 @@ class Ranking:
         matched_floor: the utility floor of retention matching; null where there are no such rows, or rows of several
             floors.
         verdict: who leads, who cannot be told from whom, and what the table can tell.
+        ceilings: by attack and probe the most that excess recovery can be (`leaderboard.ranking.ceilings`).
     """
 
     task: str
@@ -67,6 +70,7 @@ class Ranking:
     matched: bool = False
     matched_floor: float | None = None
     verdict: Verdict = field(default_factory=Verdict)
+    ceilings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     schema_version: int = schema.VERSION
 
     @property
@@ -150,7 +154,18 @@ def rank(
         matched,
         here.matched_floor,
         Verdict.of(placed, verdicts),
+        _ceilings(here),
     )
+
+
+def _ceilings(here: Selection) -> dict[str, dict[str, float]]:
+    """Of the anchors that most trials have."""
+    recipes = Counter((row["anchors"], here.engines[row["trial"]]) for row in here.rows if row["anchors"])
+    if not recipes:
+        return {}
+    [((recipe, engine), _)] = recipes.most_common(1)
+    target, retrained = (here.measured.model(recipe, anchor, engine) for anchor in ANCHORS)
+    return ceilings(target, retrained, here.group and here.group.anchor_ids, here.attacks)
 
 
 def _is_shown(trial: Trial) -> bool:
