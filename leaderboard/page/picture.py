@@ -95,8 +95,8 @@ def grade_of(entry: Entry) -> str:
 
 
 def picture(ranking: Ranking) -> Picture:
-    """The picture of a ranking: every entry that has a rank, the best on top."""
-    entries = [entry for entry in ranking.entries if entry.rank is not None]
+    """The picture of a ranking: every entry that has a score, the best on top."""
+    entries = [entry for entry in ranking.entries if entry.reason is None]
     area = Box(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
     utilities = [entry.utility.value for entry in entries]
     across = UtilityScale.over(utilities, ranking.floor, area.left, area.right)
@@ -121,7 +121,7 @@ def picture(ranking: Ranking) -> Picture:
         for entry in entries
     }
     target, retrained = (across(1.0), up(0.0)), (across(ranking.retrained_utility or 1.0), up(1.0))
-    named = sorted(entries, key=lambda entry: (not entry.pareto, entry.rank))[:MOST_LABELS]
+    named = sorted(entries, key=lambda entry: (not entry.pareto, entry.rank or len(entries) + 1))[:MOST_LABELS]
     labels = place(
         {entry.entry: (_cut(entry.label), points[entry.entry][0], points[entry.entry][2]) for entry in named},
         area,
