@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from leaderboard.board.visible import shortened
 from leaderboard.page import text
+from leaderboard.page.comparing import comparable
 from leaderboard.page.picture import HEIGHT, SHAPES, STRIP_WIDTH, WIDTH, grade_of, picture, strip
 from leaderboard.ranking.ceilings import ceiling_text
 from leaderboard.ranking.rank import Ranking
@@ -64,6 +65,7 @@ _TEMPLATES.globals |= {
     "shapes": SHAPES,
     "size": (WIDTH, HEIGHT, STRIP_WIDTH),
     "rule": RULE,
+    "comparable": comparable,
 }
 
 
