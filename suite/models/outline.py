@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from suite.models.layers import PLAIN, Stored, carries_state, weights_of
+from suite.models.layers import PLAIN, Stored, carries_state, counts_columns, rope_switch, weights_of
 from suite.models.layout import skeleton
 
 
@@ -25,6 +25,8 @@ class Outline:
         as_before: whether `matrices` are what attacks took for linear layers before they knew experts and Conv1D: all
             tensors with two axes and a suitable name, stored as in nn.Linear.
         carries_state: see `suite.models.layers.carries_state`.
+        mixes_rows: whether its windows count columns, or its angles are those of a batch's longest text (see
+            `counts_columns` and `rope_switch` there).
     """
 
     kind: str
@@ -33,11 +35,12 @@ class Outline:
     share: float
     as_before: bool
     carries_state: bool
+    mixes_rows: bool
 
     @property
     def generation(self) -> dict[str, int]:
-        """What belongs into the keys of stages that hold generated text: only where it was once padded wrongly."""
-        return {"padding": 2} if self.carries_state else {}
+        """What belongs into the keys of stages that hold samples: only where texts once shared a batch wrongly."""
+        return ({"padding": 2} if self.carries_state else {}) | ({"rows": 2} if self.mixes_rows else {})
 
 
 def outline_of(architecture: Path) -> Outline:
@@ -73,6 +76,7 @@ def model_outline(model: torch.nn.Module) -> Outline:
         share=known / total if total else 0.0,
         as_before=before == matrices.keys() and set(matrices.values()) <= {PLAIN},
         carries_state=carries_state(model),
+        mixes_rows=counts_columns(model) or rope_switch(model) is not None,
     )
 
 

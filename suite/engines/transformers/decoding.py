@@ -21,7 +21,7 @@ from suite.engines.transformers.grouped_attention import grouped
 from suite.engines.transformers.packing import pack
 from suite.engines.transformers.row_cache import RowCache
 from suite.engines.transformers.shortcut import Shortcut
-from suite.models.layers import carries_state
+from suite.models.layers import carries_state, rope_switch
 from suite.models.likelihood import logits_at
 
 REFILL_DIVISOR = 8
@@ -107,6 +107,32 @@ def continued(
         batch_tokens: positions of a batch, new tokens included; see `decode`.
         decoding: whether the architecture is known to support `decode`.
     """
+    limits = {"ends": ends, "row_tokens": row_tokens, "batch_tokens": batch_tokens}
+    switch = rope_switch(model)
+    if switch is None:
+        return _together(model, requests, **limits, decoding=decoding)
+    # A text takes the angles of the longest one beside it, and of a cache the angles that its keys once had.
+    found: dict[int, list[int] | None] = {}
+    below = [i for i, request in enumerate(requests) if request.longest <= switch]
+    beyond = [i for i, request in enumerate(requests) if len(request.prompt) > switch]
+    for places in (below, beyond):
+        new = _together(model, [requests[i] for i in places], **limits, decoding=decoding)
+        found |= dict(zip(places, new, strict=True))
+    for i in found.keys() ^ set(range(len(requests))):
+        (one,) = _generated(model, [requests[i]], ends, use_cache=False)
+        found[i] = _said(one)
+    return [found[i] for i in range(len(requests))]
+
+
+def _together(
+    model: PreTrainedModel,
+    requests: Sequence[GenerationRequest],
+    *,
+    ends: Collection[int],
+    row_tokens: int,
+    batch_tokens: int,
+    decoding: Shortcut,
+) -> list[list[int] | None]:
     if not requests:
         return []
     if decoding.sound:
@@ -163,8 +189,13 @@ def decode_plainly(
     for batch in batches([request.longest for request in requests], batch_tokens):
         found = _as_alone(model, [requests[i] for i in batch], ends, ways)
         for i, continuation in zip(batch, found, strict=True):
-            results[i] = continuation.new if all(map(math.isfinite, continuation.best)) else None
+            results[i] = _said(continuation)
     return [results[i] for i in range(len(requests))]
+
+
+def _said(continuation: Continuation) -> list[int] | None:
+    """The new tokens; None where the logits are not finite."""
+    return continuation.new if all(map(math.isfinite, continuation.best)) else None
 
 
 @dataclass
@@ -278,9 +309,10 @@ def _verified(model: PreTrainedModel, found: Sequence[Continuation], decoding: S
     length = len(by_length[0].text)
     if length <= decoding.checked:
         return True
-    # A text that repeats one token looks the same through any attention window, so compare the most varied ones too.
+    # A text that repeats one token looks the same through any attention window, so compare the most varied ones too,
+    # and a short one, whose row of the cache is mostly empty.
     varied = sorted(found, key=lambda c: -len(set(c.text)))
-    witnesses = [by_length[0], *varied[:WITNESSES]]
+    witnesses = [by_length[0], *varied[:WITNESSES], min(found, key=lambda c: (len(c.best) < 2, len(c.text)))]
     best = [logit for c in witnesses for logit in c.best]
     return decoding.compare(best, [logit for c in witnesses for logit in plain_best(model, c)], length, model.dtype)
 
