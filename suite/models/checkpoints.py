@@ -283,7 +283,8 @@ def context_of(folder: Path) -> int | None:
     Raises:
         SpecError: the folder's config.json cannot be used.
     """
-    return getattr(read_config(folder).get_text_config(), "max_position_embeddings", None)
+    length = getattr(read_config(folder).get_text_config(), "max_position_embeddings", None)
+    return None if length == -1 else length  # XLNet's way to say that there is none
 
 
 @dataclass(frozen=True, slots=True)

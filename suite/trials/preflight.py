@@ -142,7 +142,22 @@ def _check_model(spec: TrialSpec, task: Task, measure: MeasureSpec, checked: set
     check_lengths(task, encoder, context, probes)
     for one_key, one in named.items():
         check_loads(one, one_key)
+    check_attacks(measure, spec.task, model_without_weights(spec.model, name, key))
     checked.add(combination)
+
+
+def check_attacks(measure: MeasureSpec, task: str, model: torch.nn.Module) -> None:
+    """Check that every attack can be carried out on a model, whose weights may be on the meta device.
+
+    Raises:
+        SpecError: one cannot, naming it.
+    """
+    attacks = {attack.name: attack for split in measure.splits for attack in measure.attacks_for(task, split)}
+    for attack in attacks.values():
+        try:
+            attack.check_model(model)
+        except SpecError as error:
+            raise SpecError(f"measure.{error} ({attack.name})") from None
 
 
 def _named_models(spec: TrialSpec) -> dict[str, str]:
