@@ -15,6 +15,7 @@ __all__ = [
     "lengths",
     "likelihood",
     "loading",
+    "named_folder",
     "outline",
     "parameter_names",
     "schedule",
