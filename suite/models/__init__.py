@@ -7,6 +7,7 @@ __all__ = [
     "checkpoints",
     "config_file",
     "conversion",
+    "decoding_settings",
     "encoding",
     "finetuning",
     "gradient_checkpointing",

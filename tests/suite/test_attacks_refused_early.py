@@ -116,6 +116,31 @@ def test_every_verb_says_it_before_work_begins(verb, words, tmp_path):
     assert not list((tmp_path / "store").rglob("*manifest*"))
 
 
+def test_of_a_tasks_own_set_the_other_attacks_are_carried_out(tmp_path):
+    """Pocket's removes a direction after block 1, and this model has one block, number 0."""
+    told: list[str] = []
+    assert preflight([trial(SMALL), trial({**SMALL, "seed": 1})], MeasureSpec(limit=2), RuntimeSpec(), tell=told.append)
+    (note,) = told
+    assert "layer=1: the model has 1 blocks" in note and "refusal_direction" in note and "will have failed" in note
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"repetition_penalty": 1.05, "temperature": 0.7, "do_sample": True}, "repetition_penalty=1.05: not read"),
+        ({"no_repeat_ngram_size": 3, "suppress_tokens": [5]}, "no_repeat_ngram_size=3, suppress_tokens=a list"),
+        ({"repetition_penalty": 1.0, "num_beams": 1, "min_length": 0, "top_k": 20, "guidance_scale": None}, None),
+    ],
+)
+def test_what_a_folder_says_about_decoding_and_is_not_read_is_said(settings, named, words, tmp_path):
+    folder = folder_of("llama", tmp_path / "m", words, max_position_embeddings=256)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": words.eos_token_id, **settings}))
+    told: list[str] = []
+    spec = trial({**SMALL, "model": {"name": str(folder)}})
+    preflight([spec], MeasureSpec(attacks=(), limit=2, match=None), RuntimeSpec(), tell=told.append)
+    assert len(told) == bool(named) and all(named in note and str(folder) in note for note in told)
+
+
 def test_a_checkpoint_is_not_attacked_by_what_does_not_apply(words, tmp_path):
     folder = folder_of("xlnet", tmp_path / "m", words)
     said = regrade("attack", folder, "--task", "pocket", "--attack", "rtn[bits=4]", "--store", tmp_path, code=2).stderr

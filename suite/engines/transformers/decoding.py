@@ -79,6 +79,11 @@ class Continuation:
         return len(self.new) < self.request.limit and not self.request.ended(self.new)
 
     @property
+    def sound(self) -> list[int] | None:
+        """The new tokens; None where the logits of a step are not finite."""
+        return self.new if all(map(math.isfinite, self.best)) else None
+
+    @property
     def text(self) -> tuple[int, ...]:
         return (*self.request.prompt, *self.new)
 
@@ -118,9 +123,10 @@ def continued(
     for places in (below, beyond):
         new = _together(model, [requests[i] for i in places], **limits, decoding=decoding)
         found |= dict(zip(places, new, strict=True))
+    neither = Shortcut(sound=False)
     for i in found.keys() ^ set(range(len(requests))):
-        (one,) = _generated(model, [requests[i]], ends, use_cache=False)
-        found[i] = _said(one)
+        (one,) = _as_alone(model, [requests[i]], ends, _Ways(padded=neither, batched=neither, cached=neither))
+        found[i] = one.sound
     return [found[i] for i in range(len(requests))]
 
 
@@ -189,13 +195,8 @@ def decode_plainly(
     for batch in batches([request.longest for request in requests], batch_tokens):
         found = _as_alone(model, [requests[i] for i in batch], ends, ways)
         for i, continuation in zip(batch, found, strict=True):
-            results[i] = _said(continuation)
+            results[i] = continuation.sound
     return [results[i] for i in range(len(requests))]
-
-
-def _said(continuation: Continuation) -> list[int] | None:
-    """The new tokens; None where the logits are not finite."""
-    return continuation.new if all(map(math.isfinite, continuation.best)) else None
 
 
 @dataclass
