@@ -1,10 +1,14 @@
-"""What a model's folder says about how its answers are to be decoded, which is not read: docs/prompts.md says why."""
+"""What a model's folder says about its answers: which tokens end them, which is read, and how else they are decoded.
+
+The latter is not read, and docs/prompts.md says why.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from suite.models.config_file import CONFIG
+from suite.config.errors import SpecError
+from suite.models.config_file import CONFIG, LARGEST_TOKEN
 from suite.models.folder import brief, read_settings
 
 GENERATION = "generation_config.json"
@@ -22,13 +26,28 @@ CHANGING = frozenset(
 """Settings with which the greedy answers of transformers are not the most probable tokens, or end elsewhere."""
 
 
+def ends_of(folder: Path) -> list[int]:
+    """The tokens that end a generation, as transformers reads them.
+
+    Raises:
+        SpecError: generation_config.json, or config.json without it, lists what is no token.
+    """
+    file = _settings_of(folder)
+    found = read_settings(file).get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    for one in ids:
+        if not isinstance(one, int) or isinstance(one, bool):
+            raise SpecError(f"{file}: eos_token_id has {brief(one)}, which is no token's id")
+    return [one for one in ids if 0 <= one <= LARGEST_TOKEN]
+
+
 def unread_settings(folder: Path) -> str | None:
     """A sentence about the settings of a folder that would change a greedy answer in transformers; None without any.
 
     Raises:
         SpecError: a file is no JSON.
     """
-    file = folder / GENERATION if (folder / GENERATION).is_file() else folder / CONFIG
+    file = _settings_of(folder)
     told = [
         f"{key}={brief(value)}"
         for key, value in sorted(read_settings(file).items())
@@ -37,3 +56,7 @@ def unread_settings(folder: Path) -> str | None:
     if not told:
         return None
     return f"{file}: {', '.join(told)}: not read. Answers are the model's most probable tokens (docs/prompts.md)"
+
+
+def _settings_of(folder: Path) -> Path:
+    return folder / GENERATION if (folder / GENERATION).exists() else folder / CONFIG

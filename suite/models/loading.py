@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from suite.config.errors import CheckpointError, SpecError
+from suite.config.errors import CheckpointError
 from suite.models.adapter_file import check_adapter
 from suite.models.chat_template import Plain
 from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of
-from suite.models.config_file import CONFIG, LARGEST_TOKEN, check_tokenizer_config, read_config
+from suite.models.config_file import CONFIG, check_tokenizer_config, read_config
+from suite.models.decoding_settings import ends_of
 from suite.models.encoding import Encoder, Template
-from suite.models.folder import brief, check_files, is_folder, library, read_settings
+from suite.models.folder import check_files, is_folder, library, read_settings
 from suite.models.identity import fingerprint, tokenizer_files
 from suite.models.named_folder import adapter_folder, adapters_base, architecture_folder, model_folder, naming
 from suite.models.rehearsal import PAGE, rehearse_tokenizer
@@ -142,24 +143,7 @@ def _encoder(
     config = read_settings(folder / CONFIG)
     # As in lm-evaluation-harness: Gemma knows little of a text that does not begin with its token.
     always_begins = "gemma" in str(config.get("model_type"))
-    return Encoder(tokenizer, template, args.changed(), _ends(folder, config), always_begins)
-
-
-def _ends(folder: Path, config: Mapping[str, Any]) -> list[int]:
-    """The tokens that end a generation, as transformers reads them.
-
-    Raises:
-        SpecError: generation_config.json lists what is no token.
-    """
-    file = folder / "generation_config.json"
-    found = read_settings(file).get("eos_token_id") if file.exists() else config.get("eos_token_id")
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    for one in ids:
-        if not isinstance(one, int) or isinstance(one, bool):
-            raise SpecError(
-                f"{file if file.exists() else folder / CONFIG}: eos_token_id has {brief(one)}, which is no token's id"
-            )
-    return [one for one in ids if 0 <= one <= LARGEST_TOKEN]
+    return Encoder(tokenizer, template, args.changed(), ends_of(folder), always_begins)
 
 
 def published_args(name: str) -> Mapping[str, Plain]:

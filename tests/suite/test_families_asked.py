@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from suite.engines.base import Job
 from suite.engines.questions import Questions
 from suite.engines.transformers.engine import TransformersEngine
-from suite.models.loading import resolve_model
+from suite.models.loading import resolve_model, save
 from suite.models.settings import ModelSpec
 from tasks.task import Item, Probe, ProbeKind, Split, Subset
 from tests.support.families import FAMILIES, made
@@ -264,3 +264,56 @@ def test_an_answer_is_the_models_own_whatever_its_files_say_about_decoding(famil
     found = engine.continuations(base.checkpoint, questions)
     ends = base.encoder.ends
     assert found == [answer[:-1] if answer[-1] in ends else answer for answer in wanted]
+
+
+CLASSES = [
+    *(
+        (LLAMA2, "LlamaTokenizer", {"legacy": legacy, "add_eos_token": ends})
+        for legacy in (True, False)
+        for ends in (0, 1)
+    ),
+    (LLAMA2, "CodeLlamaTokenizer", {"add_bos_token": False}),
+    (LEGACY_OFF, "LlamaTokenizerFast", {"legacy": True, "add_prefix_space": False}),
+    (GEMMA, "GemmaTokenizer", {"add_eos_token": True}),
+    (QWEN, "Qwen2Tokenizer", {"add_prefix_space": True}),
+    (GPT2, "GPT2TokenizerFast", {"add_bos_token": True, "bos_token": "<|endoftext|>"}),
+    (GPT2, "GPTNeoXTokenizer", {"add_eos_token": True}),
+    (GPT2, "CohereTokenizer", {"add_bos_token": True, "bos_token": "<|im_start|>"}),
+    ("t5", "T5Tokenizer", {}),
+    (UNIGRAM, "XGLMTokenizer", {}),
+]
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+@pytest.mark.parametrize(("kind", "of", "more"), CLASSES, ids=lambda value: str(value))
+def test_a_tokenizer_of_a_class_of_its_own_is_the_one_that_transformers_makes(kind, of, more, chat, tmp_path):
+    """Such a class makes its own rules of what the file says, and its settings have a say."""
+    tokenizer = TOKENIZERS[kind]()
+    tokenizer.chat_template = CHATML if chat else None
+    folder = made("llama", tmp_path / "m", settings={"vocab_size": 1000, "eos_token_id": tokenizer.eos_token_id})
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = {**settings, "tokenizer_class": of, **more}
+    settings.pop("backend", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    plain = reference(folder, folder, ROWS["llama"])
+    assert plain.tokenizer.__class__.__name__ == of.removesuffix("Fast")
+    encoder = resolve_model(ModelSpec(name=str(folder)), str(folder)).encoder
+    for question, answer in QUESTIONS:
+        prompt, whole = plain.asked(question, answer)
+        item = Item("i", question, (answer,))
+        assert list(encoder.prompt(item)) == list(encoder.answer(item, answer).prompt) == prompt
+        assert list(encoder.answer(item, answer).ids) == whole
+
+
+@pytest.mark.parametrize("listed", [[2, 40, 41], 40])
+def test_a_copy_of_a_model_ends_its_answers_where_the_model_does(listed, tmp_path):
+    """What training saves is measured again by itself."""
+    tokenizer = TOKENIZERS[LLAMA3]()
+    base = made("llama", tmp_path / "base", settings={"vocab_size": len(tokenizer)})
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": listed, "temperature": 0.6}))
+    tokenizer.save_pretrained(base)
+    first = resolve_model(ModelSpec(name=str(base)), str(base))
+    save(first.checkpoint.model(), first.encoder.tokenizer, tmp_path / "copy")
+    second = resolve_model(ModelSpec(name=str(tmp_path / "copy")), str(tmp_path / "copy"))
+    assert 40 in first.encoder.ends and second.encoder.ends == first.encoder.ends
