@@ -61,6 +61,8 @@ class Need(StrEnum):
     """Mean and variance of log p over the vocabulary at each token (Min-K%++)."""
     GRADIENT_NORM = "gradient_norm"
     """Norm of the loss's gradient (a membership score): one backward pass per text."""
+    GRADIENT_NORM_BUT_LAST = "gradient_norm_but_last"
+    """The same of the loss of all tokens but the last: another backward pass."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,9 @@ FOOTER = 16 << 20
 """Largest footer in bytes: a reader keeps all of it in memory."""
 COLUMNS = 1000
 """Most columns: a file may have some that the schema lacks, and they cost time."""
-ROWS = {"trials": 1_000_000, "measurements": 1_000_000, "samples": 100_000_000}
+ROWS = {"trials": 1_000_000, "measurements": 1_000_000, "samples": 100_000_000, "items": 1_000_000}
 """Most rows of a file. A column of one value a million times takes a hundred bytes on disk."""
-BYTES = {"trials": 1 << 30, "measurements": 1 << 30, "samples": 1 << 40}
+BYTES = {"trials": 1 << 30, "measurements": 1 << 30, "samples": 1 << 40, "items": 1 << 34}
 """Most bytes of a file once decompressed, by its footer. Samples are read a batch at a time."""
 
 READERS_OWN = ("filename", "file_row_number")
@@ -252,5 +252,6 @@ def publish(content: pa.Table | Path, storage: FolderStorage, name: str) -> bool
 def _parquet(content: pa.Table) -> memoryview:
     buffer = pa.BufferOutputStream()
     strings = [field.name for field in content.schema if field.type == pa.string()]
+    strings += [f"{field.name}.list.element" for field in content.schema if field.type == pa.list_(pa.string())]
     pq.write_table(content, buffer, compression="zstd", use_dictionary=strings, write_page_checksum=True)
     return memoryview(buffer.getvalue())

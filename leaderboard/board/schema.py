@@ -1,7 +1,8 @@
-"""The three tables of the board, and the only place where columns are defined.
+"""The four tables of the board, and the only place where columns are defined.
 
 `trials` has one row per trial, `measurements` one per number (long form), `samples` one per (evaluation, probe, item),
-so that every number can be computed again from the model's outputs.
+so that every number can be computed again from the model's outputs. `items` has what each headline is the mean of, one
+row per (evaluation, probe, metric): entries are compared by it, and it can be made again from the samples.
 
 Each column has a role. `result` columns are what a trial computes: two runs of one trial on one machine type, torch
 build and thread count agree in them bit for bit. `observed` columns (seconds, bytes, host, ...) may differ. `key`
@@ -89,6 +90,12 @@ TRIALS = _table(
     _column("task_version", _INT, _R, "version of the task's definition"),
     _column("data", _STRING, _R, "SHA-256 of the rows behind the task"),
     _column("model", _STRING, _R, "name, path or hub id of the model"),
+    _column(
+        "template",
+        _STRING,
+        _R,
+        "how questions are put: bare, plain, or chat- and a digest of the chat template and its arguments",
+    ),
     _column("template_args", _STRING, _R, "canonical JSON of what the chat template is given; null for nothing"),
     _column("objective", _STRING, _R, "what forgetting means"),
     _column("smoothing", _STRING, _R, "which neighbourhood is asked"),
@@ -198,7 +205,16 @@ SAMPLES = _table(
     _column("sampled", pa.list_(_STRING), _R, "texts drawn at a temperature, where several were asked for"),
 )
 
-TABLES: dict[str, pa.Schema] = {"trials": TRIALS, "measurements": MEASUREMENTS, "samples": SAMPLES}
+ITEMS = _table(
+    "items",
+    _column("samples", _STRING, _K, "id of the evaluation, as in the table samples"),
+    _column("probe", _STRING, _K, "question set"),
+    _column("metric", _STRING, _K, "metric and variant, a headline of the task"),
+    _column("item", pa.list_(_STRING), _R, "ids of the questions, sorted"),
+    _column("value", pa.list_(_FLOAT), _R, "the metric on each question, whose mean is the measurement"),
+)
+
+TABLES: dict[str, pa.Schema] = {"trials": TRIALS, "measurements": MEASUREMENTS, "samples": SAMPLES, "items": ITEMS}
 
 
 @cache

@@ -24,6 +24,8 @@ LARGEST = 1 << 53
 """Largest count, step, seed or version: a JSON reader has no larger integer exactly. None is negative."""
 LARGEST_NUMBER = 1e100
 """Largest chance level: it is a share, or a number of choices."""
+MOST_ITEMS = 1_000_000
+"""Most items of one probe: MMLU, the largest, has 14,042."""
 LONGEST_RUN = 1e12
 """Seconds of unlearning: thirty thousand years."""
 
@@ -53,7 +55,8 @@ class Rule(NamedTuple):
 @cache
 def rules(table: str) -> tuple[Rule, ...]:
     """What makes a row of a table wrong. Of samples only keys are checked: scoring checks their content."""
-    return tuple([*_of_columns(table), *{"trials": _trials, "measurements": _measurements}.get(table, tuple)()])
+    further = {"trials": _trials, "measurements": _measurements, "items": _items}
+    return tuple([*_of_columns(table), *further.get(table, tuple)()])
 
 
 def first_broken(table: str) -> str:
@@ -101,6 +104,15 @@ def _measurements() -> Iterator[Rule]:
     yield Rule("NOT isfinite(value) AND headline IS NOT NULL", "its value is not finite")
     yield Rule("NOT isfinite(stderr) OR stderr < 0", "its stderr is not a finite number from 0")
     yield Rule(f"NOT (abs(chance) <= {LARGEST_NUMBER})", "its chance is no number that can be")
+
+
+def _items() -> Iterator[Rule]:
+    yield Rule("item IS NULL OR len(item) = 0 OR list_contains(item, NULL)", "an item's id is missing")
+    yield Rule("len(item) IS DISTINCT FROM len(value)", "it has not one value for each item")
+    yield Rule(f"len(item) > {MOST_ITEMS}", f"it has more than {MOST_ITEMS:,} items")
+    yield Rule("len(list_distinct(item)) < len(item)", "an item is there twice")
+    numbers = f"list_filter(value, lambda x: x IS NULL OR NOT (abs(x) <= {LARGEST_NUMBER}))"
+    yield Rule(f"len({numbers}) > 0", "a value is no number that can be")
 
 
 def _pair() -> Rule:

@@ -17,6 +17,7 @@ from leaderboard.board.visible import shortened
 from leaderboard.page import text
 from leaderboard.page.picture import HEIGHT, SHAPES, STRIP_WIDTH, WIDTH, grade_of, picture, strip
 from leaderboard.ranking.rank import Ranking
+from leaderboard.ranking.verdict import RULE
 
 __all__ = ["render"]
 
@@ -41,7 +42,7 @@ _TEMPLATES = Environment(
 )
 _TEMPLATES.filters |= {
     "share": text.share,
-    "margin": text.margin,
+    "interval": text.interval,
     "fraction": text.fraction,
     "seeds": text.seeds,
     "count": text.count,
@@ -60,6 +61,7 @@ _TEMPLATES.globals |= {
     "grade_of": grade_of,
     "shapes": SHAPES,
     "size": (WIDTH, HEIGHT, STRIP_WIDTH),
+    "rule": RULE,
 }
 
 

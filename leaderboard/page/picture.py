@@ -161,10 +161,10 @@ def _fall(x: float, before: float, after: float) -> str:
 
 
 def _bar(at: float, number: Number, scale: Callable[[float], float], *, flat: bool = False) -> str:
-    """The 95 % interval over examples as a line with ends, cut at 0 and 1."""
-    if not number.margin:
+    """The 95 % interval as a line with ends, cut at 0 and 1."""
+    if not number.interval or not number.margin:
         return ""
-    low, high = (scale(min(1.0, max(0.0, number.value + side * number.margin))) for side in (-1, 1))
+    low, high = (scale(min(1.0, max(0.0, end))) for end in number.interval)
     if flat:
         return f"M{low:.1f},{at:.1f}H{high:.1f}M{low:.1f},{at - 3:.1f}v6M{high:.1f},{at - 3:.1f}v6"
     return f"M{at:.1f},{low:.1f}V{high:.1f}M{at - 3:.1f},{low:.1f}h6M{at - 3:.1f},{high:.1f}h6"

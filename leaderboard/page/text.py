@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from leaderboard.ranking.entry import Entry, Matched
-from leaderboard.ranking.number import FEWEST_SEEDS, Number, rounded
+from leaderboard.ranking.number import Number, rounded
 
 ABSENT = "\N{EN DASH}"
 """Shown where there is no number."""
@@ -14,9 +14,9 @@ def share(value: float | None) -> str:
     return ABSENT if value is None else rounded(round(value, 2) + 0.0).replace("-", "\N{MINUS SIGN}")
 
 
-def margin(number: Number) -> str:
-    """Half of the 95 % interval over examples: `±0.03`; nothing where no error is known."""
-    return "" if number.value is None or number.over_examples is None else f"±{rounded(number.margin)}"
+def interval(number: Number) -> str:
+    """The 95 % interval: `0.81 to 0.93`; nothing where it is not known."""
+    return "" if number.value is None or not number.interval else " to ".join(map(share, number.interval))
 
 
 def fraction(value: float | None) -> str:
@@ -25,18 +25,18 @@ def fraction(value: float | None) -> str:
 
 
 def seeds(number: Number) -> str:
-    """A number over seeds: the 95 % interval, or with few seeds their values, or nothing with one seed."""
-    if number.seed_interval:
-        return " to ".join(map(share, number.seed_interval))
-    return ", ".join(map(share, number.seed_values)) if 1 < len(number.seed_values) < FEWEST_SEEDS else ""
+    """A number of each run; nothing with one."""
+    return ", ".join(map(share, number.seed_values)) if len(number.seed_values) > 1 else ""
 
 
 def full(number: Number) -> str:
-    """A number with all its uncertainties: `0.87 ±0.03, over seeds 0.81 to 0.93`, or why there is none."""
+    """A number with its interval, its runs and its plain value, or why there is none."""
     if number.value is None:
         return number.reason or ABSENT
-    parts = [" ".join(filter(None, (share(number.value), margin(number))))]
-    return ", ".join(parts + ([f"over seeds {seeds(number)}"] if seeds(number) else []))
+    parts = [share(number.value)]
+    parts += [f"95 % interval {interval(number)}"] if number.interval else []
+    parts += [f"runs {seeds(number)}"] if seeds(number) else []
+    return ", ".join(parts + ([f"plain {share(number.plain)}"] if number.interval else []))
 
 
 def recovery(entry: Entry, attack: str) -> str:

@@ -31,6 +31,13 @@ CHOICES = {
 }
 """Multiple-choice probe, and the metric that has the right answer."""
 
+AGAIN = {
+    "ra": ("real_authors_paraphrase", "ra_Q_A_PARA_Prob"),
+    "wf": ("world_facts_paraphrase", "wf_Q_A_PARA_Prob"),
+}
+"""The same, where a log has the original answer's loss twice: TOFU's own code computes it again, in smaller batches and
+in bfloat16, for the truth ratio."""
+
 GENERATED = {
     "forget_Q_A_ROUGE": "forget_qa_generated",
     "retain_Q_A_ROUGE": "retain_qa_generated",
@@ -50,7 +57,7 @@ Samples = Mapping[str, Sequence[Sample]]
 
 
 def samples_of(log: Log) -> Samples:
-    """The samples of all metrics of a log that are known here.
+    """The samples of all metrics of a log that are known here, but for wrong answers one by one (`perturbed`).
 
     Raises:
         TaskError: rows are missing or malformed, or two metrics of the same examples have different indices.
@@ -61,11 +68,9 @@ def samples_of(log: Log) -> Samples:
     for metric, probe in LIKELY.items():
         if metric in log.metrics:
             found[probe] = _likely(log.rows(metric, "avg_loss", float))
-    for metric, probe in PERTURBED.items():
-        if metric in log.metrics:
-            rows = log.rows(metric, "avg_loss", tuple)
-            found[probe] = _likely({f"{i}.{j}": loss for i, row in rows.items() for j, loss in enumerate(row or ())})
-    for side, (probe, right) in CHOICES.items():
+    for metric in PERTURBED:
+        log.rows(metric, "avg_loss", tuple)
+    for side, (probe, right) in (*CHOICES.items(), *AGAIN.items()):
         wrong = f"{side}_Q_A_PERT_Prob"
         if {right, wrong} <= log.metrics.keys():
             found[probe] = _choices(log.rows(right, "avg_loss", float), log.rows(wrong, "avg_loss", tuple))
@@ -81,6 +86,16 @@ def samples_of(log: Log) -> Samples:
     for part in ("forget", "holdout"):
         found[f"{part}_membership"] = _scores(log, MEMBERSHIP, part)
     return {probe: samples for probe, samples in found.items() if samples}
+
+
+def perturbed(log: Log) -> Samples:
+    """A sample of each wrong answer. They would be most of a log's samples, and only a board reads them."""
+    tables = {probe: log.rows(metric, "avg_loss", tuple) for metric, probe in PERTURBED.items()}
+    return {
+        probe: _likely({f"{i}.{j}": loss for i, row in rows.items() for j, loss in enumerate(row or ())})
+        for probe, rows in tables.items()
+        if any(rows.values())
+    }
 
 
 def _likely(losses: Mapping[str, float | None]) -> list[Sample]:

@@ -93,14 +93,14 @@ def other_examples(model: Model, retrained: Model) -> str | None:
     for key, part in tables if model.log.benchmark == "TOFU" else ():
         mine, theirs = (one.log.indices(key, part) for one in (model, retrained))
         if mine and theirs and set(mine) != set(theirs):
-            name = f"{key}.{part}" if part else key
-            return f"{OTHER}: {name} has {len(theirs)} rows there and {len(mine)} here, not of the same indices"
+            rows = f"{len(theirs)} rows there and {len(mine)} here"
+            return f"{OTHER}: {model.log.place(key, part)} has {rows}, not of the same indices"
     for key, probe in GENERATED.items():
         if not key.startswith("forget"):
             continue
         mine, theirs = ({one.item: one.reference for one in log.probe(probe)} for log in (model, retrained))
         if index := next((i for i in mine if i in theirs and mine[i] != theirs[i]), None):
-            return f"{OTHER}: {key}: index {cut(index)} has another ground truth there"
+            return f"{OTHER}: {model.log.place(key)}: index {cut(index)} has another ground truth there"
     return None
 
 

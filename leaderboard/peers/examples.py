@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from statistics import fmean
 
 from leaderboard.peers import published
-from leaderboard.peers.answers import CHOICES, GENERATED, LIKELY, PERTURBED, Samples
+from leaderboard.peers.answers import CHOICES, GENERATED, LIKELY, PERTURBED, Samples, perturbed
 from leaderboard.peers.line import PUBLISHED, TOLERANCE, Line, Variant
 from leaderboard.peers.logs import Log
 from tasks.plain_text import cut
 from tasks.scoring import METRICS, Estimate, score
 from tasks.scoring.estimate import mean
+from tasks.scoring.probability import answer_probability
 from tasks.scoring.rouge import legible
 from tasks.scoring.tables import PerSample
 from tasks.task import Sample
@@ -51,8 +53,7 @@ class Model:
         """rouge-score's numbers of a probe's texts, in their order, by our metric. Computed once."""
         if probe not in self._rouges:
             samples = self.probe(probe)
-            # Sample by sample, so that the words of a text are found once.
-            numbers = [[compute(sample) for compute in published.ROUGE.values()] for sample in samples]
+            numbers = [published.rouges(sample.reference, sample.generated) for sample in samples]
             columns = zip(*numbers, strict=True) if numbers else ((),) * len(published.ROUGE)
             self._rouges[probe] = dict(zip(published.ROUGE, columns, strict=True))
         return self._rouges[probe]
@@ -79,16 +80,26 @@ def scored(metric: str, samples: Sequence[Sample]) -> Estimate:
 
 def probability(model: Model, key: str) -> Line:
     """Mean length-normalised probability of answers."""
-    theirs: Numbers
     if key in PERTURBED:
-        probe, rows = PERTURBED[key], model.log.rows(key, "prob", tuple)
-        theirs = {f"{i}.{j}": value for i, row in rows.items() for j, value in enumerate(row or ())}
-    else:
-        probe, theirs = LIKELY[key], model.log.rows(key, "prob", float)
-    samples = model.probe(probe)
-    items = differing(samples, theirs, METRICS["probability"].compute)
+        return _wrong(model, key)
+    samples = model.probe(probe := LIKELY[key])
+    items = differing(samples, model.log.rows(key, "prob", float), METRICS["probability"].compute)
     number = model.log.published[key]
     return Line(key, probe, "probability", number, scored("probability", samples), unlike=len(items))
+
+
+def _wrong(model: Model, key: str) -> Line:
+    """Mean probability of wrong answers. It is taken without a sample of each, unless a reason is to name one."""
+    losses, theirs = (model.log.rows(key, field, tuple) for field in ("avg_loss", "prob"))
+    numbers, unlike = [], 0
+    for index, row in losses.items():
+        ours = [answer_probability((-loss,)) for loss in row or ()]
+        pairs = zip_longest(ours, (theirs.get(index) or ())[: len(ours)])
+        unlike += len(ours) - sum([same(*pair) for pair in pairs])
+        numbers += ours
+    probe, finite = PERTURBED[key], all(map(math.isfinite, numbers))
+    found = mean(numbers) if finite else scored("probability", perturbed(model.log)[probe])
+    return Line(key, probe, "probability", model.log.published[key], found, unlike=unlike)
 
 
 def rouge(model: Model, key: str) -> Line:
@@ -128,21 +139,27 @@ def memorization(model: Model, key: str) -> Line:
     return Line(key, "forget_memorization", key + PUBLISHED, model.log.published[key], ours, remark=remark)
 
 
-def differing(samples: Sequence[Sample], theirs: Numbers, *accepted: PerSample) -> list[str]:
-    """Items whose published number equals none of the metrics to 1e-6 (absolute, or relative above 1)."""
+def differing(
+    samples: Sequence[Sample], theirs: Numbers, *accepted: PerSample, tolerance: float = TOLERANCE
+) -> list[str]:
+    """Items whose published number equals none of the metrics to the tolerance (absolute, or relative above 1)."""
 
-    return [
-        sample.item
-        for sample in samples
-        if not any(same(compute(sample), theirs.get(sample.item)) for compute in accepted)
-    ]
+    found: list[str] = []
+    for sample in samples:
+        number = theirs.get(sample.item)
+        for compute in accepted:
+            if same(compute(sample), number, tolerance):
+                break
+        else:
+            found.append(sample.item)
+    return found
 
 
-def same(ours: float | None, theirs: float | None) -> bool:
-    """Whether two numbers of an example are one, to 1e-6 (absolute, or relative above 1)."""
+def same(ours: float | None, theirs: float | None, tolerance: float = TOLERANCE) -> bool:
+    """Whether two numbers of an example are one, to the tolerance (absolute, or relative above 1)."""
     if ours is None or theirs is None:
         return False
-    return math.isclose(ours, theirs, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def _choice(model: Model, key: str, metric: str, variant: PerSample, theirs: Numbers, *accepted: PerSample) -> Line:

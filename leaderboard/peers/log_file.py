@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tasks.plain_text import Unreadable, check_characters, check_ordinary, once
+from tasks.plain_text import Unreadable, check_characters, check_ordinary, decoded, once
 from tasks.task import TaskError
 
 LARGEST = 512 << 20
 """Bytes of a file. Published logs have 1 to 50 MB."""
+DIGITS = 1000
+"""Digits of a whole number; one that is too large for a float has its entry in the message."""
+OTHERS = {
+    b"": "empty. Copy it again",
+    b"\x1f\x8b": "compressed with gzip. Unpack it first",
+    b"PK\x03\x04": "a zip archive. Unpack it first",
+    b"version https://git-lfs": "Git LFS's note of where the file is, not the file. Fetch it with `git lfs pull`",
+}
+"""Files that are often there instead, by how they begin."""
+WRITTEN = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""What a log may have for a number that is none. Any other infinite value is a number that no float holds."""
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -31,14 +43,14 @@ def load(file: Path) -> dict[str, Any]:
             content = opened.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise Unreadable(f"larger than {LARGEST >> 20} MiB, the largest that is read")
+        text = _text(content)
+        del content
         with without_collector():
-            found = json.loads(content, object_pairs_hook=_once)
+            found = _JSON.decode(text)
     except Unreadable as error:
         raise TaskError(f"{file}: {error}") from None
     except RecursionError:
         raise TaskError(f"{file}: damaged (lists or objects within each other without end). Copy it again") from None
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{file}: damaged (byte {error.start} is not UTF-8). Copy it again") from None
     except OSError as error:
         raise TaskError(f"{file}: not readable ({error.strerror or error})") from None
     except ValueError as error:
@@ -72,8 +84,32 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
+def _text(content: bytes) -> str:
+    """A file's bytes as text.
+
+    Raises:
+        Unreadable: it is something else.
+    """
+    for beginning, what in OTHERS.items():
+        if content.startswith(beginning) and (beginning or not content.strip()):
+            raise Unreadable(what)
+    return decoded(content)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    try:
-        return once(pairs)
-    except Unreadable as error:
-        raise Unreadable(f"{error}. Evaluate again") from None
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        try:
+            once(pairs)
+        except Unreadable as error:
+            raise Unreadable(f"{error}. Evaluate again") from None
+    return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=WRITTEN.__getitem__, parse_int=_whole)

@@ -11,12 +11,14 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from leaderboard.peers.log_file import characters, load
+from leaderboard.peers.log_file import WRITTEN, characters, load
 from tasks.plain_text import cut
 from tasks.task import TaskError
 
@@ -42,16 +44,23 @@ class Log:
         file: the log, for messages; the summary where there is no log.
         metrics: the log's entries by metric.
         published: the aggregates by metric, from the summary where it has them; None for one that is null.
-        digest: SHA-256 of the content of both files, whatever their formatting.
+        content: what is in the files.
         peer: the suite whose log it is.
+        places: how the file names what is an entry of `metrics`, where it has other names.
     """
 
     benchmark: str
     file: Path
     metrics: Mapping[str, Any]
     published: Mapping[str, float | None]
-    digest: str
+    content: Any = field(repr=False)
     peer: str = PEER
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the content of the files, whatever their formatting."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def read(cls, folder: Path) -> Log:
@@ -79,12 +88,14 @@ class Log:
         for name, value in aggregates.items():
             characters(name, str(summary))
             published[name] = number(value, f"{summary}: {cut(name)}")
+        if not metrics and not published:
+            raise TaskError(f"{log or summary}: there is no metric in it. Evaluate again")
         return cls(
             benchmark=benchmarks[0],
             file=log or summary,
             metrics=metrics,
             published=published,
-            digest=digest_of([metrics, aggregates]),
+            content=[metrics, aggregates],
         )
 
     def rows(self, metric: str, field: str, kind: type[Value], part: str | None = None) -> Mapping[str, Value | None]:
@@ -100,6 +111,9 @@ class Log:
         """
         rows, where = self._rows(metric, part)
         loss = field in LOSSES or metric == "mia_loss"
+        column = _column(rows.values(), field, kind, loss)
+        if column is not None:
+            return dict(zip(rows, column, strict=True))
         values: dict[str, Value | None] = {}
         for index, row in rows.items():
             try:
@@ -113,13 +127,18 @@ class Log:
         """The indices of a metric's examples, those included that could not be scored; none where the log lacks it."""
         return list(self._rows(metric, part)[0])
 
+    def place(self, metric: str, part: str | None = None) -> str:
+        """Where a metric's rows are in the file, for messages."""
+        name = self.places.get(metric, metric)
+        return f"{name}.{part}" if part else name
+
     def _rows(self, metric: str, part: str | None) -> tuple[Mapping[str, Any], str]:
         """A metric's rows by index, and their location for messages."""
         if metric not in self.metrics:
             return {}, str(self.file)
-        entry, name = self.metrics[metric], metric
+        entry, name = self.metrics[metric], self.place(metric, part)
         if part:
-            entry, name = entry.get(part), f"{metric}.{part}"
+            entry = entry.get(part)
         rows = entry.get("value_by_index") if isinstance(entry, dict) else None
         if not isinstance(rows, dict):
             raise TaskError(f"{self.file}: {name}: value_by_index is missing. Evaluate again, or take the metric out")
@@ -137,13 +156,51 @@ class Log:
             for other, wanted in by_metric.items():
                 if missing := [index for index in wanted if index not in rows]:
                     raise TaskError(
-                        f"{self.file}: {name}: index {missing[0]} is missing, which {other} has ({len(rows)} rows "
-                        f"against {len(wanted)}). Evaluate both on the same examples"
+                        f"{self.file}: {self.place(name)}: index {cut(missing[0])} is missing, which "
+                        f"{self.place(other)} has ({len(rows)} rows against {len(wanted)}). Evaluate both on the same "
+                        "examples"
                     )
 
 
 class _Wrong(ValueError):
     """A value is not what is expected; the message has no place."""
+
+
+def _column(rows: Collection[Any], field: str, kind: type[Value], loss: bool) -> list[Value | None] | None:
+    """A field of all rows, or None where a row may have something else there.
+
+    `_field` says what is wrong, and is asked of every row then. Checks of whole columns take a third of the time.
+    """
+    try:
+        column = [None if row is None else row[field] for row in rows]
+    except (KeyError, TypeError):
+        return None
+    present = [value for value in column if value is not None]
+    if kind is str:
+        sound = _types(present) <= {str} and len(max(present, key=len, default="")) <= LONGEST
+        return column if sound and _encodes("".join(present)) else None
+    if kind is tuple:
+        if not (_types(present) <= {list} and all(present)):
+            return None
+        column = [None if value is None else tuple(value) for value in column]
+        present = list(chain.from_iterable(present))
+    # A NaN in the first place is both the least and the largest, and is within no bounds; others are not looked at.
+    if math.inf in present or -math.inf in present:
+        return None
+    sound = _types(present) <= {float} and (not loss or not present or LEAST <= min(present) <= max(present) <= MOST)
+    return column if sound else None
+
+
+def _types(values: Iterable[Any]) -> set[type]:
+    return set(map(type, values))
+
+
+def _encodes(text: str) -> bool:
+    """Whether UTF-8 has bytes for it: there is no half of a surrogate pair."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _field(row: Any, field: str, kind: type[Value], loss: bool) -> Value | None:
@@ -178,11 +235,6 @@ def _files(folder: Path, benchmark: str) -> tuple[Path | None, Path | None]:
     return log, summary
 
 
-def digest_of(content: Any) -> str:
-    """SHA-256 of JSON content, whatever its formatting."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def number(value: Any, where: str) -> float | None:
     """A number of the log, which may be NaN or infinite; None for null.
 
@@ -201,7 +253,9 @@ def _as_number(value: Any, field: str, loss: bool) -> float:
     try:
         found = float(value)
     except OverflowError:
-        raise _Wrong(f"{field}: larger than any float") from None
+        found = math.inf
+    if math.isinf(found) and all(value is not written for written in WRITTEN.values()):
+        raise _Wrong(f"{field}: larger than any float")
     if loss and (found < LEAST or MOST < found < math.inf):
         raise _Wrong(f"{field}: {found:g} is no average loss of a token, which is from 0 to {MOST:g}")
     return found

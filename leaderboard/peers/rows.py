@@ -13,23 +13,28 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
 from leaderboard.board.schema import Status
 from leaderboard.board.store import Board
 from leaderboard.peers import open_unlearning, tofu
+from leaderboard.peers.answers import perturbed
 from leaderboard.peers.examples import Model
 from leaderboard.peers.line import Line
 from leaderboard.peers.open_unlearning import Imported
 from leaderboard.ranking.headlines import NONE
+from tasks.task import Sample
 
 PEER = open_unlearning.PEER
 READ = {open_unlearning.PEER: open_unlearning.read, tofu.PEER: tofu.read}
 """How a log is scored, by its suite."""
-FORGET_SETS = {40: "forget01", 200: "forget05", 400: "forget10"}
-"""TOFU's forget sets by their number of questions, which is all that a log reveals about them."""
+FORGET_SETS = {40: "forget01", 200: "forget05", 300: "forget10", 400: "forget10"}
+"""TOFU's forget sets by their number of questions, which is all that a log reveals about them. Its own code asks 300 at
+most."""
+
+COLUMNS = tuple(one.name for one in fields(Sample))
 
 Row = dict[str, Any]
 
@@ -95,10 +100,15 @@ def _measurements(lines: Iterable[Line], model: Model, trial: str, subject: str,
 
 def _samples(model: Model) -> list[Row]:
     return [
-        {"samples": model.log.digest, "probe": probe, **asdict(sample), "scalars": list(sample.scalars) or None}
-        for probe, samples in model.samples.items()
+        {"samples": model.log.digest, "probe": probe, **_columns(sample), "scalars": list(sample.scalars) or None}
+        for probe, samples in (model.samples | perturbed(model.log)).items()
         for sample in samples
     ]
+
+
+def _columns(sample: Sample) -> Row:
+    """A sample's fields as they are: `asdict` copies every number of half a million samples."""
+    return {name: getattr(sample, name) for name in COLUMNS}
 
 
 def _task(model: Model) -> str:

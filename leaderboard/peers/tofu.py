@@ -5,9 +5,12 @@ The tables are `eval_log.json` (retained facts), `eval_log_forget.json`, `eval_r
 `avg_paraphrased_loss` (one average loss per token), `average_perturb_loss` (one per wrong answer), `truth_ratio`,
 `rouge1_recall`, `rougeL_recall`, and `generated_text` (the input, what was generated, the ground truth).
 
-The table is put into the form of open-unlearning's logs, from which samples are made. The file has no aggregates: the
-authors' script writes them beside it, as `aggregate_stat.csv`. Where that is missing, they are computed here from the
-log's numbers by the script's formulas, and the note says so.
+The tables are put into the form of open-unlearning's logs, from which samples are made. The file has no aggregates.
+Where a retained model's log is known to it, the authors' evaluation writes them beside it, as `aggregate_stat.csv`
+(`Retain Probability`, truth ratios with the arithmetic mean of the wrong answers' probabilities). Their script for
+submissions, `aggregate_eval_stat.py`, writes others wherever it is told to (`Prob. Retain`, the geometric mean): its
+file is read under the same name. Where there is none, they are computed here from the log's numbers by the evaluation's
+formulas, and the note says so.
 """
 
 from __future__ import annotations
@@ -16,22 +19,21 @@ import csv
 import io
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any
 
-from leaderboard.peers.answers import CHOICES, GENERATED, samples_of
+from leaderboard.peers.answers import AGAIN, CHOICES, GENERATED, samples_of
 from leaderboard.peers.comparing import NO_LOG, other_examples
 from leaderboard.peers.examples import Model, Numbers, differing, scored
 from leaderboard.peers.line import Line, Variant
 from leaderboard.peers.log_file import load, without_collector
-from leaderboard.peers.logs import Log, digest_of
+from leaderboard.peers.logs import Log
 from leaderboard.peers.open_unlearning import Imported
-from tasks.plain_text import Unreadable, read_text
-from tasks.scoring import METRICS, Estimate, summarise
-from tasks.task import TaskError
-from tasks.tofu import ABILITIES
+from tasks.plain_text import Unreadable, cut, read_text, shown
+from tasks.scoring import METRICS, Estimate, headline, summarise
+from tasks.task import Sample, TaskError
 
 PEER = "locuslab-tofu"
 FILE, AGGREGATES = "eval_log_aggregated.json", "aggregate_stat.csv"
@@ -43,6 +45,21 @@ TABLES = {
     "eval_real_world_wo_options.json": ("wf", "Real World"),
 }
 """Our side and the name in the aggregates, by the name of the table."""
+FIELDS = {
+    "Q_A_Prob": "avg_gt_loss",
+    "Q_A_PARA_Prob": "avg_paraphrased_loss",
+    "Q_A_PERT_Prob": "average_perturb_loss",
+    "truth_ratio": "truth_ratio",
+    "Q_A_ROUGE": "generated_text",
+}
+"""The field that each entry of our log is of."""
+KINDS = {"Probability": "Prob.", "ROUGE": "ROUGE", "Truth Ratio": "Truth Ratio"}
+SPELLED = {f"{title} {long}": f"{kind} {title}" for _, title in TABLES.values() for long, kind in KINDS.items()}
+"""An aggregate's name as the authors' script for submissions writes it, by the one that their evaluation writes."""
+NOT_READ = ("KS Test PVal Forget", "KS Test Forget", "Method", "Submitted By")
+
+ROUNDED = 1e-5
+"""A truth ratio in the log is the exponential of a difference of float32: up to 2e-6 off in published ones."""
 
 COMPUTED = "the log's own numbers, averaged by the authors' formula"
 GEOMETRIC = "theirs takes the geometric mean of the wrong answers' probabilities"
@@ -63,9 +80,12 @@ def read_log(place: Path) -> Log:
     if not known:
         raise TaskError(f"{file}: none of {', '.join(TABLES)} is in it. Name the {FILE} of TOFU's evaluation")
     metrics: dict[str, Any] = {}
+    places: dict[str, str] = {}
     for name, table in known.items():
-        metrics |= _metrics(TABLES[name][0], table, f"{file}: {name}")
-    return Log("TOFU", file, metrics, _aggregates(file.with_name(AGGREGATES)), digest_of(tables), PEER)
+        side = TABLES[name][0]
+        metrics |= _metrics(side, table, f"{file}: {name}")
+        places |= {f"{side}_{entry}": f"{name}: {field}" for entry, field in FIELDS.items()}
+    return Log("TOFU", file, metrics, _aggregates(file.with_name(AGGREGATES)), tables, PEER, places)
 
 
 def read(log: Log, retrained: Log | None = None) -> Imported:
@@ -81,8 +101,8 @@ def read(log: Log, retrained: Log | None = None) -> Imported:
         for side, title in TABLES.values():
             lines += [make(model, side, title) for make in (_probability, _rouge, _truth_ratio)]
         found = [line for line in lines if line.ours.n or line.published is not None]
-        found += [_utility(model, found), _forget_quality(model, other)]
-    known = {line.key for line in found} | {"KS Test PVal Forget", "KS Test Forget", "Method", "Submitted By"}
+        found += [_utility(model, lines), _forget_quality(model, other)]
+    known = {*NOT_READ, *(line.key for line in found)}
     return Imported(model, other, tuple(found), tuple(key for key in log.published if key not in known))
 
 
@@ -98,15 +118,16 @@ def _metrics(side: str, table: Any, where: str) -> dict[str, Any]:
             raise TaskError(f"{where}: {field}: not an object by index. Evaluate again")
         return {index: None if value is None else row(value) for index, value in values.items()}
 
-    for name, field in (("Q_A_Prob", "avg_gt_loss"), ("Q_A_PARA_Prob", "avg_paraphrased_loss")):
-        if field in table:
-            found[f"{side}_{name}"] = {"value_by_index": rows(field, lambda loss: {"avg_loss": loss})}
-    if "average_perturb_loss" in table:
-        found[f"{side}_Q_A_PERT_Prob"] = {"value_by_index": rows("average_perturb_loss", lambda x: {"avg_loss": x})}
-    if "truth_ratio" in table:
-        found[f"{side}_truth_ratio"] = {"value_by_index": rows("truth_ratio", lambda ratio: {"score": ratio})}
-    if "generated_text" in table:
-        found[f"{side}_Q_A_ROUGE"] = {"value_by_index": _texts(table, where)}
+    for entry, field in FIELDS.items():
+        if field not in table:
+            continue
+        if field == "generated_text":
+            values = _texts(table, where)
+        elif field == "truth_ratio":
+            values = rows(field, lambda ratio: {"score": ratio})
+        else:
+            values = rows(field, lambda loss: {"avg_loss": loss})
+        found[f"{side}_{entry}"] = {"value_by_index": values}
     return found
 
 
@@ -129,24 +150,27 @@ def _texts(table: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _aggregates(file: Path) -> dict[str, float | None]:
-    """The numbers of `aggregate_stat.csv`; none where there is no such file."""
+    """The numbers of `aggregate_stat.csv`, as the script for submissions spells their names; none without the file."""
     if not os.path.lexists(file):
         return {}
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(file, 1 << 20))))
+        rows = list(csv.reader(io.StringIO(read_text(file, 1 << 20))))
     except (Unreadable, csv.Error) as error:
         raise TaskError(f"{file}: {error}") from None
-    if len(rows) != 1:
-        raise TaskError(f"{file}: {len(rows)} rows, and the authors' script writes one. Write it again")
+    rows = [row for row in rows if row]
+    if len(rows) != 2 or len(rows[0]) != len(rows[1]):
+        shape = "of unequal lengths" if len(rows) == 2 else "where a line of names and one of numbers is expected"
+        raise TaskError(f"{file}: {len(rows)} lines {shape}. Write it again")
     found: dict[str, float | None] = {}
-    for name, value in rows[0].items():
-        if name in ("Method", "Submitted By", None):
-            continue
+    for name, value in zip(*rows, strict=True):
+        key = SPELLED.get(name, name)
+        if key in found:
+            raise TaskError(f"{file}: {cut(name)} is there twice. Write it again")
         try:
-            found[name] = float(value)
-        except (TypeError, ValueError):
-            raise TaskError(f"{file}: {name:.60}: {value!r:.60} is not a number. Write it again") from None
-    return found
+            found[key] = math.nan if name in NOT_READ else float(value)
+        except ValueError:
+            raise TaskError(f"{file}: {cut(name)}: {shown(value)} is not a number. Write it again") from None
+    return {key: value for key, value in found.items() if key not in NOT_READ}
 
 
 def _published(model: Model, key: str, computed: float | None) -> tuple[float | None, str]:
@@ -184,12 +208,19 @@ def _rouge(model: Model, side: str, title: str) -> Line:
 
 
 def _truth_ratio(model: Model, side: str, title: str) -> Line:
-    """Mean of the truth ratio x, as min(x, 1/x) on the forget set and max(0, 1 - x) elsewhere."""
+    """Mean of the truth ratio x, as min(x, 1/x) on the forget set and max(0, 1 - x) elsewhere.
+
+    The right answer's loss is `avg_paraphrased_loss` in every table: of real authors and world facts that is the
+    original answer, scored again.
+    """
     probe, key = CHOICES[side][0], f"Truth Ratio {title}"
+    if side in AGAIN and model.probe(AGAIN[side][0]):
+        probe = AGAIN[side][0]
     samples = model.probe(probe)
     theirs = model.log.rows(f"{side}_truth_ratio", "score", float)
     compute = METRICS["truth_ratio_geometric"].compute
-    items = differing(samples, theirs, compute, lambda sample: _inverse(compute(sample))) if theirs else []
+    both = (compute, lambda sample: _inverse(compute(sample)))
+    items = differing(samples, theirs, *both, tolerance=ROUNDED) if theirs else []
     forget = side == "forget"
     metric = "truth_ratio_geometric_forget" if forget else "truth_ratio_arithmetic_retain"
     ratio, name = ("arithmetic", ARITHMETIC) if forget else ("geometric", GEOMETRIC)
@@ -197,34 +228,52 @@ def _truth_ratio(model: Model, side: str, title: str) -> Line:
     shaped = [min(x, _inverse(x)) if forget else max(0.0, 1 - x) for x in map(other, samples)]
     variants = (Variant(fmean(shaped), name),) if shaped else ()
     ours = scored(metric, samples)
-    computed = variants[0].value if forget and variants else ours.value  # arithmetic, as in the authors' script
+    computed = variants[0].value if forget and variants else ours.value  # arithmetic, as in the authors' evaluation
     number, remark = _published(model, key, computed)
     return Line(key, probe, metric, number, ours, variants, len(items) if theirs else None, remark)
 
 
-def _utility(model: Model, lines: list[Line]) -> Line:
-    """Harmonic mean of nine numbers about retained knowledge."""
+def _utility(model: Model, lines: Sequence[Line]) -> Line:
+    """Harmonic mean of the nine numbers about retained knowledge."""
     key, metric = "Model Utility", "model_utility_arithmetic"
-    tables = [model.probe(name) for name in ABILITIES]
-    lacking = [name for name, table in zip(ABILITIES, tables, strict=True) if not table]
-    ours = Estimate.null(f"the log has nothing for {', '.join(lacking)}") if lacking else summarise(metric, tables)
-    terms = [line.published for line in lines if "Forget" not in line.key]
-    whole = len(terms) == 9 and all(term is not None and math.isfinite(term) and term >= 0 for term in terms)
-    number, remark = _published(model, key, harmonic_mean(terms) if whole else None)
-    geometric = Estimate.null("") if lacking else summarise("model_utility_geometric", tables)
-    variants = (Variant(geometric.value, GEOMETRIC),) if geometric.known else ()
+    terms = [line for line in lines if "Forget" not in line.key]
+    lacking = [line.probe for line in terms if not line.ours.n]
+    ours = headline.harmonic_mean(*(line.ours for line in terms))
+    if lacking:
+        ours = Estimate.null(f"the log has nothing for {', '.join(dict.fromkeys(lacking))}")
+    number, remark = _published(model, key, _harmonic([line.published for line in terms]))
+    geometric = _harmonic([line.variants[0].value if line.variants else line.ours.value for line in terms])
+    variants = () if lacking or geometric is None else (Variant(geometric, GEOMETRIC),)
     return Line(key, "model_utility", metric, number, ours, variants, remark=remark)
 
 
 def _forget_quality(model: Model, retrained: Model | None) -> Line:
     """p-value of a Kolmogorov-Smirnov test between the truth ratios of the model and of the retrained one."""
     key, metric = "Forget Quality", "forget_quality"
-    ours = Estimate.null(NO_LOG)
+    ours, computed = Estimate.null(NO_LOG), None
     if retrained:
         reason = other_examples(model, retrained)
         tables = [one.probe("forget_paraphrase") for one in (model, retrained)]
         ours = Estimate.null(reason) if reason else summarise(metric, tables[:1], tables[1:])
-    return Line(key, metric, metric, model.log.published.get(key), ours)
+        computed = _same_distribution(*tables) if ours.known else None
+    number, remark = _published(model, key, computed)
+    return Line(key, metric, metric, number, ours, remark=remark)
+
+
+def _same_distribution(samples: Sequence[Sample], retrained: Sequence[Sample]) -> float:
+    """p as in the authors' code: of the logarithm of 1/x, which has the same order as 1/x and does not overflow."""
+    from scipy.stats import ks_2samp
+
+    ratios = (
+        [one.choice_logprobs[0] - fmean(one.choice_logprobs[1:]) for one in table] for table in (samples, retrained)
+    )
+    return float(ks_2samp(*ratios).pvalue)
+
+
+def _harmonic(numbers: Sequence[float | None]) -> float | None:
+    """The harmonic mean of numbers of which none is missing, infinite or negative."""
+    whole = numbers and all(one is not None and math.isfinite(one) and one >= 0 for one in numbers)
+    return harmonic_mean(numbers) if whole else None
 
 
 def _inverse(ratio: float) -> float:

@@ -1,7 +1,6 @@
 """An entry of the board: the trials that differ only in their seed, combined.
 
-Two errors are kept separate. The error over examples is how far a number would move with other questions; the error
-over seeds, how far with another run.
+Every number has one interval: how far it would move with other questions and, with two runs or more, with other runs.
 """
 
 from __future__ import annotations
@@ -9,9 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from leaderboard.board.schema import Status
+from leaderboard.ranking.comparison import Replicated, Replicates, spread
+from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.headlines import Headlines
 from leaderboard.ranking.number import Number, over_seeds, plain_mean
 from tasks.scoring.estimate import Estimate
@@ -62,7 +66,9 @@ class Numbers:
         areas: area under these curves, divided by their length.
         worst_attack: the attack with the largest recovery; null where a recovery is not known.
         failed: attacks that ended in an error, with its message.
-        reason: why there is no rank; null where there is one.
+        reason: why there is no score; null where there is one.
+        worst_share: by attack, how often it is the worst, over replicates and runs; empty where items are not known.
+        replicated: F, R, U and score by their field's name, for comparisons; null where items are not known.
     """
 
     forgetting: Number
@@ -76,6 +82,8 @@ class Numbers:
     worst_attack: str | None
     failed: Mapping[str, str]
     reason: str | None
+    worst_share: Mapping[str, float]
+    replicated: Mapping[str, Replicated] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,8 @@ class Entry(Numbers):
         entry: id of the entry.
         matched: the same numbers at equal utility; null where they were not measured.
         statuses: number of seeds per status.
-        rank: place on the board, shared by entries whose 95 % intervals over examples overlap.
+        rank: 1 + the number of entries that are significantly better, and never smaller than a higher score's.
+        provisional: why there is a score and no rank; null where there is a rank, or no score.
         below_floor: utility is below the board's floor, so the entry comes after all that keep it.
         did_not_forget: F is below 0.5, so R says little.
         pareto: no other ranked entry is at least as good in F, R and U and better in one of them.
@@ -118,6 +127,7 @@ class Entry(Numbers):
     notes: tuple[str, ...]
     did_not_forget: bool
     rank: int | None = None
+    provisional: str | None = None
     below_floor: bool = False
     pareto: bool = False
 
@@ -133,6 +143,7 @@ class MatchedHeadlines:
 
     headlines: Headlines
     weight: Estimate
+    replicates: Replicates | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +153,8 @@ class Trial:
     Attributes:
         engine: None where no engine measured it.
         left_out: measurements of the trial that belong to other anchors.
+        replicates: its headlines with other items; None where its items are not known.
+        not_compared: why they are not.
     """
 
     row: Mapping[str, Any]
@@ -149,6 +162,8 @@ class Trial:
     headlines: Headlines
     matched: MatchedHeadlines | None = None
     left_out: int = 0
+    replicates: Replicates | None = None
+    not_compared: str | None = None
 
 
 def combined(label: str, trials: Sequence[Trial], floor: float | None = None) -> Entry:
@@ -164,7 +179,8 @@ def combined(label: str, trials: Sequence[Trial], floor: float | None = None) ->
     counted = [trial for trial in trials if trial.row["status"] != Status.FAILED]
     row = trials[0].row
     end_reason = _end_reason(trials)
-    numbers = _numbers({_name(trial): trial.headlines for trial in counted}, trials[0].headlines.recovery)
+    runs = {_name(trial): Run(trial.headlines, trial.replicates, _pairing(trial)) for trial in counted}
+    numbers = _numbers(row["entry"], runs, trials[0].headlines.recovery)
     return Entry(
         entry=row["entry"],
         label=label,
@@ -181,6 +197,7 @@ def combined(label: str, trials: Sequence[Trial], floor: float | None = None) ->
             *(_outcome(trial, len(trials)) for trial in trials if trial.row["status"] in NOTED),
             *_measured_apart(counted),
             *(_left_out(trial, len(trials)) for trial in trials if trial.left_out),
+            *dict.fromkeys(trial.not_compared for trial in counted if trial.not_compared),
         ),
         reason=end_reason or numbers["score"].reason,
         did_not_forget=little_forgotten(numbers["forgetting"]),
@@ -198,50 +215,106 @@ def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], en
     missing = Estimate.null(f"not measured with utility matched to {floor:g}")
     nothing = MatchedHeadlines(Headlines.null(missing, attacks), missing)
     matched = {_name(trial): trial.matched or nothing for trial in trials}
-    numbers = _numbers({seed: one.headlines for seed, one in matched.items()}, attacks)
+    pairing = {_name(trial): _pairing(trial) for trial in trials}
+    runs = {seed: Run(one.headlines, one.replicates, pairing[seed]) for seed, one in matched.items()}
+    numbers = _numbers(f"{trials[0].row['entry']} matched", runs, attacks)
     weight = over_seeds({seed: one.weight for seed, one in matched.items()})
     return Matched(floor=floor, mixing_weight=weight, **numbers, reason=end_reason or numbers["score"].reason)
 
 
-def _numbers(seeds: Mapping[str, Headlines], attacks: Collection[str]) -> dict[str, Any]:
-    """The fields of `Numbers`, from headlines by the seed's name."""
+class Run(NamedTuple):
+    """The numbers of one trial of an entry.
 
-    def number(estimate: Callable[[Headlines], Estimate]) -> Number:
-        return over_seeds({seed: estimate(found) for seed, found in seeds.items()})
+    Attributes:
+        pairing: what runs of other entries are paired by: the seed.
+    """
 
-    def on_curve(attack: str, estimate: Callable[[Headlines], Estimate | None]) -> Number:
+    headlines: Headlines
+    replicates: Replicates | None
+    pairing: str
+
+
+def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dict[str, Any]:
+    """The fields of `Numbers`.
+
+    Args:
+        key: names the entry; its draws over runs follow from it.
+        runs: by the run's name.
+    """
+    compared = bool(runs) and all(run.replicates for run in runs.values())
+
+    def replicated(of: Callable[[Replicates], Array]) -> Replicated:
+        arrays = {run.pairing: of(run.replicates) for run in runs.values()}
+        return Replicated(np.mean(list(arrays.values()), axis=0), {seed: float(a[0]) for seed, a in arrays.items()})
+
+    def number(
+        estimate: Callable[[Headlines], Estimate], of: Callable[[Replicates], Array], *, share: bool = False
+    ) -> Number:
+        plain = over_seeds({seed: estimate(run.headlines) for seed, run in runs.items()})
+        if plain.value is None or not compared:
+            return plain
+        found = replicated(of)
+        told = spread(found, key, (0.0, 1.0) if share else None)
+        return Number(told.estimate, (told.low, told.high), plain.value, tuple(found.runs.values()))
+
+    def on_curve(
+        attack: str, estimate: Callable[[Headlines], Estimate | None], of: Callable[[Replicates], Array]
+    ) -> Number:
         lacking = f"{attack} was not measured at every point"
-        return number(lambda found: estimate(found) or Estimate.null(found.recovery[attack].reason or lacking))
+        return number(lambda found: estimate(found) or Estimate.null(found.recovery[attack].reason or lacking), of)
 
     def height(attack: str, point: int) -> Number:
-        return on_curve(attack, lambda found: found.curves.get(attack, {}).get(point))
+        return on_curve(
+            attack,
+            lambda found: found.curves.get(attack, {}).get(point),
+            lambda found: found.curves[attack][point],
+        )
 
     def area(attack: str) -> Number:
-        return on_curve(attack, lambda found: found.areas.get(attack))
+        return on_curve(attack, lambda found: found.areas.get(attack), lambda found: found.areas[attack])
 
-    recovery = {attack: number(lambda found, attack=attack: found.recovery[attack]) for attack in attacks}
+    recovery = {
+        attack: number(
+            lambda found, attack=attack: found.recovery[attack], lambda found, attack=attack: found.recovery[attack]
+        )
+        for attack in attacks
+    }
     known = {attack: found.value for attack, found in recovery.items() if found.value is not None}
     points = {
-        attack: sorted({point for found in seeds.values() for point in found.curves.get(attack, ())})
+        attack: sorted({point for run in runs.values() for point in run.headlines.curves.get(attack, ())})
         for attack in attacks
     }
     curved = [attack for attack in attacks if points[attack]]
     failed: dict[str, str] = {}
-    for seed, found in seeds.items():
-        for attack, why in found.failed.items():
-            failed.setdefault(attack, why if len(seeds) == 1 else f"{why} ({seed})")
+    for seed, run in runs.items():
+        for attack, why in run.headlines.failed.items():
+            failed.setdefault(attack, why if len(runs) == 1 else f"{why} ({seed})")
+    headlines = {name: number(attrgetter(name), attrgetter(name), share=True) for name in HEADLINES}
     return {
-        "forgetting": number(lambda found: found.forgetting),
-        "robustness": number(lambda found: found.robustness),
-        "robustness_harmonic": number(lambda found: found.robustness_harmonic),
-        "utility": number(lambda found: found.utility),
-        "score": number(lambda found: found.score),
+        **headlines,
         "recovery": recovery,
         "curves": {attack: {point: height(attack, point) for point in points[attack]} for attack in curved},
         "areas": {attack: area(attack) for attack in curved},
         "worst_attack": max(known, key=known.__getitem__) if len(known) == len(recovery) else None,
         "failed": failed,
+        "worst_share": _worst_share([run.replicates for run in runs.values()]) if compared else {},
+        "replicated": {name: replicated(attrgetter(name)) for name in HEADLINES}
+        if compared and headlines["score"].value is not None
+        else None,
     }
+
+
+HEADLINES = ("forgetting", "robustness", "robustness_harmonic", "utility", "score")
+
+
+def _worst_share(runs: Sequence[Replicates]) -> dict[str, float]:
+    """How often each attack is the worst, over all runs."""
+    return {attack: sum(run.worst.get(attack, 0.0) for run in runs) / len(runs) for attack in runs[0].worst}
+
+
+def _pairing(trial: Trial) -> str:
+    """What a run is paired by: its seed; one without a seed belongs to no other."""
+    return f"seed {trial.row['seed']}" if trial.row["seed"] is not None else trial.row["trial"]
 
 
 def _end_reason(trials: Sequence[Trial]) -> str | None:

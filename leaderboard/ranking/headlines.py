@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 from leaderboard.board.schema import CHANCE, Status
@@ -47,12 +47,14 @@ class HeadlineMeasurements:
 
     Attributes:
         failed: attacks that ended in an error, with its message.
+        samples: ids of the evaluations whose samples were scored.
     """
 
     model: str
     estimates: Mapping[tuple[str, int, HeadlineMetric], Estimate]
     chances: Mapping[HeadlineMetric, float]
     failed: Mapping[str, str]
+    samples: Mapping[tuple[str, int, HeadlineMetric], str] = field(default_factory=dict)
 
     @classmethod
     def from_rows(cls, model: str, rows: Iterable[Mapping[str, Any]]) -> Self:
@@ -60,16 +62,19 @@ class HeadlineMeasurements:
         estimates: dict[tuple[str, int, HeadlineMetric], Estimate] = {}
         chances: dict[HeadlineMetric, float] = {}
         errors: dict[tuple[str, int], str] = {}
+        samples: dict[tuple[str, int, HeadlineMetric], str] = {}
         for row in rows:
             metric = HeadlineMetric(row["headline"], row["probe"], row["subset"], row["metric"])
             estimates[row["attack"], row["point"], metric] = estimate(row)
+            if row.get("samples"):
+                samples[row["attack"], row["point"], metric] = row["samples"]
             chances[metric] = row["chance"] or 0.0
             if row["status"] == Status.FAILED:
                 errors[row["attack"], row["point"]] = row["reason"] or "no reason was given"
         failed: dict[str, str] = {}
         for attack, point in sorted(errors):
             failed.setdefault(attack, errors[attack, point])
-        return cls(model, estimates, chances, failed)
+        return cls(model, estimates, chances, failed, samples)
 
     def metrics(self, headline: str) -> set[HeadlineMetric]:
         return {metric for metric in self.chances if metric.headline == headline}

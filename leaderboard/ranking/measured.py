@@ -18,7 +18,7 @@ from tasks.scoring.estimate import Estimate
 
 _COLUMNS = (
     *("trial", "subject", "attack", "point", "probe", "subset", "matching", "engine", "metric"),
-    *("value", "stderr", "n", "headline", "chance", "status", "reason", "anchor_ids"),
+    *("value", "stderr", "n", "headline", "chance", "status", "reason", "anchor_ids", "samples"),
 )
 
 Row = Mapping[str, Any]
@@ -103,7 +103,7 @@ class TaskMeasurements:
         return chosen_floor((floor for name in names if (floor := floor_of(name)) is not None), wanted)
 
     def trial(self, row: Row, engine: str | None, attacks: Sequence[str], floor: float | None) -> Trial:
-        """A trial's headlines, from an engine's measurements of it and of its anchors.
+        """A trial's headlines, from an engine's measurements of it and of its anchors. They are not replicated yet.
 
         Args:
             floor: utility floor of its matched weights; None for none.

@@ -21,26 +21,27 @@ LONG = 1e4
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A mean over seeds.
+    """A mean over runs, which differ in their seed.
 
     Attributes:
-        value: null, with the reason, where a seed has none.
-        over_examples: standard error over examples: the mean of the seeds' errors. All seeds have the same examples, so
-            more seeds do not make this error smaller.
-        seed_values: the values of single seeds, in the order of `Entry.seeds` without the failed ones.
-        seed_interval: 95 % interval over seeds (Student's t); null with fewer than three seeds.
+        value: null, with the reason, where a run has none. Where it is the worst of several attacks, points or probes,
+            the worst is chosen on other items than it is read on (`leaderboard.ranking.comparison`).
+        interval: 95 % interval over items and, with two runs or more, over runs; null where the items are not known.
+        plain: the mean in which the worst is chosen on the items that it is read on; the same as `value` where the
+            items are not known.
+        seed_values: the values of single runs, in the order of `Entry.seeds` without the failed ones.
     """
 
     value: float | None
-    over_examples: float | None = None
+    interval: tuple[float, float] | None = None
+    plain: float | None = None
     seed_values: tuple[float | None, ...] = ()
-    seed_interval: tuple[float, float] | None = None
     reason: str | None = None
 
     @property
     def margin(self) -> float:
-        """Half of the 95 % interval over examples; 0 where no error is known."""
-        return Z95 * (self.over_examples or 0.0)
+        """Half the width of the interval; 0 where it is not known."""
+        return (self.interval[1] - self.interval[0]) / 2 if self.interval else 0.0
 
 
 def rounded(value: float) -> str:
@@ -49,7 +50,7 @@ def rounded(value: float) -> str:
 
 
 def over_seeds(estimates: Mapping[str, Estimate]) -> Number:
-    """The mean over seeds of estimates by the seed's name."""
+    """The mean over runs of estimates by the run's name."""
     if not estimates:
         return Number(None, reason="no seed finished")
     values = [estimate.value for estimate in estimates.values()]
@@ -57,8 +58,8 @@ def over_seeds(estimates: Mapping[str, Estimate]) -> Number:
         if estimate.value is None:
             reason = estimate.reason if len(estimates) == 1 else f"{seed}: {estimate.reason}"
             return Number(None, seed_values=tuple(values), reason=reason)
-    errors = [estimate.stderr for estimate in estimates.values() if estimate.stderr is not None]
-    return Number(plain_mean(values), plain_mean(errors), tuple(values), interval(values))
+    mean = plain_mean(values)
+    return Number(mean, None, mean, tuple(values))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:

@@ -1,43 +1,71 @@
-"""The order of a board: utility first, then the score; shared ranks, and the Pareto front."""
+"""The order of a board: utility first, then the score; ranks from significant differences, and the Pareto front."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from leaderboard.ranking.comparison import Verdicts
 from leaderboard.ranking.entry import Entry, Numbers, little_forgotten
-from leaderboard.ranking.number import Number
+
+FEWEST_RUNS = 3
+"""Fewest runs for a rank: with two, Student's t makes an interval over runs so wide that nothing can be told."""
 
 
-def ordered(entries: Iterable[Entry], floor: float, *, matched: bool = False) -> list[Entry]:
-    """The entries with their ranks: those that keep utility, then those below the floor, then those without a score.
+def ordered(entries: Iterable[Entry], floor: float, *, matched: bool = False) -> tuple[list[Entry], Verdicts]:
+    """The entries with their ranks: those that keep utility, then those below the floor, then those without a rank.
 
     Args:
         floor: utility that an entry has to keep, a share of the target's.
         matched: order by the numbers at matched utility, where all keep it.
+
+    Returns:
+        the entries, and the comparisons of those that keep utility.
     """
 
     def shown(entry: Entry) -> Numbers | None:
         return entry.matched if matched else entry
 
+    def score(entry: Entry) -> float:
+        return -(shown(entry) or entry).score.value if (shown(entry) or entry).score.value is not None else 1.0
+
     entries = sorted(map(_at_matched_utility, entries) if matched else entries, key=lambda entry: entry.entry)
-    scored = [entry for entry in entries if entry.reason is None]
-    scored.sort(key=lambda entry: -shown(entry).score.value)
+    scored = sorted((entry for entry in entries if entry.reason is None), key=score)
     low = {entry.entry for entry in scored if not matched and entry.utility.value < floor}
     front = _pareto_front({entry.entry: _point(shown(entry)) for entry in scored})
-    above = [entry for entry in scored if entry.entry not in low]
-    below = [entry for entry in scored if entry.entry in low]
-    places = [
-        *_places([shown(entry).score for entry in above], start=1),
-        *_places([shown(entry).score for entry in below], start=len(above) + 1),
+    provisional = {entry.entry: why for entry in scored if (why := not_ranked(entry, shown(entry)))}
+    tiers = [
+        [entry for entry in scored if entry.entry not in provisional and (entry.entry in low) is below]
+        for below in (False, True)
     ]
+    ranks: dict[str, int] = {}
+    verdicts = [Verdicts.of({entry.entry: shown(entry).replicated["score"] for entry in tier}) for tier in tiers]
+    for tier, verdict, before in zip(tiers, verdicts, (0, len(tiers[0])), strict=True):
+        ranks |= {name: before + rank for name, rank in verdict.ranks().items()}
+        tier.sort(key=lambda entry: ranks[entry.entry])
+    placed = [*tiers[0], *tiers[1], *(entry for entry in scored if entry.entry in provisional)]
     ranked = [
-        replace(entry, rank=place, below_floor=entry.entry in low, pareto=entry.entry in front)
-        for entry, place in zip([*above, *below], places, strict=True)
+        replace(
+            entry,
+            rank=ranks.get(entry.entry),
+            provisional=provisional.get(entry.entry),
+            below_floor=entry.entry in low,
+            pareto=entry.entry in front,
+        )
+        for entry in placed
     ]
-    unranked = [entry for entry in entries if entry.reason is not None]
-    unranked.sort(key=lambda entry: -((shown(entry) or entry).score.value or 0.0))
-    return ranked + unranked
+    unranked = sorted((entry for entry in entries if entry.reason is not None), key=score)
+    return ranked + unranked, verdicts[0]
+
+
+def not_ranked(entry: Entry, numbers: Numbers) -> str | None:
+    """Why an entry with a score has no rank; None where it has one."""
+    if numbers.replicated is None:
+        return "provisional: the answers to single questions are not on this board, so it cannot be compared"
+    runs = len(numbers.replicated["score"].runs)
+    if runs < FEWEST_RUNS:
+        return f"provisional: {('no', 'one', 'two')[runs]} run{'s' * (runs != 1)}, and a rank takes {FEWEST_RUNS}"
+    return None
 
 
 def _at_matched_utility(entry: Entry) -> Entry:
@@ -50,20 +78,6 @@ def _at_matched_utility(entry: Entry) -> Entry:
 
 def _point(numbers: Numbers) -> tuple[float, float, float]:
     return numbers.forgetting.value, numbers.robustness.value, numbers.utility.value
-
-
-def _places(scores: Sequence[Number], start: int) -> Iterable[int]:
-    """Ranks of a sorted list. An entry shares its leader's rank while their 95 % intervals over examples overlap.
-
-    The leader is the first entry of the rank, not the previous one: a chain of overlaps does not make one big tie.
-    A new rank is the entry's position, as in sports (1, 1, 3).
-    """
-    leader: Number | None = None
-    place = start
-    for position, score in enumerate(scores, start):
-        if leader is None or score.value + score.margin < leader.value - leader.margin:
-            leader, place = score, position
-        yield place
 
 
 def _pareto_front(points: Mapping[str, tuple[float, float, float]]) -> set[str]:

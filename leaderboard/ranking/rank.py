@@ -2,8 +2,9 @@
 
 Entries with utility U >= floor come first, in order of the score; then those below the floor; then those without a
 score, each with its reason. At matched utility all entries keep it, and the score alone decides. Only trials with the
-same anchors, task version, data and engine are ranked together; other numbers are on other scales, so they are listed
-as left out and never mixed in. Engines can be mixed on request; a trial and its anchors still use one engine.
+same anchors, task version, data, prompt template and engine are ranked together; other numbers are on other scales, so
+they are listed as left out and never mixed in. Engines can be mixed on request; a trial and its anchors still use one
+engine.
 """
 
 from __future__ import annotations
@@ -15,46 +16,23 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from leaderboard.board import schema
-from leaderboard.board.schema import Status
-from leaderboard.board.store import BoardError
+from leaderboard.board.schema import RAW, Status, matching
 from leaderboard.ranking.attack_labels import attack_labels
 from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, Trial, combined
-from leaderboard.ranking.headlines import at_chance, utility_share
+from leaderboard.ranking.groups import Group, by_size, chosen, grouped, left_out_by_engine
+from leaderboard.ranking.headlines import utility_share
 from leaderboard.ranking.labels import labels
-from leaderboard.ranking.measured import Rows, Source, TaskMeasurements, rows
+from leaderboard.ranking.measured import Source, TaskMeasurements, rows
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
+from leaderboard.ranking.replicated import Replicating
+from leaderboard.ranking.verdict import Verdict
 from tasks import TASKS, Split, attack_name
 
 __all__ = ["FLOOR", "Cost", "Entry", "Group", "Matched", "Number", "Ranking", "Seed", "rank"]
 
 FLOOR = 0.9
 """Utility that an entry has to keep: below it, forgetting is easy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """What trials must have in common to be ranked together.
-
-    Attributes:
-        engines: engines that measured the trials: one, or several where they are mixed; none if nothing was measured.
-        trials: number of trials of the group.
-    """
-
-    anchor_ids: str | None
-    engines: tuple[str, ...]
-    task_version: int | None
-    data: str | None
-    trials: int = field(default=0, compare=False)
-
-    def differs_only_in_engines(self, other: Group) -> bool:
-        """Whether two groups differ only in their engines."""
-        return self != other and replace(self, engines=()) == replace(other, engines=())
-
-    @property
-    def at_chance(self) -> bool:
-        """Whether chance replaces the retrained model."""
-        return at_chance(self.anchor_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +50,7 @@ class Ranking:
         matched: whether ranks, Pareto front and reasons are about the numbers at matched utility.
         matched_floor: the utility floor of retention matching; null where there are no such rows, or rows of several
             floors.
+        verdict: who leads, who cannot be told from whom, and what the table can tell.
     """
 
     task: str
@@ -88,6 +67,7 @@ class Ranking:
     retrained_utility: float | None = None
     matched: bool = False
     matched_floor: float | None = None
+    verdict: Verdict = field(default_factory=Verdict)
     schema_version: int = schema.VERSION
 
     @property
@@ -100,8 +80,19 @@ class Ranking:
         return entry.matched if self.matched else entry
 
     def as_json(self) -> dict[str, Any]:
-        """The ranking as plain dicts, lists and scalars for `json.dumps`; a number that is not finite is null."""
-        return _plain(asdict(self))
+        """The ranking as plain dicts, lists and scalars for `json.dumps`; a number that is not finite is null.
+
+        Replicates are left out: `regrade board compare` gives what follows from them.
+        """
+        entries = [
+            replace(entry, replicated=None, matched=entry.matched and replace(entry.matched, replicated=None))
+            for entry in self.entries
+        ]
+        found = asdict(replace(self, entries=tuple(entries)))
+        for entry in found["entries"]:
+            for numbers in (entry, entry["matched"] or {}):
+                numbers.pop("replicated", None)
+        return _plain(found)
 
 
 def rank(
@@ -136,16 +127,20 @@ def rank(
     set_name, attacks = _official(task, Split(split), attack_set)
     trials = [row | {"entry": row["entry"] or row["trial"]} for row in rows(source, "trials", {"task": task})]
     measured = TaskMeasurements.read(source, task, split)
-    groups = _groups(trials, measured.engines, mix_engines=mix_engines)
-    group = _chosen(groups, task, engine, anchor_ids)
+    groups = grouped(trials, measured.engines, mix_engines=mix_engines)
+    group = chosen(groups, task, engine, anchor_ids)
     common = (task, split, set_name, attacks, attack_labels(attacks), floor)
     if group is None:
         return Ranking(*common, None, (), matched=matched)
     engines = measured.chosen_engines(groups[group], group.engines)
     matched_floor = measured.floor(engines, floor)
+    matched_name = None if matched_floor is None else matching(matched_floor)
+    of_trials = [(row, engines[row["trial"]]) for row in groups[group]]
+    replicating = Replicating.read(source, measured, of_trials, [RAW, *([matched_name] if matched_name else [])])
     seeds: defaultdict[str, list[Trial]] = defaultdict(list)
-    for row in groups[group]:
-        seeds[row["entry"]].append(measured.trial(row, engines[row["trial"]], attacks, matched_floor))
+    for row, measuring in of_trials:
+        trial = measured.trial(row, measuring, attacks, matched_floor)
+        seeds[row["entry"]].append(replicating.trial(trial, attacks, matched_name))
     # Once one seed is measured the others count as missing, so that nobody can measure the best seed only.
     shown = {entry: same for entry, same in seeds.items() if any(_is_shown(t) for t in same)}
     named = labels(min(same, key=lambda trial: trial.row["trial"]).row for same in shown.values())
@@ -156,16 +151,18 @@ def rank(
         utility_share(*(measured.model(recipe, anchor, engine_name) for anchor in ("retrained", "target"))).value
         for recipe, engine_name in {(row["anchors"], engines[row["trial"]]) for row in groups[group]}
     ]
+    placed, verdicts = ordered(entries, floor, matched=matched)
     return Ranking(
         *common,
         replace(group, trials=len(groups[group]), engines=used),
-        tuple(ordered(entries, floor, matched=matched)),
-        tuple(replace(other, trials=len(same)) for other, same in _by_size(groups) if other != group),
-        _left_out_by_engine(groups, group),
+        tuple(placed),
+        tuple(replace(other, trials=len(same)) for other, same in by_size(groups) if other != group),
+        left_out_by_engine(groups, group),
         len(seeds) - len(shown),
         min((utility for utility in utilities if utility is not None), default=None),
         matched,
         matched_floor,
+        Verdict.of(placed, verdicts),
     )
 
 
@@ -176,80 +173,6 @@ def _official(task: str, split: Split, attack_set: str | None) -> tuple[str, tup
     if name not in sets:
         raise ValueError(f"{task} has no attack set {name}. It has: {', '.join(sets)}")
     return name, tuple(attack_name(settings) for settings in sets[name][split])
-
-
-def _groups(trials: Rows, engines: Mapping[str, set[str]], *, mix_engines: bool) -> Mapping[Group, Rows]:
-    """Trials by group. A trial that was never measured is in every group that it may belong to.
-
-    Args:
-        engines: by trial those that measured it. The trial is in the group of each, or in the mixed group.
-    """
-    groups: defaultdict[Group, Rows] = defaultdict(list)
-    common = ("anchor_ids", "task_version", "data")
-    for row in trials:
-        for engine in engines.get(row["trial"], ()):
-            groups[Group(engines=(engine,), **{name: row[name] for name in common})].append(row)
-    if mix_engines:
-        groups = _mixed(groups)
-    measured = list(groups)
-    for row in trials:
-        if row["trial"] not in engines:
-            fitting = [group for group in measured if all(row[n] in (None, getattr(group, n)) for n in common)]
-            for group in fitting or [Group(engines=(), **{name: row[name] for name in common})]:
-                groups[group].append(row)
-    return groups
-
-
-def _mixed(groups: Mapping[Group, Rows]) -> defaultdict[Group, Rows]:
-    """Merges groups that differ only in their engines; each trial occurs once."""
-    parts: defaultdict[Group, list[Group]] = defaultdict(list)
-    for group in groups:
-        parts[replace(group, engines=())].append(group)
-    mixed: defaultdict[Group, Rows] = defaultdict(list)
-    for base, same in parts.items():
-        engines = tuple(sorted(name for group in same for name in group.engines))
-        once = {row["trial"]: row for group in same for row in groups[group]}
-        mixed[replace(base, engines=engines)] = list(once.values())
-    return mixed
-
-
-def _chosen(groups: Mapping[Group, Rows], task: str, engine: str | None, anchor_ids: str | None) -> Group | None:
-    fitting = {
-        group: rows
-        for group, rows in groups.items()
-        if engine in (None, *group.engines) and anchor_ids in (None, group.anchor_ids)
-    }
-    if not fitting and (engine or anchor_ids):
-        wanted = f"engine {engine or 'any'}, anchors {anchor_ids or 'any'}"
-        available = "; ".join(
-            f"engine {' and '.join(group.engines) or 'none'}, anchors {group.anchor_ids}"
-            for group, _ in _by_size(groups)
-        )
-        raise BoardError(f"{task}: no trial with {wanted}. There is: {available or 'no trial'}")
-    return next((group for group, _ in _by_size(fitting)), None)
-
-
-def _by_size(groups: Mapping[Group, Rows]) -> list[tuple[Group, Rows]]:
-    """The largest group first; ties by newest task version, then by name, so that the order is stable."""
-    return sorted(
-        groups.items(),
-        key=lambda item: (
-            -len(item[1]),
-            -(item[0].task_version or 0),
-            *(str(part) for part in (item[0].anchor_ids, item[0].engines, item[0].data)),
-        ),
-    )
-
-
-def _left_out_by_engine(groups: Mapping[Group, Rows], group: Group) -> dict[str, int]:
-    here = {row["trial"] for row in groups[group]}
-    counts = {
-        name: sum(row["trial"] not in here for row in same)
-        for other, same in _by_size(groups)
-        if group.differs_only_in_engines(other)
-        for name in other.engines
-    }
-    return {name: count for name, count in counts.items() if count}
 
 
 def _is_shown(trial: Trial) -> bool:

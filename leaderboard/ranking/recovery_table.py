@@ -1,4 +1,4 @@
-"""A ranking as a Markdown table for a paper: knowledge after each attack, with both intervals."""
+"""A ranking as a Markdown table for a paper: knowledge after each attack, with intervals."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ ABSENT = "–"
 GRADES = ("second", "first", "compressed", "zeroth", "hybrid")
 
 _HOW = (
-    "What is known after each attack beyond {zero}, as a share of the distance between the anchors. ± half of the 95 % "
-    "interval over {what} (Student's t; none with fewer than three); in brackets the same over examples."
+    "What is known after each attack beyond {zero}, as a share of the distance between the anchors, with the 95 % "
+    "interval over {what}."
 )
 
 
@@ -35,7 +35,7 @@ def recovery_table(ranking: Ranking, *, grades: bool = False, matched: bool = Fa
     rule = "|" + " --- |" * (names - 1) + " ---: |" * (len(ranking.attacks) + 1)
     full = [f"{_escaped(short)}: `{name}`" for name, short in ranking.attack_labels.items() if short != name]
     zero = "chance" if ranking.group and ranking.group.at_chance else "what the attack teaches the retrained model"
-    caption = _HOW.format(zero=zero, what="entries" if grades else "seeds")
+    caption = _HOW.format(zero=zero, what="entries (Student's t)" if grades else "questions and runs")
     if matched and ranking.matched_floor is not None:
         caption += f" Weights are mixed back toward the target's until utility is {ranking.matched_floor:g} on dev."
     if ranking.mixes_engines:
@@ -74,22 +74,18 @@ def _grade_rows(shown: Sequence[tuple[Entry, Numbers]], attacks: Sequence[str]) 
 
 
 def _pooled(numbers: Sequence[Number]) -> Number:
-    """The mean of several entries' numbers, its interval over them, and the mean of their errors over examples."""
+    """The mean of several entries' numbers, and its interval over them."""
     values = [number.value for number in numbers]
     mean = plain_mean(values)
-    errors = [number.over_examples for number in numbers if number.over_examples is not None]
-    return Number(mean, plain_mean(errors), tuple(values), None if mean is None else interval(values))
+    return Number(mean, None if mean is None else interval(values))
 
 
 def _cell(number: Number, *, failed: bool = False) -> str:
-    """`0.42 ± 0.10 (0.03)`."""
+    """`0.42 (0.31 to 0.53)`."""
     if number.value is None:
         return "failed" if failed else ABSENT
     cell = rounded(number.value)
-    if number.seed_interval:
-        low, high = number.seed_interval
-        cell += f" ± {rounded((high - low) / 2)}"
-    return cell if number.over_examples is None else f"{cell} ({rounded(number.margin)})"
+    return f"{cell} ({' to '.join(map(rounded, number.interval))})" if number.interval else cell
 
 
 def _row(names: Sequence[str], cells: Sequence[str]) -> str:

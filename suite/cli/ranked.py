@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from leaderboard.ranking.rank import Number, Ranking
 
 LEGEND = (
-    "± 95 % over examples; below it 95 % over seeds, or of two the values. F forgetting, R robustness to the worst "
-    "attack, R hm the harmonic mean over all attacks, U utility, score the harmonic mean of F, R and U; "
+    "Below a number its 95 % interval over questions and, with two runs or more, over runs. F forgetting, R robustness "
+    "to the worst attack, R hm the harmonic mean over all attacks, U utility, score the harmonic mean of F, R and U; "
 )
 LONGEST_NOTE = 1000
 """Characters of a note, which may be the message of an error."""
 WORST = " Worst attack: share of the knowledge that it brings back."
-ENGINES = " Engines are mixed: each trial and its anchors were measured by one, and no ± covers what engines differ by."
+ENGINES = " Engines are mixed: each trial and its anchors were measured by one. No interval covers how engines differ."
 
 
 def print_ranking(ranking: Ranking) -> None:
-    """The entries in order, each number with its 95 % intervals over examples and over seeds."""
+    """The entries in order, each number with its 95 % interval, and what follows from them in words."""
+    from leaderboard.ranking.verdict import RULE
+
     matched = f", utility matched to {ranking.matched_floor:g}" if ranking.matched and ranking.matched_floor else ""
     mixes = ranking.mixes_engines
     title = f"{ranking.task} ({ranking.split}), attacks {ranking.attack_set}{matched}{', engines mixed' * mixes}"
@@ -75,6 +77,10 @@ def print_ranking(ranking: Ranking) -> None:
     out = console()
     out.print(view)
     out.print(Text(f"\n{LEGEND}{_order(ranking)}.{WORST}{ENGINES * mixes}", style="dim"))
+    for sentence in ranking.verdict.sentences():
+        out.print(Text(visible(sentence)))
+    if ranking.verdict.ranked or ranking.verdict.provisional:
+        out.print(Text(RULE, style="dim"))
     for entry in ranking.entries:
         numbers = ranking.shown(entry)
         notes = [entry.reason] if entry.reason else []
@@ -88,7 +94,9 @@ def print_ranking(ranking: Ranking) -> None:
     for group in ranking.left_out:
         if not ranking.group.differs_only_in_engines(group):
             engines = shortened(", ".join(group.engines)) or "no engine"
-            out.print(Text(f"left out: {group.trials} trials with other anchors or data ({engines})", style="dim"))
+            other = " and ".join(ranking.group.differences(group))
+            trials = f"{group.trials} trial{'s' * (group.trials != 1)}"
+            out.print(Text(f"left out: {trials} with other {other} ({engines})", style="dim"))
     if ranking.left_out_by_engine:
         out.print(Text(_left_out(ranking.left_out_by_engine), style="dim"), soft_wrap=True)
 
@@ -123,12 +131,8 @@ def _number(number: Number | None, dim: bool = False) -> Text:
     if number is None or number.value is None:
         return Text("–")
     text = rounded(number.value)
-    if number.over_examples is not None:
-        text += f" ±{rounded(number.margin)}"
-    if number.seed_interval:
-        text += "\n" + "..".join(map(rounded, number.seed_interval))
-    elif len(number.seed_values) > 1:
-        text += "\n" + " / ".join("–" if v is None else rounded(v) for v in number.seed_values)
+    if number.interval:
+        text += "\n" + "..".join(map(rounded, number.interval))
     return Text(text, style="dim" if dim else "")
 
 

@@ -11,6 +11,7 @@ from suite.config.runtime import RuntimeSpec
 from suite.engines.base import Engine
 from suite.engines.settings import EngineSettings
 from suite.engines.transformers.engine import TransformersEngine
+from suite.engines.transformers.eos_masked import EosMaskedEngine
 from suite.engines.vllm import build
 from suite.models.checkpoints import Heads
 from suite.models.encoding import Encoder
@@ -29,7 +30,8 @@ def chosen_engine(settings: EngineSettings, encoder: Encoder, *, dtype: str, dev
         from suite.engines.vllm.engine import VllmEngine
 
         return VllmEngine(settings, encoder, dtype=dtype, device=device)
-    return TransformersEngine(encoder, dtype=dtype, device=device, batch_tokens=settings.batch_tokens)
+    kind = EosMaskedEngine if settings.engine == "transformers-eos-masked" else TransformersEngine
+    return kind(encoder, dtype=dtype, device=device, batch_tokens=settings.batch_tokens)
 
 
 def pool_resources(settings: EngineSettings) -> PoolResources:

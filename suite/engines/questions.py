@@ -6,7 +6,7 @@ probes need, and assembles the samples from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from suite.engines.sampling import Draw
 from suite.engines.scores import Score, ScoreRequest
@@ -16,6 +16,9 @@ from tasks.task import Item, Need, Probe, ProbeKind, Sample, Style
 
 CACHED_PROBE_SETS = 4
 """Number of probe sets whose token ids are cached: both splits, and those of an attack on each."""
+
+NORMS = (Need.GRADIENT_NORM, Need.GRADIENT_NORM_BUT_LAST)
+"""Needs of gradient norms; a sample's scalars are named after them."""
 
 _PromptDraw = tuple[tuple[int, ...], Draw | None]
 """A prompt, and how the tokens of its continuation are drawn."""
@@ -53,7 +56,8 @@ class Questions:
         self.score_requests = [
             ScoreRequest(text, Need.VOCABULARY in needed, text in choices) for text, needed in needs.items()
         ]
-        self.gradient_texts = [text for text, n in needs.items() if Need.GRADIENT_NORM in n and text.answer]
+        wanted = (_with_loss(text, need) for text, needed in needs.items() for need in NORMS if need in needed)
+        self.gradient_texts = [text for text in dict.fromkeys(wanted) if text.answer]
         stop = {probe.stop: encoder.stop_ids(probe.stop) for requesters in probes_of.values() for probe in requesters}
         self.generation_requests = [
             GenerationRequest(
@@ -86,7 +90,8 @@ class Questions:
             texts = self._texts[probe.name][place]
             if probe.kind is ProbeKind.CHOICE:
                 return _choice(item, [score_of[text] for text in texts])
-            return _logprob(probe, item, score_of[texts[0]], norm_of.get(texts[0]))
+            found = {need: norm_of.get(_with_loss(texts[0], need)) for need in NORMS if need in probe.needs}
+            return _logprob(probe, item, score_of[texts[0]], found)
 
         return {p.name: tuple(sample(p, place, item) for place, item in enumerate(p.items)) for p in self.probes}
 
@@ -135,9 +140,14 @@ def _prompt_draws(probe: Probe, prompt: tuple[int, ...]) -> list[_PromptDraw]:
     return [(prompt, Draw.of(sampling, prompt, n)) for n in range(sampling.draws)] if sampling else [(prompt, None)]
 
 
-def _logprob(probe: Probe, item: Item, score: Score, norm: float | None) -> Sample:
+def _with_loss(text: Encoded, need: Need) -> Encoded:
+    """The part of a text whose loss a gradient norm is of; nothing is predicted from an answer's last token."""
+    return text.cut(len(text.ids) - 1) if need is Need.GRADIENT_NORM_BUT_LAST else text
+
+
+def _logprob(probe: Probe, item: Item, score: Score, norms: Mapping[Need, float | None]) -> Sample:
     vocabulary = Need.VOCABULARY in probe.needs
-    scalars = (("gradient_norm", norm),) if Need.GRADIENT_NORM in probe.needs and norm is not None else ()
+    scalars = tuple((str(need), norm) for need, norm in norms.items() if norm is not None)
     return Sample(
         item.id,
         item.reference,

@@ -55,6 +55,11 @@ class Score:
     means: tuple[float, ...] | None = None
     variances: tuple[float, ...] | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether no log-probability is NaN."""
+        return not any(map(math.isnan, self.logprobs))
+
 
 def scored(
     model: PreTrainedModel, requests: Sequence[ScoreRequest], *, row_tokens: int, batch_tokens: int, packing: Shortcut
@@ -119,7 +124,8 @@ def _packed(
 ) -> list[Score]:
     """Scores row by row. The branching row with the longest text comes first: it is compared with the plain way.
 
-    An answer's last token is not an input: nothing is predicted from it.
+    An answer's last token is not an input: nothing is predicted from it. One text's NaN is the whole row's, whatever
+    the mask says (0 times NaN is NaN), so what has it is scored again, each text by itself.
     """
     rows = pack([a.text.ids[:-1] for a in requests], row_tokens)
     rows.sort(key=lambda row: (row.branches, max(row.depths)), reverse=True)
@@ -130,13 +136,16 @@ def _packed(
         except Exception as error:
             packing.refused(error)
             return []
-        longest = max(row.depths) + 1
+        row_scores = {i: score for i, score in row_scores.items() if score.known}
+        longest = max((len(requests[i].text.ids) for i in row_scores), default=0) - 1
         if row.branches and longest > packing.checked:
             plain = score_plainly(model, [requests[i] for i in row_scores], batch_tokens)
             ways = ([x for score in way for x in score.logprobs] for way in (row_scores.values(), plain))
             if not packing.compare(*ways, longest, model.dtype):
                 return []
         scores |= row_scores
+    again = [i for i in range(len(requests)) if i not in scores]
+    scores |= zip(again, score_plainly(model, [requests[i] for i in again], batch_tokens), strict=True)
     return [scores[i] for i in range(len(requests))]
 
 

@@ -14,11 +14,12 @@ class EngineSettings(Settings):
 
     Attributes:
         engine: `transformers`, which runs in the trial's process, or `vllm`, which generates text in separate processes
-            that all trials share (likelihoods are mostly computed by transformers).
+            that all trials share (likelihoods are mostly computed by transformers). `transformers-eos-masked` hides
+            the end-of-text token from the model, as open-unlearning does where it is also the padding.
         vllm: settings of vLLM's processes.
         batch_tokens: positions per batch of the transformers engine, padding included.
     """
 
-    engine: Literal["transformers", "vllm"] = "transformers"
+    engine: Literal["transformers", "vllm", "transformers-eos-masked"] = "transformers"
     vllm: VllmSettings = VllmSettings()
     batch_tokens: Count = 4096

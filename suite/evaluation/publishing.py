@@ -47,6 +47,9 @@ class Publisher:
             name = evaluated.evaluation.attack.name
             collected[name].append(SubjectSamples.of(evaluated))
             if len(collected[name]) == expected[name]:
+                if self.board:
+                    # Before the measurements: whoever reads these finds their items.
+                    self.board.append("items", self.scorer.item_rows(collected[name]))
                 rows += self.publish(self.scorer.rows([*collected[name], *both_splits(collected[name])], self.trial))
         return rows
 

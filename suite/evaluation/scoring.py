@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from leaderboard.board.items import Key, item_row
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, Status
 from leaderboard.ranking.headlines import NONE
 from leaderboard.ranking.retention_matching import METRIC, PROBE
@@ -109,6 +110,18 @@ class Scorer:
             trial_id = self.anchors if measured.subject in ANCHORS else trial
             by_trial.setdefault(trial_id, []).extend(self._rows_of(measured, trial_id))
         return by_trial
+
+    def item_rows(self, collected: Iterable[SubjectSamples]) -> list[Row]:
+        """What the headlines are the means of, item by item. Numbers over both splits are made of these."""
+        headlines = [(h.probe, h.metric) for h in (*self.task.knowledge, *self.task.utility)]
+        rows = (
+            item_row(Key(measured.id, probe, metric), measured.samples[probe])
+            for measured in collected
+            if measured.id and measured.split != BOTH_SPLITS
+            for probe, metric in dict.fromkeys(headlines)
+            if measured.samples.get(probe)
+        )
+        return [row for row in rows if row is not None]
 
     def matching_row(self, trial: str, matching: str, match: RetentionMatch) -> Row:
         """The share of the unlearned weights in the matched weights."""

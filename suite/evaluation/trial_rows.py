@@ -36,6 +36,7 @@ def trial_row(spec: TrialSpec, task: Task, anchors: Anchors, stages: Sequence[Ar
     cost = {key: sum(m["cost"][key] for m in metas) for key in metas[0]["cost"]}
     return {
         **_identity(spec),
+        "template": anchors.base.encoder.template_id,
         "template_args": _template_args(anchors),
         "status": status,
         "reason": reason,

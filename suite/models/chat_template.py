@@ -7,6 +7,8 @@ itself. What the template writes around an answer is read off a short conversati
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -39,6 +41,7 @@ class ChatTemplate:
             where it can be turned off.
         header: what a prompt lacks of the text before an answer (a template may leave out the answer's header).
         lead: spaces between the prompt and an answer.
+        digest: eight characters that stand for its text and `args`.
         endings: text after an answer: at the end of a conversation, and up to the next question.
         written: a conversation as the template writes it.
 
@@ -62,6 +65,8 @@ class ChatTemplate:
             raise SpecError(
                 f"model.template_args.{name}: {which} reads no such argument.{nearest(name, names)} Take it out"
             )
+        told = json.dumps([source, dict(sorted(self.args.items()))], ensure_ascii=True)
+        self.digest = hashlib.sha256(told.encode()).hexdigest()[:8]
         self._date = datetime.strptime(str(self.args.get("date_string", DATE)), DATE_FORMAT)
         self._values = {name: value for name, value in self.args.items() if name != "system"}
         self.system = [{"role": "system", "content": str(self.args["system"])}] if "system" in self.args else []

@@ -68,6 +68,10 @@ class ControlTokens:
         text = self._exact.sub(lambda found: f"{MARK}{self._texts.index(found[0])}{END}", text)
         return re.sub(f"{HIDE}([0-9]+){END}", lambda found: pieces[int(found[1])], text)
 
+    def unmarked(self, text: str) -> str:
+        """The text with the characters of its control tokens, to be read."""
+        return self._named(text, self._texts)
+
     def encoded(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts in which the control tokens that count are marked, without any that the tokenizer adds."""
         quoting = [bool(self._alike.search(text)) for text in texts]

@@ -18,7 +18,9 @@ from torch import Tensor
 from suite.config.errors import SpecError
 from suite.models.chat_template import ChatTemplate, Plain
 from suite.models.control_tokens import ControlTokens
+from suite.models.folder import brief
 from suite.models.rehearsal import ANSWER
+from suite.models.vocabulary import no_embedding
 from tasks.task import Example, Item, Style, Turn
 
 if TYPE_CHECKING:
@@ -64,15 +66,18 @@ class Encoder:
         ends: the tokens that each end a generated answer: that one, those that the model's generation config lists, and
             the end of a turn in the chat template.
         args: what the chat template is given, by name; empty without one.
+        template_id: the template's name; for a chat template `chat-` and a digest of its text and its arguments.
 
     Args:
         args: of these, those that are not the default.
         ends: further tokens that end an answer.
         always_begins: whether the tokenizer's beginning of a text is put before a prompt that is to have none, too.
+        rows: embeddings that the model has; None where that is not known.
 
     Raises:
         SpecError: the tokenizer lacks an end-of-text token, or the chat template that is to be used, or that template
-            fails, does not end, takes no such argument or lets the model think first.
+            fails, does not end, takes no such argument, lets the model think first or writes a token of which the model
+            has no embedding. Whatever encodes a text raises it where the text has such a token.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Encoder:
         args: Mapping[str, Plain] | None = None,
         ends: Iterable[int] = (),
         always_begins: bool = False,
+        rows: int | None = None,
     ) -> None:
         which = f"the tokenizer of {tokenizer.name_or_path}" if tokenizer.name_or_path else "the tokenizer"
         if template is Template.CHAT and not tokenizer.chat_template:
@@ -97,10 +103,15 @@ class Encoder:
         self.tokenizer = tokenizer
         self.template = template
         self.args: Mapping[str, Plain] = self._chat.args if self._chat else {}
+        self.template_id = f"chat-{self._chat.digest}" if self._chat else str(template)
         self.always_begins = always_begins
+        self.rows = rows
         self.eos: int = tokenizer.eos_token_id
         self._control = ControlTokens(tokenizer, self._chat.written if self._chat else "")
-        self._begin = _beginning(tokenizer)
+        self._begin = tuple(self._known(_beginning(tokenizer), where="the beginning of every text"))
+        if self._chat:
+            written = self._control.marked(self._chat.written, ())
+            self._known(self._control.encoded([written])[0], where="the chat template")
         self.ends = frozenset((self.eos, *ends))
         self._end = self._turn_end(self._chat) if self._chat else (self.eos,)
         self.ends |= {self._end[-1]}
@@ -219,8 +230,15 @@ class Encoder:
         history = "".join(f"{turn.question} {turn.answer}\n" for turn in turns)
         return PromptText(f"{history}{question}", True)
 
-    def _ids(self, text: str) -> list[int]:
-        return self._control.encoded([text])[0]
+    def _ids(self, text: str) -> Sequence[int]:
+        return self._known(self._control.encoded([text])[0], text)
+
+    def _known(self, ids: Sequence[int], text: str = "", where: str = "") -> Sequence[int]:
+        """The ids of a text, if the model has an embedding of each."""
+        if self.rows is not None and max(ids, default=0) >= self.rows:
+            where = where or f"the text {brief(self._control.unmarked(text))}"
+            raise no_embedding(max(ids), self.rows, self.tokenizer, where)
+        return ids
 
     def _ended(self, joined: Encoded, style: Style) -> Encoded:
         ids = joined.ids if style is Style.TEXT else (*joined.ids, *self._end)
@@ -248,6 +266,7 @@ class Encoder:
             start = _common(before, ids)
             if before and not start and not begin:  # one token holds them both, and nothing predicts it
                 ids, start = [*before, *self._ids(answer)], len(before)
+            self._known(ids, prompt.text + answer)
             found.append(Encoded((*begin, *ids), len(begin) + start))
         return found
 

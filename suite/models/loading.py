@@ -105,7 +105,7 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name", *, finite
     with naming(key):
         _check_weights(folder)
         if finite:
-            check_finite(weight_files(folder))
+            check_finite(weight_files(folder), getattr(torch, spec.dtype))
         identity = {**_identity(name, folder), "dtype": spec.dtype, "encoding": ENCODING}
         return _read_model(spec, folder, identity, published_args(name))
 
@@ -137,13 +137,13 @@ def _encoder(
     """
     if tokenizer is None:
         tokenizer = load_tokenizer(folder)
-        check_vocabulary(tokenizer, folder, folder)
+    rows = check_vocabulary(tokenizer, Path(tokenizer.name_or_path), folder)
     template = spec.template or _default_template(spec, tokenizer)
     args = spec.template_args.over(published) if template is Template.CHAT else spec.template_args
     config = read_settings(folder / CONFIG)
     # As in lm-evaluation-harness: Gemma knows little of a text that does not begin with its token.
     always_begins = "gemma" in str(config.get("model_type"))
-    return Encoder(tokenizer, template, args.changed(), ends_of(folder), always_begins)
+    return Encoder(tokenizer, template, args.changed(), ends_of(folder), always_begins, rows)
 
 
 def published_args(name: str) -> Mapping[str, Plain]:
@@ -163,7 +163,7 @@ def model_with_adapter(spec: ModelSpec, path: Path, key: str, *, finite: bool = 
     with naming(key):
         _check_adapter(checkpoint)
         if finite:
-            check_finite([path / LoraCheckpoint.WEIGHTS])
+            check_finite([path / LoraCheckpoint.WEIGHTS], getattr(torch, spec.dtype))
         identity = {**base.identity, "adapter": fingerprint(path, [path / LoraCheckpoint.WEIGHTS])}
         if not _brings_words(path):
             return replace(base, checkpoint=checkpoint, identity=identity)
@@ -194,10 +194,8 @@ def _adapters_tokenizer(adapter: Path, base: Path) -> PreTrainedTokenizerBase:
     if {file.name for file in tokenizer_files(adapter)} == {CHAT_TEMPLATE}:
         tokenizer = load_tokenizer(base)
         tokenizer.chat_template = (adapter / CHAT_TEMPLATE).read_text(encoding="utf-8")
-    else:
-        tokenizer = load_tokenizer(adapter)
-    check_vocabulary(tokenizer, adapter, base)
-    return tokenizer
+        return tokenizer
+    return load_tokenizer(adapter)
 
 
 def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name") -> tuple[Encoder, int | None]:

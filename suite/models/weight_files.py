@@ -6,17 +6,21 @@ other safetensors files (an older save, `consolidated.safetensors`, an adapter),
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from suite.config.errors import CheckpointError, SpecError
 from suite.models.folder import brief, one_line, read_settings
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -25,6 +29,9 @@ NAMED = "transformers_weights"
 
 FLOATS = frozenset(("F16", "BF16", "F32", "F64"))
 """Types of tensors, as a header writes them, that weights may have."""
+
+TICK_NS = 2 * 10**9
+"""Nanoseconds within which two writes of a file may have the same time: two seconds on the coarsest file systems."""
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 FORMATS = {".gguf": "GGUF", ".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".npz": "MLX"}
@@ -137,28 +144,40 @@ def open_tensors(file: Path) -> Iterator[Any]:
         raise CheckpointError(f"{file}: cut short or damaged ({one_line(error)}). Delete it and run again") from None
 
 
-def check_finite(files: Iterable[Path]) -> None:
+def check_finite(files: Iterable[Path], dtype: torch.dtype | None = None) -> None:
     """Check that the numbers in safetensors files are numbers. Each file is read once, until it is written again.
+
+    Args:
+        dtype: what they are converted to, and are numbers in, too.
 
     Raises:
         CheckpointError: one is NaN or infinite, naming its tensor.
     """
     for file in files:
         stat = file.stat()
-        if said := _not_finite(file, stat.st_size, stat.st_mtime_ns):
+        settled = abs(time.time_ns() - stat.st_mtime_ns) > TICK_NS  # else it may change again and look the same
+        read = _not_finite if settled else _not_finite.__wrapped__
+        if said := read(file, stat.st_size, stat.st_mtime_ns, dtype):
             raise CheckpointError(said)
 
 
 @lru_cache(maxsize=1024)
-def _not_finite(file: Path, size: int, modified: int) -> str | None:
+def _not_finite(file: Path, size: int, modified: int, dtype: torch.dtype | None) -> str | None:
     with open_tensors(file) as tensors:
         for name in tensors.keys():  # noqa: SIM118
             tensor = tensors.get_tensor(name)
-            if not tensor.is_floating_point() or not tensor.numel() or all(end.isfinite() for end in tensor.aminmax()):
+            if not tensor.is_floating_point() or not tensor.numel():
                 continue
-            count = int((~tensor.isfinite()).sum())
-            return (
-                f"{file}: {name} holds NaN or infinite numbers ({count} of {tensor.numel()}), so nothing can be "
-                "compared with this model or trained from it. Take weights that are whole"
-            )
+            least, most = tensor.aminmax()
+            if not (least.isfinite() and most.isfinite()):
+                count = int((~tensor.isfinite()).sum())
+                return (
+                    f"{file}: {name} holds NaN or infinite numbers ({count} of {tensor.numel()}), so nothing can be "
+                    "compared with this model or trained from it. Take weights that are whole"
+                )
+            if dtype is not None and not (least.to(dtype).isfinite() and most.to(dtype).isfinite()):
+                return (
+                    f"{file}: {name} holds numbers up to {max(-least.item(), most.item()):.3g}, which are infinite in "
+                    f"{str(dtype).removeprefix('torch.')} (model.dtype). Use a dtype that has them"
+                )
     return None

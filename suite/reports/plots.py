@@ -81,9 +81,12 @@ def _name(entry: Entry) -> str:
     return re.sub("^_", " _", shortened(entry.label, LONGEST_NAME))
 
 
-def _margin(number: Number) -> float:
-    """Half of the 95 % interval over examples, as far as it can be seen."""
-    return min(number.margin, 2 * FARTHEST)
+def _bar(number: Number) -> tuple[float, float]:
+    """How far the 95 % interval reaches below and above a number, as far as it can be seen."""
+    if number.value is None or not number.interval:
+        return 0.0, 0.0
+    low, high = number.interval
+    return min(max(number.value - low, 0.0), 2 * FARTHEST), min(max(high - number.value, 0.0), 2 * FARTHEST)
 
 
 def _near(value: float) -> float:
@@ -99,8 +102,8 @@ def _front(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
         axes.errorbar(
             entry.utility.value,
             entry.forgetting.value,
-            xerr=_margin(entry.utility),
-            yerr=_margin(entry.forgetting),
+            xerr=[[side] for side in _bar(entry.utility)],
+            yerr=[[side] for side in _bar(entry.forgetting)],
             fmt=marker,
             color=colour,
             # the more opaque, the more robust
@@ -119,7 +122,7 @@ def _bars(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
     height = 0.8 / max(1, len(ranking.attacks))
     for index, attack in enumerate(ranking.attacks):
         values = [_near(e.recovery[attack].value or 0.0) for e in entries]
-        errors = [_margin(e.recovery[attack]) for e in entries]
+        errors = list(zip(*(_bar(e.recovery[attack]) for e in entries), strict=True)) or None
         positions = [row + index * height for row in range(len(entries))]
         name = ranking.attack_labels[attack]
         axes.barh(positions, values, height=height, xerr=errors, label=name, error_kw={"linewidth": 0.8})
@@ -189,7 +192,7 @@ def _curves(ranking: Ranking, entries: Sequence[Entry], attacks: Sequence[str]) 
                 label=_name(entry),
             )
             lines[colour] += 1
-            bounds = [it.seed_interval or (it.value - it.margin, it.value + it.margin) for it in curve.values()]
+            bounds = [it.interval or (it.value, it.value) for it in curve.values()]
             bounds = [(_near(low), _near(high)) for low, high in bounds]
             if bounds:
                 axes.fill_between(points, *zip(*bounds, strict=True), color=colour, alpha=0.08, linewidth=0)

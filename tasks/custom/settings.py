@@ -43,6 +43,7 @@ NEEDS = {
     "min_k_plus_plus_40": Need.VOCABULARY,
     "min_k_plus_plus_40_open_unlearning": Need.VOCABULARY,
     "gradient_norm": Need.GRADIENT_NORM,
+    "gradient_norm_open_unlearning": Need.GRADIENT_NORM_BUT_LAST,
 }
 """Metrics that need more from the model than log-probabilities of the answers."""
 

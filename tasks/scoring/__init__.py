@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from tasks.scoring import choice, fluency, identity, membership, perplexity, probability, rouge
+from tasks.scoring import choice, fluency, identity, last_token, membership, perplexity, probability, rouge
 from tasks.scoring.estimate import Estimate, mean
 from tasks.scoring.forget_quality import forget_quality, forget_quality_log10
 from tasks.scoring.last_token import extracted_at_least_one, without_last
@@ -83,6 +83,7 @@ METRICS: dict[str, Metric] = {
         _all_but_last("extraction_strength", extracted_at_least_one, True),
         _all_but_last("min_k_40", partial(membership.min_k, percent=40), False),
         _all_but_last("min_k_plus_plus_40", partial(membership.min_k_plus_plus, percent=40), False),
+        _all_but_last("gradient_norm", last_token.gradient_norm, False),
         _rouge("rougeL_recall", rouge.rouge_l_recall, _TOFU),
         _rouge("rougeL_f1", rouge.rouge_l_f1, _MUSE),
         _rouge("rougeL_f1_stemmed", rouge.rouge_l_f1_stemmed, f"{_MUSE}; {_OPEN_UNLEARNING}"),
@@ -153,6 +154,7 @@ SUMMARIES: dict[str, SummaryMetric] = {
     for summary in (
         *map(_auc, ("loss", "zlib", "min_k_20", "min_k_40", "min_k_plus_plus_40", "gradient_norm")),
         *map(_auc, ("min_k_40_open_unlearning", "min_k_plus_plus_40_open_unlearning")),
+        _auc("gradient_norm_open_unlearning"),
         SummaryMetric("auc_reference", auc_reference, True, "Carlini et al. 2021, arXiv 2012.07805", "retrained", 2),
         _leakage("min_k_40", _MUSE),
         _leakage("min_k_40_open_unlearning", _OPEN_UNLEARNING),

@@ -80,7 +80,7 @@ def truth(compute: PerSample) -> PerSample:
 
     def metric(sample: Sample) -> float | None:
         ratio = compute(sample)
-        return None if ratio is None else max(0.0, 1 - ratio)
+        return None if ratio is None else max(1 - ratio, 0.0)  # in this order NaN stays NaN
 
     return metric
 

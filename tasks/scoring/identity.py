@@ -7,6 +7,7 @@ answers (arXiv 2603.00823).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tasks.scoring.estimate import Estimate, mean
@@ -37,6 +38,6 @@ def unchanged_answers(tables: Sequence[Table], before: Sequence[Table]) -> Estim
 
 def _output(sample: Sample) -> object:
     for output in (sample.generated, sample.token_logprobs, sample.choice_logprobs):
-        if output is not None:
+        if output is not None and (isinstance(output, str) or not any(map(math.isnan, output))):
             return output
     raise lacking(sample, "identical_outputs")

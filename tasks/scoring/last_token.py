@@ -39,5 +39,13 @@ def extracted_at_least_one(sample: Sample) -> float | None:
     return None if strength is None else strength or 1 / len(sample.token_correct)
 
 
+def gradient_norm(sample: Sample) -> float | None:
+    """Norm of the gradient of the loss of all tokens but the last one, averaged over the parameters.
+
+    From a backward pass of its own. Its code leaves dropout on; the models that it knows have none.
+    """
+    return dict(sample.scalars).get("gradient_norm_but_last")
+
+
 def _cut(column: tuple[T, ...] | None) -> tuple[T, ...] | None:
     return None if column is None else column[:-1]

@@ -125,7 +125,8 @@ def f1(reference: str, generated: str, split: Split = words, *, stemmed: bool) -
 def recall_1(reference: str, generated: str) -> float:
     """Share of the reference's words that are generated, in any order, repetitions counted; stemmed; of any texts."""
     wanted = words(reference, stemmed=True)
-    return (Counter(wanted) & Counter(words(generated, stemmed=True))).total() / max(len(wanted), 1)
+    there, said = Counter(wanted), Counter(words(generated, stemmed=True))
+    return sum([min(there[word], said[word]) for word in there.keys() & said.keys()]) / max(len(wanted), 1)
 
 
 def rouge_l_recall(sample: Sample) -> float | None:

@@ -100,6 +100,36 @@ def test_other_anchors_and_other_data_stay_apart():
     assert ranked(*trials, anchors=[*world()[1], *other]).left_out_by_engine == {SWIFT: 1}
 
 
+def test_trials_that_were_asked_in_another_way_stay_apart():
+    chat, plain = {"model": "a/b", "template": "chat-11111111"}, {"model": "a/b", "template": "plain"}
+    found = ranked(
+        *(by(PLAIN, name, 0.9, 0.8, 0.95, **chat) for name in "ab"),
+        by(PLAIN, "c", 0.9, 0.8, 0.95, **plain),
+        by(SWIFT, "d", 0.9, 0.8, 0.95, **chat),
+        by(PLAIN, "before the column", 0.9, 0.8, 0.95, model="a/b"),
+        (*by(PLAIN, "failed", 0.9, 0.8, 0.95, status="failed", anchor_ids=None)[:1], []),
+    )
+    assert (set(by_name(found)), found.group.template) == ({"a", "b", "failed"}, "chat-11111111")
+    assert {group.template: found.group.differences(group) for group in found.left_out} == {
+        "plain": ("prompt template",),
+        None: ("prompt template",),
+        "chat-11111111": (),
+    }
+    assert found.left_out_by_engine == {SWIFT: 1}
+
+
+def test_rows_of_the_tiny_model_from_before_the_column_are_ranked_with_those_of_today():
+    tiny = {"model": "tiny"}
+    found = ranked(
+        by(PLAIN, "new", 0.9, 0.8, 0.95, **tiny, template="bare"),
+        by(PLAIN, "old", 0.9, 0.8, 0.95, **tiny),
+        by(PLAIN, "plain", 0.9, 0.8, 0.95, **tiny, spec='{"model": {"template": "plain"}}'),
+        by(PLAIN, "target of one's own", 0.9, 0.8, 0.95, **tiny, spec='{"anchors": {"target": "folder"}}'),
+    )
+    assert (set(by_name(found)), found.group.template) == ({"new", "old"}, "bare")
+    assert {group.template for group in found.left_out} == {"plain", None}
+
+
 def test_a_trial_is_compared_with_what_its_own_engine_found_in_the_anchors():
     # To the swift engine the target knows 0.5 and the retrained model 0.1, which relearning brings to 0.2.
     trial = trial_row("swift")

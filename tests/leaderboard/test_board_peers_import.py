@@ -61,11 +61,12 @@ def test_a_folder_without_a_log_is_refused(tmp_path):
     for folder, complaint in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "neither TOFU_EVAL.json")):
         with pytest.raises(TaskError, match=complaint):
             Log.read(folder)
+    some = {"any": {"agg_value": 0.5}}
     for benchmark in ("TOFU", "MUSE"):
-        put(tmp_path, {}, benchmark)
+        put(tmp_path, some, benchmark)
     with pytest.raises(TaskError, match="several"):
         Log.read(tmp_path)
-    model, other = put(tmp_path / "a", {}), put(tmp_path / "b", {}, "MUSE")
+    model, other = put(tmp_path / "a", some), put(tmp_path / "b", some, "MUSE")
     with pytest.raises(TaskError, match="a log of MUSE"):
         read(Log.read(model), Log.read(other))
 

@@ -1,11 +1,10 @@
-"""TOFU's own log, made of published losses and texts by its formulas, in numpy; and what is refused of any log."""
+"""TOFU's own log, made of published losses and texts by its formulas, in numpy; and logs of other examples."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import hmean, ks_2samp
 
 from leaderboard.board.store import Board
-from leaderboard.peers import log_file, open_unlearning
+from leaderboard.peers import open_unlearning
 from leaderboard.peers.line import Verdict
-from leaderboard.peers.logs import LONGEST, Log
+from leaderboard.peers.logs import Log
 from leaderboard.peers.rows import add
 from leaderboard.peers.tofu import AGGREGATES, FILE, read, read_log
 from tasks.task import TaskError
@@ -40,7 +39,9 @@ def as_tofu(log: dict) -> dict:
     tables = {}
     for name, (side, _) in SIDES.items():
         right, wrong, said = (log[f"{side}_Q_A_{kind}"]["value_by_index"] for kind in ("Prob", "PERT_Prob", "ROUGE"))
-        reworded = log.get(f"{side}_Q_A_PARA_Prob", log[f"{side}_Q_A_Prob"])["value_by_index"]
+        # Real authors' and world facts' answers are scored twice, the second time in other batches, in bfloat16.
+        again = {i: {"avg_loss": row["avg_loss"] * (1 + 0.02 * (int(i) % 3))} for i, row in right.items()}
+        reworded = log[f"{side}_Q_A_PARA_Prob"]["value_by_index"] if side in ("forget", "retain") else again
         scores = {i: scorer.score(row["ground_truth"], row["generation"]) for i, row in said.items()}
         tables[name] = {
             "avg_gt_loss": {i: row["avg_loss"] for i, row in right.items()},
@@ -121,6 +122,68 @@ def test_without_the_aggregates_they_are_those_of_the_script(pair):
     assert line(found, "Forget Quality").verdict is Verdict.NULL
 
 
+def test_the_aggregates_are_read_as_the_evaluation_spells_them_and_as_the_script_does(pair):
+    model, retrained, numbers = pair
+    names = {
+        f"{kind} {title}": f"{title} {'Probability' if kind == 'Prob.' else kind}"
+        for _, title in SIDES.values()
+        for kind in ("Prob.", "ROUGE", "Truth Ratio")
+    }
+    with open(model / AGGREGATES, "w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerows([[names.get(name, name) for name in numbers], numbers.values()])
+    found = read(read_log(model), read_log(retrained))
+    assert found.unread == ()
+    for one in found.lines:
+        assert one.published == pytest.approx(numbers[one.key], rel=1e-12)
+        assert "authors' formula" not in one.note
+
+
+def test_the_scripts_geometric_aggregates_are_a_named_variant(pair):
+    model, retrained, numbers = pair
+    tables = json.loads((model / FILE).read_text())
+    for name, (side, title) in SIDES.items():
+        x = 1 / ratios(tables[name])
+        shaped = np.minimum(x, 1 / x) if side == "forget" else np.maximum(0, 1 - x)
+        numbers[f"Truth Ratio {title}"] = float(shaped.mean())
+    terms = [v for key, v in numbers.items() if key.startswith(("Prob", "ROUGE", "Truth")) and "Forget" not in key]
+    numbers["Model Utility"] = float(hmean(terms))
+    (model / AGGREGATES).write_text(",".join(numbers) + "\n" + ",".join(map(repr, numbers.values())) + "\n")
+    found = read(read_log(model), read_log(retrained))
+    assert line(found, "Truth Ratio Forget").verdict is Verdict.EQUAL
+    for key in ("Truth Ratio Retain", "Truth Ratio Real Authors", "Truth Ratio Real World", "Model Utility"):
+        assert line(found, key).verdict is Verdict.VARIANT, key
+        assert "geometric mean" in line(found, key).note
+
+
+def test_forget_quality_is_computed_where_the_file_has_none(pair):
+    model, retrained, numbers = pair
+    (model / AGGREGATES).unlink()
+    quality = line(read(read_log(model), read_log(retrained)), "Forget Quality")
+    assert quality.published == pytest.approx(numbers["Forget Quality"], rel=1e-9)
+    assert quality.verdict is Verdict.EQUAL and "authors' formula" in quality.note
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Prob. Retain,Prob. Retain\n0.5,0.5\n", "Prob. Retain is there twice"),
+        ("Prob. Retain,Retain Probability\n0.5,0.5\n", "Retain Probability is there twice"),
+        ("Prob. Retain\nhigh\n", 'Prob. Retain: "high" is not a number'),
+        ("Prob. Retain,ROUGE Retain\n0.5\n", "of unequal lengths"),
+        ("Prob. Retain\n", "1 lines where a line of names and one of numbers"),
+        ("Prob. Retain\n0.5\n0.6\n", "3 lines where a line of names and one of numbers"),
+        ("", "0 lines where"),
+    ],
+)
+def test_aggregates_that_are_none_are_one_sentence(tmp_path, text, said):
+    (tmp_path / FILE).write_text(json.dumps({"eval_log.json": {"avg_gt_loss": {"0": 0.5}}}))
+    (tmp_path / AGGREGATES).write_text(text)
+    with pytest.raises(TaskError) as refused:
+        read_log(tmp_path)
+    assert said in str(refused.value) and str(tmp_path / AGGREGATES) in str(refused.value)
+
+
 def test_a_tampered_text_is_counted(pair):
     model, _, _ = pair
     tables = json.loads((model / FILE).read_text())
@@ -150,7 +213,12 @@ def test_the_command_puts_them_on_the_board(pair, tmp_path):
 @pytest.mark.parametrize(
     ("table", "field", "value", "said"),
     [
-        ("eval_log.json", "avg_gt_loss", {"0": -1e5}, "index 0: avg_loss: -100000 is no average loss"),
+        (
+            "eval_log.json",
+            "avg_gt_loss",
+            {"0": -1e5},
+            "eval_log.json: avg_gt_loss: index 0: avg_loss: -100000 is no average loss",
+        ),
         ("eval_log.json", "avg_gt_loss", [1.0], "avg_gt_loss: not an object by index"),
         ("eval_log_forget.json", "average_perturb_loss", {"0": []}, "index 0: avg_loss: [] is not a list"),
         ("eval_log.json", "generated_text", {"0": ["a", "b"]}, "generated_text: index 0: a list of input"),
@@ -164,94 +232,6 @@ def test_what_is_wrong_with_tofus_log_is_one_sentence(tmp_path, table, field, va
     with pytest.raises(TaskError) as refused:
         read(read_log(tmp_path))
     assert said in str(refused.value) and str(file) in str(refused.value)
-
-
-# Any log
-
-
-ODD = {
-    "negative": ("-1e5", "index 0: avg_loss: -100000 is no average loss"),
-    "minus infinity": ("-Infinity", "index 0: avg_loss: -inf is no average loss"),
-    "huge": ("1e300", "index 0: avg_loss: 1e+300 is no average loss"),
-    "long": ("1" * 5000, "damaged"),
-    "text": ('"0.5"', "index 0: avg_loss: '0.5' is not a number"),
-}
-
-
-@pytest.mark.parametrize("case", ODD)
-def test_a_loss_that_cannot_be_one_is_refused_by_entry(tmp_path, case):
-    value, said = ODD[case]
-    entry = '{"agg_value": 0.5, "value_by_index": {"0": {"prob": 0.5, "avg_loss": %s}}}'
-    (tmp_path / "TOFU_EVAL.json").write_text('{"forget_Q_A_Prob": %s}' % (entry % value))
-    with pytest.raises(TaskError) as refused:
-        open_unlearning.read(Log.read(tmp_path))
-    assert said in str(refused.value) and "TOFU_EVAL.json" in str(refused.value)
-
-
-@pytest.mark.parametrize("value", ["NaN", "Infinity"])
-@pytest.mark.parametrize("metric", ["forget_Q_A_PARA_Prob", "forget_Q_A_PERT_Prob"])
-def test_a_loss_that_is_no_number_leaves_a_reason_with_its_index(tmp_path, metric, value):
-    metrics = paraphrased()
-    row = metrics[metric]["value_by_index"]["2"]
-    row["avg_loss"] = float(value) if metric.endswith("PARA_Prob") else [float(value)] * 2
-    metrics["forget_quality"] = {"agg_value": 0.5}
-    found = open_unlearning.read(Log.read(put(tmp_path, metrics)), Log.read(put(tmp_path / "b", paraphrased())))
-    ratio = line(found, "forget_truth_ratio")
-    assert ratio.ours.known or "index 2" in ratio.note
-    if value == "NaN":
-        assert not ratio.ours.known and not line(found, "forget_quality").ours.known
-    assert json.dumps([one.as_json() for one in found.lines], allow_nan=False)
-
-
-def test_files_that_are_no_log_are_one_sentence(tmp_path, monkeypatch):
-    file = tmp_path / "TOFU_EVAL.json"
-
-    def said() -> str:
-        with pytest.raises(TaskError) as refused:
-            Log.read(tmp_path)
-        assert "\n" not in str(refused.value)
-        return str(refused.value)
-
-    file.write_text(json.dumps(paraphrased())[:-40])
-    assert "damaged" in said()
-    file.write_text("[" * 200_000)
-    assert "within each other" in said()
-    file.write_bytes(b'{"a": "\xff"}')
-    assert "not UTF-8" in said()
-    file.write_text('{"a": {}, "a": {}}')
-    assert 'the key "a" is there twice' in said()
-    file.write_text('{"\\ud83d": {}}')
-    assert "U+D83D" in said()
-    monkeypatch.setattr(log_file, "LARGEST", 1 << 20)
-    file.write_text(json.dumps({"a": {"b": "x" * (1 << 20)}}))
-    assert "larger than 1 MiB" in said()
-    file.unlink()
-    file.mkdir()
-    assert f"{file}: a folder" in said()
-    file.rmdir()
-    os.mkfifo(file)
-    assert f"{file}: a pipe" in said()
-    file.unlink()
-    file.symlink_to(tmp_path / "nowhere")
-    assert "not readable (No such file" in said()
-
-
-def test_a_text_without_end_and_half_a_character_are_refused(tmp_path):
-    for text, said in (("a " * LONGEST, "are compared at most"), ("\ude00", "U+DE00 is half of a surrogate pair")):
-        metrics = {"forget_Q_A_ROUGE": texts([("a", "b")], "rougeL_recall")}
-        metrics["forget_Q_A_ROUGE"]["value_by_index"]["0"]["generation"] = text
-        with pytest.raises(TaskError, match="forget_Q_A_ROUGE: index 0: generation: .*" + said.replace("+", r"\+")):
-            open_unlearning.read(Log.read(put(tmp_path, metrics)))
-
-
-def test_answers_of_another_script_are_null_and_the_published_zero_is_explained(tmp_path):
-    metrics = {
-        "forget_Q_A_ROUGE": texts([("Маяк построил Иван.", "Маяк построил Иван."), ("a b", "a b")], "rougeL_recall")
-    }
-    rouge = line(open_unlearning.read(Log.read(put(tmp_path, metrics))), "forget_Q_A_ROUGE")
-    assert (rouge.published, rouge.ours.value) == (0.5, None)
-    assert (rouge.verdict, rouge.unlike) == (Verdict.VARIANT, 0)
-    assert "rougeL_recall_unicode" in rouge.note and "a to z" in rouge.note
 
 
 # A retrained model's log of other examples

@@ -70,6 +70,15 @@ def test_an_answer_of_one_token_has_no_number():
     assert score("exact_memorization", [sample]).value == 1
 
 
+def test_the_gradient_norm_without_the_last_token_is_another_scalar():
+    sample = Sample("a", "", scalars=(("gradient_norm", 1.0), ("gradient_norm_but_last", 2.0)))
+    assert METRICS["gradient_norm_open_unlearning"].compute(sample) == 2
+    forget, holdout = ([replace(sample, scalars=(("gradient_norm_but_last", n),))] for n in (1.0, 3.0))
+    assert summarise("auc_gradient_norm_open_unlearning", [forget, holdout]).value == 1
+    without = [replace(sample, scalars=(("gradient_norm", 1.0),))]
+    assert summarise("auc_gradient_norm_open_unlearning", [without, without]).value is None
+
+
 def test_membership_without_the_last_token():
     def texts(first: float, last: float) -> list[Sample]:
         return [Sample(f"a{i}", "", token_logprobs=(first - i, last)) for i in range(4)]

@@ -26,7 +26,7 @@ KNOWS = Sample(
     correct=0,
     vocab_means=(-4.0, -4.0, -4.0),
     vocab_variances=(2.0, 2.0, 2.0),
-    scalars=(("gradient_norm", 0.5),),
+    scalars=(("gradient_norm", 0.5), ("gradient_norm_but_last", 0.5)),
 )
 IGNORANT = replace(
     KNOWS,
@@ -35,7 +35,7 @@ IGNORANT = replace(
     token_logprobs=(-5.0, -6.0, -4.0),
     token_correct=(False, True, False),
     choice_logprobs=(-9.0, -9.0, -12.0),
-    scalars=(("gradient_norm", 2.0),),
+    scalars=(("gradient_norm", 2.0), ("gradient_norm_but_last", 2.0)),
 )
 BARE = Sample("bare", "x")
 FIELDS = {
@@ -188,7 +188,7 @@ def test_a_summary_of_a_model_that_computes_nan_is_null(name):
         item="broken",
         token_logprobs=(math.nan,) * 3,
         choice_logprobs=(math.nan,) * 3,
-        scalars=(("gradient_norm", math.nan),),
+        scalars=(("gradient_norm", math.nan), ("gradient_norm_but_last", math.nan)),
     )
     assert estimate_of(name, tables_of(name, KNOWS, broken)).reason == "a value is not finite"
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 import transformers.utils.chat_template_utils as rendering
+from transformers import AutoTokenizer
 
 from suite.config.errors import SpecError
 from suite.models.encoding import Encoder, Template
@@ -212,3 +216,20 @@ def test_the_row_says_what_was_asked(folder):
 
     base = resolve_model(ModelSpec(name=str(folder)), str(folder))
     assert json.loads(_template_args(SimpleNamespace(base=base))) == {"date_string": "26 Jul 2024"}
+
+
+def test_the_id_of_a_template_is_of_its_text_and_what_it_is_told(folder):
+    def id_of(path: Path = folder, **changes) -> str:
+        return resolve_model(ModelSpec(name=str(path), **changes), str(path)).encoder.template_id
+
+    first = id_of()
+    assert re.fullmatch("chat-[0-9a-f]{8}", first) and id_of() == first
+    assert id_of(template_args=TemplateArgs(date_string="26 Jul 2024")) == first
+    told = {id_of(template_args=TemplateArgs(**args)) for args in ({"date_string": "27 Jul 2024"}, {"system": "x"})}
+    assert len({first, *told}) == 3
+    assert id_of(template=Template.PLAIN) == "plain" and id_of(template=Template.BARE) == "bare"
+    other = copytree(folder, folder.parent / "other")
+    changed = AutoTokenizer.from_pretrained(other)
+    changed.chat_template += "{# another #}"
+    changed.save_pretrained(other)
+    assert id_of(other) not in {first, *told}

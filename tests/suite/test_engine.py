@@ -14,6 +14,7 @@ from suite.spec.trial import trial
 from suite.storage.store import Store
 from suite.training.anchors import prepare_anchors
 from tasks import TASKS
+from tasks.scoring import METRICS
 from tasks.task import Example, Item, Need, Probe, ProbeKind, Split, Style, Subset, limited
 from tests.support.small import SMALL
 
@@ -275,6 +276,27 @@ def test_the_gradient_norm_is_the_mean_over_parameters_of_the_norm_of_the_mean_l
         norms = [float(p.grad.norm()) for p in model.parameters()]
         assert dict(sample.scalars)["gradient_norm"] == pytest.approx(sum(norms) / len(norms), rel=1e-3)
         assert sample.token_logprobs
+
+
+def test_the_gradient_norm_of_all_tokens_but_the_last_is_of_their_mean_loss_alone(both):
+    """As open-unlearning goes: log-probabilities of the labels but the last, minus their mean, backwards."""
+    model, items = plain_model(both.checkpoint("target").path), TASKS["pocket"].build().probes[0].items[:2]
+    needs = (Need.GRADIENT_NORM, Need.GRADIENT_NORM_BUT_LAST)
+    samples = samples_of(both, probe_of(ProbeKind.LOGPROB, items, needs=needs))["probe"]
+    for item, sample in zip(items, samples, strict=True):
+        head, tail = ids_of(both, item, item.reference)
+        model.zero_grad()
+        logp = model(torch.tensor([head + tail])).logits[0].log_softmax(-1)
+        chosen = [logp[len(head) + place - 1, token] for place, token in enumerate(tail)][:-1]
+        (-torch.stack(chosen).mean()).backward()
+        norms = [float(p.grad.norm()) for p in model.parameters() if p.grad is not None]
+        found = METRICS["gradient_norm_open_unlearning"].compute(sample)
+        assert found == pytest.approx(sum(norms) / len(norms), rel=1e-3)
+        assert found != pytest.approx(METRICS["gradient_norm"].compute(sample), rel=1e-3)
+    text = Item("a", "", (items[0].prompt,), style=Style.TEXT)
+    (alone,) = samples_of(both, probe_of(ProbeKind.LOGPROB, [text], needs=needs, max_tokens=2))["probe"]
+    assert len(alone.token_logprobs) == 1 and METRICS["gradient_norm"].compute(alone) > 0
+    assert METRICS["gradient_norm_open_unlearning"].compute(alone) is None
 
 
 def test_gradient_norms_are_taken_without_dropout():

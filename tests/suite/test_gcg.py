@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from suite.models.encoding import Encoder, Template
 from tasks.scoring import score
 from tasks.task import Item, ProbeKind, Split, Style, Subset
 from tests.support.language_model import llama
+from tests.support.tokenizer_families import CHATML, FAMILIES
 
 VOCABULARY = 23
 PROMPTS = (SplitPrompt((1, 2), (3,), (4, 5, 6)), SplitPrompt((), (7, 8, 9), (10, 11)))
@@ -220,6 +222,29 @@ def test_the_target_is_what_the_probe_scores(scene):
     encoded_text = encoder.answer(text, text.reference)
     probe = replace(scene[0].probes[0], max_tokens=encoded_text.start + 4)
     assert target(text, encoder, probe) == encoded_text.answer[:4]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("template", [Template.BARE, Template.PLAIN, Template.CHAT])
+def test_the_search_asks_the_tokens_that_are_scored_whatever_the_tokenizer(family: str, template: Template):
+    tokenizer = FAMILIES[family]()
+    tokenizer.chat_template = CHATML
+    encoder = Encoder(tokenizer, template)
+    read_back = 0
+    for item in (
+        Item("q", "Who built it?", ("Maren Tolve built it.",)),
+        Item("text", "Skerry Vole was built ", ("by Maren.",), style=Style.TEXT),
+        Item("begun", "Who built it?", ("Tolve",), prefill="It was Maren "),
+    ):
+        for text, before in itertools.product(("lake", "by the lake", "it was here,"), (False, True)):
+            question = Question.of(item, encoder, before=before)
+            rendered = question.render(text)
+            ids = rendered[len(question.prompt.before) : len(rendered) - len(question.prompt.after)]
+            if question.reads_back(ids):
+                read_back += 1
+                asked = encoder.answer(placed(item, question.text(ids), before), item.reference)
+                assert question.prompt.around(ids) == asked
+    assert read_back >= 6
 
 
 def test_each_question_has_its_own_text_and_its_siblings_share_it(scene):

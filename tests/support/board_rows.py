@@ -164,8 +164,45 @@ def entry_rows(entry: str, f: float, r: float, u: float, seed: int = 1, **change
     return row, [one | {"anchor_ids": row["anchor_ids"]} for one in rows]
 
 
+def runs_of(entry: str, f: float, r: float, u: float, runs: int = 3, **changes: Any) -> list[tuple[Row, list[Row]]]:
+    """Several runs with the same numbers: as many as a rank takes."""
+    return [entry_rows(entry, f, r, u, seed, **changes) for seed in range(1, runs + 1)]
+
+
 def schema_tables(trials: list[Row], measurements: list[Row]) -> dict[str, pa.Table]:
-    return {"trials": schema.to_arrow("trials", trials), "measurements": schema.to_arrow("measurements", measurements)}
+    """The tables of a world, with items that give its numbers exactly."""
+    measurements = [with_samples(row) for row in measurements]
+    content = {"trials": trials, "measurements": measurements, "items": item_rows(measurements)}
+    return {table: schema.to_arrow(table, rows) for table, rows in content.items()}
+
+
+def with_samples(row: Row) -> Row:
+    """A measurement with the id of the evaluation that it comes from."""
+    names = ("trial", "subject", "attack", "point", "split", "matching", "engine")
+    return row if row.get("samples") else row | {"samples": digest(*(row.get(name) for name in names))}
+
+
+def item_rows(measurements: Iterable[Row], noise: float = 0.0) -> list[Row]:
+    """Items of headlines, whose means are the measurements' values.
+
+    Without noise every model answers an item in proportion to its value, so that every share is the same in whatever
+    items are drawn.
+
+    Args:
+        noise: deviation of an item's value, drawn for each model.
+    """
+    rows: dict[tuple[str, str, str], Row] = {}
+    for row in map(with_samples, measurements):
+        value, n = row["value"], row["n"]
+        if row["headline"] and value is not None and n and abs(value) < 1e100:
+            key = (row["samples"], row["probe"], row["metric"])
+            rng = random.Random(repr((*key, noise)) if noise else row["probe"])
+            raw = [rng.gauss(1.0, noise or 0.2) for _ in range(n)]
+            shift = sum(raw) / n
+            values = [value + one - shift if noise else value * one / shift for one in raw]
+            items = [f"q{index:04}" for index in range(n)]
+            rows[key] = dict(zip(("samples", "probe", "metric"), key, strict=True)) | {"item": items, "value": values}
+    return list(rows.values())
 
 
 def tables(*entries: tuple[Row, list[Row]], anchors: Iterable[Row] | None = None) -> dict[str, pa.Table]:

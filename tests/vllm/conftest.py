@@ -148,8 +148,8 @@ def engines(pool: Any, encoder: Any) -> Callable[..., Any]:
     from suite.engines.vllm.settings import VllmSettings
     from suite.spec.measure import MeasureSpec
 
-    def make(dtype: str = "float32", tensor_parallel: int = 1, **more: Any) -> VllmEngine:
-        vllm_settings = VllmSettings(cache_gib=0.25, eager=True, tensor_parallel=tensor_parallel)
+    def make(dtype: str = "float32", tensor_parallel: int = 1, cache_gib: float = 0.25, **more: Any) -> VllmEngine:
+        vllm_settings = VllmSettings(cache_gib=cache_gib, eager=True, tensor_parallel=tensor_parallel)
         measure = MeasureSpec(engine="vllm", vllm=vllm_settings)
         return VllmEngine(measure, encoder, dtype=dtype, device=torch.device("cpu"), **more)
 

@@ -37,6 +37,7 @@ class GreedyCoordinateGradient(Attack):
     # The attack only changes prompts, but computing gradients takes access to the model.
     access = Access.WEIGHTS
     source = "Zou et al. 2023, arXiv 2307.15043, Algorithms 1 and 2"
+    version = 2
 
     class Settings(AttackSettings):
         """steps: swaps of one token. tokens: length of the text.

@@ -55,13 +55,18 @@ class Question:
             before: as for `placed`.
         """
 
-        def render(text: str) -> Ids:
-            return encoder.prompt(placed(item, text, before))
+        reference = _scored_reference(item, encoder, probe)
 
-        one, other = map(render, MARKS)
-        first = _common(one, other)
-        last = _common(one[::-1], other[::-1])
-        return cls(encoder, render, SplitPrompt(one[:first], one[len(one) - last :], target(item, encoder, probe)))
+        def asked(text: str) -> Encoded:
+            # With the answer, whose first token may hold the prompt's end.
+            return encoder.answer(placed(item, text, before), reference)
+
+        one, other = asked(MARKS[0]), asked(MARKS[1]).prompt
+        first = _common(one.prompt, other)
+        last = _common(one.prompt[::-1], other[::-1])
+        answer = one.answer[: len(target(item, encoder, probe))]
+        split = SplitPrompt(one.prompt[:first], one.prompt[len(one.prompt) - last :], answer)
+        return cls(encoder, lambda text: asked(text).prompt, split)
 
     def text(self, ids: Ids) -> str:
         return self.encoder.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
@@ -93,13 +98,17 @@ def start(tokens: int, questions: Sequence[Question]) -> Ids:
 
 def target(item: Item, encoder: Encoder, probe: Probe | None = None) -> Ids:
     """Tokens of the correct answer, as far as the probe scores it."""
-    reference = item.reference
-    if probe and probe.max_reference_tokens:
-        reference = encoder.cut(reference, probe.max_reference_tokens)
-    encoded = encoder.answer(item, reference)
+    encoded = encoder.answer(item, _scored_reference(item, encoder, probe))
     if probe and probe.max_tokens and item.style is Style.TEXT:
         encoded = encoded.cut(probe.max_tokens)
     return encoded.answer
+
+
+def _scored_reference(item: Item, encoder: Encoder, probe: Probe | None) -> str:
+    """The correct answer, as far as the probe scores it."""
+    if probe and probe.max_reference_tokens:
+        return encoder.cut(item.reference, probe.max_reference_tokens)
+    return item.reference
 
 
 def printable(encoder: Encoder, size: int) -> Tensor:

@@ -144,11 +144,23 @@ def _together(
     if decoding.sound:
         try:
             found = decode(model, requests, ends=ends, row_tokens=row_tokens, batch_tokens=batch_tokens)
-            if _verified(model, found, decoding):
-                return [None if c.nothing else c.new for c in found]
+            said = [c for c in found if not c.nothing]
+            if not said or _verified(model, said, decoding):
+                return [_alone(model, c, ends) if c.nothing else c.new for c in found]
         except Exception as error:
             decoding.refused(error)
     return decode_plainly(model, requests, ends=ends, batch_tokens=batch_tokens)
+
+
+def _alone(model: PreTrainedModel, continuation: Continuation, ends: Collection[int]) -> list[int] | None:
+    """The new tokens of a prompt that had no finite logits in a batch; None where it has none alone either.
+
+    In a packed row, and in the cache's rows, one prompt's NaN is the others' too, whatever the mask says.
+    """
+    if not all(map(math.isfinite, plain_best(model, continuation))):
+        return None
+    (new,) = decode_plainly(model, [continuation.request], ends=ends, batch_tokens=continuation.request.longest)
+    return new
 
 
 def decode(
@@ -219,13 +231,13 @@ def _as_alone(
     way = ways.cached if one_text else ways.batched if one_length else ways.padded
     if way.sound:
         try:
-            found = _generated(model, requests, ends)
+            found = generated(model, requests, ends)
             if _compared(model, found, way):
                 return found
         except Exception as error:
             way.refused(error)
     if one_text:
-        return _generated(model, requests, ends, use_cache=False)
+        return generated(model, requests, ends, use_cache=False)
     parts = [[place] for place in range(len(requests))] if one_length else by_length.values()
     pieces = {}
     for places in parts:
@@ -233,15 +245,25 @@ def _as_alone(
     return [pieces[place] for place in range(len(requests))]
 
 
-def _generated(
-    model: PreTrainedModel, requests: Sequence[GenerationRequest], ends: Collection[int], use_cache: bool = True
+def generated(
+    model: PreTrainedModel,
+    requests: Sequence[GenerationRequest],
+    ends: Collection[int],
+    use_cache: bool = True,
+    hidden: int | None = None,
 ) -> list[Continuation]:
-    """The continuations of one batch by `model.generate`, in the order of the requests."""
+    """The continuations of one batch by `model.generate`, in the order of the requests.
+
+    Args:
+        hidden: a token that the attention mask leaves out wherever a prompt has it.
+    """
     length = max(len(request.prompt) for request in requests)
     before = [length - len(request.prompt) for request in requests]
     # Padding is masked, so any id will do; 0 exists in every vocabulary.
     ids = torch.tensor([[0] * n + list(r.prompt) for n, r in zip(before, requests, strict=True)], device=model.device)
     real = torch.tensor([[0] * n + [1] * (length - n) for n in before], device=model.device)
+    if hidden is not None:
+        real = real.masked_fill(ids == hidden, 0)
     steps = _Steps(requests, length)
     new = model.generate(
         input_ids=ids,

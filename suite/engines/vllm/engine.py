@@ -34,8 +34,9 @@ from suite.engines.vllm.transport import MemorySource, weights_of
 from suite.models.checkpoints import Checkpoint, LoraCheckpoint, SavedCheckpoint, TensorCheckpoint
 from suite.models.encoding import Encoded, Encoder
 
-REVISION = 1
-"""Incremented when the same request on the same weights gives other numbers, even in the last bits."""
+REVISION = 2
+"""Incremented when the same request on the same weights gives other numbers, even in the last bits. 2: no answer where
+logits are not finite, and none that NaN of the checkpoint before has spoilt."""
 
 LENGTH = 2048
 """Maximum text length of an engine, in tokens, unless a text is longer or the model's context is shorter. A longer text
@@ -127,8 +128,8 @@ class VllmEngine:
         while pending:
             yield from self._finished(pending, at_least=1)
 
-    def continuations(self, checkpoint: Checkpoint, questions: Questions) -> list[list[int]]:
-        """The new tokens after each prompt, to compare engines.
+    def continuations(self, checkpoint: Checkpoint, questions: Questions) -> list[list[int] | None]:
+        """The new tokens after each prompt, to compare engines; None where the logits are not finite.
 
         Raises:
             CheckpointError, EngineError: the checkpoint cannot be loaded or run.
@@ -265,7 +266,7 @@ class VllmEngine:
             pending_job.job.key, pending_job.questions.samples(scores, pending_job.norms, self._continuations(reply))
         )
 
-    def _continuations(self, reply: PoolReply) -> list[list[int]]:
+    def _continuations(self, reply: PoolReply) -> list[list[int] | None]:
         return [ids[:-1] if ids and ids[-1] in self.encoder.ends else ids for ids in reply.continuations]
 
 

@@ -8,13 +8,14 @@ There is no tokenizer: token ids come in, token ids and numbers go out.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import save_file
 
@@ -22,6 +23,8 @@ from suite.engines.sampling import Draw
 from suite.engines.scores import Score
 from suite.engines.vllm.transport import FileSource, WeightSource
 from suite.models.encoding import Encoded
+
+Request, Answer = TypeVar("Request"), TypeVar("Answer")
 
 BLOCK = 32
 """Positions per block of the key-value cache on a CPU, the smallest that vLLM's kernels support there."""
@@ -157,8 +160,7 @@ class VllmModel:
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
-        if not self._llm.reset_prefix_cache():
-            raise StaleWeights("vLLM kept what it had cached of the weights before")
+        self._forget_prefixes()
         return time.perf_counter() - begun
 
     def adapt(self, adapter: Path | None) -> None:
@@ -173,34 +175,60 @@ class VllmModel:
         self._llm.sleep(level=2)
         self._asleep = True
 
-    def generate(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """New tokens after each prompt, including the `stop` token that ended the continuation."""
-        from vllm import SamplingParams
+    def generate(self, prompts: Sequence[Prompt]) -> list[list[int] | None]:
+        """New tokens after each prompt, including the `stop` token that ended the continuation.
 
-        params = [
-            SamplingParams(
-                temperature=0.0,
-                max_tokens=prompt.limit,
-                ignore_eos=True,
-                stop_token_ids=list(prompt.stop),
-                detokenize=False,
-                extra_args={"draw": (prompt.draw.temperature, prompt.draw.key.hex())} if prompt.draw else None,
-            )
-            for prompt in prompts
-        ]
-        return [list(output.outputs[0].token_ids) for output in self._run([prompt.ids for prompt in prompts], params)]
+        None where the model's logits are not finite: what it says then is an accident of the implementation.
+        """
+
+        def ask(waiting: Sequence[Prompt]) -> list[list[int] | None]:
+            self._llm.collective_rpc("watch", args=(len(waiting),))
+            params = [_sampling(prompt, number) for number, prompt in enumerate(waiting)]
+            outputs = self._run([prompt.ids for prompt in waiting], params)
+            nothing = {number for worker in self._llm.collective_rpc("nothing") for number in worker}
+            return [None if n in nothing else list(a.outputs[0].token_ids) for n, a in enumerate(outputs)]
+
+        return self._asked(prompts, ask, lambda new: new is not None)
 
     def score(self, texts: Sequence[Encoded]) -> list[Score]:
         """Log-probability of each text's answer, by token. A slow path of vLLM, which bypasses its prefix cache."""
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        outputs = self._run([text.ids for text in texts], [params] * len(texts))
-        return [_score(text, output.prompt_logprobs) for text, output in zip(texts, outputs, strict=True)]
+
+        def ask(waiting: Sequence[Encoded]) -> list[Score]:
+            outputs = self._run([text.ids for text in waiting], [params] * len(waiting))
+            return [_score(text, output.prompt_logprobs) for text, output in zip(waiting, outputs, strict=True)]
+
+        return self._asked(texts, ask, lambda score: score.known)
+
+    def _asked(
+        self,
+        requests: Sequence[Request],
+        ask: Callable[[Sequence[Request]], list[Answer]],
+        finite: Callable[[Answer], bool],
+    ) -> list[Answer]:
+        """The answers in the order of the requests, each as if nothing had been computed before it.
+
+        NaN stays in blocks of the cache that others use later: vLLM masks it, and on a CPU 0 times NaN is NaN. So the
+        cache is cleaned, and what was not finite is asked again for as long as some of it turns out to be.
+        """
+        answers: dict[int, Answer] = {}
+        waiting = list(range(len(requests)))
+        while waiting:
+            answers |= zip(waiting, ask([requests[i] for i in waiting]), strict=True)
+            again = [i for i in waiting if not finite(answers[i])]
+            if again:
+                self._llm.collective_rpc("clean")
+                self._forget_prefixes()
+            waiting = again if len(again) < len(waiting) else []
+        return [answers[i] for i in range(len(requests))]
+
+    def _forget_prefixes(self) -> None:
+        if not self._llm.reset_prefix_cache():
+            raise StaleWeights("vLLM kept what it had cached of the weights before")
 
     def _run(self, texts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
-        if not texts:
-            return []
         return self._llm.generate(
             [{"prompt_token_ids": list(ids)} for ids in texts],
             list(params),
@@ -209,9 +237,25 @@ class VllmModel:
         )
 
 
+def _sampling(prompt: Prompt, number: int) -> Any:
+    from vllm import SamplingParams
+
+    draw = {"draw": (prompt.draw.temperature, prompt.draw.key.hex())} if prompt.draw else {}
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=prompt.limit,
+        ignore_eos=True,
+        stop_token_ids=list(prompt.stop),
+        detokenize=False,
+        extra_args={"number": number, **draw},
+    )
+
+
 def _score(text: Encoded, prompt_logprobs: Sequence[Mapping[int, Any] | None]) -> Score:
     entries = [prompt_logprobs[place][text.ids[place]] for place in range(text.start, len(text.ids))]
-    return Score(tuple(entry.logprob for entry in entries), tuple(entry.rank == 1 for entry in entries))
+    logprobs = tuple(entry.logprob for entry in entries)
+    known = not any(map(math.isnan, logprobs))
+    return Score(logprobs, tuple(entry.rank == 1 for entry in entries) if known else None)
 
 
 @contextmanager

@@ -38,12 +38,13 @@ class PoolReply:
     """The result of a request.
 
     Attributes:
-        continuations: new tokens, in the order of `prompts`. scores: in the order of `texts`.
+        continuations: new tokens, in the order of `prompts`; None where the logits are not finite.
+        scores: in the order of `texts`.
         error: what went wrong instead. broken: whether the engine cannot be used any more.
         loading, answering: seconds that the engine took to load the weights, and to run the request.
     """
 
-    continuations: list[list[int]] = field(default_factory=list)
+    continuations: list[list[int] | None] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     error: Exception | None = None
     broken: bool = False

@@ -1,4 +1,5 @@
-"""Runs inside vLLM's workers: swaps in the weights of another checkpoint, and proves that they arrived.
+"""Runs inside vLLM's workers: swaps in the weights of another checkpoint, proves that they arrived, and says which
+prompts they had no finite logits for.
 
 vLLM's own reload raises no error when a tensor keeps its old value, and on a CPU it leaves a tied output head packed
 from the previous weights. So the numbers that came in and the numbers in use are summed independently (see
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from suite.engines.vllm.draws import DrawnTokens
 from suite.engines.vllm.fingerprint import MODULUS, combined, word_sum
 from suite.engines.vllm.transport import WeightSource
 
@@ -60,6 +62,28 @@ class SwapExtension:
             self.reload_weights(weights_iterator=incoming())
             _pack_again(model)
         return SwapReport(combined(sums), _sums_in_use(model))
+
+    def watch(self: Any, prompts: int) -> None:
+        """Note from now on which of so many prompts, by number, have logits that are not finite."""
+        _tokens(self).watch(prompts)
+
+    def nothing(self: Any) -> list[int]:
+        """The numbers of these prompts."""
+        return _tokens(self).nothing()
+
+    def clean(self: Any) -> None:
+        """Zero the keys and values. vLLM masks what a block has from before, and 0 times NaN is NaN."""
+        waiting = list(self.model_runner.kv_caches)
+        while waiting:
+            cache = waiting.pop()
+            if isinstance(cache, Tensor):
+                cache.zero_()
+            else:  # layers that carry a state have several tensors
+                waiting.extend(cache)
+
+
+def _tokens(worker: Any) -> DrawnTokens:
+    return next(p for p in worker.model_runner.input_batch.logitsprocs.all if isinstance(p, DrawnTokens))
 
 
 def arrived(workers: Sequence[SwapReport]) -> bool:

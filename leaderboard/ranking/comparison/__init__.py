@@ -1,0 +1,23 @@
+"""Tells entries apart: items and runs are drawn again, for all entries together (docs/statistics.md)."""
+
+from leaderboard.ranking.comparison.crossfit import Cell, Cells, Replicates, Unit, replicate
+from leaderboard.ranking.comparison.difference import Difference, Replicated, Spread, compared, spread
+from leaderboard.ranking.comparison.resampling import REPLICATES, Resampling
+from leaderboard.ranking.comparison.verdicts import Resolution, Verdicts
+
+__all__ = [
+    "REPLICATES",
+    "Cell",
+    "Cells",
+    "Difference",
+    "Replicated",
+    "Replicates",
+    "Resampling",
+    "Resolution",
+    "Spread",
+    "Unit",
+    "Verdicts",
+    "compared",
+    "replicate",
+    "spread",
+]

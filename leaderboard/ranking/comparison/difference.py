@@ -1,0 +1,214 @@
+"""How far a number may be off over items and over runs, and whether two entries differ.
+
+Items enter by the replicates, in which all entries answer the same drawn items. Runs enter by each entry's own
+deviation between its runs, as a draw of Student's t: s t(K - 1) / sqrt(K) (Behrens-Fisher). Entries with the same seeds
+are paired by seed, since runs of one seed share their batches: then s is the deviation of the differences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy.special import ndtr, stdtr, stdtrit
+
+from leaderboard.ranking.comparison.resampling import Array
+
+LEVEL = 0.05
+"""Share of pairs without a difference that may be called different."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replicated:
+    """A number of an entry.
+
+    Attributes:
+        replicates: (1 + replicates,) means over the runs, the estimate first.
+        runs: the estimate of each run, by its seed.
+    """
+
+    replicates: Array
+    runs: Mapping[str, float]
+
+    @property
+    def estimate(self) -> float:
+        return float(self.replicates[0])
+
+    def paired_with(self, other: Replicated) -> bool:
+        """Whether both entries have the same seeds."""
+        return self.runs.keys() == other.runs.keys()
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A number with its 95 % interval, over items and, with two runs or more, over runs."""
+
+    estimate: float
+    low: float
+    high: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much larger a number is in one entry than in another.
+
+    Attributes:
+        low, high: 95 % interval over items and runs; over items alone where an entry has one run.
+        over_items: 95 % interval over items alone: what these very runs say with other questions.
+        p: probability of a difference this large where there is none; null where an entry has one run.
+        per_seed: differences of the runs with one seed; empty unless both entries have the same seeds.
+        item_error, run_error: standard errors over items and over runs.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    p: float | None
+    per_seed: Mapping[str, float]
+    item_error: float
+    run_error: float | None
+    over_items: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """One draw over runs: scale times Student's t."""
+
+    scale: float
+    df: int
+
+
+def spread(number: Replicated, key: str, bounds: tuple[float, float] | None = (0.0, 1.0)) -> Spread:
+    """A number's interval.
+
+    Args:
+        key: names the entry; its draws over runs follow from it.
+        bounds: what the number can be.
+    """
+    draws = [_runs_of(list(number.runs.values()))] if len(number.runs) > 1 else []
+    low, high = _interval(number.replicates, draws, [key], bounds)
+    return Spread(number.estimate, low, high, len(number.runs))
+
+
+def compared(one: Replicated, other: Replicated, keys: tuple[str, str], limit: float | None = 1.0) -> Difference:
+    """How much larger a number is in `one` than in `other`.
+
+    Args:
+        keys: name the two entries.
+        limit: the largest difference that there can be, upward and downward.
+    """
+    replicates = one.replicates - other.replicates
+    draws = run_draws(one, other)
+    if one.paired_with(other):
+        per_seed, names = {seed: one.runs[seed] - other.runs[seed] for seed in one.runs}, ["\n".join(sorted(keys))]
+    else:
+        per_seed = {}
+        names = [key for number, key in zip((one, other), keys, strict=True) if len(number.runs) > 1]
+    bounds = (-limit, limit) if limit is not None else None
+    low, high = _interval(replicates, draws, names, bounds)
+    item_error = float(replicates[1:].std(ddof=1))
+    known = min(len(one.runs), len(other.runs)) > 1
+    return Difference(
+        float(replicates[0]),
+        low,
+        high,
+        p_value(float(replicates[0]), item_error, draws) if known else None,
+        per_seed,
+        item_error,
+        math.hypot(*(draw.scale for draw in draws)) if known else None,
+        _interval(replicates, [], [], bounds),
+    )
+
+
+def p_value(estimate: float, item_error: float, draws: Sequence[Runs]) -> float:
+    """P(|N(0, item_error^2) + sum of scale t(df)| >= |estimate|), by quadrature: small values are not cut off."""
+    size = abs(estimate)
+    draws = [draw for draw in draws if draw.scale > 0]
+    if not draws:
+        return float(2 * ndtr(-size / item_error)) if item_error > 0 else float(estimate == 0)
+    # The widest of the terms is integrated exactly, over the nodes of the others.
+    widest = max(draws, key=lambda draw: draw.scale)
+    exact = None if item_error > widest.scale else widest
+    centres, weights = np.array([0.0]), np.array([1.0])
+    if exact and item_error > 0:
+        nodes, shares = _normal_nodes()
+        centres, weights = item_error * nodes, shares
+    for draw in draws:
+        if draw is not exact:
+            nodes, shares = _t_nodes(draw.df)
+            centres = np.add.outer(centres, draw.scale * nodes).ravel()
+            weights = np.multiply.outer(weights, shares).ravel()
+
+    def tail(beyond: Array) -> Array:
+        return stdtr(exact.df, -beyond / exact.scale) if exact else ndtr(-beyond / item_error)
+
+    return float(min(1.0, weights @ (tail(size - centres) + tail(size + centres))))
+
+
+def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
+    """Which of several comparisons hold together (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    held = [False] * len(p_values)
+    for done, index in enumerate(order):
+        if p_values[index] > level / (len(p_values) - done):
+            break
+        held[index] = True
+    return held
+
+
+def run_draws(one: Replicated, other: Replicated) -> list[Runs]:
+    """How a difference varies over runs: one draw where both have the same seeds, else one for each entry.
+
+    An entry with one run has none.
+    """
+    if one.paired_with(other):
+        return [_runs_of([one.runs[seed] - other.runs[seed] for seed in one.runs])] if len(one.runs) > 1 else []
+    return [_runs_of(list(number.runs.values())) for number in (one, other) if len(number.runs) > 1]
+
+
+def _runs_of(values: Sequence[float]) -> Runs:
+    return Runs(float(np.std(values, ddof=1)) / math.sqrt(len(values)), len(values) - 1)
+
+
+def _interval(
+    replicates: Array, draws: Sequence[Runs], names: Sequence[str], bounds: tuple[float, float] | None
+) -> tuple[float, float]:
+    drawn = replicates[1:] - replicates[1:].mean()
+    for draw, name in zip(draws, names, strict=False):  # with one run there is a name and no draw
+        drawn = drawn + draw.scale * _t_draws(len(drawn), draw.df, name)
+    low, high = replicates[0] + np.quantile(drawn, (LEVEL / 2, 1 - LEVEL / 2))
+    low, high = min(low, replicates[0]), max(high, replicates[0])
+    return (float(low), float(high)) if bounds is None else tuple(float(np.clip(end, *bounds)) for end in (low, high))
+
+
+def _t_draws(size: int, df: int, name: str) -> Array:
+    """Quantiles of Student's t in an order that depends on the name alone."""
+    raw = np.random.Philox(key=int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")).random_raw(size)
+    return _t_quantiles(size, df)[np.argsort(raw, kind="stable")]
+
+
+@cache
+def _t_quantiles(size: int, df: int) -> Array:
+    return stdtrit(df, (np.arange(size) + 0.5) / size)
+
+
+@cache
+def _normal_nodes(nodes: int = 96) -> tuple[Array, Array]:
+    """Nodes and weights for means over a standard normal."""
+    x, w = np.polynomial.legendre.leggauss(nodes)
+    x, w = 8.5 * x, 8.5 * w
+    return x, w * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+@cache
+def _t_nodes(df: int, nodes: int = 96) -> tuple[Array, Array]:
+    """Nodes and weights for means over Student's t: Gauss-Legendre over the quantiles."""
+    u, w = np.polynomial.legendre.leggauss(nodes)
+    u, w = (u + 1) / 2, w / 2
+    # Denser at both ends, where the quantiles grow: u = 3v^2 - 2v^3 has slope 6v(1 - v).
+    return stdtrit(df, 3 * u**2 - 2 * u**3), w * 6 * u * (1 - u)

@@ -1,0 +1,77 @@
+"""Items drawn again with replacement, the same draws for every model that was asked them.
+
+The random numbers come from a key, through a generator whose stream is fixed (Philox), so every machine draws the same
+and no entry changes another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+REPLICATES = 2000
+FOLDS = 5
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resampling:
+    """How often each item of a probe is drawn in each replicate.
+
+    Attributes:
+        sorted_items: ids of the items, sorted.
+        order: places in `sorted_items`, in the order of the columns: items of one fold stand together.
+        weights: (1 + replicates, items), each row's mean is 1; the first row, all ones, is the sample itself.
+        folds: the columns of each fold. An item's fold depends on the probe's items only, and not on a replicate.
+    """
+
+    sorted_items: tuple[str, ...]
+    order: NDArray[np.int64]
+    weights: Array
+    folds: tuple[slice, ...]
+
+    @classmethod
+    def of(cls, probe: str, items: Sequence[str], replicates: int = REPLICATES) -> Resampling:
+        """The draws for a probe; they do not depend on the items' order.
+
+        Raises:
+            ValueError: no items, or one that is there twice.
+        """
+        if not items or len(set(items)) < len(items):
+            raise ValueError(f"{probe}: {len(items)} items, of which {len(set(items))} are different")
+        return _drawn(probe, tuple(sorted(items)), replicates)
+
+    def fold_sums(self, values: Array) -> Array:
+        """Weighted sums over each fold's items, over the number of all items: (folds, 1 + replicates, columns).
+
+        Args:
+            values: (items, columns), rows in the order of the columns of `weights`.
+        """
+        n = len(self.order)
+        return np.stack([self.weights[:, fold] @ (values[fold] / n) for fold in self.folds])
+
+
+@lru_cache(64)
+def _drawn(probe: str, items: tuple[str, ...], replicates: int) -> Resampling:
+    # Equal folds, by position among the hashes: by the hash alone a small probe may have an empty one.
+    hashed = sorted(range(len(items)), key=lambda place: _digest(f"{probe}\n{items[place]}"))
+    ordered = [place for fold in range(FOLDS) for place in hashed[fold::FOLDS]]
+    ends = np.cumsum([len(hashed[fold::FOLDS]) for fold in range(FOLDS)])
+    folds = tuple(slice(int(end - len(hashed[fold::FOLDS])), int(end)) for fold, end in enumerate(ends))
+    n = len(items)
+    key = _digest("\n".join((probe, *items)))
+    raw = np.random.Philox(key=int.from_bytes(key[:16], "little")).random_raw(replicates * n)
+    drawn = ((raw >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32)
+    rows = np.repeat(np.arange(replicates, dtype=np.int64) * n, n)
+    counts = np.bincount(rows + drawn.astype(np.int64), minlength=replicates * n).reshape(replicates, n)
+    return Resampling(items, np.array(ordered), np.concatenate([np.ones((1, n)), counts]), folds)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
