@@ -22,7 +22,7 @@ from suite.cli.common import (
     print_json,
     read_plan,
 )
-from suite.cli.outputs import say
+from suite.cli.outputs import notice, say
 from suite.cli.stopping import told_how_to_go_on, unfinished
 from suite.cli.supervised import supervised
 
@@ -154,7 +154,7 @@ def _run_grid(
     from suite.trials.preflight import preflight
 
     specs = plan.trials()
-    preflight(specs, plan.measure, plan.runtime, here=runner is Runner.LOCAL or not address)
+    preflight(specs, plan.measure, plan.runtime, here=runner is Runner.LOCAL or not address, tell=notice)
     _run_trials(plan, specs, store, progress, runner, address, concurrency)
 
 
@@ -193,7 +193,7 @@ def _run_search(
     dev = plan.measure.model_copy(update={"splits": (Split.DEV,), "match": None})
     example = some_trial(plan)
     for measure in (dev, plan.measure):
-        preflight([example], measure, plan.runtime, here=runner is Runner.LOCAL or not address)
+        preflight([example], measure, plan.runtime, here=runner is Runner.LOCAL or not address, tell=notice)
     if runner is Runner.RAY:
         from suite.runners.ray_tune import search_on_ray
 
