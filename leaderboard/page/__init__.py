@@ -19,6 +19,7 @@ from leaderboard.page.comparing import comparable
 from leaderboard.page.picture import HEIGHT, SHAPES, STRIP_WIDTH, WIDTH, grade_of, picture, strip
 from leaderboard.ranking.ceilings import ceiling_text
 from leaderboard.ranking.rank import Ranking
+from leaderboard.ranking.searches import search_text
 from leaderboard.ranking.verdict import RULE
 
 __all__ = ["render"]
@@ -46,6 +47,7 @@ _TEMPLATES.filters |= {
     "share": text.share,
     "interval": text.interval,
     "ceiling": ceiling_text,
+    "search": search_text,
     "fraction": text.fraction,
     "seeds": text.seeds,
     "count": text.count,

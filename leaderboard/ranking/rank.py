@@ -9,24 +9,22 @@ engine.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from leaderboard.board import schema
-from leaderboard.board.schema import ANCHORS, Status
 from leaderboard.ranking.attack_labels import attack_labels
-from leaderboard.ranking.ceilings import ceilings
-from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, Trial, combined
+from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, combined
 from leaderboard.ranking.groups import Group, by_size, left_out_by_engine
 from leaderboard.ranking.headlines import utility_share
 from leaderboard.ranking.labels import labels
-from leaderboard.ranking.measured import Source
+from leaderboard.ranking.measured import Source, TaskMeasurements
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
 from leaderboard.ranking.plain import plain
-from leaderboard.ranking.selection import Selection
+from leaderboard.ranking.searches import Search, search_id, searches
+from leaderboard.ranking.selection import Selection, official
 from leaderboard.ranking.verdict import Verdict
 from tasks import Split
 
@@ -52,6 +50,7 @@ class Ranking:
         matched_floor: the utility floor of retention matching; null where there are no such rows, or rows of several
             floors.
         verdict: who leads, who cannot be told from whom, and what the table can tell.
+        searches: the searches and grids that entries come from; the others declare none.
         ceilings: by attack and probe the most that excess recovery can be (`leaderboard.ranking.ceilings`).
     """
 
@@ -71,6 +70,7 @@ class Ranking:
     matched_floor: float | None = None
     verdict: Verdict = field(default_factory=Verdict)
     ceilings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    searches: tuple[Search, ...] = ()
     schema_version: int = schema.VERSION
 
     @property
@@ -155,7 +155,21 @@ def rank(
         here.matched_floor,
         Verdict.of(placed, verdicts),
         _ceilings(here),
+        _searches(source, task, here, list(shown)),
     )
+
+
+def _searches(source: Source, task: str, here: Selection, shown: Sequence[str]) -> tuple[Search, ...]:
+    """With the plain scores of their trials on dev, each by the engine whose numbers are used."""
+    trials = [row for row in here.rows if search_id(row)]
+    if not trials:
+        return ()
+    dev = TaskMeasurements.read(source, task, Split.DEV)
+    _, attacks = official(task, Split.DEV, here.attack_set)
+    measured = [row for row in trials if here.engines[row["trial"]] in dev.engines.get(row["trial"], ())]
+    found = [dev.trial(row, here.engines[row["trial"]], attacks, None) for row in measured]
+    scores = {trial.row["trial"]: trial.headlines.score.value for trial in found}
+    return searches(trials, shown, {trial: score for trial, score in scores.items() if score is not None})
 
 
 def _ceilings(here: Selection) -> dict[str, dict[str, float]]:

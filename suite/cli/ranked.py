@@ -28,7 +28,8 @@ ENGINES = " Engines are mixed: each trial and its anchors were measured by one. 
 def print_ranking(ranking: Ranking) -> None:
     """The entries in order, each number with its 95 % interval, and what follows from them in words."""
     from leaderboard.ranking.ceilings import ceiling_text
-    from leaderboard.ranking.verdict import RULE
+    from leaderboard.ranking.searches import search_text
+    from leaderboard.ranking.verdict import MOST_NAMED, RULE
 
     matched = f", utility matched to {ranking.matched_floor:g}" if ranking.matched and ranking.matched_floor else ""
     mixes = ranking.mixes_engines
@@ -95,6 +96,12 @@ def print_ranking(ranking: Ranking) -> None:
         words += [ceiling_text(ceiling)] if ceiling else []
         if words:
             out.print(Text(visible(f"{label}: {', '.join(words)}"), style="dim"))
+    for search in ranking.searches:
+        of = [shortened(entry.label) for entry in ranking.entries if entry.entry in search.entries]
+        more = f" and {len(of) - MOST_NAMED} more" if len(of) > MOST_NAMED else ""
+        out.print(Text(visible(f"{search_text(search)} ({', '.join(of[:MOST_NAMED])}{more})"), style="dim"))
+    if undeclared := len(ranking.entries) - len({name for search in ranking.searches for name in search.entries}):
+        out.print(Text(f"no search declared: {undeclared} entr{'y' if undeclared == 1 else 'ies'}", style="dim"))
     for group in ranking.left_out:
         if not ranking.group.differs_only_in_engines(group):
             engines = shortened(", ".join(group.engines)) or "no engine"

@@ -171,7 +171,7 @@ def _run_trials(
     from suite.runners import TrialJob, run_here
 
     progress.expect(progress.done + len(specs))
-    jobs = [TrialJob(spec, plan.measure, plan.runtime, store.root) for spec in specs]
+    jobs = [TrialJob(spec, plan.measure, plan.runtime, store.root, plan.declared()) for spec in specs]
     if runner is Runner.RAY:
         from suite.runners.ray_tune import run_on_ray
 
@@ -197,14 +197,14 @@ def _run_search(
     if runner is Runner.RAY:
         from suite.runners.ray_tune import search_on_ray
 
-        template = TrialJob(example, dev, plan.runtime, store.root)
+        template = TrialJob(example, dev, plan.runtime, store.root, plan.declared())
         search_on_ray(
             plan, template, progress.on_outcome, address=address, concurrency=concurrency or plan.search.concurrency
         )
     else:
         search_here(
             plan,
-            lambda spec: TrialJob(spec, dev, plan.runtime, store.root),
+            lambda spec: TrialJob(spec, dev, plan.runtime, store.root, plan.declared()),
             progress.on_outcome,
             lambda job, stage: progress.on_stage(job.spec.optimizer.name, stage),
         )
