@@ -9,13 +9,16 @@ engine.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from leaderboard.board import schema
+from leaderboard.board.schema import ANCHORS, Status
 from leaderboard.ranking.attack_labels import attack_labels
-from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, combined
+from leaderboard.ranking.ceilings import ceilings
+from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, Trial, combined
 from leaderboard.ranking.groups import Group, by_size, left_out_by_engine
 from leaderboard.ranking.headlines import utility_share
 from leaderboard.ranking.labels import labels
