@@ -89,7 +89,7 @@ def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None)
             label=job.spec.label,
             status=result.row["status"],
             reason="; ".join(filter(None, [result.row["reason"], *result.failures])) or None,
-            headlines={str(split): _numbers(result.headlines(split)) for split in job.measure.splits},
+            headlines={str(split): _numbers(result.headlines(split)) for split in job.measure.attacked},
         )
     except KeyboardInterrupt:
         raise

@@ -121,7 +121,7 @@ def _check_model(model: BaseModel, task: Task, measure: MeasureSpec) -> None:
 
 def _probes(task: Task, measure: MeasureSpec) -> list[Probe]:
     """The task's probes on the splits of the measurement."""
-    return [probe for split in measure.splits for probe in task.probes_of(split)]
+    return [probe for split in measure.asked for probe in task.probes_of(split)]
 
 
 def cross_check(

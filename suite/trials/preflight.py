@@ -129,7 +129,7 @@ def _check_data(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
         check_refusable(task.forget_examples(), spec.objective.name, task.name)
     if objective.needs_retain_refusals(spec.objective):
         check_refusable(task.retain, spec.objective.name, task.name)
-    for split in measure.splits:
+    for split in measure.asked:
         for attack in measure.attacks_for(spec.task, split):
             try:
                 attack.check(task, split)
@@ -152,7 +152,7 @@ def _check_model(
     named = _named_models(spec)
     key, name = next(iter(named.items()))
     _check_patterns(spec, name, key, checked)
-    splits = {*measure.splits, *([Split.DEV] if spec.until else [])}
+    splits = {*measure.asked, *([Split.DEV] if spec.until else [])}
     combination = (spec.task, spec.anchors.retain_limit, spec.model, *named.values(), frozenset(splits))
     if combination in checked:
         return
@@ -179,7 +179,7 @@ def check_attacks(
     Raises:
         SpecError: one that was asked for by itself cannot, naming it.
     """
-    attacks = {attack.name: attack for split in measure.splits for attack in measure.attacks_for(task, split)}
+    attacks = {attack.name: attack for split in measure.asked for attack in measure.attacks_for(task, split)}
     for attack in attacks.values():
         try:
             attack.check_model(model)
@@ -222,7 +222,7 @@ def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:
         if times:
             for oracle_kind, calls in _oracle_calls(spec, kind).items():
                 counts[oracle_kind] += times * calls * len(requests(spec, task))
-    points = sum(len(a.points) for split in measure.splits for a in measure.attacks_for(spec.task, split))
+    points = sum(len(a.points) for split in measure.asked for a in measure.attacks_for(spec.task, split))
     intermediate = (spec.steps - 1) // spec.checkpoints.every if spec.checkpoints.every else 0
     return Cost(
         steps=spec.steps * len(requests(spec, task)),
@@ -230,7 +230,7 @@ def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:
         gradient_calls=counts["gradient"],
         directional_calls=counts["directional"],
         curvature_calls=counts["curvature"],
-        evaluations=(2 + _has_retrained(spec, task)) * points + intermediate * len(measure.splits),
+        evaluations=(2 + _has_retrained(spec, task)) * points + intermediate * len(measure.asked),
     )
 
 
