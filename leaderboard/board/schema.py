@@ -134,6 +134,7 @@ TRIALS = _table(
     _column("torch", _STRING, _R, "torch version"),
     _column("threads", _INT, _R, "CPU threads of the trial"),
     _column("suite_version", _STRING, _R, "version of regrade"),
+    _column("search", _STRING, _O, "canonical JSON of the search or grid that the trial was first part of; or null"),
     _column("source", _STRING, _O, "where the rows behind the task were read: hub data set and revision, or mirror"),
     _column("code", _STRING, _O, "digest of the suite's source"),
     _column("unlearn_seconds", _FLOAT, _O, "wall time of unlearning when it was computed"),

@@ -31,7 +31,7 @@ LONGEST_IDS = 4 << 20
 LONGEST_RUN = 1e12
 """Seconds of unlearning: thirty thousand years."""
 
-_LONG = ("spec", "reason")
+_LONG = ("spec", "reason", "search")
 _NEEDED = {"trials": ("trial", "entry", "task", "status"), "measurements": ("task", "status")}
 """Columns without which a row says nothing, beside those of the key."""
 _OF_A_TRIAL = ("task_version", "anchors", "anchor_ids")

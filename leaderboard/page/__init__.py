@@ -15,8 +15,11 @@ from markupsafe import Markup
 
 from leaderboard.board.visible import shortened
 from leaderboard.page import text
+from leaderboard.page.comparing import comparable
 from leaderboard.page.picture import HEIGHT, SHAPES, STRIP_WIDTH, WIDTH, grade_of, picture, strip
+from leaderboard.ranking.ceilings import ceiling_text
 from leaderboard.ranking.rank import Ranking
+from leaderboard.ranking.searches import search_text
 from leaderboard.ranking.verdict import RULE
 
 __all__ = ["render"]
@@ -43,6 +46,8 @@ _TEMPLATES = Environment(
 _TEMPLATES.filters |= {
     "share": text.share,
     "interval": text.interval,
+    "ceiling": ceiling_text,
+    "search": search_text,
     "fraction": text.fraction,
     "seeds": text.seeds,
     "count": text.count,
@@ -62,6 +67,7 @@ _TEMPLATES.globals |= {
     "shapes": SHAPES,
     "size": (WIDTH, HEIGHT, STRIP_WIDTH),
     "rule": RULE,
+    "comparable": comparable,
 }
 
 

@@ -121,7 +121,7 @@ def picture(ranking: Ranking) -> Picture:
         for entry in entries
     }
     target, retrained = (across(1.0), up(0.0)), (across(ranking.retrained_utility or 1.0), up(1.0))
-    named = sorted(entries, key=lambda entry: not entry.pareto)[:MOST_LABELS]
+    named = sorted(entries, key=lambda entry: (not entry.pareto, entry.rank or len(entries) + 1))[:MOST_LABELS]
     labels = place(
         {entry.entry: (_cut(entry.label), points[entry.entry][0], points[entry.entry][2]) for entry in named},
         area,

@@ -165,6 +165,11 @@ class Trial:
     replicates: Replicates | None = None
     not_compared: str | None = None
 
+    @property
+    def pairing(self) -> str:
+        """What a run is paired by with runs of other entries: its seed; one without a seed belongs to no other."""
+        return self.row["trial"] if self.row["seed"] is None else f"seed {self.row['seed']}"
+
 
 def combined(label: str, trials: Sequence[Trial], floor: float | None = None) -> Entry:
     """Combines the trials of one entry, not yet ranked.
@@ -179,7 +184,7 @@ def combined(label: str, trials: Sequence[Trial], floor: float | None = None) ->
     counted = [trial for trial in trials if trial.row["status"] != Status.FAILED]
     row = trials[0].row
     end_reason = _end_reason(trials)
-    runs = {_name(trial): Run(trial.headlines, trial.replicates, _pairing(trial)) for trial in counted}
+    runs = {_name(trial): Run(trial.headlines, trial.replicates, trial.pairing) for trial in counted}
     numbers = _numbers(row["entry"], runs, trials[0].headlines.recovery)
     return Entry(
         entry=row["entry"],
@@ -215,7 +220,7 @@ def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], en
     missing = Estimate.null(f"not measured with utility matched to {floor:g}")
     nothing = MatchedHeadlines(Headlines.null(missing, attacks), missing)
     matched = {_name(trial): trial.matched or nothing for trial in trials}
-    pairing = {_name(trial): _pairing(trial) for trial in trials}
+    pairing = {_name(trial): trial.pairing for trial in trials}
     runs = {seed: Run(one.headlines, one.replicates, pairing[seed]) for seed, one in matched.items()}
     numbers = _numbers(f"{trials[0].row['entry']} matched", runs, attacks)
     weight = over_seeds({seed: one.weight for seed, one in matched.items()})
@@ -310,11 +315,6 @@ HEADLINES = ("forgetting", "robustness", "robustness_harmonic", "utility", "scor
 def _worst_share(runs: Sequence[Replicates]) -> dict[str, float]:
     """How often each attack is the worst, over all runs."""
     return {attack: sum(run.worst.get(attack, 0.0) for run in runs) / len(runs) for attack in runs[0].worst}
-
-
-def _pairing(trial: Trial) -> str:
-    """What a run is paired by: its seed; one without a seed belongs to no other."""
-    return f"seed {trial.row['seed']}" if trial.row["seed"] is not None else trial.row["trial"]
 
 
 def _end_reason(trials: Sequence[Trial]) -> str | None:

@@ -9,25 +9,27 @@ engine.
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from leaderboard.board import schema
-from leaderboard.board.schema import RAW, Status, matching
+from leaderboard.board.schema import ANCHORS, Status
 from leaderboard.ranking.attack_labels import attack_labels
+from leaderboard.ranking.ceilings import ceilings
 from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, Trial, combined
-from leaderboard.ranking.groups import Group, by_size, chosen, grouped, left_out_by_engine
+from leaderboard.ranking.groups import Group, by_size, left_out_by_engine
 from leaderboard.ranking.headlines import utility_share
 from leaderboard.ranking.labels import labels
-from leaderboard.ranking.measured import Source, TaskMeasurements, rows
+from leaderboard.ranking.measured import Source, TaskMeasurements
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
-from leaderboard.ranking.replicated import Replicating
+from leaderboard.ranking.plain import plain
+from leaderboard.ranking.searches import Search, search_id, searches
+from leaderboard.ranking.selection import Selection, official
 from leaderboard.ranking.verdict import Verdict
-from tasks import TASKS, Split, attack_name
+from tasks import Split
 
 __all__ = ["FLOOR", "Cost", "Entry", "Group", "Matched", "Number", "Ranking", "Seed", "rank"]
 
@@ -51,6 +53,8 @@ class Ranking:
         matched_floor: the utility floor of retention matching; null where there are no such rows, or rows of several
             floors.
         verdict: who leads, who cannot be told from whom, and what the table can tell.
+        searches: the searches and grids that entries come from; the others declare none.
+        ceilings: by attack and probe the most that excess recovery can be (`leaderboard.ranking.ceilings`).
     """
 
     task: str
@@ -68,6 +72,8 @@ class Ranking:
     matched: bool = False
     matched_floor: float | None = None
     verdict: Verdict = field(default_factory=Verdict)
+    ceilings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    searches: tuple[Search, ...] = ()
     schema_version: int = schema.VERSION
 
     @property
@@ -92,7 +98,7 @@ class Ranking:
         for entry in found["entries"]:
             for numbers in (entry, entry["matched"] or {}):
                 numbers.pop("replicated", None)
-        return _plain(found)
+        return plain(found)
 
 
 def rank(
@@ -122,69 +128,66 @@ def rank(
         ValueError: no such task, split or attack set; or both `engine` and `mix_engines`.
         BoardError: no trial has this engine and these anchors.
     """
-    if engine and mix_engines:
-        raise ValueError(f"either the trials of {engine} are ranked, or those of all engines")
-    set_name, attacks = _official(task, Split(split), attack_set)
-    trials = [row | {"entry": row["entry"] or row["trial"]} for row in rows(source, "trials", {"task": task})]
-    measured = TaskMeasurements.read(source, task, split)
-    groups = grouped(trials, measured.engines, mix_engines=mix_engines)
-    group = chosen(groups, task, engine, anchor_ids)
-    common = (task, split, set_name, attacks, attack_labels(attacks), floor)
-    if group is None:
+    here = Selection.of(
+        source, task, split, attack_set, floor, engine=engine, anchor_ids=anchor_ids, mix_engines=mix_engines
+    )
+    common = (task, split, here.attack_set, here.attacks, attack_labels(here.attacks), floor)
+    if here.group is None:
         return Ranking(*common, None, (), matched=matched)
-    engines = measured.chosen_engines(groups[group], group.engines)
-    matched_floor = measured.floor(engines, floor)
-    matched_name = None if matched_floor is None else matching(matched_floor)
-    of_trials = [(row, engines[row["trial"]]) for row in groups[group]]
-    replicating = Replicating.read(source, measured, of_trials, [RAW, *([matched_name] if matched_name else [])])
-    seeds: defaultdict[str, list[Trial]] = defaultdict(list)
-    for row, measuring in of_trials:
-        seeds[row["entry"]].append(measured.trial(row, measuring, attacks, matched_floor))
-    # Once one seed is measured the others count as missing, so that nobody can measure the best seed only.
+    seeds = here.trials()
     shown = {entry: same for entry, same in seeds.items() if any(_is_shown(t) for t in same)}
     named = labels(min(same, key=lambda trial: trial.row["trial"]).row for same in shown.values())
-    # One entry after another: the replicates of all trials together would not fit in memory.
-    entries = [
-        combined(named[entry], [replicating.trial(trial, attacks, matched_name) for trial in same], matched_floor)
-        for entry, same in shown.items()
-    ]
+    entries = [combined(named[entry], same, here.matched_floor) for entry, same in shown.items()]
     # Of the engines that measured a mixed group, some may be chosen for no trial.
-    used = tuple(name for name in group.engines if any(name in entry.engines for entry in entries)) or group.engines
+    engines = here.group.engines
+    used = tuple(name for name in engines if any(name in entry.engines for entry in entries)) or engines
     utilities = [
-        utility_share(*(measured.model(recipe, anchor, engine_name) for anchor in ("retrained", "target"))).value
-        for recipe, engine_name in {(row["anchors"], engines[row["trial"]]) for row in groups[group]}
+        utility_share(*(here.measured.model(recipe, anchor, name) for anchor in ("retrained", "target"))).value
+        for recipe, name in {(row["anchors"], here.engines[row["trial"]]) for row in here.rows}
     ]
     placed, verdicts = ordered(entries, floor, matched=matched)
     return Ranking(
         *common,
-        replace(group, trials=len(groups[group]), engines=used),
+        replace(here.group, trials=len(here.rows), engines=used),
         tuple(placed),
-        tuple(replace(other, trials=len(same)) for other, same in by_size(groups) if other != group),
-        left_out_by_engine(groups, group),
+        tuple(replace(other, trials=len(same)) for other, same in by_size(here.groups) if other != here.group),
+        left_out_by_engine(here.groups, here.group),
         len(seeds) - len(shown),
         min((utility for utility in utilities if utility is not None), default=None),
         matched,
-        matched_floor,
+        here.matched_floor,
         Verdict.of(placed, verdicts),
+        _ceilings(here),
+        _searches(source, task, here, list(shown)),
     )
 
 
-def _official(task: str, split: Split, attack_set: str | None) -> tuple[str, tuple[str, ...]]:
-    if task not in TASKS:
-        raise ValueError(f"no such task: {task}. There are: {', '.join(sorted(TASKS))}")
-    sets, name = TASKS[task].attack_sets, attack_set or TASKS[task].official
-    if name not in sets:
-        raise ValueError(f"{task} has no attack set {name}. It has: {', '.join(sets)}")
-    return name, tuple(attack_name(settings) for settings in sets[name][split])
+def _searches(source: Source, task: str, here: Selection, shown: Sequence[str]) -> tuple[Search, ...]:
+    """With the plain scores of their trials on dev, each by the engine whose numbers are used."""
+    trials = [row for row in here.rows if search_id(row)]
+    if not trials:
+        return ()
+    dev = TaskMeasurements.read(source, task, Split.DEV)
+    _, attacks = official(task, Split.DEV, here.attack_set)
+    measured = [row for row in trials if here.engines[row["trial"]] in dev.engines.get(row["trial"], ())]
+    found = [dev.trial(row, here.engines[row["trial"]], attacks, None) for row in measured]
+    scores = {trial.row["trial"]: trial.headlines.score.value for trial in found}
+    return searches(trials, shown, {trial: score for trial, score in scores.items() if score is not None})
+
+
+def _ceilings(here: Selection) -> dict[str, dict[str, float]]:
+    """Of the anchors that most trials have."""
+    recipes = Counter((row["anchors"], here.engines[row["trial"]]) for row in here.rows if row["anchors"])
+    if not recipes:
+        return {}
+    [((recipe, engine), _)] = recipes.most_common(1)
+    target, retrained = (here.measured.model(recipe, anchor, engine) for anchor in ANCHORS)
+    return ceilings(target, retrained, here.group and here.group.anchor_ids, here.attacks)
 
 
 def _is_shown(trial: Trial) -> bool:
+    """Whether an entry with this trial is shown.
+
+    Once one run is measured the others count as missing, so that nobody can measure the best one only.
+    """
     return trial.engine is not None or trial.row["status"] in (Status.FAILED, Status.DIVERGED)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -128,6 +128,16 @@ class Attack:
             SpecError: too few texts, a package that is not installed, ...; the message says what to change.
         """
 
+    def check_model(self, model: torch.nn.Module) -> None:
+        """Check that the attack can be carried out on models of an architecture, before anything is computed.
+
+        Args:
+            model: one of them; its weights may be on the meta device.
+
+        Raises:
+            SpecError: it does not support the architecture; the message says what to change.
+        """
+
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
         """What the outcome depends on besides settings, seed, the attacker's texts and the probes, for stage keys."""
         return {}

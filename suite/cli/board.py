@@ -77,6 +77,58 @@ def page(
     print_json({"page": str(path)}) if as_json else say(f"page: {path}")
 
 
+@app.command("compare")
+def compare(
+    entries: Annotated[
+        list[str],
+        typer.Argument(metavar="A B [...]", help="Entries by name, or by id or its beginning.", show_default=False),
+    ],
+    store: StoreDir = STORE,
+    task: Annotated[str | None, typer.Option(help="Task; needed where the store has several.")] = None,
+    split: SplitName = "test",
+    attacks: AttackSetName = None,
+    engine: Engine = None,
+    mix_engines: MixEngines = False,
+    out: Annotated[Path | None, typer.Option(help="File of the picture; STORE/report/compare.svg by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """By how much the first entry differs from each of the others, with intervals, run by run."""
+    from leaderboard.ranking import compare as comparing
+    from suite.cli.compared import print_comparison
+    from suite.config.errors import SpecError
+    from suite.reports.plots import plot_comparisons
+    from suite.storage.location import store_folder
+
+    board = open_board(store, split)
+    name, attack_set = _one_task(board, store, task, attacks, engine, mix_engines)
+    path = output_file((out or store_folder(store) / "report" / "compare.svg").absolute(), "compare.svg")
+    try:
+        found = comparing.compare(
+            board, name, split, entries, attack_set=attack_set, engine=engine, mix_engines=mix_engines
+        )
+    except comparing.NotCompared as why:
+        raise SpecError(str(why)) from None
+    plot_comparisons(found, path)
+    if as_json:
+        print_json([comparison.as_json() for comparison in found])
+        return
+    for comparison in found:
+        print_comparison(comparison)
+    say(f"plot: {path}")
+
+
+def _one_task(
+    board: Board, store: str, task: str | None, attacks: str | None, engine: str | None, mix_engines: bool
+) -> tuple[str, str | None]:
+    """The task to compare entries on, and the attack set."""
+    from suite.config.errors import SpecError
+
+    tasks, attack_sets = _tasks(board, store, task, attacks, engine, mix_engines)
+    if len(tasks) > 1:
+        raise SpecError(f"--task: this board has several. Name one of {', '.join(tasks)}")
+    return tasks[0], attack_sets[tasks[0]]
+
+
 def _rankings(
     board: Board,
     store: str,
@@ -89,6 +141,25 @@ def _rankings(
 ) -> list[Ranking]:
     from leaderboard.ranking.measured import engines_of
     from leaderboard.ranking.rank import rank
+    from suite.config.errors import SpecError
+    from suite.config.settings import nearest
+
+    ranked_tasks, attack_sets = _tasks(board, store, task, attacks, engine, mix_engines)
+    if engine:
+        engines_by_task = {name: engines_of(board, name, split) for name in ranked_tasks}
+        engines = sorted(set().union(*engines_by_task.values()))
+        if engine not in engines:
+            choices = f"{nearest(engine, engines)} (there are: {', '.join(engines) or 'none'})"
+            raise SpecError(f"--engine {engine}: it measured no trial that is ranked here.{choices}")
+        ranked_tasks = [name for name in ranked_tasks if engine in engines_by_task[name]]
+    options |= {"engine": engine, "mix_engines": mix_engines}
+    return [rank(board, name, split, attack_set=attack_sets[name], **options) for name in ranked_tasks]
+
+
+def _tasks(
+    board: Board, store: str, task: str | None, attacks: str | None, engine: str | None, mix_engines: bool
+) -> tuple[list[str], dict[str, str | None]]:
+    """The tasks that are meant, and by task the attack set."""
     from suite.config.errors import SpecError
     from suite.config.settings import nearest
     from suite.reports.report import tasks_of
@@ -107,13 +178,5 @@ def _rankings(
     if not on_board:
         raise SpecError(f"--store {store}: the board has no trials yet that can be ranked")
     ranked_tasks = [task] if task else on_board
-    if engine:
-        engines_by_task = {name: engines_of(board, name, split) for name in ranked_tasks}
-        engines = sorted(set().union(*engines_by_task.values()))
-        if engine not in engines:
-            choices = f"{nearest(engine, engines)} (there are: {', '.join(engines) or 'none'})"
-            raise SpecError(f"--engine {engine}: it measured no trial that is ranked here.{choices}")
-        ranked_tasks = [name for name in ranked_tasks if engine in engines_by_task[name]]
     attack_sets = {name: attacks if attacks in TASKS[name].attack_sets else None for name in ranked_tasks}
-    options |= {"engine": engine, "mix_engines": mix_engines}
-    return [rank(board, name, split, attack_set=attack_sets[name], **options) for name in ranked_tasks]
+    return ranked_tasks, attack_sets

@@ -69,7 +69,10 @@ StoreDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 EngineName = Annotated[
     str | None,
-    typer.Option("--engine", help="Inference engine: transformers or vllm; overrides measure.engine of the file."),
+    typer.Option(
+        "--engine",
+        help="Inference engine: transformers, vllm or transformers-eos-masked; overrides measure.engine of the file.",
+    ),
 ]
 STORE = "store"
 LONGEST_CELL = 1000

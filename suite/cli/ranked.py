@@ -21,13 +21,15 @@ LEGEND = (
 )
 LONGEST_NOTE = 1000
 """Characters of a note, which may be the message of an error."""
-WORST = " Worst attack: share of the knowledge that it brings back."
+WORST = " Worst attack: share of the knowledge that it brings back, and how often it is the worst on other questions."
 ENGINES = " Engines are mixed: each trial and its anchors were measured by one. No interval covers how engines differ."
 
 
 def print_ranking(ranking: Ranking) -> None:
     """The entries in order, each number with its 95 % interval, and what follows from them in words."""
-    from leaderboard.ranking.verdict import RULE
+    from leaderboard.ranking.ceilings import ceiling_text
+    from leaderboard.ranking.searches import search_text
+    from leaderboard.ranking.verdict import MOST_NAMED, RULE
 
     matched = f", utility matched to {ranking.matched_floor:g}" if ranking.matched and ranking.matched_floor else ""
     mixes = ranking.mixes_engines
@@ -89,8 +91,17 @@ def print_ranking(ranking: Ranking) -> None:
         for note in [*notes, *entry.notes]:
             out.print(Text(f"{shortened(entry.label)}: {shortened(note, LONGEST_NOTE)}", style="dim"))
     for attack, label in ranking.attack_labels.items():
-        if attack != label:
-            out.print(Text(visible(f"{label}: {attack}"), style="dim"))
+        ceiling = ranking.ceilings.get(attack)
+        words = [attack] if attack != label else []
+        words += [ceiling_text(ceiling)] if ceiling else []
+        if words:
+            out.print(Text(visible(f"{label}: {', '.join(words)}"), style="dim"))
+    for search in ranking.searches:
+        of = [shortened(entry.label) for entry in ranking.entries if entry.entry in search.entries]
+        more = f" and {len(of) - MOST_NAMED} more" if len(of) > MOST_NAMED else ""
+        out.print(Text(visible(f"{search_text(search)} ({', '.join(of[:MOST_NAMED])}{more})"), style="dim"))
+    if undeclared := len(ranking.entries) - len({name for search in ranking.searches for name in search.entries}):
+        out.print(Text(f"no search declared: {undeclared} entr{'y' if undeclared == 1 else 'ies'}", style="dim"))
     for group in ranking.left_out:
         if not ranking.group.differs_only_in_engines(group):
             engines = shortened(", ".join(group.engines)) or "no engine"
@@ -142,7 +153,9 @@ def _worst(numbers: Numbers | None, ranking: Ranking) -> Text:
     if numbers is None or numbers.worst_attack is None:
         return Text("–")
     attack = numbers.worst_attack
-    return _text(f"{rounded(numbers.recovery[attack].value)} {ranking.attack_labels.get(attack, attack)}")
+    often = numbers.worst_share.get(attack)
+    share = "" if often is None else f" {often:.0%}"
+    return _text(f"{rounded(numbers.recovery[attack].value)} {ranking.attack_labels.get(attack, attack)}{share}")
 
 
 def _count(value: float | None) -> str:

@@ -14,7 +14,7 @@ from suite.cli.common import (
     print_json,
     read_plan,
 )
-from suite.cli.outputs import say
+from suite.cli.outputs import notice, say
 from suite.cli.stopping import told_how_to_go_on
 
 
@@ -39,7 +39,7 @@ def run(
     trials = [] if plan.search.space else plan.trials()
     if len(trials) != 1:
         raise SpecError(f"{spec}: describes a search, not one trial. Use regrade sweep {spec}")
-    preflight(trials, plan.measure, plan.runtime)
+    preflight(trials, plan.measure, plan.runtime, tell=notice)
     root = Store(store).root
     with Progress(1) as progress, told_how_to_go_on(progress):
         job = TrialJob(trials[0], plan.measure, plan.runtime, root)

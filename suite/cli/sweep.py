@@ -22,7 +22,7 @@ from suite.cli.common import (
     print_json,
     read_plan,
 )
-from suite.cli.outputs import say
+from suite.cli.outputs import notice, say
 from suite.cli.stopping import told_how_to_go_on, unfinished
 from suite.cli.supervised import supervised
 
@@ -154,7 +154,7 @@ def _run_grid(
     from suite.trials.preflight import preflight
 
     specs = plan.trials()
-    preflight(specs, plan.measure, plan.runtime, here=runner is Runner.LOCAL or not address)
+    preflight(specs, plan.measure, plan.runtime, here=runner is Runner.LOCAL or not address, tell=notice)
     _run_trials(plan, specs, store, progress, runner, address, concurrency)
 
 
@@ -171,7 +171,7 @@ def _run_trials(
     from suite.runners import TrialJob, run_here
 
     progress.expect(progress.done + len(specs))
-    jobs = [TrialJob(spec, plan.measure, plan.runtime, store.root) for spec in specs]
+    jobs = [TrialJob(spec, plan.measure, plan.runtime, store.root, plan.declared()) for spec in specs]
     if runner is Runner.RAY:
         from suite.runners.ray_tune import run_on_ray
 
@@ -193,18 +193,18 @@ def _run_search(
     dev = plan.measure.model_copy(update={"splits": (Split.DEV,), "match": None})
     example = some_trial(plan)
     for measure in (dev, plan.measure):
-        preflight([example], measure, plan.runtime, here=runner is Runner.LOCAL or not address)
+        preflight([example], measure, plan.runtime, here=runner is Runner.LOCAL or not address, tell=notice)
     if runner is Runner.RAY:
         from suite.runners.ray_tune import search_on_ray
 
-        template = TrialJob(example, dev, plan.runtime, store.root)
+        template = TrialJob(example, dev, plan.runtime, store.root, plan.declared())
         search_on_ray(
             plan, template, progress.on_outcome, address=address, concurrency=concurrency or plan.search.concurrency
         )
     else:
         search_here(
             plan,
-            lambda spec: TrialJob(spec, dev, plan.runtime, store.root),
+            lambda spec: TrialJob(spec, dev, plan.runtime, store.root, plan.declared()),
             progress.on_outcome,
             lambda job, stage: progress.on_stage(job.spec.optimizer.name, stage),
         )

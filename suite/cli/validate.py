@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from suite.cli.common import EngineName, Json, Overrides, Spec, console, engine_override, print_json, read_plan, table
+from suite.cli.outputs import notice
 
 if TYPE_CHECKING:
     from suite.cluster.placement import Placement, Resources
@@ -30,7 +31,7 @@ def validate(
     plan = read_plan(spec, overrides, engine_override(engine))
     search = bool(plan.search.space)
     trials = [some_trial(plan)] if search else plan.trials()
-    checked = preflight(trials, plan.measure, plan.runtime, here=not address)
+    checked = preflight(trials, plan.measure, plan.runtime, here=not address, tell=notice)
     placement, resources = _placement(plan, address)
     if as_json:
         listed = [{"trial": s.id, "label": s.label, "spec": s.canonical, "cost": c.as_dict()} for s, c in checked]

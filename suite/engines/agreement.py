@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from suite.engines.questions import Questions
 from suite.engines.sampling import drawn
 from suite.engines.scores import Score, ScoreRequest
-from suite.engines.transformers.decoding import GenerationRequest
+from suite.engines.transformers.continuation import GenerationRequest
 from suite.models.checkpoints import Checkpoint
 from suite.models.encoding import Encoder
 from suite.models.likelihood import logits_at

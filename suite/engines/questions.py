@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from suite.engines.sampling import Draw
 from suite.engines.scores import Score, ScoreRequest
-from suite.engines.transformers.decoding import GenerationRequest
+from suite.engines.transformers.continuation import GenerationRequest
 from suite.models.encoding import Encoded, Encoder
 from tasks.task import Item, Need, Probe, ProbeKind, Sample, Style
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from suite.engines.transformers.packing import Row, pack
 from suite.engines.transformers.shortcut import Shortcut
 from suite.models.encoding import Encoded, Tokens
+from suite.models.layers import rope_switch
 from suite.models.likelihood import answer_labels, answer_logits, logits_at
 
 LOGITS_AT_A_TIME = 2**22
@@ -72,11 +73,15 @@ def scored(
     """
     scores = {i: Score((), ()) if not a.vocabulary else Score((), (), (), ()) for i, a in enumerate(requests)}
     with_answer = [i for i, a in enumerate(requests) if a.text.answer]
+    # Where one text beyond a length changes what a model makes of shorter ones, they share no batch.
+    limit = rope_switch(model) or math.inf
+    together, apart = ([i for i in with_answer if (len(requests[i].text.ids) > limit) == b] for b in (False, True))
     if packing.sound:
-        computed = _packed(model, [requests[i] for i in with_answer], row_tokens, batch_tokens, packing)
+        computed = _packed(model, [requests[i] for i in together], row_tokens, batch_tokens, packing)
     if not packing.sound:
-        computed = score_plainly(model, [requests[i] for i in with_answer], batch_tokens)
-    return list((scores | dict(zip(with_answer, computed, strict=True))).values())
+        computed = score_plainly(model, [requests[i] for i in together], batch_tokens)
+    computed += score_plainly(model, [requests[i] for i in apart], batch_tokens)
+    return list((scores | dict(zip(together + apart, computed, strict=True))).values())
 
 
 def score_plainly(model: PreTrainedModel, requests: Sequence[ScoreRequest], batch_tokens: int) -> list[Score]:

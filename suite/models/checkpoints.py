@@ -21,6 +21,7 @@ from suite.config.errors import CheckpointError
 from suite.models.adapter_file import adapter_settings, largest_rank, lora_config
 from suite.models.config_file import read_config
 from suite.models.conversion import Form, State, prevailing
+from suite.models.decoding_settings import ends_of
 from suite.models.folder import library, one_line
 from suite.models.layout import dtype_of, listed, load_state, skeleton, untie
 from suite.models.weight_files import Header, open_tensors, read_headers, shapes_of, weight_files
@@ -69,6 +70,8 @@ class _Loadable:
         except CheckpointError as error:
             raise CheckpointError(f"{self.architecture}: {error}") from None
         _say_whether_tied(model)
+        if ends := ends_of(self.architecture):  # also of a copy that is saved
+            model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
         return model.to(device)
 
 
@@ -283,7 +286,8 @@ def context_of(folder: Path) -> int | None:
     Raises:
         SpecError: the folder's config.json cannot be used.
     """
-    return getattr(read_config(folder).get_text_config(), "max_position_embeddings", None)
+    length = getattr(read_config(folder).get_text_config(), "max_position_embeddings", None)
+    return None if length == -1 else length  # XLNet's way to say that there is none
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,9 @@ class Form:
             if len(_FORMS) >= MOST_FORMS:
                 _FORMS.clear()
             _FORMS[key] = cls._made(folder, dtype)
-        return _FORMS[key]
+        form = _FORMS[key]
+        # The folder that it was made from may be gone by now, or hold another config.
+        return form if form.folder == folder else replace(form, folder=folder)
 
     @classmethod
     def _made(cls, folder: Path, dtype: torch.dtype) -> Form:

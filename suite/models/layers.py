@@ -118,6 +118,28 @@ def carries_state(model: nn.Module) -> bool:
     )
 
 
+def counts_columns(model: nn.Module) -> bool:
+    """Whether a model's attention windows count columns of its input, whatever mask and positions it is given.
+
+    GPT-Neo's local layers do. Texts that share a row, or a cache whose rows have different lengths, get wrong windows.
+    """
+    kinds = getattr(getattr(model, "config", None), "attention_layers", None)
+    return isinstance(kinds, list | tuple) and "local" in kinds
+
+
+def rope_switch(model: nn.Module) -> int | None:
+    """The length in tokens beyond which a model turns all positions of a pass by other angles; None without one.
+
+    LongRoPE (Phi-3, Phi-4-mini) has a table for short texts and one for long ones, and takes for all texts of a batch
+    that of the longest.
+    """
+    config = getattr(model, "config", None)
+    rope = getattr(config.get_text_config(), "rope_parameters", None) if config is not None else None
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))] if isinstance(rope, dict) else []
+    lengths = (one.get("original_max_position_embeddings") for one in kinds if one.get("rope_type") == "longrope")
+    return min((length for length in lengths if length), default=None)
+
+
 def _stored(module: nn.Module, own: str, parameter: nn.Parameter) -> Stored | None:
     from transformers.pytorch_utils import Conv1D
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,19 +12,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from suite.config.errors import CheckpointError, SpecError
-from suite.models.adapter_file import adapter_settings, check_adapter
+from suite.config.errors import CheckpointError
+from suite.models.adapter_file import check_adapter
 from suite.models.chat_template import Plain
 from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of
-from suite.models.config_file import CONFIG, LARGEST_TOKEN, check_tokenizer_config, read_config
+from suite.models.config_file import CONFIG, check_tokenizer_config, read_config
+from suite.models.decoding_settings import ends_of
 from suite.models.encoding import Encoder, Template
-from suite.models.folder import OPENED, brief, check_files, is_folder, library, read_settings
+from suite.models.folder import check_files, is_folder, library, read_settings
 from suite.models.identity import fingerprint, tokenizer_files
+from suite.models.named_folder import adapter_folder, adapters_base, architecture_folder, model_folder, naming
 from suite.models.rehearsal import PAGE, rehearse_tokenizer
-from suite.models.settings import ModelSpec, TinyModel
+from suite.models.settings import ModelSpec
 from suite.models.size import check_memory, check_size
+from suite.models.tiny import VERSION, tiny_model, train_tokenizer
 from suite.models.vocabulary import check_vocabulary
-from suite.models.weight_files import INDEX, WEIGHTS, check_finite, shapes_of, weight_files
+from suite.models.weight_files import check_finite, shapes_of, weight_files
 from suite.storage.stages import StageStore
 from tasks import TASKS
 from tasks.task import Task, examples_digest
@@ -33,13 +35,7 @@ from tasks.task import Task, examples_digest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FETCHED = [f"*{ending}" for ending in OPENED if ending != ".safetensors"]
-"""Names of files that are fetched besides weights: no pickles, no code."""
-
 CHAT_TEMPLATE = "chat_template.jinja"
-
-VERSION = 1
-"""Of the tiny model: increased when the same settings give other weights or another tokenizer."""
 
 ENCODING = 2
 """Increased when the same text gives other ids, or an answer ends elsewhere. 2: prompt and answer are tokenized
@@ -85,7 +81,7 @@ def base_model(spec: ModelSpec, task: Task, seed: int, store: StageStore) -> Bas
         # Not the task's own digest: the tokenizer is made from the training texts, which `retain_limit` may reduce.
         texts = examples_digest((*task.forget_examples(), *task.retain, *task.holdout))
         inputs = {"version": VERSION, "tiny": spec.tiny.changed(), "seed": seed, "texts": texts, "dtype": spec.dtype}
-        artifact = store.run("base", inputs, lambda folder: _make_tiny(folder, spec, task, seed))
+        artifact = store.run("base", inputs, lambda folder: _save_tiny(folder, spec, task, seed))
         folder = artifact.folder
         moved = {} if task.name.startswith(UNMOVED) else {"encoding": ENCODING}
         return _read_model(spec, folder, {"base": artifact.key, **moved})
@@ -106,7 +102,7 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name", *, finite
     if (adapter := adapter_folder(name)) is not None:
         return model_with_adapter(spec, adapter, key, finite=finite)
     folder = model_folder(name, key)
-    with _named(key):
+    with naming(key):
         _check_weights(folder)
         if finite:
             check_finite(weight_files(folder), getattr(torch, spec.dtype))
@@ -147,24 +143,7 @@ def _encoder(
     config = read_settings(folder / CONFIG)
     # As in lm-evaluation-harness: Gemma knows little of a text that does not begin with its token.
     always_begins = "gemma" in str(config.get("model_type"))
-    return Encoder(tokenizer, template, args.changed(), _ends(folder, config), always_begins, rows)
-
-
-def _ends(folder: Path, config: Mapping[str, Any]) -> list[int]:
-    """The tokens that end a generation, as transformers reads them.
-
-    Raises:
-        SpecError: generation_config.json lists what is no token.
-    """
-    file = folder / "generation_config.json"
-    found = read_settings(file).get("eos_token_id") if file.exists() else config.get("eos_token_id")
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    for one in ids:
-        if not isinstance(one, int) or isinstance(one, bool):
-            raise SpecError(
-                f"{file if file.exists() else folder / CONFIG}: eos_token_id has {brief(one)}, which is no token's id"
-            )
-    return [one for one in ids if 0 <= one <= LARGEST_TOKEN]
+    return Encoder(tokenizer, template, args.changed(), ends_of(folder), always_begins, rows)
 
 
 def published_args(name: str) -> Mapping[str, Plain]:
@@ -176,41 +155,12 @@ def published_args(name: str) -> Mapping[str, Plain]:
     return {}
 
 
-@contextmanager
-def _named(key: str) -> Iterator[None]:
-    """Errors about a folder begin with the setting that names it."""
-    try:
-        yield
-    except (SpecError, CheckpointError) as error:
-        raise type(error)(f"{key}: {error}") from None
-
-
-def adapter_folder(name: str) -> Path | None:
-    """The folder, if the name is that of a LoRA adapter."""
-    path = Path(name).expanduser() if is_folder(name) else None
-    return path.resolve() if path and (path / LoraCheckpoint.CONFIG).is_file() else None
-
-
-def _base_of(path: Path, key: str) -> tuple[str, str]:
-    """The base model that an adapter's config names, and that key for messages."""
-    with _named(key):
-        check_files(path)
-        named = adapter_settings(path / LoraCheckpoint.CONFIG).get("base_model_name_or_path")
-    if not named:
-        raise SpecError(f"{key}: {path}/{LoraCheckpoint.CONFIG} names no base_model_name_or_path")
-    if not isinstance(named, str):
-        raise SpecError(f"{key}: {path}/{LoraCheckpoint.CONFIG}: base_model_name_or_path is {brief(named)}, no name")
-    if adapter_folder(named) is not None:
-        raise SpecError(f"{key}: {path} is an adapter of an adapter. Merge the first one")
-    return named, f"{key}: {path}: base_model_name_or_path"
-
-
 def model_with_adapter(spec: ModelSpec, path: Path, key: str, *, finite: bool = True) -> BaseModel:
     """A model with an adapter; the adapter's config names the base model. A tokenizer beside the adapter counts."""
-    named, base_key = _base_of(path, key)
+    named, base_key = adapters_base(path, key)
     base = resolve_model(spec, named, base_key, finite=finite)
     checkpoint = LoraCheckpoint(base.checkpoint, path)
-    with _named(key):
+    with naming(key):
         _check_adapter(checkpoint)
         if finite:
             check_finite([path / LoraCheckpoint.WEIGHTS], getattr(torch, spec.dtype))
@@ -262,15 +212,15 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
         encoder = Encoder(tokenizer, spec.template or Template.BARE, spec.template_args.changed())
         return encoder, spec.tiny.context
     if (adapter := adapter_folder(name)) is not None:
-        named, base_key = _base_of(adapter, key)
+        named, base_key = adapters_base(adapter, key)
         encoder, context = read_encoder(spec, task, named, base_key)
         if not _brings_words(adapter):
             return encoder, context
         base = model_folder(named, base_key, weights=False)
-        with _named(key):
+        with naming(key):
             return _encoder(spec, base, published_args(named), _adapters_tokenizer(adapter, base)), context
     folder = model_folder(name, key, weights=False)
-    with _named(key):
+    with naming(key):
         return _encoder(spec, folder, published_args(name)), context_of(folder)
 
 
@@ -283,19 +233,8 @@ def read_heads(spec: ModelSpec, name: str, key: str = "model.name") -> Heads:
     if name == "tiny":
         return Heads(spec.tiny.hidden // spec.tiny.heads, spec.tiny.heads)
     folder = architecture_folder(name, key)
-    with _named(key):
+    with naming(key):
         return heads_of(folder)
-
-
-def architecture_folder(name: str, key: str = "model.name") -> Path:
-    """The folder of a model's config, or of the model that an adapter belongs to. No weights are fetched.
-
-    Raises:
-        SpecError: no such model.
-    """
-    if (adapter := adapter_folder(name)) is not None:
-        return architecture_folder(*_base_of(adapter, key))
-    return model_folder(name, key, weights=False)
 
 
 def check_loads(name: str, key: str) -> None:
@@ -311,12 +250,12 @@ def check_loads(name: str, key: str) -> None:
         return
     if (adapter := adapter_folder(name)) is None:
         folder = model_folder(name, key)
-        with _named(key):
+        with naming(key):
             return _check_weights(folder)
-    base, base_key = _base_of(adapter, key)
+    base, base_key = adapters_base(adapter, key)
     check_loads(base, base_key)
     if is_folder(base):
-        with _named(key):
+        with naming(key):
             _check_adapter(LoraCheckpoint(SavedCheckpoint(model_folder(base, base_key)), adapter))
 
 
@@ -350,64 +289,10 @@ def _default_template(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Te
     return Template.CHAT if tokenizer.chat_template else Template.PLAIN
 
 
-def tiny_config(tiny: TinyModel, vocabulary: int, **tokens: int | None) -> Any:
-    """The config of a tiny model.
-
-    Args:
-        vocabulary: tokens that it has embeddings for.
-        tokens: ids of special tokens.
-    """
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=tiny.hidden,
-        intermediate_size=3 * tiny.hidden,
-        num_hidden_layers=tiny.layers,
-        num_attention_heads=tiny.heads,
-        max_position_embeddings=tiny.context,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        # Outputs of unit size at any width. Llama's 0.02 fits a width of 2,500; a narrow model learns three times
-        # slower with it.
-        initializer_range=tiny.hidden**-0.5,
-        **tokens,
-    )
-
-
-def _make_tiny(folder: Path, spec: ModelSpec, task: Task, seed: int) -> dict[str, Any]:
-    from transformers import LlamaForCausalLM
-
-    tokenizer = train_tokenizer(task, spec.tiny)
-    config = tiny_config(
-        spec.tiny, len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).to(getattr(torch, spec.dtype))
+def _save_tiny(folder: Path, spec: ModelSpec, task: Task, seed: int) -> dict[str, Any]:
+    model, tokenizer = tiny_model(spec, task, seed)
     save(model, tokenizer, folder)
     return {"parameters": sum(p.numel() for p in model.parameters())}
-
-
-def train_tokenizer(task: Task, tiny: TinyModel) -> PreTrainedTokenizerBase:
-    """Byte-level BPE on all of the task's text, held-out text included, since a pretrained tokenizer saw all text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=tiny.vocabulary,
-        special_tokens=["<pad>", "<end>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    examples = (*task.forget_examples(), *task.retain, *task.holdout)
-    bpe.train_from_iterator((f"{e.prompt} {e.answer}" for e in examples), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", eos_token="<end>", model_max_length=tiny.context
-    )
 
 
 def _identity(name: str, folder: Path) -> dict[str, Any]:
@@ -422,40 +307,3 @@ def _check_weights(folder: Path) -> None:
     check_memory(checkpoint.files)
     check_size(folder, shapes_of(checkpoint.files), read_config(folder))
     checkpoint.check()
-
-
-def model_folder(name: str, key: str, *, weights: bool = True) -> Path:
-    """Folder of a model, fetched from the hub if the name is not a local folder; its files are ordinary ones."""
-    if is_folder(name):
-        path = Path(name).expanduser()
-        with _named(key):
-            check_files(path)
-        if not (path / "config.json").is_file():
-            raise SpecError(f"{key}: {path} has no config.json, so it is no model folder")
-        return path.resolve()
-    if name.startswith(("/", ".", "~")) or name.count("/") != 1:
-        raise SpecError(f"{key}: {name}: no such folder. Use a folder, tiny, or a hub id owner/model[@revision]")
-    folder = _fetch(*name.partition("@")[::2], key, weights)
-    with _named(key):
-        check_files(folder)
-    return folder
-
-
-def _fetch(repository: str, revision: str, key: str, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=FETCHED))
-        if weights:  # those that count, of all that a repository may hold beside them
-            with _named(key):
-                check_files(folder)
-            index = folder / INDEX
-            shards = read_settings(index).get("weight_map", {}).values() if index.is_file() else ()
-            snapshot_download(repository, revision=folder.name, allow_patterns=[WEIGHTS, *sorted(set(shards))])
-        return folder
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise SpecError(
-            f"{key}: {repository}: not in the local cache and not to be had from the hub ({type(error).__name__})."
-            " Name a local folder, log in for a gated model, or unset HF_HUB_OFFLINE"
-        ) from None

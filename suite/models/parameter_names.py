@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from suite.models.layout import skeleton
-from suite.models.loading import architecture_folder, tiny_config
+from suite.models.named_folder import architecture_folder
 from suite.models.settings import ModelSpec
+from suite.models.tiny import tiny_config
 
 
 def model_without_weights(spec: ModelSpec, name: str, key: str = "model.name") -> torch.nn.Module:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leaderboard.board.visible import shortened
+from leaderboard.ranking.compare import Comparison
+from leaderboard.ranking.comparison.difference import LEVEL
 from leaderboard.ranking.number import Number, rounded
 from leaderboard.ranking.rank import Entry, Ranking
 from leaderboard.storage import replace_file
@@ -45,6 +47,8 @@ LONGEST_NAME = 60
 FARTHEST = 2.0
 """Recovery beyond -1 and 2 is not drawn: knowledge is 0 to 1, and noise goes a little further."""
 RECOVERY = "excess recovery (share)"
+GOOD, BAD = "#0072B2", "#D55E00"
+"""Differences that are told apart, for the first entry and against it."""
 
 
 def plot(ranking: Ranking, folder: Path) -> list[Path]:
@@ -68,6 +72,47 @@ def plot(ranking: Ranking, folder: Path) -> list[Path]:
         if with_curves := [attack for attack in ranking.attacks if any(attack in entry.curves for entry in shown)]:
             figures["curves"] = _curves(ranking, shown, with_curves)
         return [_write(figure, folder / f"{_stem(ranking.task)}-{name}.svg") for name, figure in figures.items()]
+
+
+def plot_comparisons(comparisons: Sequence[Comparison], path: Path) -> Path:
+    """Plot paired differences with their 95 % intervals, a row per headline and attack, a panel per comparison.
+
+    Raises:
+        StorageError: the plot cannot be written. The previous file is still there.
+    """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figure, panels = _figure(2.2 + 3.6 * len(comparisons), 1.4 + 0.27 * len(comparisons[0].lines), len(comparisons))
+        for axes, comparison in zip(panels, comparisons, strict=True):
+            _differences(axes, comparison)
+        return _write(figure, path)
+
+
+def _differences(axes: Axes, comparison: Comparison) -> None:
+    """Headlines above, attacks below: there less is better, so their side of the axis is named apart."""
+    lines = comparison.lines
+    rows = [len(lines) - index for index in range(len(lines))]
+    for row, line in zip(rows, lines, strict=True):
+        found, better = line.difference, -1 if line.attack else 1
+        told = found.p is not None and found.p < LEVEL
+        colour = OTHER[0] if not told else (GOOD if better * found.estimate > 0 else BAD)
+        low, high = (min(FARTHEST, max(-FARTHEST, end)) for end in (found.low, found.high))
+        axes.plot([low, high], [row, row], color=colour, linewidth=2)
+        axes.plot([found.estimate], [row], marker="s" if line.attack else "o", color=colour, markersize=6)
+        axes.plot(list(found.per_seed.values()), [row] * len(found.per_seed), "|", color=colour, markersize=9)
+    axes.axvline(0.0, color="#888888", linewidth=0.8)
+    first_attack = next((row for row, line in zip(rows, lines, strict=True) if line.attack), 0)
+    axes.axhline(first_attack + 0.5, color="#888888", linewidth=0.8, linestyle=":")
+    axes.set_yticks(rows, [shortened(line.label, LONGEST_NAME) for line in lines], fontsize=8)
+    names = [shortened(name, 36) for name in (comparison.one_label, comparison.other_label)]
+    axes.set_title(f"{names[0]} less {names[1]}", fontsize=8)
+    axes.set_xlabel(
+        "difference (lines: 95 %; ticks: single runs)\nround: more is better; square, under attack: less is", fontsize=7
+    )
 
 
 def _stem(task: str) -> str:

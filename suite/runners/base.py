@@ -22,12 +22,17 @@ from tasks.task import Split
 
 @dataclass(frozen=True)
 class TrialJob:
-    """A trial, how it is measured and where its results go."""
+    """A trial, how it is measured and where its results go.
+
+    Attributes:
+        search: the search that it is a part of, as in the column `search`; None for a trial by itself.
+    """
 
     spec: TrialSpec
     measure: MeasureSpec
     runtime: RuntimeSpec
     store: Path
+    search: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None)
                 store,
                 measure=job.measure,
                 runtime=job.runtime,
+                search=job.search,
                 on_stage=lambda stage, rows: on_stage(stage),
             )
         outcome = Outcome(
@@ -83,7 +89,7 @@ def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None)
             label=job.spec.label,
             status=result.row["status"],
             reason="; ".join(filter(None, [result.row["reason"], *result.failures])) or None,
-            headlines={str(split): _numbers(result.headlines(split)) for split in job.measure.splits},
+            headlines={str(split): _numbers(result.headlines(split)) for split in job.measure.attacked},
         )
     except KeyboardInterrupt:
         raise
@@ -99,9 +105,10 @@ def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None)
 
 def failed(job: TrialJob, error: BaseException) -> Outcome:
     """The outcome of a trial that ended in an error, which is put on the board as its row."""
-    reason = failed_row(job.spec, error)["reason"]
+    row = failed_row(job.spec, error) | {"search": job.search}
+    reason = row["reason"]
     try:
-        Store(job.store).board.append("trials", [failed_row(job.spec, error)])
+        Store(job.store).board.append("trials", [row])
     except Exception as unwritten:
         reason += f". Its row is not on the board: {unwritten}"
     return Outcome(job.spec.id, job.spec.label, str(Status.FAILED), reason)

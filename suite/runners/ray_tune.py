@@ -152,6 +152,7 @@ def _fit(
         "measure": template.measure.changed(),
         "runtime": template.runtime.changed(),
         "store": str(template.store),
+        "search": template.search,
         "folder": os.getcwd(),
         "objectives": list(objectives),
     }
@@ -282,6 +283,7 @@ def _outcome(config: Mapping[str, Any], context: Mapping[str, Any]) -> Outcome:
         parse(MeasureSpec, context["measure"], "measure."),
         parse(RuntimeSpec, context["runtime"], "runtime."),
         Path(context["store"]),
+        context["search"],
     )
     return run_one(job)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -17,12 +18,22 @@ from tasks.plain_text import cut, shown
 from tasks.task import Split
 
 
+class Questions(StrEnum):
+    """Which questions are asked."""
+
+    DEV = "dev"
+    TEST = "test"
+    ALL = "all"
+    """Those of both splits together, without an attack."""
+
+
 class MeasureSpec(EngineSettings):
     """How a trial's result is attacked and evaluated. Not part of the trial's id, so attacks can be added later.
 
     Attributes:
         attacks: `official`, the task's newest set; the name of an older set; or a list of attacks.
-        splits: `test` for headlines; a search sees `dev`.
+        splits: `test` for headlines; a search sees `dev`; `all`, alone or beside them, for published statistics: the
+            questions of both splits together, without an attack.
         engine: the inference engine: `transformers`, in the trial's process, or `vllm`, which generates text in engines
             that all trials share (transformers still computes likelihoods).
         vllm: settings of the vLLM engines.
@@ -38,7 +49,7 @@ class MeasureSpec(EngineSettings):
     """
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
-    splits: tuple[Split, ...] = Field((Split.TEST,), min_length=1)
+    splits: tuple[Questions, ...] = Field((Questions.TEST,), min_length=1)
     limit: Count | None = None
     also: tuple[str, ...] = ()
     match: float | None = Field(0.9, gt=0, le=1)
@@ -56,6 +67,14 @@ class MeasureSpec(EngineSettings):
                 raise ValueError(f"{index}: a section is expected, e.g. {{name: rtn, bits: 4}}, not {shown(one)}")
         return tuple(attacks)
 
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _by_name(cls, splits: Any) -> Any:
+        """A `Split` of a task counts as the questions of its name."""
+        if not isinstance(splits, list | tuple):
+            return splits
+        return tuple(Questions(one) if isinstance(one, str) and one in set(Questions) else one for one in splits)
+
     @field_validator("also", "splits", "landscape")
     @classmethod
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -71,6 +90,16 @@ class MeasureSpec(EngineSettings):
             if name not in EXTRAS:
                 raise ValueError(f"unknown: {cut(name)}.{nearest(name, EXTRAS)} (allowed: {', '.join(EXTRAS)})")
         return also
+
+    @property
+    def attacked(self) -> tuple[Split, ...]:
+        """The splits that are attacked, and so have headlines."""
+        return tuple(Split(split) for split in self.splits if split != Questions.ALL)
+
+    @property
+    def asked(self) -> tuple[Split, ...]:
+        """The splits whose questions are asked."""
+        return self.attacked if Questions.ALL not in self.splits else tuple(dict.fromkeys([*self.attacked, *Split]))
 
     def attacks_for(self, task: str, split: Split) -> tuple[Attack, ...]:
         """The attacks on a split; the first is always `none`.
@@ -88,4 +117,4 @@ class MeasureSpec(EngineSettings):
         else:
             chosen = self.attacks
         attacks = {a.name: a for a in [attack({"name": "none"}), *map(attack, chosen)]}
-        return tuple(attacks.values())
+        return tuple(attacks.values())[: None if split in self.splits else 1]

@@ -7,6 +7,7 @@ hybrid.
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from suite.config.canonical import digest
 from suite.config.errors import SpecError
 from suite.config.numbers import Few, Seed
 from suite.config.runtime import RuntimeSpec
@@ -114,6 +116,24 @@ class Plan(Settings):
                 trials.setdefault(spec.id, spec)
         _check_known("grid", self.search.grid.keys() - used, known_keys(self.base))
         return list(trials.values())
+
+    def declared(self) -> str | None:
+        """The search that the trials come from, for their rows: canonical JSON; None where there is one trial.
+
+        The id is that of everything but the number of trials, so a search that is continued is the same.
+        """
+        search = self.search
+        if search.space:
+            what: dict[str, Any] = {"sampler": search.sampler, "seed": search.seed, "space": search.space}
+            what |= {"maximize": list(search.maximize)}
+        elif search.cases or search.grid:
+            what = {"sampler": "grid", "cases": list(search.cases), "grid": search.grid}
+        else:
+            return None
+        base = {key: value for key, value in self.base.items() if key != "seed"}
+        id_ = digest([what, base])[:16]
+        whole = {"id": id_, **what, **({"trials": search.trials} if search.trials else {})}
+        return json.dumps(whole, sort_keys=True, ensure_ascii=False)
 
     def _check_size(self) -> None:
         """Check that there are not too many points, by their number and without making them."""

@@ -16,12 +16,14 @@ from suite.evaluation.trial_rows import Row
 from suite.models.checkpoints import heads_of
 from suite.models.lengths import check_lengths
 from suite.models.loading import BaseModel, resolve_model
+from suite.models.parameter_names import model_without_weights
 from suite.models.settings import ModelSpec
 from suite.spec.measure import MeasureSpec
 from suite.storage.environment import numeric
 from suite.storage.stages import StageStore
 from suite.training.anchors import Anchor, Anchors, given_anchor
 from suite.trials.harness import Harness, headlines_of
+from suite.trials.preflight import check_attacks
 from suite.trials.task_data import TaskData
 from tasks.task import Probe, Task, Zero
 
@@ -71,6 +73,7 @@ def measure_checkpoint(
             if attack.needs_target and "target" not in anchor_names:
                 raise SpecError(f"--target: missing. {attack.name} needs the model before unlearning")
     base = resolve_model(model, checkpoint, "checkpoint", finite=False)
+    check_attacks(measure, task_name, model_without_weights(model, checkpoint, "checkpoint"))
     anchor_models = {subject: resolve_model(model, name, f"--{subject}") for subject, name in anchor_names.items()}
     for subject, other in anchor_models.items():
         if other.encoder.tokenizer.get_vocab() != base.encoder.tokenizer.get_vocab():
@@ -118,7 +121,7 @@ def _check_model(model: BaseModel, task: Task, measure: MeasureSpec) -> None:
 
 def _probes(task: Task, measure: MeasureSpec) -> list[Probe]:
     """The task's probes on the splits of the measurement."""
-    return [probe for split in measure.splits for probe in task.probes_of(split)]
+    return [probe for split in measure.asked for probe in task.probes_of(split)]
 
 
 def cross_check(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from suite.config.errors import SpecError
 from suite.models.config_file import read_config
-from suite.models.loading import architecture_folder
+from suite.models.named_folder import architecture_folder
 from suite.spec.trial import TrialSpec
 
 SIZES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,8 +11,10 @@ from suite.adapters.low_rank import check_patterns, linear_layers
 from suite.config.errors import CheckpointError, SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.engines.choosing import check_heads, check_here
+from suite.models.decoding_settings import unread_settings
 from suite.models.lengths import check_lengths
 from suite.models.loading import check_loads, read_encoder, read_heads
+from suite.models.named_folder import architecture_folder
 from suite.models.parameter_names import model_without_weights
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Run
@@ -51,12 +53,18 @@ class Cost:
 
 
 def preflight(
-    trials: Sequence[TrialSpec], measure: MeasureSpec, runtime: RuntimeSpec, *, here: bool = True
+    trials: Sequence[TrialSpec],
+    measure: MeasureSpec,
+    runtime: RuntimeSpec,
+    *,
+    here: bool = True,
+    tell: Callable[[str], None] = lambda note: None,
 ) -> list[tuple[TrialSpec, Cost]]:
     """Check every trial against its task, data and machine, and count its cost.
 
     Args:
         here: whether the trials run on this machine; the head of a cluster may have no GPU while its workers have one.
+        tell: gets sentences about what is possible, and may be other than expected.
 
     Raises:
         SpecError: what cannot work, and what to change.
@@ -72,7 +80,7 @@ def preflight(
             task = tasks.get(spec.task) or tasks.setdefault(spec.task, with_extras(spec.task, measure))
             if spec.anchors.retain_limit:
                 task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
-            _check(spec, task, measure, here, checked)
+            _check(spec, task, measure, here, checked, tell)
         except (SpecError, CheckpointError, TaskError) as error:
             if len(trials) > 1:
                 raise type(error)(f"{error} (in the trial {spec.label})") from None
@@ -81,7 +89,14 @@ def preflight(
     return costs
 
 
-def _check(spec: TrialSpec, task: Task, measure: MeasureSpec, here: bool, checked: set[tuple[Hashable, ...]]) -> None:
+def _check(
+    spec: TrialSpec,
+    task: Task,
+    measure: MeasureSpec,
+    here: bool,
+    checked: set[tuple[Hashable, ...]],
+    tell: Callable[[str], None],
+) -> None:
     if here:
         OPTIMIZERS[spec.optimizer.name].check_installed()
     _check_anchors(spec, task)
@@ -89,7 +104,7 @@ def _check(spec: TrialSpec, task: Task, measure: MeasureSpec, here: bool, checke
     if here:
         check_named_model(spec)
     if here or spec.model.name == "tiny":
-        _check_model(spec, task, measure, checked)
+        _check_model(spec, task, measure, checked, tell)
 
 
 def _check_anchors(spec: TrialSpec, task: Task) -> None:
@@ -114,7 +129,7 @@ def _check_data(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
         check_refusable(task.forget_examples(), spec.objective.name, task.name)
     if objective.needs_retain_refusals(spec.objective):
         check_refusable(task.retain, spec.objective.name, task.name)
-    for split in measure.splits:
+    for split in measure.asked:
         for attack in measure.attacks_for(spec.task, split):
             try:
                 attack.check(task, split)
@@ -122,7 +137,13 @@ def _check_data(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
                 raise SpecError(f"measure.{error} ({attack.name})") from None
 
 
-def _check_model(spec: TrialSpec, task: Task, measure: MeasureSpec, checked: set[tuple[Hashable, ...]]) -> None:
+def _check_model(
+    spec: TrialSpec,
+    task: Task,
+    measure: MeasureSpec,
+    checked: set[tuple[Hashable, ...]],
+    tell: Callable[[str], None],
+) -> None:
     """Check that the engine can run the model, and that every text fits its context.
 
     Args:
@@ -131,7 +152,7 @@ def _check_model(spec: TrialSpec, task: Task, measure: MeasureSpec, checked: set
     named = _named_models(spec)
     key, name = next(iter(named.items()))
     _check_patterns(spec, name, key, checked)
-    splits = {*measure.splits, *([Split.DEV] if spec.until else [])}
+    splits = {*measure.asked, *([Split.DEV] if spec.until else [])}
     combination = (spec.task, spec.anchors.retain_limit, spec.model, *named.values(), frozenset(splits))
     if combination in checked:
         return
@@ -142,7 +163,30 @@ def _check_model(spec: TrialSpec, task: Task, measure: MeasureSpec, checked: set
     check_lengths(task, encoder, context, probes)
     for one_key, one in named.items():
         check_loads(one, one_key)
+    check_attacks(measure, spec.task, model_without_weights(spec.model, name, key), tell)
+    if name != "tiny" and (unread := unread_settings(architecture_folder(name, key))):
+        tell(unread)
     checked.add(combination)
+
+
+def check_attacks(
+    measure: MeasureSpec, task: str, model: torch.nn.Module, tell: Callable[[str], None] = lambda note: None
+) -> None:
+    """Check that every attack can be carried out on a model, whose weights may be on the meta device.
+
+    Of a task's set, the others can be carried out all the same, and the rows of those that cannot will say why.
+
+    Raises:
+        SpecError: one that was asked for by itself cannot, naming it.
+    """
+    attacks = {attack.name: attack for split in measure.asked for attack in measure.attacks_for(task, split)}
+    for attack in attacks.values():
+        try:
+            attack.check_model(model)
+        except SpecError as error:
+            if not isinstance(measure.attacks, str):
+                raise SpecError(f"measure.{error} ({attack.name})") from None
+            tell(f"measure.{error} ({attack.name} of the set {measure.attacks}). Its rows will have failed")
 
 
 def _named_models(spec: TrialSpec) -> dict[str, str]:
@@ -178,7 +222,7 @@ def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:
         if times:
             for oracle_kind, calls in _oracle_calls(spec, kind).items():
                 counts[oracle_kind] += times * calls * len(requests(spec, task))
-    points = sum(len(a.points) for split in measure.splits for a in measure.attacks_for(spec.task, split))
+    points = sum(len(a.points) for split in measure.asked for a in measure.attacks_for(spec.task, split))
     intermediate = (spec.steps - 1) // spec.checkpoints.every if spec.checkpoints.every else 0
     return Cost(
         steps=spec.steps * len(requests(spec, task)),
@@ -186,7 +230,7 @@ def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:
         gradient_calls=counts["gradient"],
         directional_calls=counts["directional"],
         curvature_calls=counts["curvature"],
-        evaluations=(2 + _has_retrained(spec, task)) * points + intermediate * len(measure.splits),
+        evaluations=(2 + _has_retrained(spec, task)) * points + intermediate * len(measure.asked),
     )
 
 

@@ -77,11 +77,13 @@ def run_trial(
     measure: MeasureSpec | None = None,
     runtime: RuntimeSpec | None = None,
     make_engine: MakeEngine | None = None,
+    search: str | None = None,
     on_stage: OnStage = lambda stage, rows: None,
 ) -> TrialResult:
     """Run a trial, or the part of it that is not in the store yet, and put its rows on the board.
 
     Args:
+        search: the search that it is a part of, for its row.
         make_engine: by default makes the engine that `measure` names.
         on_stage: called after each stage; may end the trial once the models were evaluated without an attack.
 
@@ -101,7 +103,7 @@ def run_trial(
         harness = _harness(spec, data, anchors, make_engine(anchors.base.encoder, device), store, runtime, device)
         criterion = KnowledgeOnDev(data.task, anchors, harness.engine) if spec.until else None
         stages = unlearn(spec, data.task, anchors, store.stages, runtime, criterion)
-        trial = trial_row(spec, data.task, anchors, stages, environment)
+        trial = trial_row(spec, data.task, anchors, stages, environment) | {"search": search}
         on_stage("unlearn", [])
 
         unlearned = _final_checkpoint(stages)

@@ -40,7 +40,7 @@ class TaskData:
         full_task = with_extras(name, measure)
         if retain_limit:
             full_task = replace(full_task, retain=full_task.retain[:retain_limit])
-        attacks = {split: measure.attacks_for(name, split) for split in measure.splits}
+        attacks = {split: measure.attacks_for(name, split) for split in measure.asked}
         return cls(full_task, within_limit(full_task, measure), attacks)
 
     @property

@@ -145,6 +145,7 @@ def kill_whenever_it_runs(job: TrialJob, times: int, done: threading.Event) -> l
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_on_ray_a_trial_that_loses_three_workers_has_its_row(tmp_path, capfd):
     from suite.runners.ray_tune import run_on_ray
 

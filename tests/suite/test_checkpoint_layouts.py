@@ -264,3 +264,15 @@ def test_transformers_itself_goes_on_with_random_weights_where_some_are_missing(
     assert AutoModelForCausalLM.from_pretrained(llama) is not None
     with pytest.raises(CheckpointError, match="lacks"):
         SavedCheckpoint(llama).check()
+
+
+@pytest.mark.parametrize("ends", ["deleted", "changed"])
+def test_a_folder_is_read_whatever_became_of_another_with_the_same_config(ends, tmp_path):
+    """Experts are converted; how is worked out once for each config."""
+    first, second = (made("mixtral", tmp_path / str(seed), seed=seed) for seed in (0, 1))
+    found(first)
+    if ends == "deleted":
+        shutil.rmtree(first)
+    else:
+        settle(first, model_type="qwen2_moe")
+    assert torch.equal(found(second), expected(second))

@@ -37,7 +37,9 @@ def test_a_module_in_the_working_directory_is_not_ours(folder, command, path):
     assert not (folder / "canary").exists()
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize(
+    "closed", ["<&-", ">&- 2>&- <&-", *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "2>&-"))]
+)
 def test_closed_streams_change_no_exit_code(tmp_path, closed):
     for words, code in (("ls optimizers", 0), ("run nothing.yaml", 2)):
         command = f"{sys.executable} {ROOT / 'regrade.py'} {words} {closed}"

@@ -127,7 +127,7 @@ def test_a_search_that_is_interrupted_measures_nothing_on_test(search, tmp_path)
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_search_on_ray(search, tmp_path, number):
     """Ctrl-C reaches every process of the terminal, SIGTERM the one that it is sent to."""
     store = tmp_path / "store"
@@ -146,7 +146,9 @@ def kill(store: Path, name: str) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+@pytest.mark.parametrize(
+    "name", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)]
+)  # Ray waits 60 s for it
 def test_a_sweep_on_ray_that_loses_ray_says_so(spec, tmp_path, name):
     """Ray ends the process that leads the sweep by `_exit`, after a lost head as soon as it has waited long enough."""
     store = tmp_path / "store"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import transformers
@@ -60,19 +63,42 @@ FAMILIES: dict[str, dict] = {
         **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
         **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4},
     },
+    "gpt_neo": {
+        **{"vocab_size": WORDS, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 8},
+        **{"attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64},
+    },
+    "olmo": _SHARED,
+    "smollm3": _SHARED,
+    "glm4": _WIDE,
+    "cohere2": _SHARED,
+    "gpt_oss": {**_WIDE, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
 IDS = torch.arange(3, 23)[None]
 
 
-def made(family: str, folder: Path, *, tied: bool = False, seed: int = 0, **saving) -> Path:
-    """A folder with a model of a family, as transformers saves it; no two of its numbers are likely to be equal."""
-    config = transformers.AutoConfig.for_model(family, **FAMILIES[family], tie_word_embeddings=tied)
+def made(
+    family: str,
+    folder: Path,
+    *,
+    tied: bool = False,
+    seed: int = 0,
+    noise: float = 0.05,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    **saving,
+) -> Path:
+    """A folder with a model of a family, as transformers saves it; no two of its numbers are likely to be equal.
+
+    Args:
+        noise: standard deviation of what is added to its random weights; of 0.05 for vectors.
+        settings: of its config, besides the family's.
+    """
+    config = transformers.AutoConfig.for_model(family, **{**FAMILIES[family], **settings}, tie_word_embeddings=tied)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config)
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
+            parameter.add_(torch.randn_like(parameter) * (noise if parameter.ndim > 1 else 0.05))
         model.save_pretrained(folder, **saving)
     return folder
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from suite.adapters.lora import LoRA
+from suite.adapters.low_rank import linear_layers
 from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 from suite.attacks.texts import Source, Texts, at_least, draw_texts, texts_of
 from suite.config.errors import SpecError
@@ -96,6 +98,16 @@ class FineTuning(Attack):
 
     def check(self, task: Task, split: Split) -> None:
         at_least(self.settings.samples, self.settings.texts, task, split)
+
+    def check_model(self, model: torch.nn.Module) -> None:
+        if self.settings.adapter == "lora" and not self.changes_nothing:
+            try:
+                linear_layers(model, LoRA.Settings().targets)
+            except SpecError:
+                raise SpecError(
+                    f"attacks: adapter=lora: {type(model).__name__} ({model.config.model_type}) has no nn.Linear for a "
+                    "LoRA. Use adapter=full, or leave the attack out"
+                ) from None
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
         source = self.settings.texts

@@ -13,8 +13,10 @@ from suite.attacks.texts import Source, Texts, at_least, draw_texts
 from suite.attacks.weights.calibration import edit_blocks
 from suite.attacks.weights.layer_inputs import Inputs
 from suite.attacks.weights.matrix_edit import MatrixEdit
+from suite.config.errors import SpecError
 from suite.config.numbers import Count, Seed
 from suite.models.checkpoints import State, context_of, dtype_of, load_state, skeleton
+from suite.models.outline import Outline
 from tasks.task import Example, Probe, Split, Task, examples_digest
 
 
@@ -41,6 +43,14 @@ class CalibratedEdit(MatrixEdit):
 
     def check(self, task: Task, split: Split) -> None:
         at_least(self.settings.samples, self.settings.texts, task, split)
+
+    def reached(self, outline: Outline) -> float:
+        if outline.share_in_blocks is None:
+            raise SpecError(
+                f"attacks: {self.settings.name}: {outline.kind} has no list of blocks with linear layers to calibrate. "
+                "Use rtn, nf4 or noise"
+            )
+        return outline.share_in_blocks
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
         return {

@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
+from torch import nn
 
 from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 from suite.attacks.weights.residual import Writer, block_writers, count_blocks, outline
@@ -45,11 +46,11 @@ class LogitLens(Attack):
     def points(self) -> tuple[int, ...]:
         return self.settings.layers
 
+    def check_model(self, model: nn.Module) -> None:
+        self._writers(model)
+
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
-        model = outline(subject.checkpoint.architecture)
-        blocks, writers = count_blocks(model), tuple(block_writers(model))
-        if self.points[-1] > blocks:
-            raise SpecError(f"attacks: logit_lens: layers={list(self.points)}, but the model has {blocks} blocks")
+        blocks, writers = self._writers(outline(subject.checkpoint.architecture))
         for count in self.points:
             if count == blocks:
                 yield count, subject
@@ -57,6 +58,15 @@ class LogitLens(Attack):
             edit = partial(silenced, writers=[w for w in writers if w.block is not None and w.block >= count])
             checkpoint = EditedCheckpoint(subject.checkpoint, edit, f"logit_lens[{count}]")
             yield count, Subject(checkpoint, subject.probes)
+
+    def _writers(self, model: nn.Module) -> tuple[int, tuple[Writer, ...]]:
+        """The number of the model's blocks, and the matrices with which they write."""
+        blocks = count_blocks(model)
+        if self.points[-1] > blocks:
+            raise SpecError(
+                f"attacks: logit_lens: layers={list(self.points)}, but the model has {blocks} blocks. Use 0 to {blocks}"
+            )
+        return blocks, tuple(block_writers(model))
 
 
 def silenced(state: State, writers: list[Writer]) -> State:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from suite.attacks.base import AttackContext, Subject, WeightEdit
 from suite.config.errors import SpecError
 from suite.models.checkpoints import State
 from suite.models.layers import Stored
-from suite.models.outline import outline_of
+from suite.models.outline import Outline, model_outline, outline_of
 
 ENOUGH = 0.9
 """Share of the numbers in a model's matrices that an attack has to reach: else what it spares would look robust."""
@@ -30,6 +30,10 @@ class MatrixEdit(WeightEdit):
     def version_for(self, architecture: Path) -> int:
         return self.version + (not outline_of(architecture).as_before)
 
+    def check_model(self, model: nn.Module) -> None:
+        if not self.changes_nothing:
+            self._check(model_outline(model))
+
     def matrices(self, architecture: Path) -> Mapping[str, Stored]:
         """How the weights that are edited are stored, by name.
 
@@ -37,13 +41,25 @@ class MatrixEdit(WeightEdit):
             SpecError: too few of the model's weights are stored in a known way.
         """
         outline = outline_of(architecture)
-        if outline.share < ENOUGH:
+        self._check(outline)
+        return outline.matrices
+
+    def reached(self, outline: Outline) -> float:
+        """Share of the numbers that are edited, in all matrices that the edit is meant for.
+
+        Raises:
+            SpecError: there are no such matrices.
+        """
+        return outline.share
+
+    def _check(self, outline: Outline) -> None:
+        share = self.reached(outline)
+        if share < ENOUGH:
             unknown = f" (such as {outline.unknown[0]})" if outline.unknown else ""
             raise SpecError(
-                f"attacks: {self.settings.name} would change {outline.share:.0%} of the weights in the matrices of "
+                f"attacks: {self.settings.name} would change {share:.0%} of the weights in the matrices of "
                 f"{outline.kind}: how the others{unknown} are stored is not known here. Leave the attack out"
             )
-        return outline.matrices
 
     def each(
         self, state: State, subject: Subject, context: AttackContext, edit: Callable[[Tensor, Place], Tensor]

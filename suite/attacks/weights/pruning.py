@@ -12,6 +12,7 @@ from suite.attacks.base import AttackContext, Subject
 from suite.attacks.weights.calibrated_edit import CalibratedEdit, CalibratedSettings
 from suite.attacks.weights.layer_inputs import Inputs
 from suite.models.checkpoints import State
+from suite.models.outline import Outline
 from tasks.task import Probe, Split, Task
 
 
@@ -76,6 +77,9 @@ class Pruning(CalibratedEdit):
     def check(self, task: Task, split: Split) -> None:
         if self.settings.by == "wanda":
             super().check(task, split)
+
+    def reached(self, outline: Outline) -> float:
+        return super().reached(outline) if self.settings.by == "wanda" else outline.share
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
         return super().reads(probes, context) if self.settings.by == "wanda" else {}

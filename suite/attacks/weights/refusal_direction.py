@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
-from suite.attacks.weights.residual import block_writers, count_blocks, embedding_writers, without
+from suite.attacks.weights.residual import Writer, block_writers, count_blocks, embedding_writers, without
 from suite.config.errors import SpecError
 from suite.config.numbers import Count, Seed, Whole
 from suite.models.checkpoints import State, TensorCheckpoint
@@ -59,6 +59,10 @@ class RefusalDirection(WeightEdit):
                     f"besides those of {split}"
                 )
 
+    def check_model(self, model: torch.nn.Module) -> None:
+        if not self.changes_nothing:
+            self._writers(model)
+
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
         task = context.task
         others = task.probes_behind((*task.knowledge, *task.utility), _other(probes[0].split))
@@ -69,9 +73,7 @@ class RefusalDirection(WeightEdit):
         self.check(context.task, subject.split)
         s = self.settings
         model = TensorCheckpoint(state, subject.checkpoint.architecture).model(context.device)
-        if s.layer >= (blocks := count_blocks(model)):
-            raise SpecError(f"attacks: layer={s.layer}: the model has {blocks} blocks. Use 0 to {blocks - 1}")
-        writers = [*embedding_writers(model), *block_writers(model)]
+        writers = self._writers(model)
         rng = random.Random(f"{context.seed}:{s.seed}")
         forget, retain = (
             [context.encoder.prompt(item) for item in rng.sample(items, s.samples)]
@@ -91,6 +93,13 @@ class RefusalDirection(WeightEdit):
             if writer.bias:
                 after[writer.bias] = without(state[writer.bias], -1, unit, s.strength)
         return after
+
+    def _writers(self, model: torch.nn.Module) -> list[Writer]:
+        """The matrices that write into the residual stream."""
+        layer, blocks = self.settings.layer, count_blocks(model)
+        if layer >= blocks:
+            raise SpecError(f"attacks: layer={layer}: the model has {blocks} blocks. Use 0 to {blocks - 1}")
+        return [*embedding_writers(model), *block_writers(model)]
 
 
 def contrasted(task: Task, split: Split) -> tuple[list[Item], list[Item]]:

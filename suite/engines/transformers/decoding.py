@@ -8,7 +8,7 @@ column 0, so there is no left padding, and a step attends to as many columns as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,11 +17,12 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, Pre
 
 from suite.engines.sampling import Draw, drawn
 from suite.engines.scores import batches
+from suite.engines.transformers.continuation import Continuation, GenerationRequest
 from suite.engines.transformers.grouped_attention import grouped
 from suite.engines.transformers.packing import pack
 from suite.engines.transformers.row_cache import RowCache
 from suite.engines.transformers.shortcut import Shortcut
-from suite.models.layers import carries_state
+from suite.models.layers import carries_state, rope_switch
 from suite.models.likelihood import logits_at
 
 REFILL_DIVISOR = 8
@@ -29,68 +30,6 @@ REFILL_DIVISOR = 8
 
 WITNESSES = 3
 """Continuations that are compared besides the longest one: one pass over each, once per architecture."""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """A prompt to continue.
-
-    Attributes:
-        limit: maximum length of the continuation, in tokens, at least 1.
-        ended: whether a continuation is already complete.
-        draw: how its tokens are drawn; None for greedy decoding.
-        stop: ids of tokens each of which completes a continuation by itself. They cover only a part of what `ended`
-            tests, for engines that cannot call it.
-    """
-
-    prompt: tuple[int, ...]
-    limit: int
-    ended: Callable[[Sequence[int]], bool] = lambda new: False
-    draw: Draw | None = None
-    stop: tuple[int, ...] = ()
-
-    @property
-    def longest(self) -> int:
-        return len(self.prompt) + self.limit
-
-
-@dataclass(slots=True)
-class Continuation:
-    """The tokens after a prompt, without the one that ends them.
-
-    Attributes:
-        best: the largest logit at each step, the one of the ending token included. With sampling it may belong to
-            another token than the chosen one.
-        nothing: whether a step's logits are not finite, so that the model says nothing.
-    """
-
-    request: GenerationRequest
-    new: list[int] = field(default_factory=list)
-    best: list[float] = field(default_factory=list)
-    nothing: bool = False
-
-    def take(self, token: int, logit: float, ends: Collection[int]) -> bool:
-        """Add the next token, and return whether more are needed."""
-        self.best.append(logit)
-        self.nothing = not math.isfinite(logit)
-        if token in ends or self.nothing:
-            return False
-        self.new.append(token)
-        return len(self.new) < self.request.limit and not self.request.ended(self.new)
-
-    @property
-    def sound(self) -> list[int] | None:
-        """The new tokens; None where the logits of a step are not finite."""
-        return self.new if all(map(math.isfinite, self.best)) else None
-
-    @property
-    def text(self) -> tuple[int, ...]:
-        return (*self.request.prompt, *self.new)
-
-    @property
-    def cached(self) -> int:
-        """Tokens in the cache: all but the newest."""
-        return len(self.request.prompt) + len(self.new) - 1
 
 
 def continued(
@@ -112,6 +51,33 @@ def continued(
         batch_tokens: positions of a batch, new tokens included; see `decode`.
         decoding: whether the architecture is known to support `decode`.
     """
+    limits = {"ends": ends, "row_tokens": row_tokens, "batch_tokens": batch_tokens}
+    switch = rope_switch(model)
+    if switch is None:
+        return _together(model, requests, **limits, decoding=decoding)
+    # A text takes the angles of the longest one beside it, and of a cache the angles that its keys once had.
+    found: dict[int, list[int] | None] = {}
+    below = [i for i, request in enumerate(requests) if request.longest <= switch]
+    beyond = [i for i, request in enumerate(requests) if len(request.prompt) > switch]
+    for places in (below, beyond):
+        new = _together(model, [requests[i] for i in places], **limits, decoding=decoding)
+        found |= dict(zip(places, new, strict=True))
+    neither = Shortcut(sound=False)
+    for i in found.keys() ^ set(range(len(requests))):
+        (one,) = _as_alone(model, [requests[i]], ends, _Ways(padded=neither, batched=neither, cached=neither))
+        found[i] = one.sound
+    return [found[i] for i in range(len(requests))]
+
+
+def _together(
+    model: PreTrainedModel,
+    requests: Sequence[GenerationRequest],
+    *,
+    ends: Collection[int],
+    row_tokens: int,
+    batch_tokens: int,
+    decoding: Shortcut,
+) -> list[list[int] | None]:
     if not requests:
         return []
     if decoding.sound:
@@ -305,9 +271,10 @@ def _verified(model: PreTrainedModel, found: Sequence[Continuation], decoding: S
     length = len(by_length[0].text)
     if length <= decoding.checked:
         return True
-    # A text that repeats one token looks the same through any attention window, so compare the most varied ones too.
+    # A text that repeats one token looks the same through any attention window, so compare the most varied ones too,
+    # and a short one, whose row of the cache is mostly empty.
     varied = sorted(found, key=lambda c: -len(set(c.text)))
-    witnesses = [by_length[0], *varied[:WITNESSES]]
+    witnesses = [by_length[0], *varied[:WITNESSES], min(found, key=lambda c: (len(c.best) < 2, len(c.text)))]
     best = [logit for c in witnesses for logit in c.best]
     return decoding.compare(best, [logit for c in witnesses for logit in plain_best(model, c)], length, model.dtype)
 

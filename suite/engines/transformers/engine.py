@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from suite.engines.base import Job, JobResult
 from suite.engines.questions import QuestionCache, Questions
@@ -22,7 +22,7 @@ from suite.engines.transformers.gradient_norms import gradient_norm
 from suite.engines.transformers.shortcut import Shortcut
 from suite.models.checkpoints import Checkpoint, dtype_of, load_state, skeleton
 from suite.models.encoding import Encoded, Encoder
-from suite.models.layers import carries_state
+from suite.models.layers import carries_state, counts_columns
 
 REVISION = 2
 """Incremented when the same request on the same weights gives other numbers, even in the last bits."""
@@ -119,8 +119,10 @@ class TransformersEngine:
             architecture = (checkpoint.architecture / "config.json").read_text(), dtype_of(state)
             if self._model is None or self._architecture != architecture:
                 self._model = skeleton(checkpoint.architecture, dtype_of(state)).to(self.device)
+                self._model.generation_config = GenerationConfig()  # answers are the model's own: docs/prompts.md
                 self._architecture = architecture
-                sound = not carries_state(self._model)  # a state is passed on whatever masks and position ids say
+                # A state is passed on, and columns are counted, whatever masks and position ids say.
+                sound = not (carries_state(self._model) or counts_columns(self._model))
                 self._packing, self._decoding = Shortcut(sound), Shortcut(sound)
             load_state(self._model, state)  # not in inference mode: gradient norms need ordinary tensors
             del state

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from suite.engines.questions import Questions
 from suite.engines.scores import Score, ScoreRequest, batches, score_plainly
-from suite.engines.transformers.decoding import Continuation, generated
+from suite.engines.transformers.continuation import Continuation
+from suite.engines.transformers.decoding import generated
 from suite.engines.transformers.engine import TransformersEngine
 from suite.engines.transformers.gradient_norms import gradient_norm
 from suite.models.encoding import Encoded

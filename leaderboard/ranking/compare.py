@@ -1,0 +1,216 @@
+"""Two entries side by side: by how much every headline and attack differs, run by run and question by question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from leaderboard.board.schema import Status
+from leaderboard.ranking.attack_labels import attack_labels
+from leaderboard.ranking.comparison import Difference, Replicated, Replicates, compared
+from leaderboard.ranking.comparison.difference import LEVEL
+from leaderboard.ranking.comparison.resampling import Array
+from leaderboard.ranking.entry import Trial
+from leaderboard.ranking.labels import labels
+from leaderboard.ranking.measured import Source
+from leaderboard.ranking.moved import Moved, moved_items
+from leaderboard.ranking.number import rounded
+from leaderboard.ranking.plain import plain
+from leaderboard.ranking.selection import Selection
+
+NUMBERS = {
+    "score": "score",
+    "forgetting": "F",
+    "robustness": "R",
+    "robustness_harmonic": "R hm",
+    "utility": "U",
+}
+"""Headlines in the order of a comparison, with their short names."""
+
+
+class NotCompared(Exception):
+    """Entries that cannot be compared, or that nobody knows; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One number of two entries.
+
+    Attributes:
+        name: a headline, or an attack as in the column `attack`; `label` is a short one.
+        attack: whether it is the recovery under an attack, where less is better.
+        one, other: the entries' numbers.
+        difference: `one` less `other`.
+        plain: the same with the worst of attacks and probes chosen on the items that it is read on; null for attacks.
+    """
+
+    name: str
+    label: str
+    attack: bool
+    one: float
+    other: float
+    difference: Difference
+    plain: Difference | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two entries.
+
+    Attributes:
+        one, other: ids; the labels are their names on the board.
+        seeds: the seeds that pair the runs; empty where the entries have other seeds.
+        lines: headlines, then attacks.
+        items: questions whose answers differ most, the largest difference first.
+    """
+
+    task: str
+    split: str
+    attack_set: str
+    one: str
+    other: str
+    one_label: str
+    other_label: str
+    runs: tuple[int, int]
+    seeds: tuple[str, ...]
+    lines: tuple[Line, ...]
+    items: tuple[Moved, ...]
+
+    def sentences(self) -> list[str]:
+        """The comparison in words."""
+        first = self.lines[0]
+        what = f"{self.one_label} against {self.other_label}"
+        if first.difference.p is None:
+            verdict = f"{what}: with one run of an entry nothing is said over runs; the intervals are over questions."
+        else:
+            size = rounded(abs(first.difference.estimate))
+            p = f"p = {first.difference.p:.2g}"
+            if first.difference.p < LEVEL:
+                better = self.one_label if first.difference.estimate > 0 else self.other_label
+                verdict = f"{what}: {better} is better, by {size} in the score ({p})."
+            else:
+                verdict = f"{what}: the scores cannot be told apart ({size}, {p})."
+        how = (
+            f"Runs are paired by seed ({len(self.seeds)})."
+            if self.seeds
+            else f"Runs have other seeds ({self.runs[0]} and {self.runs[1]}) and are not paired."
+        )
+        return [verdict, how]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain dicts, lists and scalars for `json.dumps`; a number that is not finite is null."""
+        return plain(asdict(self))
+
+
+def compare(
+    source: Source,
+    task: str,
+    split: str,
+    names: Sequence[str],
+    *,
+    attack_set: str | None = None,
+    engine: str | None = None,
+    mix_engines: bool = False,
+) -> list[Comparison]:
+    """The first entry against each of the others.
+
+    Args:
+        names: entries by label, by id or its beginning, or by a part of a label that no other has.
+
+    Raises:
+        NotCompared: fewer than two entries, an unknown or ambiguous name, or an entry that cannot be compared.
+        ValueError, BoardError: as for `leaderboard.ranking.rank.rank`.
+    """
+    here = Selection.of(source, task, split, attack_set, 0.9, engine=engine, mix_engines=mix_engines)
+    measured = {row["entry"] for row in here.rows if here.engines[row["trial"]] is not None}
+    first = {row["entry"]: row for row in sorted(here.rows, key=lambda row: row["trial"], reverse=True)}
+    named = labels(row for entry, row in first.items() if entry in measured)
+    found = [_found(name, named) for name in names]
+    if len(set(found)) < 2:
+        raise NotCompared(f"{', '.join(names)}: name two entries or more. There are: {_listed(named.values())}")
+    trials = here.trials(set(found))
+    runs = {entry: _runs(named[entry], trials[entry]) for entry in found}
+    one, *others = dict.fromkeys(found)
+    return [
+        _compared(source, here, (task, split), [(entry, named[entry], runs[entry]) for entry in (one, other)], trials)
+        for other in others
+    ]
+
+
+def _found(name: str, named: Mapping[str, str]) -> str:
+    exact = [entry for entry, label in named.items() if name in (entry, label)]
+    begun = [entry for entry in named if len(name) >= 6 and entry.startswith(name)]
+    word = [entry for entry, label in named.items() if name in label.split(" · ")]
+    part = [entry for entry, label in named.items() if name.casefold() in label.casefold()]
+    for fitting in (exact, begun, word, part):
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            which = _listed(f"{named[entry]} ({entry[:8]})" for entry in fitting)
+            raise NotCompared(f"{name}: several entries are called so: {which}. Name one by its id")
+    raise NotCompared(f"{name}: no such entry was measured here. There are: {_listed(named.values()) or 'none'}")
+
+
+def _listed(names: Any, most: int = 12) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _runs(label: str, trials: Sequence[Trial]) -> dict[str, Replicates]:
+    """An entry's runs by what they are paired by."""
+    counted = [trial for trial in trials if trial.row["status"] != Status.FAILED]
+    for trial in counted:
+        if trial.replicates is None:
+            why = trial.not_compared or trial.headlines.score.reason or "it has no score"
+            raise NotCompared(f"{label}, seed {trial.row['seed']}: {why}")
+    if not counted:
+        raise NotCompared(f"{label}: no run finished")
+    return {trial.pairing: trial.replicates for trial in counted if trial.replicates}
+
+
+def _compared(
+    source: Source,
+    here: Selection,
+    where: tuple[str, str],
+    sides: Sequence[tuple[str, str, Mapping[str, Replicates]]],
+    trials: Mapping[str, Sequence[Trial]],
+) -> Comparison:
+    """Two entries: the id, the label and the runs of each."""
+    entries, names, runs = zip(*sides, strict=True)
+
+    def line(name: str, label: str, of: Callable[[Replicates], Array], *, attack: bool = False) -> Line:
+        one, other = (_replicated(found, of) for found in runs)
+        limit = None if attack else 1.0
+        plain = None
+        if name in runs[0][next(iter(runs[0]))].plain and not attack:
+            plain = compared(*(_replicated(found, lambda run: run.plain[name]) for found in runs), entries)
+        return Line(name, label, attack, one.estimate, other.estimate, compared(one, other, entries, limit), plain)
+
+    short = attack_labels(here.attacks)
+    lines = [line(name, label, lambda run, name=name: getattr(run, name)) for name, label in NUMBERS.items()]
+    lines += [
+        line(attack, short.get(attack, attack), lambda run, attack=attack: run.recovery[attack], attack=True)
+        for attack in dict.fromkeys(["none", *here.attacks])
+    ]
+    paired = runs[0].keys() == runs[1].keys()
+    return Comparison(
+        *(*where, here.attack_set, *entries, *names),
+        (len(runs[0]), len(runs[1])),
+        tuple(sorted(runs[0])) if paired else (),
+        tuple(lines),
+        moved_items(source, here.measured, trials[entries[0]], trials[entries[1]], _worst(lines)),
+    )
+
+
+def _worst(lines: Sequence[Line]) -> tuple[str, ...]:
+    """The attack under which each entry remembers most."""
+    attacks = [line for line in lines if line.attack]
+    return max(attacks, key=lambda line: line.one).name, max(attacks, key=lambda line: line.other).name
+
+
+def _replicated(runs: Mapping[str, Replicates], of: Callable[[Replicates], Array]) -> Replicated:
+    arrays = {seed: of(run) for seed, run in runs.items()}
+    return Replicated(np.mean(list(arrays.values()), axis=0), {seed: float(a[0]) for seed, a in arrays.items()})
