@@ -1,3 +1,17 @@
-"""Computes a ranking from rows: headlines of a trial, entries over seeds, ranks."""
+"""Computes a ranking from rows: headlines of a trial, entries over seeds, ranks, and what follows from them."""
 
-__all__ = ["entry", "headlines", "measured", "number", "rank", "recovery_table", "retention_matching", "specs"]
+__all__ = [
+    "ceilings",
+    "compare",
+    "comparison",
+    "entry",
+    "headlines",
+    "measured",
+    "number",
+    "rank",
+    "recovery_table",
+    "retention_matching",
+    "searches",
+    "specs",
+    "verdict",
+]
