@@ -11,9 +11,10 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtr, stdtr, stdtrit
 
 from leaderboard.ranking.comparison.resampling import Array
@@ -181,15 +182,32 @@ def _interval(
     drawn = replicates[1:] - replicates[1:].mean()
     for draw, name in zip(draws, names, strict=False):  # with one run there is a name and no draw
         drawn = drawn + draw.scale * _t_draws(len(drawn), draw.df, name)
-    low, high = replicates[0] + np.quantile(drawn, (LEVEL / 2, 1 - LEVEL / 2))
+    low, high = replicates[0] + _quantiles(drawn)
     low, high = min(low, replicates[0]), max(high, replicates[0])
     return (float(low), float(high)) if bounds is None else tuple(float(np.clip(end, *bounds)) for end in (low, high))
 
 
+def _quantiles(values: Array) -> Array:
+    """The 2.5 % and the 97.5 % quantile, as `numpy.quantile` has them: without its overhead, of which a board has much.
+
+    Reorders the values.
+    """
+    places = (len(values) - 1) * np.array([LEVEL / 2, 1 - LEVEL / 2])
+    below = np.floor(places).astype(int)
+    above = np.minimum(below + 1, len(values) - 1)
+    values.partition(sorted({*below.tolist(), *above.tolist()}))
+    return values[below] + (places - below) * (values[above] - values[below])
+
+
 def _t_draws(size: int, df: int, name: str) -> Array:
     """Quantiles of Student's t in an order that depends on the name alone."""
-    raw = np.random.Philox(key=int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")).random_raw(size)
-    return _t_quantiles(size, df)[np.argsort(raw, kind="stable")]
+    return _t_quantiles(size, df)[_order(size, name)]
+
+
+@lru_cache(256)
+def _order(size: int, name: str) -> NDArray[np.intp]:
+    key = int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:16], "little")
+    return np.argsort(np.random.Philox(key=key).random_raw(size), kind="stable")
 
 
 @cache
