@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 
 import numpy as np
@@ -75,11 +76,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
-    """A trial's excess over the zero, summed over each fold's items: (cells, folds, 1 + replicates)."""
+    """A trial's excess over the zero, item by item.
+
+    Attributes:
+        cells: sorted by probe, attack and point.
+        excess: by probe the rows of its cells: (cells of the probe, items), items in the order of the unit's draws.
+    """
 
     cells: tuple[Cell, ...]
     units: Units
-    sums: Array
+    excess: tuple[Array, ...]
 
     @classmethod
     def of(cls, units: Units, excess: Mapping[Cell, Array]) -> Cells:
@@ -88,14 +94,35 @@ class Cells:
             excess: by cell, the model less the zero on each item, in the order of the unit's draws.
         """
         cells = sorted(excess, key=lambda cell: (cell.probe, cell.attack, cell.point))
-        sums = np.empty((len(cells), *units.sums.shape[1:]))
+        rows: list[list[Array]] = [[] for _ in units.resamplings]
+        for cell in cells:
+            rows[cell.probe].append(excess[cell])
+        return cls(tuple(cells), units, tuple(np.array(some) for some in rows))
+
+    def drawn(self) -> Drawn:
+        """Their sums in every replicate, which take far more memory."""
+        sums = np.empty((len(self.cells), *self.units.sums.shape[1:]))
         start = 0
-        for index, resampling in enumerate(units.resamplings):
-            rows = [excess[cell] for cell in cells if cell.probe == index]
-            if rows:
-                resampling.fold_sums(np.stack(rows), out=sums[start : start + len(rows)])
+        for resampling, rows in zip(self.units.resamplings, self.excess, strict=True):
+            if len(rows):
+                resampling.fold_sums(rows, out=sums[start : start + len(rows)])
                 start += len(rows)
-        return cls(tuple(cells), units, sums)
+        return Drawn(self.cells, self.units, sums)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """The excess of cells, summed over each fold's items: (cells, folds, 1 + replicates)."""
+
+    cells: tuple[Cell, ...]
+    units: Units
+    sums: Array
+
+    def plain(self, indices: Iterable[int], sign: float = 1.0) -> Array:
+        """The largest share of some cells, chosen on the items that it is read on; with sign -1 the smallest."""
+        units = self.units.sums.sum(1)
+        shares = (_divided(self.sums[index].sum(0), units[self.cells[index].probe]) for index in indices)
+        return reduce(np.maximum if sign > 0 else np.minimum, shares)
 
     def choice(self, index: int, sign: float = 1.0) -> Choice:
         """One cell, whatever the items say; with sign -1, `largest` of such choices is the smallest."""
@@ -137,11 +164,12 @@ def largest(choices: Sequence[Choice]) -> tuple[Choice, NDArray[np.integer]]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replicates:
-    """The headlines of a trial, or the means of several: arrays of (1 + replicates,), the estimate first.
+    """The headlines of a trial: arrays of (1 + replicates,), the estimate first.
 
     Attributes:
         recovery, curves, areas: as in `leaderboard.ranking.headlines.Headlines`.
         worst: by attack, the share of replicates and folds in which it is the worst.
+        cells: what they were made of, of knowledge and of utility.
     """
 
     forgetting: Array
@@ -153,6 +181,19 @@ class Replicates:
     curves: Mapping[str, Mapping[int, Array]]
     areas: Mapping[str, Array]
     worst: Mapping[str, float]
+    cells: tuple[Cells, Cells]
+
+    @property
+    def plain(self) -> dict[str, Array]:
+        """F, R, U and score by their names, with the worst chosen on the items that it is read on."""
+        knowledge, utility = (cells.drawn() for cells in self.cells)
+        unattacked = [index for index, cell in enumerate(knowledge.cells) if cell.attack == NONE]
+        found = {
+            "forgetting": 1 - _clip(knowledge.plain(unattacked)),
+            "robustness": 1 - _clip(knowledge.plain(range(len(knowledge.cells)))),
+            "utility": _clip(utility.plain(range(len(utility.cells)), -1.0)),
+        }
+        return {**found, "score": _harmonic(list(found.values()))}
 
 
 def replicate(knowledge: Cells, utility: Cells) -> Replicates:
@@ -162,38 +203,40 @@ def replicate(knowledge: Cells, utility: Cells) -> Replicates:
         knowledge: every attack, `none` included, at every point on every knowledge metric.
         utility: the utility metrics, without an attack.
     """
+    known, useful = knowledge.drawn(), utility.drawn()
     at: dict[str, dict[int, list[int]]] = {NONE: {}}
-    for index, cell in enumerate(knowledge.cells):
+    for index, cell in enumerate(known.cells):
         at.setdefault(cell.attack, {}).setdefault(cell.point, []).append(index)
     strongest: dict[str, Choice] = {}
     curves: dict[str, dict[int, Array]] = {}
     for attack, points in at.items():
-        on_curve = {point: _largest_cell(knowledge, points[point]) for point in sorted(points)}
+        on_curve = {point: _largest_cell(known, points[point]) for point in sorted(points)}
         strongest[attack] = largest(list(on_curve.values()))[0]
         if len(on_curve) > 1:
-            curves[attack] = {point: knowledge.read(choice) for point, choice in on_curve.items()}
-    recovery = {attack: knowledge.read(choice) for attack, choice in strongest.items()}
+            curves[attack] = {point: known.read(choice) for point, choice in on_curve.items()}
+    recovery = {attack: known.read(choice) for attack, choice in strongest.items()}
     curves = {attack: {0: recovery[NONE], **curve} for attack, curve in curves.items()}
     kept = [1 - _clip(found) for found in recovery.values()]
     worst, places = largest(list(strongest.values()))
     forgetting = kept[0]
-    robustness = np.minimum(1 - _clip(knowledge.read(worst)), forgetting)
-    useful = _clip(utility.read(_largest_cell(utility, range(len(utility.cells)), sign=-1.0)))
+    robustness = np.minimum(1 - _clip(known.read(worst)), forgetting)
+    left = _clip(useful.read(_largest_cell(useful, range(len(useful.cells)), sign=-1.0)))
     times = np.bincount(places.ravel(), minlength=len(strongest)) / places.size
     return Replicates(
         forgetting,
         robustness,
         _harmonic(kept),
-        useful,
-        _harmonic([forgetting, robustness, useful]),
+        left,
+        _harmonic([forgetting, robustness, left]),
         recovery,
         curves,
         {attack: _area(curve) for attack, curve in curves.items()},
         dict(zip(strongest, times.tolist(), strict=True)),
+        (knowledge, utility),
     )
 
 
-def _largest_cell(cells: Cells, indices: Iterable[int], sign: float = 1.0) -> Choice:
+def _largest_cell(cells: Drawn, indices: Iterable[int], sign: float = 1.0) -> Choice:
     return largest([cells.choice(index, sign) for index in indices])[0]
 
 
