@@ -21,6 +21,8 @@ from leaderboard.ranking.comparison.resampling import Array
 
 LEVEL = 0.05
 """Share of pairs without a difference that may be called different."""
+ROUNDING = 1e-9
+"""A smaller difference is none: equal numbers that were summed in another order have equal errors of this kind."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,33 +114,47 @@ def compared(one: Replicated, other: Replicated, keys: tuple[str, str], limit: f
         names = [key for number, key in zip((one, other), keys, strict=True) if len(number.runs) > 1]
     bounds = (-limit, limit) if limit is not None else None
     low, high = _interval(replicates, draws, names, bounds)
-    item_error = float(replicates[1:].std(ddof=1))
+    error = item_error(one, other)
     known = min(len(one.runs), len(other.runs)) > 1
     return Difference(
         float(replicates[0]),
         low,
         high,
-        p_value(float(replicates[0]), item_error, draws) if known else None,
+        p_value(float(replicates[0]), error, draws) if known else None,
         per_seed,
-        item_error,
+        error,
         math.hypot(*(draw.scale for draw in draws)) if known else None,
         _interval(replicates, [], [], bounds),
     )
 
 
-def p_value(estimate: float, item_error: float, draws: Sequence[Runs]) -> float:
-    """P(|N(0, item_error^2) + sum of scale t(df)| >= |estimate|), by quadrature: small values are not cut off."""
+def item_error(one: Replicated, other: Replicated) -> float:
+    """The standard error of a difference over items."""
+    return float((one.replicates[1:] - other.replicates[1:]).std(ddof=1))
+
+
+def p_of(one: Replicated, other: Replicated) -> float | None:
+    """As `Difference.p`, without the rest."""
+    if min(len(one.runs), len(other.runs)) < 2:
+        return None
+    return p_value(one.estimate - other.estimate, item_error(one, other), run_draws(one, other))
+
+
+def p_value(estimate: float, error: float, draws: Sequence[Runs]) -> float:
+    """P(|N(0, error^2) + sum of scale t(df)| >= |estimate|), by quadrature: small values are not cut off."""
     size = abs(estimate)
+    if size < ROUNDING:
+        return 1.0
     draws = [draw for draw in draws if draw.scale > 0]
     if not draws:
-        return float(2 * ndtr(-size / item_error)) if item_error > 0 else float(estimate == 0)
+        return float(2 * ndtr(-size / error)) if error > 0 else float(estimate == 0)
     # The widest of the terms is integrated exactly, over the nodes of the others.
     widest = max(draws, key=lambda draw: draw.scale)
-    exact = None if item_error > widest.scale else widest
+    exact = None if error > widest.scale else widest
     centres, weights = np.array([0.0]), np.array([1.0])
-    if exact and item_error > 0:
+    if exact and error > 0:
         nodes, shares = _normal_nodes()
-        centres, weights = item_error * nodes, shares
+        centres, weights = error * nodes, shares
     for draw in draws:
         if draw is not exact:
             nodes, shares = _t_nodes(draw.df)
@@ -146,7 +162,7 @@ def p_value(estimate: float, item_error: float, draws: Sequence[Runs]) -> float:
             weights = np.multiply.outer(weights, shares).ravel()
 
     def tail(beyond: Array) -> Array:
-        return stdtr(exact.df, -beyond / exact.scale) if exact else ndtr(-beyond / item_error)
+        return stdtr(exact.df, -beyond / exact.scale) if exact else ndtr(-beyond / error)
 
     return float(min(1.0, weights @ (tail(size - centres) + tail(size + centres))))
 
@@ -224,9 +240,9 @@ def _normal_nodes(nodes: int = 96) -> tuple[Array, Array]:
 
 
 @cache
-def _t_nodes(df: int, nodes: int = 96) -> tuple[Array, Array]:
+def _t_nodes(df: int) -> tuple[Array, Array]:
     """Nodes and weights for means over Student's t: Gauss-Legendre over the quantiles."""
-    u, w = np.polynomial.legendre.leggauss(nodes)
+    u, w = np.polynomial.legendre.leggauss(384 if df == 1 else 96)  # its tails are the heaviest
     u, w = (u + 1) / 2, w / 2
     # Denser at both ends, where the quantiles grow: u = 3v^2 - 2v^3 has slope 6v(1 - v).
     return stdtrit(df, 3 * u**2 - 2 * u**3), w * 6 * u * (1 - u)
