@@ -5,7 +5,8 @@
 *Comparing* goes from the answers of 1,000 entries to 300 questions under 10 attacks to their intervals, ranks and
 leader, with 2,000 replicates; the product is of the replicates' weights and all answers. *Boards* are made up: trials
 with three seeds an entry, under the official attacks of `pocket`, on both splits, with seven probes and five metrics
-each, in files of 100 trials. Each reading is in a fresh process. Nothing here imports torch.
+each, in files of 100 trials. Each reading is in a fresh process. Seconds are the processor's. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ TRIALS_PER_FILE = 100
 
 
 def compared(entries: int, probes: int, runs: int) -> tuple[float, float]:
-    """Seconds of comparing entries with 300 questions in all, and of one matrix product of that size."""
+    """Processor seconds of comparing entries with 300 questions in all, and of one matrix product of that size."""
     rng = np.random.default_rng(0)
     items = 300 // probes
     names = [f"q{number}" for number in range(items)]
@@ -236,15 +237,16 @@ def aggregate(folder: Path) -> None:
 
 
 def measured(task: Callable[[Path], None], folder: Path) -> tuple[float, float]:
-    """Wall-clock seconds of a task and the peak resident memory of its process, in GiB."""
+    """Processor seconds of a task and the peak resident memory of its process, in GiB."""
     seconds = _seconds(lambda: task(folder))
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    """Processor seconds: other load on the machine does not count."""
+    started = time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def apart(task: Callable[..., Any], *args: Any, **options: Any) -> Any:

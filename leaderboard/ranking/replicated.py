@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from leaderboard.board.items import Key, Scored, read_items, scored_items
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED
 from leaderboard.board.store import Board
@@ -56,7 +59,7 @@ class Replicating:
         }
         wanted = {key for model in models for key in _keys(measured.model(*model))}
         if isinstance(source, Board):
-            return cls(measured, read_items(source, wanted))
+            return cls(measured, _items(source, wanted))
         return cls(measured, scored_items(source["items"]) if "items" in source else {})
 
     def trial(self, trial: Trial, attacks: Sequence[str], matching: str | None) -> Trial:
@@ -158,3 +161,21 @@ class Replicating:
 def _keys(model: HeadlineMeasurements) -> Iterator[Key]:
     for (_, _, metric), samples in model.samples.items():
         yield Key(samples, metric.probe, metric.metric)
+
+
+def _items(board: Board, wanted: set[Key]) -> dict[Key, Scored]:
+    """Items of a board, from its table of them; those that it lacks from samples, if it has any.
+
+    A table of a large board has a row for each of a hundred thousand evaluations, and a query that names them all takes
+    far longer than to read the rows and to leave out the others.
+    """
+    if not wanted:
+        return {}
+    where = {name: sorted({getattr(key, name) for key in wanted}) for name in ("probe", "metric")}
+    rows = board.read("items", where)
+    evaluations = pa.array(sorted({key.samples for key in wanted}))
+    found = scored_items(rows.filter(pc.is_in(rows["samples"], evaluations)))
+    found = {key: scored for key, scored in found.items() if key in wanted}
+    if (missing := wanted - found.keys()) and any((board.path / "samples").glob("*.parquet")):
+        found |= read_items(board, missing)
+    return found

@@ -208,22 +208,24 @@ def _quantiles(values: Array) -> Array:
 
     Reorders the values.
     """
-    places = (len(values) - 1) * np.array([LEVEL / 2, 1 - LEVEL / 2])
-    below = np.floor(places).astype(int)
-    above = np.minimum(below + 1, len(values) - 1)
-    values.partition(sorted({*below.tolist(), *above.tolist()}))
-    return values[below] + (places - below) * (values[above] - values[below])
+    below, above, share, places = _places(len(values))
+    values.partition(places)
+    return values[below] + share * (values[above] - values[below])
 
 
-def _t_draws(size: int, df: int, name: str) -> Array:
-    """Quantiles of Student's t in an order that depends on the name alone."""
-    return _t_quantiles(size, df)[_order(size, name)]
+@cache
+def _places(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Array, list[int]]:
+    exact = (size - 1) * np.array([LEVEL / 2, 1 - LEVEL / 2])
+    below = np.floor(exact).astype(int)
+    above = np.minimum(below + 1, size - 1)
+    return below, above, exact - below, sorted({*below.tolist(), *above.tolist()})
 
 
 @lru_cache(256)
-def _order(size: int, name: str) -> NDArray[np.intp]:
+def _t_draws(size: int, df: int, name: str) -> Array:
+    """Quantiles of Student's t in an order that depends on the name alone."""
     key = int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:16], "little")
-    return np.argsort(np.random.Philox(key=key).random_raw(size), kind="stable")
+    return _t_quantiles(size, df)[np.argsort(np.random.Philox(key=key).random_raw(size), kind="stable")]
 
 
 @cache

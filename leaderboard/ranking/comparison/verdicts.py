@@ -168,10 +168,14 @@ def _compare_all(values: Sequence[Replicated], better: NDArray[np.bool_]) -> Non
         others = np.flatnonzero(with_others)
         for row, one in enumerate(places):
             for group, paired in ((np.array(places), True), (others, False)):
+                if not len(group):
+                    continue
                 gaps = estimates[one] - estimates[group]
                 errors = np.sqrt(np.maximum(spread[one] + spread[group] - 2 * covariance[one, group], 0.0))
                 if paired:
-                    scales = [(runs[row] - runs).std(axis=1, ddof=1) / math.sqrt(len(order))]
+                    apart = runs[row] - runs
+                    apart -= apart.mean(axis=1, keepdims=True)
+                    scales = [np.sqrt((apart * apart).sum(axis=1) / ((len(order) - 1) * len(order)))]
                     df = [np.full(len(group), len(order) - 1)]
                 else:
                     scales = [np.full(len(group), alone_scale[one]), alone_scale[group]]

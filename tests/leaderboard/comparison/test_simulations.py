@@ -1,6 +1,6 @@
 """How often the comparison is wrong, and how often it finds what is there: 4,000 draws a case.
 
-`python benchmarks/statistics.py` prints many more cases.
+`python -m benchmarks.simulations` prints many more cases.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How often the board's comparisons are wrong, by simulation of entries with a known truth.
 
-    python benchmarks/statistics.py [--draws N] [--runs K ...] [--processes N] [--json FILE]
+    python -m benchmarks.simulations [--draws N] [--runs K ...] [--processes N] [--json FILE]
 
 Prints, for cases without a true difference, the share told apart at 5 % and the coverage of 95 % intervals (F, R, U,
 score), and for gaps of four standard errors the power, beside the power of the own deviation's Satterthwaite test. The
