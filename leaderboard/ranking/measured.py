@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching
@@ -146,14 +147,31 @@ def _headline_rows(task: str, split: str) -> Row:
 def rows(source: Source, table: str, where: Row | Sequence[Row], names: Sequence[str] = ()) -> Rows:
     """Rows of a table that match `where`, or one of several: by column a value, or a list of allowed values."""
     if isinstance(source, Board):
-        return source.read(table, where, names or None).to_pylist()
+        return as_dicts(source.read(table, where, names or None))
     choices = [where] if isinstance(where, Mapping) else where
     allowed = [{name: _listed(value) for name, value in choice.items()} for choice in choices]
     return [
         row
-        for row in source[table].to_pylist()
+        for row in as_dicts(source[table])
         if any(all(row[name] in values for name, values in choice.items()) for choice in allowed)
     ]
+
+
+def as_dicts(table: pa.Table) -> Rows:
+    """As `Table.to_pylist`, in a fraction of its time and memory: equal texts are one object."""
+    columns = [_values(column) for column in table.columns]
+    names = table.column_names
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    if not pa.types.is_string(column.type):
+        return column.to_pylist()
+    values: list[Any] = []
+    for chunk in column.dictionary_encode().chunks:
+        texts = np.array([*chunk.dictionary.to_pylist(), None], dtype=object)
+        values += texts[chunk.indices.fill_null(len(texts) - 1).to_numpy()].tolist()
+    return values
 
 
 def _listed(value: object) -> list[object]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from leaderboard.board.items import Key, Scored, read_items, scored_items
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED
 from leaderboard.board.store import Board
-from leaderboard.ranking.comparison import REPLICATES, Cell, Cells, Replicates, Resampling, Unit, replicate
+from leaderboard.ranking.comparison import REPLICATES, Cell, Cells, Replicates, Resampling, Units, replicate
+from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.entry import HEADLINES, Trial
 from leaderboard.ranking.headlines import LARGEST, NONE, HeadlineMeasurements, HeadlineMetric, Headlines, at_chance
 from leaderboard.ranking.measured import Row, Source, TaskMeasurements
@@ -41,7 +41,9 @@ class Replicating:
     measured: TaskMeasurements
     items: Mapping[Key, Scored]
     replicates: int = REPLICATES
-    _units: dict[tuple[str | None, str | None, HeadlineMetric], Unit] = field(default_factory=dict)
+    _units: dict[tuple[str, str | None, str | None, bool], tuple[list[HeadlineMetric], Units]] = field(
+        default_factory=dict
+    )
     _drawn: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
 
     @classmethod
@@ -100,48 +102,59 @@ class Replicating:
         """
         unlearned = self.measured.model(row["trial"], UNLEARNED, engine, name)
         target, retrained = (self.measured.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
-        chance = at_chance(row["anchor_ids"])
-        metrics = sorted(target.metrics("knowledge"))
-        units = [
-            self._unit((row["anchors"], engine, metric), target, None if chance else retrained) for metric in metrics
-        ]
-        excess: dict[Cell, Any] = {}
+        zero_model = None if at_chance(row["anchor_ids"]) else retrained
+        metrics, units = self._units_of("knowledge", row["anchors"], engine, target, zero_model)
+        excess: dict[Cell, Array] = {}
         for attack in dict.fromkeys([NONE, *attacks]):
             for point in [0] if attack == NONE else sorted(unlearned.points(attack)):
                 if len(excess) > MOST_CELLS:
                     raise NoItems(f"not compared: more than {MOST_CELLS:,} numbers are behind its robustness")
-                for index, (metric, unit) in enumerate(zip(metrics, units, strict=True)):
-                    model = self._values(unlearned, attack, point, metric, unit)
-                    zero = (
-                        target.chances.get(metric, 0.0)
-                        if chance
-                        else self._values(retrained, attack, point, metric, unit)
-                    )
-                    excess[Cell(attack, point, index)] = model - zero
-        kept: dict[Cell, Any] = {}
-        useful = sorted(target.metrics("utility"))
-        useful_units = [self._unit((row["anchors"], engine, metric), target, None) for metric in useful]
-        for index, (metric, unit) in enumerate(zip(useful, useful_units, strict=True)):
-            kept[Cell(NONE, 0, index)] = self._values(unlearned, NONE, 0, metric, unit) - target.chances.get(metric, 0)
+                for index, metric in enumerate(metrics):
+                    draws = units.resamplings[index]
+                    zero = self._zero(target, zero_model, attack, point, metric, draws)
+                    excess[Cell(attack, point, index)] = self._in_order(unlearned, attack, point, metric, draws) - zero
+        metrics, useful_units = self._units_of("utility", row["anchors"], engine, target, None)
+        kept: dict[Cell, Array] = {}
+        for index, metric in enumerate(metrics):
+            draws = useful_units.resamplings[index]
+            chance = self._zero(target, None, NONE, 0, metric, draws)
+            kept[Cell(NONE, 0, index)] = self._in_order(unlearned, NONE, 0, metric, draws) - chance
         return replicate(Cells.of(units, excess), Cells.of(useful_units, kept))
 
-    def _unit(
+    def _units_of(
         self,
-        key: tuple[str | None, str | None, HeadlineMetric],
+        headline: str,
+        anchors: str | None,
+        engine: str | None,
         target: HeadlineMeasurements,
-        retrained: HeadlineMeasurements | None,
-    ) -> Unit:
+        zero_model: HeadlineMeasurements | None,
+    ) -> tuple[list[HeadlineMetric], Units]:
+        """The metrics of a headline, and the distances between the anchors on them."""
+        key = (headline, anchors, engine, zero_model is None)
         if key not in self._units:
-            metric = key[2]
-            items = self._scored(target, NONE, 0, metric).items
-            self._afford(metric.probe, items)
-            resampling = Resampling.of(metric.probe, items, self.replicates)
-            values = self._in_order(target, NONE, 0, metric, resampling)
-            zero: Any = target.chances.get(metric, 0.0)
-            if retrained is not None:
-                zero = self._in_order(retrained, NONE, 0, metric, resampling)
-            self._units[key] = Unit.of(resampling, values, zero)
+            metrics, parts = sorted(target.metrics(headline)), []
+            for metric in metrics:
+                items = self._scored(target, NONE, 0, metric).items
+                self._afford(metric.probe, items)
+                draws = Resampling.of(metric.probe, items, self.replicates)
+                zero = self._zero(target, zero_model, NONE, 0, metric, draws)
+                parts.append((draws, self._in_order(target, NONE, 0, metric, draws) - zero))
+            self._units[key] = metrics, Units.of(parts)
         return self._units[key]
+
+    def _zero(
+        self,
+        target: HeadlineMeasurements,
+        zero_model: HeadlineMeasurements | None,
+        attack: str,
+        point: int,
+        metric: HeadlineMetric,
+        draws: Resampling,
+    ) -> Array | float:
+        """What counts as no knowledge: the retrained model's answers, or chance."""
+        if zero_model is None:
+            return target.chances.get(metric, 0.0)
+        return self._in_order(zero_model, attack, point, metric, draws)
 
     def _afford(self, probe: str, items: tuple[str, ...]) -> None:
         """Counts items that are drawn again.
@@ -154,16 +167,13 @@ class Replicating:
             raise NoItems(f"not compared: more than {MOST_ITEMS:,} questions in all would be drawn again")
         self._drawn = drawn
 
-    def _values(self, model: HeadlineMeasurements, attack: str, point: int, metric: HeadlineMetric, unit: Unit) -> Any:
-        return self._in_order(model, attack, point, metric, unit.resampling)
-
     def _in_order(
-        self, model: HeadlineMeasurements, attack: str, point: int, metric: HeadlineMetric, resampling: Resampling
-    ) -> Any:
+        self, model: HeadlineMeasurements, attack: str, point: int, metric: HeadlineMetric, draws: Resampling
+    ) -> Array:
         scored = self._scored(model, attack, point, metric)
-        if scored.items != resampling.sorted_items:
+        if scored.items is not draws.sorted_items and scored.items != draws.sorted_items:
             raise NoItems(f"not compared: the {model.model} model was asked other questions of {metric.probe}")
-        return scored.values[resampling.order]
+        return scored.values[draws.order]
 
     def _scored(self, model: HeadlineMeasurements, attack: str, point: int, metric: HeadlineMetric) -> Scored:
         cell = attack, point, metric

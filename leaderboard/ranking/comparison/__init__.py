@@ -1,6 +1,6 @@
 """Tells entries apart: items and runs are drawn again, for all entries together (docs/statistics.md)."""
 
-from leaderboard.ranking.comparison.crossfit import Cell, Cells, Replicates, Unit, replicate
+from leaderboard.ranking.comparison.crossfit import Cell, Cells, Replicates, Units, replicate
 from leaderboard.ranking.comparison.difference import Difference, Replicated, Spread, compared, spread
 from leaderboard.ranking.comparison.resampling import REPLICATES, Resampling
 from leaderboard.ranking.comparison.verdicts import Resolution, Verdicts
@@ -15,7 +15,7 @@ __all__ = [
     "Resampling",
     "Resolution",
     "Spread",
-    "Unit",
+    "Units",
     "Verdicts",
     "compared",
     "replicate",

@@ -26,9 +26,9 @@ class Resampling:
 
     Attributes:
         sorted_items: ids of the items, sorted.
-        order: places in `sorted_items`, in the order of the columns: items of one fold stand together.
-        weights: (1 + replicates, items), each row's mean is 1; the first row, all ones, is the sample itself.
-        folds: the columns of each fold. An item's fold depends on the probe's items only, and not on a replicate.
+        order: places in `sorted_items`, in the order of the rows of `weights`: items of one fold stand together.
+        weights: (items, 1 + replicates), each column's mean is 1; the first column, all ones, is the sample itself.
+        folds: the rows of each fold. An item's fold depends on the probe's items only, and not on a replicate.
     """
 
     sorted_items: tuple[str, ...]
@@ -47,17 +47,26 @@ class Resampling:
             raise ValueError(f"{probe}: {len(items)} items, of which {len(set(items))} are different")
         return _drawn(probe, tuple(sorted(items)), replicates)
 
-    def fold_sums(self, values: Array) -> Array:
-        """Weighted sums over each fold's items, over the number of all items: (folds, 1 + replicates, columns).
+    def fold_sums(self, values: Array, out: Array | None = None) -> Array:
+        """Weighted sums over each fold's items, over the number of all items: (rows, folds, 1 + replicates).
 
         Args:
-            values: (items, columns), rows in the order of the columns of `weights`.
+            values: (rows, items), items in the order of the rows of `weights`.
+            out: where to write the sums.
         """
-        n = len(self.order)
-        return np.stack([self.weights[:, fold] @ (values[fold] / n) for fold in self.folds])
+        if out is None:
+            out = np.empty((len(values), len(self.folds), self.weights.shape[1]))
+        values = values / len(self.order)
+        for place, fold in enumerate(self.folds):
+            np.matmul(values[:, fold], self.weights[fold], out=out[:, place])
+        return out
 
 
-@lru_cache(64)
+_AT_A_TIME = 100
+"""Replicates that are drawn at a time, so that a probe with many items takes little memory beside its weights."""
+
+
+@lru_cache(16)
 def _drawn(probe: str, items: tuple[str, ...], replicates: int) -> Resampling:
     # Equal folds, by position among the hashes: by the hash alone a small probe may have an empty one.
     hashed = sorted(range(len(items)), key=lambda place: _digest(f"{probe}\n{items[place]}"))
@@ -66,11 +75,15 @@ def _drawn(probe: str, items: tuple[str, ...], replicates: int) -> Resampling:
     folds = tuple(slice(int(end - len(hashed[fold::FOLDS])), int(end)) for fold, end in enumerate(ends))
     n = len(items)
     key = _digest("\n".join((probe, *items)))
-    raw = np.random.Philox(key=int.from_bytes(key[:16], "little")).random_raw(replicates * n)
-    drawn = ((raw >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32)
-    rows = np.repeat(np.arange(replicates, dtype=np.int64) * n, n)
-    counts = np.bincount(rows + drawn.astype(np.int64), minlength=replicates * n).reshape(replicates, n)
-    return Resampling(items, np.array(ordered), np.concatenate([np.ones((1, n)), counts]), folds)
+    stream = np.random.Philox(key=int.from_bytes(key[:16], "little"))
+    weights = np.ones((n, 1 + replicates))
+    for start in range(0, replicates, _AT_A_TIME):
+        some = min(_AT_A_TIME, replicates - start)
+        drawn = ((stream.random_raw(some * n) >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32)
+        rows = np.repeat(np.arange(some) * n, n)
+        counts = np.bincount(rows + drawn.astype(np.int64), minlength=some * n)
+        weights[:, 1 + start : 1 + start + some] = counts.reshape(some, n).T
+    return Resampling(items, np.array(ordered), weights, folds)
 
 
 def _digest(text: str) -> bytes:

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import ndtri, stdtrit
+from scipy.special import chdtri, ndtr, ndtri, stdtrit
 
 from leaderboard.ranking.comparison.difference import (
     LEVEL,
+    ROUNDING,
     Replicated,
     Runs,
-    compared,
     holm,
+    item_error,
+    p_of,
     p_value,
     run_draws,
 )
+from leaderboard.ranking.comparison.resampling import Array
 
 POWER = 0.8
 WANTED = 0.05
 """The difference that the words under a table say how many runs it would take to tell."""
 MOST_RUNS = 100
+CLOSE = 0.002
+"""Gaps this close to a 5 % point that was read from a table, as a share of it, are compared exactly."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +74,7 @@ class Verdicts:
         if len(self.names) < 2:
             return None
         first, *others = self._by_estimate()
-        p_values = [self._p(first, other) for other in others]
+        p_values = [p_of(self._numbers[first], self._numbers[other]) for other in others]
         return self.names[first] if all(holm(p_values)) else None
 
     def ties(self) -> dict[str, tuple[str, ...]]:
@@ -83,18 +91,14 @@ class Verdicts:
             return None
         order = self._by_estimate()
         pairs = [(order[i], order[i + 1]) for i in range(len(order) - 1)]
-        found = [compared(self._numbers[a], self._numbers[b], (self.names[a], self.names[b])) for a, b in pairs]
-        runs = int(np.median([min(len(self._numbers[a].runs), len(self._numbers[b].runs)) for a, b in pairs]))
-        item_error = float(np.median([one.item_error for one in found]))
-        deviation = float(np.median([one.run_error or 0.0 for one in found])) * math.sqrt(runs)
-        return Resolution.of(item_error, deviation, runs)
+        numbers = [(self._numbers[a], self._numbers[b]) for a, b in pairs]
+        runs = int(np.median([min(len(a.runs), len(b.runs)) for a, b in numbers]))
+        error = float(np.median([item_error(a, b) for a, b in numbers]))
+        run_error = np.median([math.hypot(*(draw.scale for draw in run_draws(a, b))) for a, b in numbers])
+        return Resolution.of(error, float(run_error) * math.sqrt(runs), runs)
 
     def _by_estimate(self) -> list[int]:
         return sorted(range(len(self.names)), key=lambda place: (-self._numbers[place].estimate, self.names[place]))
-
-    def _p(self, one: int, other: int) -> float:
-        p = compared(self._numbers[one], self._numbers[other], (self.names[one], self.names[other])).p
-        return 1.0 if p is None else p
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,39 +121,110 @@ class Resolution:
             item_error: standard error of a difference over items.
             deviation: between runs, of the difference of two runs.
         """
-        told = {k: smallest_told(item_error, deviation, k) for k in range(runs, MOST_RUNS + 1)}
-        return cls(told[runs], runs, next((k - runs for k, difference in told.items() if difference <= WANTED), None))
+
+        def told(k: int) -> float:
+            return smallest_told(item_error, deviation, k)
+
+        enough = bisect_left(range(runs, MOST_RUNS + 1), -WANTED, key=lambda k: -told(k))
+        return cls(told(runs), runs, enough if runs + enough <= MOST_RUNS else None)
 
 
 def smallest_told(item_error: float, deviation: float, runs: int) -> float:
-    """The difference that is significant with 80 % probability."""
-    draw = Runs(deviation / math.sqrt(runs), runs - 1)
-    normal = math.hypot(item_error, draw.scale)
+    """The difference that is significant with 80 % probability.
+
+    Of entries with the same seeds: the deviation of their differences is itself estimated from so many runs, so the 5 %
+    point is another one each time.
+    """
+    normal = math.hypot(item_error, deviation / math.sqrt(runs))
     if normal == 0:
         return 0.0
-    far = item_error * float(ndtri(1 - LEVEL / 4)) + draw.scale * float(stdtrit(draw.df, 1 - LEVEL / 4))
-    critical = brentq(lambda size: p_value(size, item_error, [draw]) - LEVEL, 0.0, far)
-    return float(critical + ndtri(POWER) * normal)
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    estimated = deviation * np.sqrt(chdtri(runs - 1, (1 - nodes) / 2) / (runs - 1) / runs)
+    points = _five_percent_point(np.full(len(nodes), item_error), estimated, runs - 1)
+
+    def power(size: float) -> float:
+        return float(weights / 2 @ (ndtr((size - points) / normal) + ndtr((-size - points) / normal)))
+
+    return float(brentq(lambda size: power(size) - POWER, 0.0, float(points.max()) + 10 * normal, xtol=1e-9))
 
 
 def _compare_all(values: Sequence[Replicated], better: NDArray[np.bool_]) -> None:
-    """Fill in `better`. Most pairs are decided by bounds on the 5 % point; the others by `p_value`."""
+    """Fill in `better`: by what the 5 % point is at least and at most, and where that is not enough by `p_value`."""
     estimates = np.array([value.estimate for value in values])
     draws = np.stack([value.replicates[1:] - value.replicates[1:].mean() for value in values])
     covariance = draws @ draws.T / (draws.shape[1] - 1)
     spread = np.diag(covariance)
-    z, far_z = ndtri(1 - LEVEL / 2), ndtri(1 - LEVEL / 4)
-    for one, value in enumerate(values):
-        gaps = estimates[one] - estimates
-        errors = np.sqrt(np.maximum(spread[one] + spread - 2 * covariance[one], 0.0))
-        possible = np.flatnonzero((gaps > 0) & (gaps >= z * errors))
-        for other in possible:
-            runs = run_draws(value, values[other])
-            if len(runs) == 1:
-                draw = runs[0]
-                if gaps[other] < draw.scale * stdtrit(draw.df, 1 - LEVEL / 2):
+    alone = [np.array(list(value.runs.values())) for value in values]
+    alone_scale = np.array([own.std(ddof=1) / math.sqrt(len(own)) for own in alone])
+    alone_df = np.array([len(own) - 1 for own in alone])
+    same_seeds: dict[frozenset[str], list[int]] = defaultdict(list)
+    for place, value in enumerate(values):
+        same_seeds[frozenset(value.runs)].append(place)
+    for seeds, places in same_seeds.items():
+        order = sorted(seeds)
+        runs = np.array([[values[place].runs[seed] for seed in order] for place in places])
+        with_others = np.ones(len(values), dtype=bool)
+        with_others[places] = False
+        others = np.flatnonzero(with_others)
+        for row, one in enumerate(places):
+            for group, paired in ((np.array(places), True), (others, False)):
+                if not len(group):
                     continue
-                if gaps[other] >= far_z * errors[other] + draw.scale * stdtrit(draw.df, 1 - LEVEL / 4):
-                    better[one, other] = True
-                    continue
-            better[one, other] = p_value(float(gaps[other]), float(errors[other]), runs) < LEVEL
+                gaps = estimates[one] - estimates[group]
+                errors = np.sqrt(np.maximum(spread[one] + spread[group] - 2 * covariance[one, group], 0.0))
+                if paired:
+                    apart = runs[row] - runs
+                    apart -= apart.mean(axis=1, keepdims=True)
+                    scales = [np.sqrt((apart * apart).sum(axis=1) / ((len(order) - 1) * len(order)))]
+                    df = [np.full(len(group), len(order) - 1)]
+                else:
+                    scales = [np.full(len(group), alone_scale[one]), alone_scale[group]]
+                    df = [np.full(len(group), alone_df[one]), alone_df[group]]
+                found, open_ = _decided(gaps, errors, scales, df)
+                for place in open_:
+                    parts = [Runs(float(s[place]), int(d[place])) for s, d in zip(scales, df, strict=True)]
+                    found[place] = p_value(float(gaps[place]), float(errors[place]), parts) < LEVEL
+                better[one, group] = found
+
+
+def _decided(
+    gaps: Array, errors: Array, scales: Sequence[Array], df: Sequence[NDArray[np.int64]]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which gaps are significant, and the places of those that are left open.
+
+    The 5 % point of a sum is at least that of each of its parts, and at most the sum of the parts' points at a share of
+    the level each. A sum of items and paired runs has a point that is read from a table, but for those close to it.
+    """
+    parts = 1 + len(scales)
+    least, most = ndtri(1 - LEVEL / 2) * errors, ndtri(1 - LEVEL / 2 / parts) * errors
+    for scale, freedom in zip(scales, df, strict=True):
+        least = np.maximum(least, _t_points(freedom, LEVEL) * scale)
+        most = most + _t_points(freedom, LEVEL / parts) * scale
+    if len(scales) == 1 and len(gaps):
+        point = _five_percent_point(errors, scales[0], int(df[0][0]))
+        least, most = np.maximum(least, point * (1 - CLOSE)), np.minimum(most, point * (1 + CLOSE))
+    real = gaps >= ROUNDING
+    return real & (gaps > most), np.flatnonzero(real & (gaps >= least) & (gaps <= most))
+
+
+def _t_points(df: NDArray[np.int64], level: float) -> Array:
+    """Two-sided points of Student's t, each computed once."""
+    return stdtrit(np.arange(df.max(initial=1) + 1), 1 - level / 2)[df]
+
+
+def _five_percent_point(errors: Array, scales: Array, df: int) -> Array:
+    """The 5 % point of |N(0, error^2) + scale t(df)|, to a share of `CLOSE`."""
+    angles, points = _table(df)
+    return np.interp(np.arctan2(scales, errors), angles, points) * np.hypot(errors, scales)
+
+
+@cache
+def _table(df: int) -> tuple[Array, Array]:
+    """The 5 % points of cos(angle) N(0, 1) + sin(angle) t(df), by angle."""
+    angles = np.linspace(0, math.pi / 2, 129)
+    return angles, np.array([_point(math.cos(angle), Runs(math.sin(angle), df)) for angle in angles])
+
+
+def _point(error: float, draw: Runs) -> float:
+    far = error * float(ndtri(1 - LEVEL / 4)) + draw.scale * float(stdtrit(draw.df, 1 - LEVEL / 4))
+    return float(brentq(lambda size: p_value(size, error, [draw]) - LEVEL, 0.0, far, xtol=1e-7))
