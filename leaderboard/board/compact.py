@@ -19,7 +19,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +77,10 @@ class Compacted:
     before: int
     after: int
     stays: tuple[Stays, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        stays = [{"file": str(one.path), "reason": one.reason} for one in self.stays]
+        return {"table": self.table, "before": self.before, "after": self.after, "stays": stays}
 
 
 class _Small(NamedTuple):
