@@ -294,7 +294,7 @@ def test_killed_before_or_after_any_call_nothing_is_lost(path: Path, call: str):
         assert process.exitcode == -signal.SIGKILL
         killed += 1
         fill(path, 3)
-    assert killed > 5
+    assert killed > 1
     counts(path)
     assert shown(path) == before and left_out(path) == told
     assert len(names(path)) == 3 and len(names(path, "samples")) == 1
