@@ -115,6 +115,19 @@ class FolderStorage:
         with _readable_errors(self.path(name), MAKE_WRITABLE, NOTHING_LOST):
             self.path(name).mkdir(parents=True)
 
+    @contextmanager
+    def draft(self, folder: str) -> Iterator[Path]:
+        """An empty file for a library that writes itself, to be put under a name of this folder and then removed.
+
+        Raises:
+            DiskFull, NotWritable, StorageError: it cannot be made, or the system refused what was written to it.
+        """
+        with _readable_errors(self.path(folder), MAKE_WRITABLE, NOTHING_LOST):
+            self.path(folder).mkdir(parents=True, exist_ok=True)
+            _sweep(self.path(folder))
+            with _draft(self.path(folder), b"") as draft:
+                yield draft
+
     def open(self, name: str) -> BinaryIO:
         """Open the file under a name for reading.
 

@@ -256,7 +256,12 @@ def publish(content: pa.Table | Path, storage: FolderStorage, name: str) -> bool
 
 def _parquet(content: pa.Table) -> memoryview:
     buffer = pa.BufferOutputStream()
-    strings = [field.name for field in content.schema if field.type == pa.string()]
-    strings += [f"{field.name}.list.element" for field in content.schema if field.type == pa.list_(pa.string())]
-    pq.write_table(content, buffer, compression="zstd", use_dictionary=strings, write_page_checksum=True)
+    pq.write_table(content, buffer, **how_to_write(content.schema))
     return memoryview(buffer.getvalue())
+
+
+def how_to_write(content: pa.Schema) -> dict[str, Any]:
+    """Options of pyarrow's writer for the board's files."""
+    strings = [field.name for field in content if field.type == pa.string()]
+    strings += [f"{field.name}.list.element" for field in content if field.type == pa.list_(pa.string())]
+    return {"compression": "zstd", "use_dictionary": strings, "write_page_checksum": True}

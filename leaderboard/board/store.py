@@ -6,7 +6,9 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from leaderboard.board import query, schema, views
+from leaderboard.board.compact import Compacted, merge_small
 from leaderboard.board.files import (
     NAME,
     BoardError,
@@ -35,6 +38,8 @@ __all__ = ["Appended", "Board", "BoardError", "Broken"]
 
 ATTEMPTS = 3
 """Attempts at reading a file that is another one each time; then it is left out."""
+MOST_LISTINGS = 100
+"""Listings of a folder from which files go all the time; a file that is merged goes once."""
 
 _Files = Mapping[str, Sequence[Sound]]
 _T = TypeVar("_T")
@@ -177,12 +182,27 @@ class Board:
 
     def broken(self) -> list[Broken]:
         """Files and rows that reading leaves out, and why."""
-        found: list[Broken] = []
-        for table in schema.TABLES:
-            files = self._files(table)
-            found += [file for file in files if isinstance(file, Broken)]
-            found += self._judge(table, [file for file in files if isinstance(file, Sound)])
-        return found
+        return [broken for table in schema.TABLES for broken in _retried(partial(self._found, table))[1]]
+
+    def compact(self) -> list[Compacted]:
+        """Merges the small files of each table into few; all that reading gives and leaves out stays the same.
+
+        It may be killed at any instant, and run beside writers, readers and itself, on any machine.
+
+        Raises:
+            BoardError: a file cannot be written, read back or deleted. No row is lost, and none counts twice.
+        """
+        return [self._compacted(table) for table in schema.TABLES]
+
+    def _compacted(self, table: str) -> Compacted:
+        def once(unsteady: set[Path]) -> Compacted:
+            files, left_out = self._told_of(table, unsteady)
+            with self._failures({table: files}):
+                stays = merge_small(self._storage, table, files, {broken.path for broken in left_out})
+            return Compacted(table, before, len(self._files(table)), tuple(stays))
+
+        before = len(self._files(table))
+        return _retried(once)
 
     def _publish(self, content: pa.Table | Path, table: str, name: str) -> Appended:
         if not NAME.fullmatch(name):
@@ -193,47 +213,81 @@ class Board:
     def _files(self, table: str) -> list[Sound | Broken]:
         if not _is_text(self.path):
             raise BoardError(visible(f"{self.path}: this name is no text in UTF-8. What to do: rename the folder"))
-        try:
+        gone: Counter[Path] = Counter()
+        while True:
+            try:
+                names = self._listed(table)
+            except OSError as error:
+                folder = self._storage.path(table)
+                return [Broken(folder, f"it cannot be listed ({error.strerror})", "see that it can be read")]
+            paths = [self._storage.path(name) for name in names]
+            named = [path for path in paths if NAME.fullmatch(path.stem)]
+            present = list(_present(named, table))
+            missing = {*named} - {file.path for file in present}
+            if all(gone[path] >= ATTEMPTS for path in missing):
+                return [*map(_misnamed, sorted({*paths} - {*named})), *present]
+            gone.update(missing)  # their rows may be in a file that was not there yet when the folder was listed
+
+    def _listed(self, table: str) -> Sequence[str]:
+        """Names of a table's files.
+
+        Listing a folder takes time, in which a file may come and those that it replaces may go, unseen all of them. So
+        it is listed until nothing has gone since the time before: what replaced it has been there since then.
+
+        Raises:
+            OSError: the folder cannot be listed.
+        """
+        before = self._storage.list(f"{table}/", ".parquet")
+        for _ in range(MOST_LISTINGS):
             names = self._storage.list(f"{table}/", ".parquet")
-        except OSError as error:
-            folder = self._storage.path(table)
-            return [Broken(folder, f"it cannot be listed ({error.strerror})", "see that it can be read")]
-        paths = [self._storage.path(name) for name in names]
-        named = [path for path in paths if NAME.fullmatch(path.stem)]
-        return [*map(_misnamed, sorted({*paths} - {*named})), *_present(named, table)]
+            if {*before} <= {*names}:
+                break
+            before = names
+        return names
 
     def _reading(self, tables: Sequence[str], read: Callable[[duckdb.DuckDBPyConnection, _Files], _T]) -> _T:
         """What a function reads from the sound files of tables. It is called again without the files that fail."""
-        changes: Counter[Path] = Counter()
-        while True:
-            unsteady = {path for path, times in changes.items() if times >= ATTEMPTS}
-            files = {table: self._sound(table, unsteady) for table in tables}
-            try:
-                with views.connected() as connection:
-                    return read(connection, files)
-            except WRONG_QUERY as error:
-                raise self._failed(error) from None
-            except FAILED as error:
-                changed = [file.path for table, sound in files.items() for file in sound if _changed(table, file)]
-                if not changed:
-                    raise self._failed(error) from None
-                changes.update(changed)
+
+        def once(unsteady: set[Path]) -> _T:
+            files = {table: self._told_of(table, unsteady)[0] for table in tables}
+            with self._failures(files), views.connected() as connection:
+                return read(connection, files)
+
+        return _retried(once)
+
+    @contextmanager
+    def _failures(self, files: _Files) -> Iterator[None]:
+        """Context in which an error of reading these files is a `_Changed` if a file is to blame, else a BoardError."""
+        try:
+            yield
+        except WRONG_QUERY as error:
+            raise self._failed(error) from None
+        except FAILED as error:
+            if changed := _changed(files):
+                raise _Changed(changed) from None
+            raise self._failed(error) from None
 
     def _failed(self, error: Exception) -> BoardError:
         text = visible(str(error), keep="\n")
         return BoardError(f"{self.path}: {text}")
 
-    def _sound(self, table: str, unsteady: set[Path]) -> list[Sound]:
-        """The files to be read; what is left out is told."""
-        files = [_unsteady(file) if file.path in unsteady else file for file in self._files(table)]
-        sound = [file for file in files if isinstance(file, Sound)]
-        wrong = self._judge(table, sound)
-        for broken in (*(file for file in files if isinstance(file, Broken)), *wrong):
+    def _told_of(self, table: str, unsteady: set[Path]) -> tuple[list[Sound], list[Broken]]:
+        """As `_found`; what is left out is told."""
+        files, left_out = self._found(table, unsteady)
+        for broken in left_out:
             if broken not in self._told:
                 self._told.add(broken)
                 self._tell(broken)
+        return files, left_out
+
+    def _found(self, table: str, unsteady: set[Path]) -> tuple[list[Sound], list[Broken]]:
+        """The files to be read, and what is left out: files and rows."""
+        files = [_unsteady(file) if file.path in unsteady else file for file in self._files(table)]
+        sound = [file for file in files if isinstance(file, Sound)]
+        wrong = self._judge(table, sound)
         whole = {broken.path for broken in wrong if broken.rows is None}
-        return [file for file in sound if file.path not in whole]
+        left_out = [*(file for file in files if isinstance(file, Broken)), *wrong]
+        return [file for file in sound if file.path not in whole], left_out
 
     def _judge(self, table: str, files: Sequence[Sound]) -> list[Broken]:
         """What the rows of files are left out for; the last answer is kept, since files are immutable."""
@@ -251,8 +305,10 @@ def _judged(table: str, files: Sequence[Sound]) -> list[Broken]:
     except (duckdb.ParserException, duckdb.CatalogException):
         raise  # no fault of a file
     except FAILED as error:
+        if gone := [file.path for file in files if not _is_there(file, table)]:
+            raise _Changed(gone) from None
         if len(files) == 1:
-            return [remember(files[0], table, damage(error)) if _is_there(files[0], table) else _unsteady(files[0])]
+            return [remember(files[0], table, damage(error))]
     alone = {file: _judged(table, [file]) for file in files}
     sound = [file for file, found in alone.items() if all(broken.rows is not None for broken in found)]
     if len(sound) == len(files):
@@ -281,10 +337,33 @@ def _is_there(file: Sound, table: str) -> bool:
     return next(_present([file.path], table), None) == file
 
 
-def _changed(table: str, file: Sound) -> bool:
-    """Whether a file that looked sound is gone or another one, or cannot be read, which is then remembered."""
-    if not _is_there(file, table):
-        return True
+class _Changed(Exception):
+    """Files that looked sound are gone, or other ones, or cannot be read."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__(paths)
+        self.paths = paths
+
+
+def _retried(work: Callable[[set[Path]], _T]) -> _T:
+    """What a function returns. It is called again while files change, with those that do so each time."""
+    changes: Counter[Path] = Counter()
+    while True:
+        try:
+            return work({path for path, times in changes.items() if times >= ATTEMPTS})
+        except _Changed as error:
+            changes.update(error.paths)
+
+
+def _changed(files: _Files) -> list[Path]:
+    """Files that looked sound and are gone or other ones; if there are none, those that cannot be read."""
+    both = [(table, file) for table, sound in files.items() for file in sound]
+    gone = [file.path for table, file in both if not _is_there(file, table)]
+    return gone or [file.path for table, file in both if _damaged(table, file)]
+
+
+def _damaged(table: str, file: Sound) -> bool:
+    """Whether a file cannot be read, which is then remembered."""
     try:
         with views.connected() as connection:
             for _ in connection.sql(views.one_row_per_key(table, [file])).to_arrow_reader():

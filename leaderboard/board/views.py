@@ -61,7 +61,7 @@ def one_row_per_key(table: str, files: Sequence[Sound], names: Sequence[str] = (
     return (
         f"SELECT {', '.join(names or schema.columns(table))} FROM ({all_rows(table, files)})"
         f" WHERE ({first_broken(table)}) IS NULL"
-        f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {', '.join(_order(table))}) = 1"
+        f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {', '.join(order(table))}) = 1"
     )
 
 
@@ -69,25 +69,25 @@ def left_out(connection: duckdb.DuckDBPyConnection, table: str, files: Sequence[
     """What the rows of files are left out for: findings per file, about its rows or about all of it."""
     if not files:
         return []
-    key, content = (f"hash({', '.join(names)})" for names in (schema.columns(table, Role.KEY), _content(table)))
+    key, said = (f"hash({', '.join(names)})" for names in (schema.columns(table, Role.KEY), content(table)))
     lengths = [_LENGTHS[kind].format(name) for name, kind in types(table).items() if kind in _LENGTHS]
     size = " + ".join(f"coalesce({length}, 0)" for length in lengths) if table in _RANKED else "0"
     first = schema.columns(table, Role.KEY)[0]
-    order = {f"o{number}": part for number, part in enumerate(_order(table))}
+    places = {f"o{number}": part for number, part in enumerate(order(table))}
     kind = "TABLE" if table in _RANKED else "VIEW"  # of samples there may be too many to keep
-    judged = ["place", "size", "wrong", "name", "key", "content", *order]
+    judged = ["place", "size", "wrong", "name", "key", "content", *places]
     expressions = (
         f"filename, file_row_number AS place, {size} AS size, {first_broken(table)} AS wrong,"
         f" CASE WHEN strlen({first}) < 1000 THEN {first} END AS name,"
         # hashed only where the rules hold: a text may be huge
-        f" CASE WHEN wrong IS NULL THEN {key} END AS key, CASE WHEN wrong IS NULL THEN {content} END AS content,"
-        f" {', '.join(f'{part} AS {name}' for name, part in order.items())}"
+        f" CASE WHEN wrong IS NULL THEN {key} END AS key, CASE WHEN wrong IS NULL THEN {said} END AS content,"
+        f" {', '.join(f'{part} AS {name}' for name, part in places.items())}"
     )
     connection.execute(
         f"CREATE OR REPLACE TEMP {kind} judged AS SELECT filename, {', '.join(judged)}"
         f" FROM ({all_rows(table, files, expressions)})"
     )
-    return [*_wrong(connection, table, first), *_contradicted(connection, table, first, list(order))]
+    return [*_wrong(connection, table, first), *_contradicted(connection, table, first, list(places))]
 
 
 def _wrong(connection: duckdb.DuckDBPyConnection, table: str, first: str) -> list[Broken]:
@@ -167,19 +167,19 @@ def types(table: str) -> dict[str, str]:
 _TYPES: dict[str, dict[str, str]] = {}
 
 
-def _content(table: str) -> Sequence[str]:
+def content(table: str) -> Sequence[str]:
     """Columns in which rows with one key must agree."""
     return _RANKED.get(table, schema.columns(table, Role.KEY))
 
 
-def _order(table: str) -> list[str]:
+def order(table: str) -> list[str]:
     """Which of several rows with one key counts: a finished one, the one written first, the first by file name."""
-    order = ["filename", "file_row_number"]
+    by = ["filename", "file_row_number"]
     if "written_at" in schema.TABLES[table].names:
-        order.insert(0, "CASE WHEN written_at LIKE '20__-__-__T%' THEN written_at ELSE '~' END")
+        by.insert(0, "CASE WHEN written_at LIKE '20__-__-__T%' THEN written_at ELSE '~' END")
     if "status" in schema.TABLES[table].names:
-        order.insert(0, f"(status IS NOT DISTINCT FROM '{Status.FAILED}')")
-    return order
+        by.insert(0, f"(status IS NOT DISTINCT FROM '{Status.FAILED}')")
+    return by
 
 
 def _pattern(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""`regrade board`: the ranked table in the terminal, and the page."""
+"""`regrade board`: the ranked table in the terminal, the page, comparisons, and the files behind them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from suite.cli.common import STORE, Json, StoreDir, open_board, print_json
+from suite.cli.common import STORE, Json, StoreDir, open_board, print_json, table
 from suite.cli.outputs import notice, output_file, say
 
 if TYPE_CHECKING:
@@ -115,6 +115,19 @@ def compare(
     for comparison in found:
         print_comparison(comparison)
     say(f"plot: {path}")
+
+
+@app.command("compact")
+def compact(store: StoreDir = STORE, as_json: Json = False) -> None:
+    """Merge the small files of the board into few. What it shows stays the same."""
+    tables = open_board(store, "test").compact()
+    for stays in (one for found in tables for one in found.stays):
+        notice(stays)
+    if as_json:
+        print_json([found.as_json() for found in tables])
+        return
+    rows = [[found.table, str(found.before), str(found.after), str(len(found.stays))] for found in tables]
+    table(f"{store}: files of the board", ["table", "before", "after", "not merged"], rows)
 
 
 def _one_task(
