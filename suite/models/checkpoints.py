@@ -19,7 +19,7 @@ from torch import nn
 
 from suite.config.errors import CheckpointError
 from suite.models.adapter_file import adapter_settings, largest_rank, lora_config
-from suite.models.config_file import read_config
+from suite.models.config_file import read_config, setting
 from suite.models.conversion import Form, State, prevailing
 from suite.models.decoding_settings import ends_of
 from suite.models.folder import library, one_line
@@ -310,9 +310,11 @@ def heads_of(folder: Path) -> Heads:
         SpecError: the folder's config.json cannot be used.
     """
     config = read_config(folder).get_text_config()
-    heads = getattr(config, "num_attention_heads", None)
-    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
-    return Heads(size, getattr(config, "num_key_value_heads", None) or heads)
+    heads, size = setting(config, "num_attention_heads"), setting(config, "head_dim")
+    if not size and isinstance(heads, int) and heads:
+        size = config.hidden_size // heads
+    shared = setting(config, "num_key_value_heads") or heads
+    return Heads(*(one if isinstance(one, int) else None for one in (size, shared)))
 
 
 def weights_digest(model: torch.nn.Module) -> str:

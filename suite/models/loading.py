@@ -41,6 +41,9 @@ ENCODING = 2
 """Increased when the same text gives other ids, or an answer ends elsewhere. 2: prompt and answer are tokenized
 together, control tokens are told from text, the chat template is given its arguments and ends a turn."""
 
+ANGLES_ROUNDED_BEFORE = ("gptj", "codegen")
+"""Kinds of models that once had the angles of their positions in the model's own dtype, in place of fp32."""
+
 UNMOVED = ("pocket", "tofu/", "rwku/")
 """Tasks whose ids on `tiny` are those of version 1 (their names begin so): the stages are kept."""
 
@@ -107,6 +110,8 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name", *, finite
         if finite:
             check_finite(weight_files(folder), getattr(torch, spec.dtype))
         identity = {**_identity(name, folder), "dtype": spec.dtype, "encoding": ENCODING}
+        if spec.dtype != "float32" and read_settings(folder / CONFIG).get("model_type") in ANGLES_ROUNDED_BEFORE:
+            identity["angles"] = 2
         return _read_model(spec, folder, identity, published_args(name))
 
 
