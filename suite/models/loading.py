@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from suite.config.errors import CheckpointError
 from suite.models.adapter_file import check_adapter
 from suite.models.chat_template import Plain
 from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of
@@ -181,12 +180,12 @@ def model_with_adapter(spec: ModelSpec, path: Path, key: str, *, finite: bool = 
 def _check_adapter(checkpoint: LoraCheckpoint) -> None:
     """Check an adapter's weights and settings against its base model. Only the files' headers are read."""
     weights = checkpoint.path / LoraCheckpoint.WEIGHTS
-    if not weights.is_file():  # peft and vLLM would load a pickle instead
-        raise CheckpointError(f"{checkpoint.path}: no {LoraCheckpoint.WEIGHTS} here. Other formats are not read")
-    check_memory([weights])
-    form, _ = checkpoint.base.headers()
-    modules = sorted({name.rpartition(".")[0] for name in form.layout.shapes})
-    check_adapter(checkpoint.path / LoraCheckpoint.CONFIG, shapes_of([weights]), modules)
+    if weights.is_file():
+        check_memory([weights])
+        form, _ = checkpoint.base.headers()
+        modules = sorted({name.rpartition(".")[0] for name in form.layout.shapes})
+        check_adapter(checkpoint.path / LoraCheckpoint.CONFIG, shapes_of([weights]), modules)
+    checkpoint.check()
 
 
 def _brings_words(adapter: Path) -> bool:
