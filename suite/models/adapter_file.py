@@ -117,6 +117,13 @@ def largest_rank(settings: dict[str, Any]) -> int:
     return max(settings["r"], *(settings.get("rank_pattern") or {}).values(), 1)
 
 
+def largest_token(settings: dict[str, Any]) -> int:
+    """The largest id of the tokens whose embeddings an adapter trained one by one; -1 without any."""
+    tokens = settings.get("trainable_token_indices") or []
+    lists = tokens.values() if isinstance(tokens, dict) else [tokens]
+    return max((token for one in lists for token in one), default=-1)
+
+
 def check_adapter(file: Path, shapes: dict[str, tuple[int, ...]], modules: list[str]) -> None:
     """Check an adapter's settings against its weights, and its patterns against the names in the model.
 

@@ -46,7 +46,7 @@ class ChatTemplate:
         written: a conversation as the template writes it.
 
     Raises:
-        SpecError: the template fails, takes no such argument, or lets the model think first.
+        SpecError: the template fails, leaves texts out, takes no such argument, or lets the model think first.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, given: Mapping[str, Plain]) -> None:
@@ -106,8 +106,12 @@ class ChatTemplate:
         prompt = self.render([*self.system, question])
         if self.system and self.system[0]["content"].strip() not in prompt:
             raise SpecError(f"model.template_args.system: {self._where.partition(': ')[2]} leaves it out. Take it out")
+        if QUESTION not in prompt:
+            raise self._rewrites("question", "question")
         said = [self._tried([*self.system, question, answer]), self._tried([*self.system, question, answer, question])]
         whole = next((text for text in said if ANSWER in text), "")
+        if any(said) and not whole:
+            raise self._rewrites("conversation", "answer")
         before = whole[: whole.find(ANSWER)] if whole else ""
         gap = before[len(prompt) :] if before.startswith(prompt) else ""
         opened = prompt[prompt.rfind(QUESTION) + len(QUESTION) :]
@@ -124,6 +128,12 @@ class ChatTemplate:
         self.endings = (endings[0], endings[1].partition(QUESTION)[0])
         self.opening = prompt[: max(0, prompt.find(QUESTION))]
         self.written = "".join((prompt, *said))
+
+    def _rewrites(self, what: str, part: str) -> SpecError:
+        return SpecError(
+            f"{self._where} writes a {what} without the text of the {part}, or changes it (some expect a list of "
+            "parts in place of a text). Use model.template=plain"
+        )
 
     def _tried(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The text of a conversation; none where the template refuses it: then nobody asks with such a one."""

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from suite.config.errors import CheckpointError
-from suite.models.adapter_file import adapter_settings, largest_rank, lora_config
-from suite.models.config_file import read_config
+from suite.models.adapter_file import adapter_settings, largest_rank, largest_token, lora_config
+from suite.models.config_file import read_config, setting
 from suite.models.conversion import Form, State, prevailing
 from suite.models.decoding_settings import ends_of
-from suite.models.folder import library, one_line
+from suite.models.folder import library
 from suite.models.layout import dtype_of, listed, load_state, skeleton, untie
-from suite.models.weight_files import Header, open_tensors, read_headers, shapes_of, weight_files
+from suite.models.weight_files import FLOATS, Header, open_tensors, read_headers, shapes_of, weight_files
 
 
 class Checkpoint(Protocol):
@@ -191,28 +191,69 @@ class LoraCheckpoint(_Loadable):
         """The largest rank of its matrices."""
         return largest_rank(self.config)
 
-    def state(self) -> State:
-        from peft import PeftModel  # seconds to import
+    def check(self) -> None:
+        """Check that the adapter's tensors are those of its settings and of the model, and can be merged.
 
-        if not (self.path / self.WEIGHTS).is_file():  # peft would load a pickle instead
+        Only the headers of files are read: peft makes the adapted model on torch's meta device, and what it would save
+        of it has to be in the file.
+
+        Raises:
+            CheckpointError: they are not, by name.
+        """
+        from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict  # seconds to import
+
+        file = self.path / self.WEIGHTS
+        if not file.is_file():  # peft and vLLM would load a pickle instead
             raise CheckpointError(f"{self.path}: no {self.WEIGHTS} here. Other formats are not read")
-        config, model = lora_config(self.path / self.CONFIG), self.base.model()
-        with library(self.path, f"adapter for {self.base.path}", CheckpointError), catch_warnings(record=True) as said:
-            simplefilter("always")
-            adapted = PeftModel.from_pretrained(model, self.path, config=config, autocast_adapter_dtype=False)
-            # Loaded once more, since only this says which tensors were left out.
-            unknown = adapted.load_adapter(self.path, "default", autocast_adapter_dtype=False).unexpected_keys
+        given = read_headers([file])
+        if packed := sorted(name for name, header in given.items() if header.dtype not in FLOATS):
+            raise CheckpointError(
+                f"{file}: {packed[0]} has the type {given[packed[0]].dtype}, and quantized weights are not read. Save "
+                "the adapter in ordinary weights"
+            )
+        form, _ = self.base.headers()
+        config = lora_config(self.path / self.CONFIG)
+        config.init_lora_weights = False  # a singular value decomposition needs numbers
+        with self._peft(), torch.device("meta"):
+            adapted = get_peft_model(skeleton(self.base.path, form.dtype), config)
+            wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+            if lacking := wanted.keys() - given.keys():
+                raise CheckpointError(
+                    f"{file}: lacks tensors that {self.CONFIG} says are there: {listed(lacking)}. Take the adapter "
+                    "with its own config"
+                )
+            tensors = {name: torch.empty(header.shape) for name, header in given.items()}
+            unknown = set_peft_model_state_dict(adapted, tensors).unexpected_keys
             _part_tied(adapted)
-            merged = adapted.merge_and_unload()
+            adapted.merge_and_unload()
         if unknown:
             raise CheckpointError(
-                f"{self.path}/{self.WEIGHTS}: holds tensors that belong to no layer of the model: {listed(unknown)}. "
+                f"{file}: holds tensors that belong to no layer of the model: {listed(unknown)}. Take the adapter of "
+                "this model"
+            )
+        rows = min(form.layout.shapes[name][0] for name in form.words)
+        if (token := largest_token(self.config)) >= rows:
+            raise CheckpointError(
+                f"{self.path / self.CONFIG}: trainable_token_indices has {token}, and the model has {rows} tokens. "
                 "Take the adapter of this model"
             )
-        for warning in (str(one.message) for one in said):
-            if "missing adapter keys" in warning:
-                raise CheckpointError(f"{self.path}/{self.WEIGHTS}: {one_line(Exception(warning))}")
+
+    def state(self) -> State:
+        from peft import PeftModel
+
+        self.check()
+        config, model = lora_config(self.path / self.CONFIG), self.base.model()
+        with self._peft():
+            adapted = PeftModel.from_pretrained(model, self.path, config=config, autocast_adapter_dtype=False)
+            _part_tied(adapted)
+            merged = adapted.merge_and_unload()
         return {name: tensor.detach() for name, tensor in merged.state_dict().items()}
+
+    @contextmanager
+    def _peft(self) -> Iterator[None]:
+        with library(self.path, f"adapter for {self.base.path}", CheckpointError), catch_warnings():
+            simplefilter("ignore")
+            yield
 
 
 def _part_tied(model: nn.Module) -> None:
@@ -310,9 +351,11 @@ def heads_of(folder: Path) -> Heads:
         SpecError: the folder's config.json cannot be used.
     """
     config = read_config(folder).get_text_config()
-    heads = getattr(config, "num_attention_heads", None)
-    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
-    return Heads(size, getattr(config, "num_key_value_heads", None) or heads)
+    heads, size = setting(config, "num_attention_heads"), setting(config, "head_dim")
+    if not size and isinstance(heads, int) and heads:
+        size = config.hidden_size // heads
+    shared = setting(config, "num_key_value_heads") or heads
+    return Heads(*(one if isinstance(one, int) else None for one in (size, shared)))
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -65,6 +65,9 @@ BACKENDS = (
     "PreTrainedTokenizerFast",
 )
 
+VARIES = "varies"
+"""In place of a setting that layers of one model have different values of."""
+
 LARGEST_TOKEN = 2**22
 """Of a token's id: four million. The largest vocabulary in use has one."""
 
@@ -138,15 +141,24 @@ def check_config(file: Path, settings: dict[str, Any]) -> None:
             raise SpecError(f"{at} is no setting, but a method of transformers. Remove the key")
 
 
+def setting(config: Any, name: str) -> Any:
+    """A setting of a config: None where it has none, `VARIES` where its layers have different ones (as in Gemma 4)."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # AmbiguousGlobalPerLayerAttributeError
+        return VARIES
+
+
 def _check_heads(file: Path, config: Any) -> None:
     """Check that attention heads divide the width and each other, where a config gives plain numbers."""
-    width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
-    shared = getattr(config, "num_key_value_heads", None)
+    width, heads, shared = (
+        setting(config, name) for name in ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    )
     if not isinstance(heads, int):
         return
     if heads < 1:
         raise SpecError(f"{file}: num_attention_heads is {heads}, and has to be a positive whole number")
-    if isinstance(width, int) and not getattr(config, "head_dim", None) and width % heads:
+    if isinstance(width, int) and not setting(config, "head_dim") and width % heads:
         raise SpecError(f"{file}: num_attention_heads is {heads}, which does not divide hidden_size={width}")
     if isinstance(shared, int) and (shared < 1 or heads % shared):
         raise SpecError(f"{file}: num_key_value_heads is {shared}, which does not divide num_attention_heads={heads}")

@@ -18,7 +18,10 @@ from typing import Any
 from suite.config.errors import CheckpointError, SpecError
 from tasks.plain_text import once
 
-OPENED = (".json", ".jinja", ".model", ".txt", ".vocab", ".bpe", ".tiktoken", ".spm", ".safetensors")
+OPENED = (
+    *(".json", ".jinja", ".model", ".txt", ".vocab", ".bpe", ".codes", ".tokenizer", ".tiktoken", ".spm"),
+    ".safetensors",
+)
 """Names of files that one of the libraries opens end with one of these."""
 
 SETTINGS = (

@@ -14,6 +14,8 @@ SETTINGS = ("config.json", "generation_config.json", "adapter_config.json")
 TOKENIZER = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "*.vocab", "*.model"),
     *("*.tiktoken", "*.spm", "*.bpe", "*.jinja", "chat_template*", "tekken.json", "encoder.json", "bpe.codes"),
+    *("emoji.json", "byte_maps.json", "entity_vocab.json", "word_shape.json", "word_pronunciation.json", "dict.txt"),
+    *("normalizer.json", "*.tokenizer"),
 )
 """Files that a class of tokenizers of transformers reads, as patterns."""
 
@@ -24,7 +26,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
     here = [
         file
         for file in folder.iterdir()
-        if file.name.endswith((*OPENED, ".codes")) and any(fnmatch(file.name, pattern) for pattern in TOKENIZER)
+        if file.name.endswith(OPENED) and any(fnmatch(file.name, pattern) for pattern in TOKENIZER)
     ]
     return sorted([*here, *(templates.glob("*.jinja") if templates.is_dir() else ())])
 

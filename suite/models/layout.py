@@ -35,7 +35,23 @@ def skeleton(architecture: Path, dtype: torch.dtype) -> nn.Module:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
         model.tie_weights()  # otherwise done by the initialization
         _widen(model, dtype)
+        _compute_constants(model)
     return model
+
+
+def _compute_constants(model: nn.Module) -> None:
+    """Compute the buffers that no checkpoint holds (angles of positions) in fp32.
+
+    As `from_pretrained` does. `from_config` computes them in the model's own dtype: GPT-J's and CodeGen's in bf16 turn
+    position 1000 by an angle that is off by whole radians.
+    """
+    if any(tensor.is_meta for tensor in model.buffers()):
+        return
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True  # to be left alone
+    for module in model.modules():
+        module._is_hf_initialized = not module._non_persistent_buffers_set
+    model.initialize_weights()
 
 
 def _widen(model: nn.Module, dtype: torch.dtype) -> None:

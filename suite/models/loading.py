@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from suite.config.errors import CheckpointError
 from suite.models.adapter_file import check_adapter
 from suite.models.chat_template import Plain
 from suite.models.checkpoints import Heads, LoraCheckpoint, SavedCheckpoint, context_of, heads_of
@@ -40,6 +39,9 @@ CHAT_TEMPLATE = "chat_template.jinja"
 ENCODING = 2
 """Increased when the same text gives other ids, or an answer ends elsewhere. 2: prompt and answer are tokenized
 together, control tokens are told from text, the chat template is given its arguments and ends a turn."""
+
+ANGLES_ROUNDED_BEFORE = ("gptj", "codegen")
+"""Kinds of models that once had the angles of their positions in the model's own dtype, in place of fp32."""
 
 UNMOVED = ("pocket", "tofu/", "rwku/")
 """Tasks whose ids on `tiny` are those of version 1 (their names begin so): the stages are kept."""
@@ -107,6 +109,8 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name", *, finite
         if finite:
             check_finite(weight_files(folder), getattr(torch, spec.dtype))
         identity = {**_identity(name, folder), "dtype": spec.dtype, "encoding": ENCODING}
+        if spec.dtype != "float32" and read_settings(folder / CONFIG).get("model_type") in ANGLES_ROUNDED_BEFORE:
+            identity["angles"] = 2
         return _read_model(spec, folder, identity, published_args(name))
 
 
@@ -176,12 +180,12 @@ def model_with_adapter(spec: ModelSpec, path: Path, key: str, *, finite: bool = 
 def _check_adapter(checkpoint: LoraCheckpoint) -> None:
     """Check an adapter's weights and settings against its base model. Only the files' headers are read."""
     weights = checkpoint.path / LoraCheckpoint.WEIGHTS
-    if not weights.is_file():  # peft and vLLM would load a pickle instead
-        raise CheckpointError(f"{checkpoint.path}: no {LoraCheckpoint.WEIGHTS} here. Other formats are not read")
-    check_memory([weights])
-    form, _ = checkpoint.base.headers()
-    modules = sorted({name.rpartition(".")[0] for name in form.layout.shapes})
-    check_adapter(checkpoint.path / LoraCheckpoint.CONFIG, shapes_of([weights]), modules)
+    if weights.is_file():
+        check_memory([weights])
+        form, _ = checkpoint.base.headers()
+        modules = sorted({name.rpartition(".")[0] for name in form.layout.shapes})
+        check_adapter(checkpoint.path / LoraCheckpoint.CONFIG, shapes_of([weights]), modules)
+    checkpoint.check()
 
 
 def _brings_words(adapter: Path) -> bool:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from suite.config.errors import CheckpointError, SpecError
 from suite.engines.vllm.transport import weights_of
-from suite.models.checkpoints import LoraCheckpoint
+from suite.models.checkpoints import LoraCheckpoint, SavedCheckpoint
 from suite.models.encoding import Template
 from suite.models.layout import Layout, skeleton
 from suite.models.loading import check_loads, load_tokenizer, read_encoder, resolve_model, train_tokenizer
@@ -97,8 +97,57 @@ def test_vllm_is_not_given_an_untied_model_as_a_tied_one(tmp_path, words):
 def test_a_bias_that_the_layer_lacks_is_refused(tmp_path, words):
     base = base_of(tmp_path, words)
     adapted(base, tmp_path / "adapter", target_modules=["q_proj"], lora_bias=True)
-    with pytest.raises(CheckpointError, match="adapter"):
-        named(tmp_path / "adapter").checkpoint.model()
+    refused_by_both(tmp_path / "adapter", "adapter .*has no bias")
+
+
+def refused_by_both(folder, said):
+    """By `regrade validate`, and by whatever reads the weights."""
+    base = SavedCheckpoint(folder.parent / "base", torch.float32)
+    for read in (lambda: check_loads(str(folder), "model.name"), LoraCheckpoint(base, folder).state):
+        with pytest.raises(CheckpointError, match=said):
+            read()
+
+
+Q = {"target_modules": ["q_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "config", "said"),
+    [
+        ({**Q, "modules_to_save": ["lm_head"]}, "lm_head", {}, "lacks tensors .*lm_head"),
+        ({**Q, "trainable_token_indices": [3]}, "trainable_tokens", {}, "lacks tensors .*trainable_tokens_delta"),
+        ({**Q, "trainable_token_indices": [3]}, None, {"trainable_token_indices": [300]}, "has 300, .* 300 tokens"),
+        ({**Q, "use_dora": True}, "magnitude", {}, "lacks tensors .*magnitude"),
+        ({**Q, "use_dora": True}, None, {"use_dora": False}, "belong to no layer .*magnitude"),
+        (Q, None, {"target_modules": ["q_proj", "v_proj"]}, "lacks tensors .*v_proj"),
+        (Q, None, {"rank_pattern": {"q_proj": 2}}, "size mismatch"),
+        (Q, torch.int8, {}, "has the type I8, and quantized weights"),
+        (Q, torch.float8_e4m3fn, {}, "has the type F8_E4M3, and quantized weights"),
+    ],
+    ids=str,
+)
+def test_an_adapter_that_is_not_whole_is_refused_before_work(settings, change, config, said, tmp_path, words):
+    adapter = tmp_path / "adapter"
+    adapted(base_of(tmp_path, words), adapter, **settings)
+    state = load_file(adapter / LoraCheckpoint.WEIGHTS)
+    if isinstance(change, torch.dtype):
+        state = {name: tensor.to(change) for name, tensor in state.items()}
+    elif change:
+        state = {name: tensor for name, tensor in state.items() if change not in name}
+    save_file(state, adapter / LoraCheckpoint.WEIGHTS)
+    file = adapter / LoraCheckpoint.CONFIG
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    refused_by_both(adapter, said)
+
+
+def test_the_biases_of_other_layers_are_the_adapters_too(tmp_path, words):
+    base = made("qwen2", tmp_path / "base")
+    adapted(base, tmp_path / "adapter", **Q, bias="all")
+    state = load_file(tmp_path / "adapter" / LoraCheckpoint.WEIGHTS)
+    kept = {name: tensor for name, tensor in state.items() if "k_proj.bias" not in name}
+    assert len(kept) < len(state)
+    save_file(kept, tmp_path / "adapter" / LoraCheckpoint.WEIGHTS)
+    refused_by_both(tmp_path / "adapter", "lacks tensors .*k_proj.bias")
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown"])

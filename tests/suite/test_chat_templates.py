@@ -233,3 +233,19 @@ def test_the_id_of_a_template_is_of_its_text_and_what_it_is_told(folder):
     changed.chat_template += "{# another #}"
     changed.save_pretrained(other)
     assert id_of(other) not in {first, *told}
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("{% for part in m.content %}{{ part.text }}{% endfor %}", "question"),
+        ("{{ m.content | upper }}", "question"),
+        ("{{ m.content if m.role == 'user' else m.content | upper }}", "answer"),
+        ("{{ m.content if m.role == 'user' }}", "answer"),
+    ],
+)
+def test_a_template_that_does_not_write_what_it_is_given_is_refused(content, part):
+    template = CHATML.replace("{{ m.content }}", content)
+    assert template != CHATML
+    with pytest.raises(SpecError, match=f"without the text of the {part}, or changes it"):
+        Encoder(tokenizer(template), Template.CHAT)

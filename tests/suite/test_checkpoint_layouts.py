@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from suite.config.errors import CheckpointError, SpecError
 from suite.engines.vllm.transport import weights_of
 from suite.models.checkpoints import SavedCheckpoint, TensorCheckpoint
-from suite.models.identity import fingerprint
+from suite.models.folder import OPENED
+from suite.models.identity import TOKENIZER, fingerprint
 from suite.models.layout import Layout, load_state, skeleton
 from suite.models.loading import check_loads
 from suite.models.weight_files import check_finite, weight_files
@@ -236,6 +239,7 @@ COUNTED += (
     "chat_template.json",
 )
 COUNTED += ("generation_config.json", "additional_chat_templates/tool.jinja", "tekken.json", FILE, "config.json")
+COUNTED += ("emoji.json", "byte_maps.json", "word_shape.json", "prophetnet.tokenizer", "bpe.codes", "dict.txt")
 STRAY = ("README.md", "trainer_state.json", "old.safetensors", "consolidated.safetensors", "optimizer.pt", "notes.txt")
 STRAY += ("training_args.bin", "all_results.json", "model.safetensors.index.json")
 
@@ -247,6 +251,18 @@ def test_identity_covers_the_files_that_change_an_answer_and_no_others(name, lla
     before = fingerprint(llama, weight_files(llama))
     file.write_bytes((file.read_bytes() if file.exists() else b"") + b" ")
     assert (fingerprint(llama, weight_files(llama)) != before) == (name in COUNTED)
+
+
+def test_every_file_that_a_tokenizer_of_transformers_reads_counts():
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
+
+    read = set()
+    for name in set(TOKENIZER_MAPPING_NAMES.values()) - {None}:
+        with contextlib.suppress(ImportError):  # of a library that is not installed
+            read |= {*getattr(tokenizer_class_from_name(name), "vocab_files_names", {}).values()}
+    assert {"vocab.json", "emoji.json", "prophetnet.tokenizer"} <= read
+    for name in read:
+        assert name.endswith(OPENED) and any(fnmatch(name, pattern) for pattern in TOKENIZER), name
 
 
 def test_reading_leaves_the_random_state_alone(tmp_path):

@@ -5,11 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from suite.engines.vllm.fingerprint import combined, word_sum
 from suite.engines.vllm.transport import weights_of
-from suite.models.checkpoints import LoraCheckpoint, SavedCheckpoint, TensorCheckpoint, interpolated
+from suite.models.checkpoints import (
+    Heads,
+    LoraCheckpoint,
+    SavedCheckpoint,
+    TensorCheckpoint,
+    heads_of,
+    interpolated,
+)
 from suite.models.layout import Layout, skeleton
+from suite.models.loading import check_loads
 from tests.support.families import FAMILIES, expected, logits, made
 
 
@@ -50,3 +59,22 @@ def test_an_adapter_is_merged_into_any_family(family, tmp_path):
     found = logits(LoraCheckpoint(base, tmp_path / "adapter").model())
     assert torch.allclose(found, logits(adapted), atol=1e-4)
     assert not torch.allclose(found, expected(base.path), atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("family", ["gptj", "codegen", "bloom", "falcon", "gemma2"])
+def test_positions_far_into_a_text_have_the_angles_of_transformers(family, dtype, tmp_path):
+    """Which a model in few bits computes in fp32."""
+    far = {"n_positions": 512, "rotary_dim": 8} if family in ("gptj", "codegen") else {}
+    folder = made(family, tmp_path / "model", settings=far)
+    wanted = dict(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).named_buffers())
+    found = dict(SavedCheckpoint(folder, dtype).model().named_buffers())
+    assert found.keys() == wanted.keys() and bool(wanted) == (family != "bloom")
+    for name, tensor in wanted.items():
+        assert found[name].dtype is tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def test_a_model_whose_layers_have_heads_of_different_sizes_is_read(tmp_path):
+    folder = made("gemma4_text", tmp_path / "model")
+    check_loads(str(folder), "model.name")
+    assert heads_of(folder) == Heads(size=None, shared=2)

@@ -49,7 +49,7 @@ class Row:
 
 
 BY_FAMILY = {
-    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), GEMMA),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "gemma4_text"), GEMMA),
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"), QWEN),
     **{"llama": LLAMA3, "mistral": ENDS, "mixtral": LLAMA2, "phi3": LEGACY_OFF, "phimoe": LEGACY_OFF, "bloom": UNIGRAM},
 }

@@ -45,6 +45,7 @@ FAMILIES: dict[str, dict] = {
     "gpt2": _GPT2,
     "gpt_neox": _PLAIN,
     "gptj": {**_GPT2, "rotary_dim": 4},
+    "codegen": {**_GPT2, "rotary_dim": 4},
     "opt": {**_FEW, "ffn_dim": 64, "num_attention_heads": 4, "max_position_embeddings": 64, "word_embed_proj_dim": 32},
     "bloom": {"vocab_size": WORDS, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "falcon": {**_FEW, "num_attention_heads": 4},
@@ -71,6 +72,10 @@ FAMILIES: dict[str, dict] = {
     "smollm3": _SHARED,
     "glm4": _WIDE,
     "cohere2": _SHARED,
+    "gemma4_text": {
+        **{**_WIDE, "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]},
+        **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 1024},
+    },
     "gpt_oss": {**_WIDE, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
