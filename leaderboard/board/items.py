@@ -32,6 +32,9 @@ ROUNDING = 1e-6
 """How far a mean of items may be from the measurement, as a share of 1 + its size."""
 
 
+_SAMPLE = [name for name in schema.columns("samples") if name in {"samples", "probe", *Sample.__slots__}]
+
+
 class Key(NamedTuple):
     """A row of the table: an evaluation's samples of a probe, by one metric."""
 
@@ -136,17 +139,34 @@ def _scored(board: Board, wanted: Mapping[str, Sequence[Key]]) -> list[dict[str,
     for key in (key for same in wanted.values() for key in same):
         keys[key.samples, key.probe].append(key)
     where = {"samples": sorted(wanted), "probe": sorted({probe for _, probe in keys})}
-    names = [name for name in schema.columns("samples") if name in {"samples", "probe", *Sample.__slots__}]
-    table = board.read("samples", where, names, most=MOST_ITEMS * len(keys))
+    table = board.read("samples", where, _SAMPLE, most=MOST_ITEMS * len(keys))
     numbers: defaultdict[Key, list[tuple[str, float | None]]] = defaultdict(list)
     for batch in table.to_batches(1024):
         for row in batch.to_pylist():
-            same = keys.get((row.pop("samples"), row.pop("probe")), ())
-            fields = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-            sample = Sample(**{**fields, "scalars": fields["scalars"] or ()})
-            for key in same:
+            sample = _sample(row)
+            for key in keys.get((row["samples"], row["probe"]), ()):
                 numbers[key].append((sample.item, _number(key.metric, sample)))
     return [row for key, found in numbers.items() if (row := _row(key, found)) is not None]
+
+
+def samples_of(board: Board, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], list[Sample]]:
+    """Samples by evaluation and probe, those that the board has."""
+    found: defaultdict[tuple[str, str], list[Sample]] = defaultdict(list)
+    where = {"samples": sorted({id_ for id_, _ in wanted}), "probe": sorted({probe for _, probe in wanted})}
+    try:
+        table = board.read("samples", where, _SAMPLE, most=MOST_ITEMS * len(wanted)) if wanted else None
+    except BoardError:  # more samples than a probe has items
+        return {}
+    for batch in table.to_batches(1024) if table is not None else ():
+        for row in batch.to_pylist():
+            found[row["samples"], row["probe"]].append(_sample(row))
+    return dict(found)
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    names = Sample.__slots__
+    fields = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
+    return Sample(**{**fields, "scalars": fields["scalars"] or ()})
 
 
 def _number(metric: str, sample: Sample) -> float | None:

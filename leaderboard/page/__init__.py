@@ -18,6 +18,7 @@ from leaderboard.page import text
 from leaderboard.page.comparing import comparable
 from leaderboard.page.picture import HEIGHT, SHAPES, STRIP_WIDTH, WIDTH, grade_of, picture, strip
 from leaderboard.ranking.ceilings import ceiling_text
+from leaderboard.ranking.null_entries import null_text
 from leaderboard.ranking.rank import Ranking
 from leaderboard.ranking.searches import search_text
 from leaderboard.ranking.verdict import RULE
@@ -47,6 +48,7 @@ _TEMPLATES.filters |= {
     "share": text.share,
     "interval": text.interval,
     "ceiling": ceiling_text,
+    "null": null_text,
     "search": search_text,
     "fraction": text.fraction,
     "seeds": text.seeds,

@@ -7,6 +7,7 @@ __all__ = [
     "entry",
     "headlines",
     "measured",
+    "null_entries",
     "number",
     "rank",
     "recovery_table",

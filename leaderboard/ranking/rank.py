@@ -23,6 +23,7 @@ from leaderboard.ranking.groups import Group, by_size, left_out_by_engine
 from leaderboard.ranking.headlines import utility_share
 from leaderboard.ranking.labels import labels
 from leaderboard.ranking.measured import Source, TaskMeasurements
+from leaderboard.ranking.null_entries import NullEntry, null_entries
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
 from leaderboard.ranking.plain import plain
@@ -53,6 +54,7 @@ class Ranking:
         matched_floor: the utility floor of retention matching; null where there are no such rows, or rows of several
             floors.
         verdict: who leads, who cannot be told from whom, and what the table can tell.
+        null_entries: what the table gives for models that stand for no method; never ranked.
         searches: the searches and grids that entries come from; the others declare none.
         ceilings: by attack and probe the most that excess recovery can be (`leaderboard.ranking.ceilings`).
     """
@@ -74,6 +76,7 @@ class Ranking:
     verdict: Verdict = field(default_factory=Verdict)
     ceilings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     searches: tuple[Search, ...] = ()
+    null_entries: tuple[NullEntry, ...] = ()
     schema_version: int = schema.VERSION
 
     @property
@@ -159,6 +162,7 @@ def rank(
         Verdict.of(placed, verdicts),
         _ceilings(here),
         _searches(source, task, here, list(shown)),
+        _null_entries(source, here),
     )
 
 
@@ -175,14 +179,26 @@ def _searches(source: Source, task: str, here: Selection, shown: Sequence[str]) 
     return searches(trials, shown, {trial: score for trial, score in scores.items() if score is not None})
 
 
-def _ceilings(here: Selection) -> dict[str, dict[str, float]]:
-    """Of the anchors that most trials have."""
+def _typical(here: Selection) -> tuple[dict[str, Any], str | None] | None:
+    """A trial with the anchors that most trials have, and the engine whose numbers are used."""
     recipes = Counter((row["anchors"], here.engines[row["trial"]]) for row in here.rows if row["anchors"])
     if not recipes:
-        return {}
+        return None
     [((recipe, engine), _)] = recipes.most_common(1)
-    target, retrained = (here.measured.model(recipe, anchor, engine) for anchor in ANCHORS)
-    return ceilings(target, retrained, here.group and here.group.anchor_ids, here.attacks)
+    return next(row for row in here.rows if row["anchors"] == recipe), engine
+
+
+def _ceilings(here: Selection) -> dict[str, dict[str, float]]:
+    if (typical := _typical(here)) is None:
+        return {}
+    row, engine = typical
+    target, retrained = (here.measured.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
+    return ceilings(target, retrained, row["anchor_ids"], here.attacks)
+
+
+def _null_entries(source: Source, here: Selection) -> tuple[NullEntry, ...]:
+    typical = _typical(here)
+    return null_entries(source, here.measured, *typical, here.attacks) if typical else ()
 
 
 def _is_shown(trial: Trial) -> bool:

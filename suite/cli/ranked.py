@@ -28,6 +28,7 @@ ENGINES = " Engines are mixed: each trial and its anchors were measured by one. 
 def print_ranking(ranking: Ranking) -> None:
     """The entries in order, each number with its 95 % interval, and what follows from them in words."""
     from leaderboard.ranking.ceilings import ceiling_text
+    from leaderboard.ranking.null_entries import null_text
     from leaderboard.ranking.searches import search_text
     from leaderboard.ranking.verdict import MOST_NAMED, RULE
 
@@ -96,6 +97,9 @@ def print_ranking(ranking: Ranking) -> None:
         words += [ceiling_text(ceiling)] if ceiling else []
         if words:
             out.print(Text(visible(f"{label}: {', '.join(words)}"), style="dim"))
+    if ranking.null_entries:
+        told = "; ".join(null_text(one) for one in ranking.null_entries)
+        out.print(Text(visible(f"null entries (score, F, R, U): {told}"), style="dim"))
     for search in ranking.searches:
         of = [shortened(entry.label) for entry in ranking.entries if entry.entry in search.entries]
         more = f" and {len(of) - MOST_NAMED} more" if len(of) > MOST_NAMED else ""

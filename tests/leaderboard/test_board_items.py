@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,8 @@ def test_an_old_board_is_ranked_and_filled_once(tmp_path: Path, whole: Ranking):
     [file] = (board.path / "items").iterdir()
     before = file.read_bytes()
     shutil.rmtree(board.path / "samples")
-    assert rank(Board(board.path), "paper") == found
+    again = rank(Board(board.path), "paper")
+    assert replace(again, null_entries=()) == replace(found, null_entries=())  # two of these are made of samples
     assert [path.read_bytes() for path in (board.path / "items").iterdir()] == [before]
 
 
