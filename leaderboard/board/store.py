@@ -398,7 +398,7 @@ def _condition(table: str, where: Sequence[Mapping[str, object]]) -> tuple[str, 
                 terms.append(f"{name} = ?")
                 values.append(value)
             else:
-                terms.append(f"list_contains(?, {name})")
+                terms.append(f"{name} IN (SELECT unnest(?))")  # hashed once; `list_contains` looks through all of it
                 values.append(list(value))
         choices.append(" AND ".join(terms))
     return (f"WHERE {' OR '.join(choices)}" if choices else ""), values
