@@ -302,6 +302,7 @@ def test_the_specs_of_this_repository_have_the_ids_that_they_had(name, count, di
     monkeypatch.chdir(CONFIGS.parent)
     made = plan(load_file(Path("configs") / f"{name}.yaml"))
     trials = [some_trial(made)] if made.search.space else made.trials()
+    trials = [spec for spec in trials if spec.seed < 2]  # a third seed came later
     assert len(trials) == count
     assert hashlib.sha256(" ".join(spec.id for spec in trials).encode()).hexdigest()[:16] == digest
 

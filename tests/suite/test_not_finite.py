@@ -69,7 +69,7 @@ def every_metric(items) -> tuple[Probe, ...]:
     logprob = {"kind": ProbeKind.LOGPROB, "metrics": metrics[ProbeKind.LOGPROB]}
     generate = {"kind": ProbeKind.GENERATE, "metrics": metrics[ProbeKind.GENERATE], "max_new_tokens": 8}
     return (
-        Probe("logprob", **common, **logprob, needs=(Need.VOCABULARY, Need.GRADIENT_NORM)),
+        Probe("logprob", **common, **logprob, needs=(Need.VOCABULARY, Need.GRADIENT_NORM, Need.GRADIENT_NORM_BUT_LAST)),
         Probe("choice", **common, kind=ProbeKind.CHOICE, metrics=metrics[ProbeKind.CHOICE]),
         Probe("generate", **common, **generate),
         Probe("sample", **common, **generate, sampling=Sampling(2, 1.0)),
