@@ -26,23 +26,23 @@ def ordered(entries: Iterable[Entry], floor: float, *, matched: bool = False) ->
     def shown(entry: Entry) -> Numbers | None:
         return entry.matched if matched else entry
 
-    def score(entry: Entry) -> float:
-        return -(shown(entry) or entry).score.value if (shown(entry) or entry).score.value is not None else 1.0
+    def by_score(entry: Entry) -> float:
+        value = (shown(entry) or entry).score.value
+        return 1.0 if value is None else -value
 
     entries = sorted(map(_at_matched_utility, entries) if matched else entries, key=lambda entry: entry.entry)
-    scored = sorted((entry for entry in entries if entry.reason is None), key=score)
+    scored = sorted((entry for entry in entries if entry.reason is None), key=by_score)
     low = {entry.entry for entry in scored if not matched and entry.utility.value < floor}
     front = _pareto_front({entry.entry: _point(shown(entry)) for entry in scored})
-    provisional = {entry.entry: why for entry in scored if (why := not_ranked(entry, shown(entry)))}
+    provisional = {entry.entry: why for entry in scored if (why := not_ranked(shown(entry)))}
     tiers = [
         [entry for entry in scored if entry.entry not in provisional and (entry.entry in low) is below]
         for below in (False, True)
     ]
     ranks: dict[str, int] = {}
     verdicts = [Verdicts.of({entry.entry: shown(entry).replicated["score"] for entry in tier}) for tier in tiers]
-    for tier, verdict, before in zip(tiers, verdicts, (0, len(tiers[0])), strict=True):
+    for verdict, before in zip(verdicts, (0, len(tiers[0])), strict=True):
         ranks |= {name: before + rank for name, rank in verdict.ranks().items()}
-        tier.sort(key=lambda entry: ranks[entry.entry])
     placed = [*tiers[0], *tiers[1], *(entry for entry in scored if entry.entry in provisional)]
     ranked = [
         replace(
@@ -54,11 +54,11 @@ def ordered(entries: Iterable[Entry], floor: float, *, matched: bool = False) ->
         )
         for entry in placed
     ]
-    unranked = sorted((entry for entry in entries if entry.reason is not None), key=score)
+    unranked = sorted((entry for entry in entries if entry.reason is not None), key=by_score)
     return ranked + unranked, verdicts[0]
 
 
-def not_ranked(entry: Entry, numbers: Numbers) -> str | None:
+def not_ranked(numbers: Numbers) -> str | None:
     """Why an entry with a score has no rank; None where it has one."""
     if numbers.replicated is None:
         return "provisional: the answers to single questions are not on this board, so it cannot be compared"

@@ -195,7 +195,8 @@ def _keys(model: HeadlineMeasurements) -> Iterator[tuple[Key, float]]:
 
 
 def _finite(found: Replicates) -> Replicates:
-    """
+    """The replicates, if they can be computed with.
+
     Raises:
         NoItems: a number is not finite, or too large to compute with.
     """
