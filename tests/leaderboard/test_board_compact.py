@@ -150,7 +150,7 @@ CHOICES = st.tuples(
 def test_of_rows_with_one_key_the_same_one_counts_and_the_same_is_left_out(table: str):
     """Whatever the files' names are, and whether a file was merged before."""
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=6, deadline=None)
     @given(st.lists(st.lists(CHOICES, min_size=1, max_size=3), max_size=6), st.randoms(use_true_random=False))
     def check(files: list[list[tuple[str, int, str, int | None]]], rng: random.Random) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -274,7 +274,9 @@ def _run(work: Callable[..., None], *args: Any) -> int:
     return process.exitcode
 
 
-@pytest.mark.parametrize("call", POINTS)
+@pytest.mark.parametrize(
+    "call", [pytest.param(call, marks=[pytest.mark.slow] * (call in ("unlink", "fsync"))) for call in POINTS]
+)
 def test_killed_before_or_after_any_call_nothing_is_lost(path: Path, call: str):
     """A child is forked for each point: it has the modules, and Arrow's threads have not started in this process."""
     context = multiprocessing.get_context("forkserver")
@@ -303,7 +305,7 @@ def test_killed_before_or_after_any_call_nothing_is_lost(path: Path, call: str):
 def test_killed_at_random_instants_nothing_is_lost(path: Path):
     fill(path, 12)
     before, rng = shown(path), random.Random(0)
-    for _ in range(8):
+    for _ in range(4):
         process = SPAWN.Process(target=compact_forever, args=(str(path), 12))
         process.start()
         time.sleep(rng.uniform(1, 4))
