@@ -274,9 +274,7 @@ def _run(work: Callable[..., None], *args: Any) -> int:
     return process.exitcode
 
 
-@pytest.mark.parametrize(
-    "call", [pytest.param(call, marks=[pytest.mark.slow] * (call in ("unlink", "fsync"))) for call in POINTS]
-)
+@pytest.mark.parametrize("call", [pytest.param(call, marks=[pytest.mark.slow] * (call == "fsync")) for call in POINTS])
 def test_killed_before_or_after_any_call_nothing_is_lost(path: Path, call: str):
     """A child is forked for each point: it has the modules, and Arrow's threads have not started in this process."""
     context = multiprocessing.get_context("forkserver")
