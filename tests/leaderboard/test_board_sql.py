@@ -97,7 +97,7 @@ def test_sql_changes_no_setting_and_loads_nothing(board: Board, statement: str):
 
 ENDLESS = [
     "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT max(x) FROM t",
-    "SELECT count(*) FROM range(1000000000000) a, range(1000000000000) b WHERE hash(a, b) = 1",
+    "SELECT count(*) FROM range(100000000000000) a WHERE hash(a) = 1",  # needs no memory, so time is what it meets
     "SELECT levenshtein(repeat('a', 3000000), repeat('b', 3000000))",  # DuckDB does not interrupt it
 ]
 
