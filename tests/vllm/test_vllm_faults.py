@@ -86,8 +86,8 @@ def test_a_broken_checkpoint_is_refused_and_the_engine_goes_on(
 @pytest.mark.parametrize(
     "lost",
     [
-        [K_PROJ],
-        pytest.param(["model.norm.weight"], marks=pytest.mark.slow),
+        pytest.param([K_PROJ], marks=pytest.mark.slow),
+        ["model.norm.weight"],
         pytest.param(["lm_head.weight"], marks=pytest.mark.slow),
     ],
     ids=lambda names: names[0],
@@ -158,6 +158,7 @@ def test_an_engine_that_sleeps_between_questions_answers_like_one_that_does_not(
         assert engine._continuations(reply) == wanted[seed]
 
 
+@pytest.mark.slow
 def test_an_architecture_that_vllm_does_not_run_is_told(made, engines, probes):
     folder = made("llama", 0, head_dim=20, hidden_size=40)
     (found,) = engines().submit([Job("x", SavedCheckpoint(folder), probes[:1])])
