@@ -37,6 +37,14 @@ class Replicated:
     replicates: Array
     runs: Mapping[str, float]
 
+    @classmethod
+    def mean_of(cls, runs: Mapping[str, Array]) -> Replicated:
+        """
+        Args:
+            runs: the number in every replicate, the estimate first, of each run by what it is paired by.
+        """
+        return cls(sum(runs.values()) / len(runs), {name: float(found[0]) for name, found in runs.items()})
+
     @property
     def estimate(self) -> float:
         return float(self.replicates[0])
