@@ -27,6 +27,7 @@ from leaderboard.ranking.null_entries import NullEntry, null_entries
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
 from leaderboard.ranking.plain import plain
+from leaderboard.ranking.replicated import Replicating
 from leaderboard.ranking.searches import Search, search_id, searches
 from leaderboard.ranking.selection import Selection, official
 from leaderboard.ranking.verdict import Verdict
@@ -137,7 +138,8 @@ def rank(
     common = (task, split, here.attack_set, here.attacks, attack_labels(here.attacks), floor)
     if here.group is None:
         return Ranking(*common, None, (), matched=matched)
-    seeds = here.trials()
+    replicating = here.replicating([*here.rows, *here.nulls])  # the items are read once
+    seeds = here.trials(replicating=replicating)
     shown = {entry: same for entry, same in seeds.items() if any(_is_shown(t) for t in same)}
     named = labels(min(same, key=lambda trial: trial.row["trial"]).row for same in shown.values())
     entries = [combined(named[entry], same, here.matched_floor) for entry, same in shown.items()]
@@ -162,7 +164,7 @@ def rank(
         Verdict.of(placed, verdicts),
         _ceilings(here),
         _searches(source, task, here, list(shown)),
-        _null_entries(source, here),
+        _null_entries(source, here, replicating, matched=matched),
     )
 
 
@@ -196,9 +198,9 @@ def _ceilings(here: Selection) -> dict[str, dict[str, float]]:
     return ceilings(target, retrained, row["anchor_ids"], here.attacks)
 
 
-def _null_entries(source: Source, here: Selection) -> tuple[NullEntry, ...]:
+def _null_entries(source: Source, here: Selection, replicating: Replicating, *, matched: bool) -> tuple[NullEntry, ...]:
     typical = _typical(here)
-    return null_entries(source, here.measured, *typical, here.attacks) if typical else ()
+    return null_entries(source, here, replicating, *typical, matched=matched) if typical else ()
 
 
 def _is_shown(trial: Trial) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from leaderboard.board.schema import RAW, matching
 from leaderboard.ranking.entry import Trial
-from leaderboard.ranking.groups import Group, chosen, grouped
-from leaderboard.ranking.measured import Rows, Source, TaskMeasurements, rows
+from leaderboard.ranking.groups import Group, chosen, grouped, is_null, on_scale
+from leaderboard.ranking.measured import Row, Rows, Source, TaskMeasurements, rows
 from leaderboard.ranking.replicated import Replicating
 from tasks import TASKS, Split, attack_name
 
@@ -22,6 +22,7 @@ class Selection:
     Attributes:
         attack_set: name of the official attack set; `attacks` are its attacks as in the column `attack`.
         groups: all trials of the task by group; `group` is the one that is selected, and `rows` its trials.
+        nulls: the null trials on the group's scale, which are in no group.
         engines: by trial the engine whose numbers are used.
         matched_floor: the utility floor of retention matching; None where there are no such rows, or several floors.
     """
@@ -31,6 +32,7 @@ class Selection:
     groups: Mapping[Group, Rows]
     group: Group | None
     rows: Rows
+    nulls: Rows
     measured: TaskMeasurements
     engines: Mapping[str, str | None]
     matched_floor: float | None
@@ -58,26 +60,44 @@ class Selection:
         if engine and mix_engines:
             raise ValueError(f"either the trials of {engine} are ranked, or those of all engines")
         name, attacks = official(task, Split(split), attack_set)
-        trials = [row | {"entry": row["entry"] or row["trial"]} for row in rows(source, "trials", {"task": task})]
+        every = [row | {"entry": row["entry"] or row["trial"]} for row in rows(source, "trials", {"task": task})]
+        trials = [row for row in every if not is_null(row)]
         measured = TaskMeasurements.read(source, task, split)
         groups = grouped(trials, measured.engines, mix_engines=mix_engines)
         group = chosen(groups, task, engine, anchor_ids)
         here = groups[group] if group else []
         engines = measured.chosen_engines(here, group.engines if group else ())
-        return cls(name, attacks, groups, group, here, measured, engines, measured.floor(engines, floor), source)
+        matched_floor = measured.floor(engines, floor)
+        nulls = on_scale(group, filter(is_null, every), measured.engines) if group else []
+        engines |= measured.chosen_engines(nulls, group.engines if group else ())
+        return cls(name, attacks, groups, group, here, nulls, measured, engines, matched_floor, source)
 
-    def trials(self, entries: Collection[str] | None = None) -> dict[str, list[Trial]]:
-        """By entry its trials, with their headlines and replicates; of these entries, or of all."""
-        names = [RAW] if self.matched_floor is None else [RAW, matching(self.matched_floor)]
+    def trials(
+        self, entries: Collection[str] | None = None, replicating: Replicating | None = None
+    ) -> dict[str, list[Trial]]:
+        """By entry its trials, with their headlines and replicates; of these entries, or of all.
+
+        Args:
+            replicating: with the items of these trials, if they have been read.
+        """
         some = [row for row in self.rows if entries is None or row["entry"] in entries]
-        of_trials: list[tuple[dict[str, Any], str | None]] = [(row, self.engines[row["trial"]]) for row in some]
-        replicating = Replicating.read(self._source, self.measured, of_trials, names)
+        replicating = replicating or self.replicating(some)
         found: defaultdict[str, list[Trial]] = defaultdict(list)
-        for row, engine in of_trials:
-            trial = self.measured.trial(row, engine, self.attacks, self.matched_floor)
-            matched_name = names[1] if len(names) > 1 else None
-            found[row["entry"]].append(replicating.trial(trial, self.attacks, matched_name))
+        for row in some:
+            found[row["entry"]].append(self.trial(row, replicating))
         return dict(found)
+
+    def replicating(self, some: Rows) -> Replicating:
+        """What makes replicates of these trials, with their items."""
+        names = [RAW] if self.matched_floor is None else [RAW, matching(self.matched_floor)]
+        return Replicating.read(self._source, self.measured, [(row, self.engines[row["trial"]]) for row in some], names)
+
+    def trial(self, row: Row, replicating: Replicating) -> Trial:
+        """A trial with its headlines and replicates."""
+        trial = self.measured.trial(row, self.engines[row["trial"]], self.attacks, self.matched_floor)
+        return replicating.trial(
+            trial, self.attacks, None if self.matched_floor is None else matching(self.matched_floor)
+        )
 
 
 def official(task: str, split: Split, attack_set: str | None) -> tuple[str, tuple[str, ...]]:
