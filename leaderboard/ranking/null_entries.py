@@ -18,8 +18,10 @@ from leaderboard.board import schema
 from leaderboard.board.items import Key, Scored, samples_of, scored_items
 from leaderboard.board.schema import ANCHORS, Status
 from leaderboard.board.store import Board, BoardError
+from leaderboard.board.visible import shortened
 from leaderboard.ranking.entry import Numbers, Trial, combined
 from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, HeadlineMetric, trial_headlines
+from leaderboard.ranking.labels import LONGEST_SETTING
 from leaderboard.ranking.measured import Row, Source
 from leaderboard.ranking.number import Number, plain_mean, rounded
 from leaderboard.ranking.replicated import Replicating
@@ -107,8 +109,9 @@ def _named(
     for rows in entries:
         name = names[rows[0]["entry"]]
         if often[name] > 1:
-            changed = settings_of(rows[0]["spec"]).get("trainable") or ["*"]
-            name += f" in {', '.join(map(str, changed))}"
+            patterns = settings_of(rows[0]["spec"]).get("trainable") or ["*"]
+            changed = ", ".join(map(str, patterns)) if isinstance(patterns, list) else str(patterns)
+            name += f" in {shortened(changed, LONGEST_SETTING)}"
         yield name, rows
 
 
