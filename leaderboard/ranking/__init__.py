@@ -14,5 +14,6 @@ __all__ = [
     "retention_matching",
     "searches",
     "specs",
+    "synthetic",
     "verdict",
 ]

@@ -16,6 +16,7 @@ from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.entry import HEADLINES, Trial
 from leaderboard.ranking.headlines import LARGEST, NONE, HeadlineMeasurements, HeadlineMetric, Headlines, at_chance
 from leaderboard.ranking.measured import Row, Source, TaskMeasurements
+from leaderboard.ranking.synthetic import SYNTHETIC, synthetic_key
 
 MOST_CELLS = 1000
 """Most numbers behind a trial's R, each of which takes 80 kB for a while; the official sets have a hundred."""
@@ -56,6 +57,7 @@ class Replicating:
             trials: rows of the table `trials`, each with the engine whose numbers are used.
             names: which weights: `raw`, or matched ones.
         """
+        trials = list(trials)
         models = {
             key
             for row, engine in trials
@@ -69,7 +71,11 @@ class Replicating:
             for key, value in _keys(measured.model(*model)):
                 wanted[key].add(value)
         if isinstance(source, Board):
-            return cls(measured, read_items(source, wanted))
+            anchors = {(row["anchors"], engine) for row, engine in trials}
+            targets = (measured.model(recipe, ANCHORS[0], engine) for recipe, engine in anchors)
+            asked = {key for target in targets for key, _ in _keys(target)}
+            unmeasured = {synthetic_key(name, key) for key in asked for name in SYNTHETIC}
+            return cls(measured, read_items(source, wanted, unmeasured))
         return cls(measured, scored_items(source["items"]) if "items" in source else {})
 
     def trial(self, trial: Trial, attacks: Sequence[str], matching: str | None) -> Trial:
@@ -81,27 +87,45 @@ class Replicating:
         why: list[str] = []
 
         def replicates(found: Headlines, name: str) -> Replicates | None:
-            if not found.score.known:
-                return None
-            try:
-                with np.errstate(all="ignore"):  # what is not finite is left out
-                    return _finite(self.of(trial.row, trial.engine, attacks, name))
-            except NoItems as missing:
-                why.append(str(missing))
-                return None
+            model = self.measured.model(trial.row["trial"], UNLEARNED, trial.engine, name)
+            return self.known(model, found, trial.row, trial.engine, attacks, why)
 
         raw, matched = replicates(trial.headlines, RAW), trial.matched
         if matched and matching:
             matched = replace(matched, replicates=replicates(matched.headlines, matching))
         return replace(trial, replicates=raw, matched=matched, not_compared=why[0] if why else None)
 
-    def of(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> Replicates:
-        """A trial's headlines in every replicate. All that they are made of has been measured.
+    def known(
+        self,
+        model: HeadlineMeasurements,
+        found: Headlines,
+        row: Row,
+        engine: str | None,
+        attacks: Sequence[str],
+        why: list[str] | None = None,
+    ) -> Replicates | None:
+        """The replicates of a model with these headlines, or None.
+
+        Args:
+            row: a trial with the model's anchors.
+            why: where the reason is put if there are none.
+        """
+        if not found.score.known:
+            return None
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is left out
+                return _finite(self.of(model, row, engine, attacks))
+        except NoItems as missing:
+            if why is not None:
+                why.append(str(missing))
+            return None
+
+    def of(self, unlearned: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]) -> Replicates:
+        """A model's headlines in every replicate. All that they are made of has been measured.
 
         Raises:
             NoItems: saying what is missing.
         """
-        unlearned = self.measured.model(row["trial"], UNLEARNED, engine, name)
         target, retrained = (self.measured.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
         zero_model = None if at_chance(row["anchor_ids"]) else retrained
         metrics, units = self._units_of("knowledge", row["anchors"], engine, target, zero_model)
