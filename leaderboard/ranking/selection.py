@@ -71,12 +71,11 @@ class Selection:
         names = [RAW] if self.matched_floor is None else [RAW, matching(self.matched_floor)]
         some = [row for row in self.rows if entries is None or row["entry"] in entries]
         of_trials: list[tuple[dict[str, Any], str | None]] = [(row, self.engines[row["trial"]]) for row in some]
-        replicating = Replicating.read(self._source, self.measured, of_trials, names)
+        replicating = Replicating.read(self._source, self.measured, of_trials, names, self.matched_floor)
         found: defaultdict[str, list[Trial]] = defaultdict(list)
         for row, engine in of_trials:
             trial = self.measured.trial(row, engine, self.attacks, self.matched_floor)
-            matched_name = names[1] if len(names) > 1 else None
-            found[row["entry"]].append(replicating.trial(trial, self.attacks, matched_name))
+            found[row["entry"]].append(replicating.trial(trial, self.attacks, self.matched_floor))
         return dict(found)
 
 

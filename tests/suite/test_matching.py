@@ -16,7 +16,7 @@ from suite.attacks.weights.quantization import RoundToNearest
 from suite.config.errors import EngineError
 from suite.engines import TransformersEngine, ask
 from suite.engines.transformers.engine import TransformersEngine as Engine
-from suite.evaluation.retention_matching import largest_share, matched_weights
+from suite.evaluation.retention_matching import mixed_weights
 from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, TensorCheckpoint, interpolated
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial

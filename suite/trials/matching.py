@@ -1,0 +1,86 @@
+"""A trial's curve from the target to its unlearned model: utility along it, and attacks where it is at the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from leaderboard.board import schema
+from leaderboard.board.items import scored_items
+from leaderboard.board.schema import UNLEARNED
+from leaderboard.ranking.comparison.resampling import Array
+from leaderboard.ranking.measured import TaskMeasurements
+from leaderboard.ranking.mixing_curve import Unread, plain_crossing
+from leaderboard.ranking.replicated import NoItems, Replicating
+from leaderboard.ranking.retention_matching import curve_name, mixed_name
+from suite.evaluation.evaluator import Evaluation
+from suite.evaluation.retention_matching import QUARTERS, mixed_weights, next_weight, weights_to_attack
+from suite.evaluation.trial_rows import Row
+from suite.models.checkpoints import KeyedCheckpoint
+from suite.training.anchors import Anchors
+from suite.trials.harness import Harness
+from tasks.scoring import Estimate
+from tasks.task import Split
+
+DRAWS = 400
+"""Draws of the questions by which weights are chosen: the first of those that the board makes."""
+
+
+@dataclass(frozen=True)
+class MixingCurve:
+    """Measures what the board reads at a floor of utility (`leaderboard.ranking.mixing_curve`).
+
+    Attributes:
+        trial: its row.
+        floor: utility at which numbers are read, a share of the target's.
+    """
+
+    harness: Harness
+    trial: Row
+    anchors: Anchors
+    unlearned: KeyedCheckpoint
+    floor: float
+
+    def measure(self, splits: Sequence[Split]) -> tuple[list[Row], list[Evaluation]]:
+        """Measures weights on the way without an attack, as many as show where utility crosses the floor.
+
+        Returns:
+            the rows, and the attacked evaluations that are to be made.
+        """
+        rows = self.harness.measure([one for share in QUARTERS for one in self._unattacked(share, splits)])
+        attacked: list[Evaluation] = []
+        for split in splits:
+            asked = {*QUARTERS}
+            plain, utility = self._utility(split)
+            while plain.known and (share := next_weight(utility, self.floor)) not in {None, *asked}:
+                rows += self.harness.measure(self._unattacked(share, [split]))
+                asked.add(share)
+                plain, utility = self._utility(split)
+            rows += self.harness.publisher.publish_matching(curve_name(self.floor), split, plain)
+            for share in weights_to_attack(utility, plain.value, self.floor) if plain.known else ():
+                models = {UNLEARNED: mixed_weights(share, self.unlearned, self.anchors)}
+                attacked += self.harness.attacked(models, mixed_name(share), [split])
+        return rows, attacked
+
+    def _unattacked(self, share: float, splits: Sequence[Split]) -> list[Evaluation]:
+        models = {UNLEARNED: mixed_weights(share, self.unlearned, self.anchors)}
+        return self.harness.unattacked(models, mixed_name(share), splits)
+
+    def _utility(self, split: Split) -> tuple[Estimate, dict[float, Array]]:
+        """Where the plain utility crosses the floor, and utility by mixing weight with other questions."""
+        publisher, engine = self.harness.publisher, self.harness.engine.name
+        found = {"trials": [self.trial], "measurements": publisher.rows, "items": publisher.items}
+        tables = {name: schema.to_arrow(name, rows) for name, rows in found.items()}
+        measured = TaskMeasurements.read(tables, self.trial["task"], split)
+        utility = measured.utility_along(self.trial, engine)
+        try:
+            plain = Estimate(plain_crossing(utility, self.floor), None, 1)
+        except Unread as why:
+            return Estimate.null(str(why)), {}
+        try:
+            drawn = Replicating(measured, scored_items(tables["items"]), DRAWS).utility_along(self.trial, engine)
+        except NoItems:  # then the board draws none either, and reads the estimate alone
+            drawn = {weight: np.array([one.value]) for weight, one in utility.items() if one.value is not None}
+        return plain, drawn
