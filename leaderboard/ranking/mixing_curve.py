@@ -51,9 +51,13 @@ class PlainReading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """The same in every replicate: arrays of (1 + replicates,), the estimate first."""
+    """The same in every replicate: arrays of (1 + replicates,), the estimate first.
 
-    replicates: Replicates
+    Attributes:
+        replicates: of the headlines; None where one of them is not known.
+    """
+
+    replicates: Replicates | None
     weight: Array
     barrier: Array
 
@@ -112,6 +116,19 @@ def bracket(weights: Sequence[float], at: float) -> list[float]:
     return [max(weight for weight in weights if weight < at), min(weight for weight in weights if weight > at)]
 
 
+def beside(attacked: Sequence[float], utility: Mapping[float, Array], floor: float) -> list[float]:
+    """The attacked weights between which the crossing lies in every replicate: numbers are read from no others.
+
+    Args:
+        attacked: ascending. utility: U by mixing weight.
+    """
+    weights = sorted(utility)
+    at = crossing(weights, np.stack([utility[weight] for weight in weights]), floor)
+    low = max((weight for weight in attacked if weight <= at.min()), default=0.0)
+    high = min((weight for weight in attacked if weight >= at.max()), default=1.0)
+    return [weight for weight in attacked if low <= weight <= high]
+
+
 def read_plain(
     utility: Mapping[float, Estimate], headlines: Callable[[float], Headlines], attacks: Iterable[str], floor: float
 ) -> PlainReading:
@@ -136,7 +153,7 @@ def read(utility: Mapping[float, Array], known: Mapping[float, Replicates], floo
 
     Args:
         utility: U by mixing weight, 0 and 1 among them.
-        known: all headlines by mixing weight, at those that were attacked.
+        known: all headlines by mixing weight, at those that were attacked; none where one is not known.
 
     Raises:
         Unread: the weights beside the estimate's crossing were not attacked.
@@ -144,6 +161,8 @@ def read(utility: Mapping[float, Array], known: Mapping[float, Replicates], floo
     weights, attacked = sorted(utility), sorted(known)
     curve = np.stack([utility[weight] for weight in weights])
     at = crossing(weights, curve, floor)
+    if not known:
+        return Reading(None, at, barrier(weights, curve))
     for weight in bracket(weights, float(at[0])):
         if weight not in known:
             raise Unread(f"{share_text(weight)} were not measured under every attack, with an answer to each question")

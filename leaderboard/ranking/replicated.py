@@ -27,7 +27,7 @@ from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.entry import HEADLINES, Trial
 from leaderboard.ranking.headlines import LARGEST, NONE, HeadlineMeasurements, HeadlineMetric, Headlines, at_chance
 from leaderboard.ranking.measured import Row, Source, TaskMeasurements
-from leaderboard.ranking.mixing_curve import Reading, Unread, read
+from leaderboard.ranking.mixing_curve import Reading, Unread, beside, read
 from leaderboard.ranking.retention_matching import CURVE
 
 MOST_CELLS = 1000
@@ -119,7 +119,7 @@ class Replicating:
         raw, matched = replicates(trial.headlines, RAW), trial.matched
         if matched and floor is not None and matched.kind == CURVE:
             try:
-                reading = self._read(trial, attacks, floor, raw) if matched.headlines.score.known else None
+                reading = self._read(trial, attacks, floor, raw) if matched.weight.known else None
                 matched = replace(matched, reading=reading, replicates=reading and reading.replicates)
             except NoItems as missing:
                 why.append(str(missing))
@@ -156,31 +156,29 @@ class Replicating:
         Raises:
             NoItems: saying what is missing.
         """
-        row, engine = trial.row, trial.engine
+        row, engine, models = trial.row, trial.engine, self.measured.along_curve(trial.row, trial.engine)
         with np.errstate(all="ignore"):
             utility = self.utility_along(row, engine)
-        found: dict[float, Replicates] = {1.0: raw} if raw else {}
-        missing: dict[float, str] = {}
-        for weight, model in self.measured.along_curve(row, engine).items():
-            if weight == 1 or not self.measured.headlines_of(model, row, engine, attacks).score.known:
-                continue
+            if not trial.matched.headlines.score.known:
+                return read(utility, {}, floor)
+            measured = [
+                weight
+                for weight in sorted(utility)
+                if self.measured.headlines_of(models[weight], row, engine, attacks).score.known
+            ]
+            found = {1.0: raw} if raw else {}
+            for weight in beside(measured, utility, floor):
+                if weight == 0:
+                    found[weight] = self._of_target(row, engine, attacks)
+                elif weight < 1:
+                    found[weight] = _finite(self._of_model(models[weight], row, engine, attacks))
             try:
-                with np.errstate(all="ignore"):
-                    found[weight] = (
-                        self._of_anchor(row, engine, attacks)
-                        if weight == 0
-                        else _finite(self._of_model(model, row, engine, attacks))
-                    )
-            except NoItems as why:
-                missing[weight] = str(why)
-        try:
-            reading = read(utility, found, floor)
-        except Unread as why:
-            raise NoItems(next(iter(missing.values()), f"not compared at matched utility: {why}")) from None
-        _finite(reading.replicates)
-        return reading
+                reading = read(utility, found, floor)
+            except Unread as why:
+                raise NoItems(f"not compared at matched utility: {why}") from None
+            return replace(reading, replicates=_finite(reading.replicates))
 
-    def _of_anchor(self, row: Row, engine: str | None, attacks: Sequence[str]) -> Replicates:
+    def _of_target(self, row: Row, engine: str | None, attacks: Sequence[str]) -> Replicates:
         """The headlines of a trial's target, once for all trials."""
         key = (row["anchors"], row["anchor_ids"], engine, tuple(attacks))
         if key not in self._targets:

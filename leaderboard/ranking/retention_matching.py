@@ -67,13 +67,12 @@ def chosen_floor(floors: Iterable[float], wanted: float) -> float | None:
     return available.pop() if len(available) == 1 else None
 
 
-def matched_words(kinds: Iterable[str], floor: float, split: str) -> str:
-    """Where numbers at matched utility are from: `where utility is 0.9 on test`."""
-    words = {
-        CURVE: f"where utility is {floor:g} on {split}",
-        SHARE: f"with one share that keeps utility {floor:g} on dev",
-    }
-    return ", or ".join(words[kind] for kind in sorted(set(kinds)) if kind in words) or f"to utility {floor:g}"
+def matched_on(kinds: Iterable[str], split: str) -> str:
+    """On which questions utility is at the floor: `test`; `dev` for single shares."""
+    found = set(kinds)
+    if found == {SHARE}:
+        return "dev"
+    return f"{split} (single shares: on dev)" if SHARE in found else split
 
 
 def _number(pattern: re.Pattern[str], name: str) -> float | None:

@@ -35,8 +35,6 @@ def next_weight(utility: Mapping[float, Array], floor: float) -> float | None:
         utility: U by mixing weight, 0 and 1 among them; the estimate first, then with other questions.
     """
     weights = sorted(utility)
-    if len(weights) >= len(QUARTERS) + 2 + HALVINGS:
-        return None
     at = crossing(weights, np.stack([utility[weight] for weight in weights]), floor)
     low, high = _luck(at)
     if low == 1:

@@ -42,8 +42,9 @@ class MeasureSpec(EngineSettings):
         also: extras to measure besides the task's own probes (`regrade ls extras`): general ability, perplexity, costly
             membership scores.
         match: utility floor of retention matching: every headline is given once more for the unlearned weights mixed
-            back toward the target until they reach the floor on dev (see `suite.evaluation.retention_matching`). The
-            board's floor is 0.9; null turns retention matching off.
+            back toward the target until utility is at the floor, on each split that is attacked (see
+            `suite.evaluation.retention_matching`). The board's floor is 0.9. Attacks are carried out on up to six
+            further sets of weights, mostly on none to four; null turns retention matching off.
         landscape: loss-landscape diagnostics of the unlearned weights (see `suite.evaluation.landscape`); costly, so
             none by default.
     """

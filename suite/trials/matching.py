@@ -16,7 +16,7 @@ from leaderboard.ranking.mixing_curve import Unread, plain_crossing
 from leaderboard.ranking.replicated import NoItems, Replicating
 from leaderboard.ranking.retention_matching import curve_name, mixed_name
 from suite.evaluation.evaluator import Evaluation
-from suite.evaluation.retention_matching import QUARTERS, mixed_weights, next_weight, weights_to_attack
+from suite.evaluation.retention_matching import HALVINGS, QUARTERS, mixed_weights, next_weight, weights_to_attack
 from suite.evaluation.trial_rows import Row
 from suite.models.checkpoints import KeyedCheckpoint
 from suite.training.anchors import Anchors
@@ -52,11 +52,12 @@ class MixingCurve:
         rows = self.harness.measure([one for share in QUARTERS for one in self._unattacked(share, splits)])
         attacked: list[Evaluation] = []
         for split in splits:
-            asked = {*QUARTERS}
             plain, utility = self._utility(split)
-            while plain.known and (share := next_weight(utility, self.floor)) not in {None, *asked}:
+            for _ in range(HALVINGS):
+                share = next_weight(utility, self.floor) if plain.known else None
+                if share is None:
+                    break
                 rows += self.harness.measure(self._unattacked(share, [split]))
-                asked.add(share)
                 plain, utility = self._utility(split)
             rows += self.harness.publisher.publish_matching(curve_name(self.floor), split, plain)
             for share in weights_to_attack(utility, plain.value, self.floor) if plain.known else ():
