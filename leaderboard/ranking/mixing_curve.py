@@ -101,12 +101,15 @@ def between(weights: Sequence[float], values: Array, at: Array) -> Array:
 def barrier(weights: Sequence[float], utility: Array) -> Array:
     """How far utility falls below the straight line between its ends, at the weight where the first column falls most.
 
+    Never below 0. The weight is not chosen again in every column: the largest of noisy numbers is too large.
+
     Args:
         weights: ascending from 0 to 1. utility: (weights, columns).
     """
     at = np.asarray(weights, dtype=float)[:, None]
     below = (1 - at) * utility[0] + at * utility[-1] - utility
-    return below[below[:, 0].argmax()]
+    inner = below[1:-1]
+    return np.maximum(inner[inner[:, 0].argmax()], 0.0) if len(inner) else np.zeros(utility.shape[1])
 
 
 def bracket(weights: Sequence[float], at: float) -> list[float]:
