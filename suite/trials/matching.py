@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from leaderboard.board import schema
 from leaderboard.board.items import scored_items
@@ -46,12 +47,19 @@ class MixingCurve:
     def measure(self, splits: Sequence[Split]) -> tuple[list[Row], list[Evaluation]]:
         """Measures weights on the way without an attack, as many as show where utility crosses the floor.
 
+        Where the unlearned model's own utility is not known there is nothing to look for.
+
         Returns:
             the rows, and the attacked evaluations that are to be made.
         """
-        rows = self.harness.measure([one for share in QUARTERS for one in self._unattacked(share, splits)])
+        of_ends = {split: self._measured(split)[0].utility_along(self.trial, self._engine)[1.0] for split in splits}
+        known = [split for split in splits if of_ends[split].known]
+        rows = self.harness.measure([one for share in QUARTERS for one in self._unattacked(share, known)])
         attacked: list[Evaluation] = []
         for split in splits:
+            if split not in known:
+                self._publish(split, Estimate.null(of_ends[split].reason or "utility is not known"))
+                continue
             plain, utility = self._utility(split)
             for _ in range(HALVINGS):
                 share = next_weight(utility, self.floor) if plain.known else None
@@ -59,7 +67,7 @@ class MixingCurve:
                     break
                 rows += self.harness.measure(self._unattacked(share, [split]))
                 plain, utility = self._utility(split)
-            rows += self.harness.publisher.publish_matching(curve_name(self.floor), split, plain)
+            self._publish(split, plain)
             for share in weights_to_attack(utility, plain.value, self.floor) if plain.known else ():
                 models = {UNLEARNED: mixed_weights(share, self.unlearned, self.anchors)}
                 attacked += self.harness.attacked(models, mixed_name(share), [split])
@@ -69,19 +77,30 @@ class MixingCurve:
         models = {UNLEARNED: mixed_weights(share, self.unlearned, self.anchors)}
         return self.harness.unattacked(models, mixed_name(share), splits)
 
-    def _utility(self, split: Split) -> tuple[Estimate, dict[float, Array]]:
-        """Where the plain utility crosses the floor, and utility by mixing weight with other questions."""
-        publisher, engine = self.harness.publisher, self.harness.engine.name
+    def _publish(self, split: Split, crossing: Estimate) -> None:
+        self.harness.publisher.publish_matching(curve_name(self.floor), split, crossing)
+
+    @property
+    def _engine(self) -> str:
+        return self.harness.engine.name
+
+    def _measured(self, split: Split) -> tuple[TaskMeasurements, Mapping[str, pa.Table]]:
+        """What was measured so far, as a board's tables."""
+        publisher = self.harness.publisher
         found = {"trials": [self.trial], "measurements": publisher.rows, "items": publisher.items}
         tables = {name: schema.to_arrow(name, rows) for name, rows in found.items()}
-        measured = TaskMeasurements.read(tables, self.trial["task"], split)
-        utility = measured.utility_along(self.trial, engine)
+        return TaskMeasurements.read(tables, self.trial["task"], split), tables
+
+    def _utility(self, split: Split) -> tuple[Estimate, dict[float, Array]]:
+        """Where the plain utility crosses the floor, and utility by mixing weight with other questions."""
+        measured, tables = self._measured(split)
+        utility = measured.utility_along(self.trial, self._engine)
         try:
             plain = Estimate(plain_crossing(utility, self.floor), None, 1)
         except Unread as why:
             return Estimate.null(str(why)), {}
         try:
-            drawn = Replicating(measured, scored_items(tables["items"]), DRAWS).utility_along(self.trial, engine)
+            drawn = Replicating(measured, scored_items(tables["items"]), DRAWS).utility_along(self.trial, self._engine)
         except NoItems:  # then the board draws none either, and reads the estimate alone
             drawn = {weight: np.array([one.value]) for weight, one in utility.items() if one.value is not None}
         return plain, drawn

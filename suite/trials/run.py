@@ -113,7 +113,8 @@ def run_trial(
             if measure.match:
                 curve = MixingCurve(harness, trial, anchors, unlearned, measure.match)
                 rows, further = curve.measure(measure.attacked)
-                on_stage("match", rows)
+                if rows:
+                    on_stage("match", rows)
                 attacks += further
             on_stage("attack", harness.measure(attacks))
 
