@@ -307,7 +307,8 @@ def _mean(one: Estimate, other: Estimate, share: float, texts: tuple[str, str]) 
     """A number between two; the errors are added, since both answer the same questions."""
     for found, text in zip((one, other), texts, strict=True):
         if found.value is None:
-            return Estimate.null(found.reason if one.reason == other.reason else f"{found.reason} ({text})")
+            where = text if one.reason != other.reason else "both weights beside the crossing"
+            return Estimate.null(f"{found.reason} ({where})")
     value = (1 - share) * one.value + share * other.value
     return Estimate(value, (1 - share) * one.error + share * other.error, min(one.n, other.n))
 

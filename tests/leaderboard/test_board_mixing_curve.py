@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leaderboard.board import schema
 from leaderboard.board.schema import matching
 from leaderboard.board.store import Board
 from leaderboard.page import render
-from leaderboard.ranking.entry import Entry
+from leaderboard.ranking.entry import Entry, Matched
 from leaderboard.ranking.rank import Ranking, rank
 from leaderboard.ranking.recovery_table import recovery_table
 from leaderboard.ranking.retention_matching import curve_name, floor_of, mixed_name, share_of
@@ -191,7 +193,7 @@ REASONS = {
     ),
     "no attack at all": (
         lambda rows: [row for row in rows if share_of(row["matching"]) is None or row["attack"] == NONE],
-        f"not measured under {RTN}, {RELEARN} (the weights with a share of 0.25)",
+        f"not measured under {RTN}, {RELEARN} (both weights beside the crossing)",
     ),
     "failed": (
         lambda rows: [
@@ -316,6 +318,51 @@ def test_a_board_with_any_number_of_weights_is_ranked():
     shares = tuple(number / 128 for number in range(1, 128))
     entry = only(along("a", line(0.9, 0.6, 0.7), shares=shares, attacked=shares), matched=True)
     assert entry.reason == "utility cannot be matched: more than 64 mixing weights were measured"
+
+
+NUMBERS = (0.0, 1.0, -1.0, 0.5, 5e-324, 1e9, 1e99, -1e99, 1e300, math.inf, -math.inf, math.nan, None)
+NAMES = ("raw", curve_name(0.9), curve_name(0.5), matching(0.9), *map(mixed_name, (1e-5, 0.25, 0.5, 0.9999)), "mixed[")
+SPOILT = st.fixed_dictionaries(
+    {},
+    optional={
+        "value": st.sampled_from(NUMBERS),
+        "stderr": st.sampled_from(NUMBERS),
+        "matching": st.sampled_from(NAMES),
+        "attack": st.sampled_from([NONE, RTN, "relearn["]),
+        "subject": st.sampled_from(["unlearned", "target", "retrained"]),
+        "headline": st.sampled_from(["utility", "knowledge", None]),
+        "samples": st.sampled_from(["somebody else's", None]),
+        "n": st.sampled_from([0, 1, 48, None]),
+        "split": st.sampled_from(["dev", "test"]),
+    },
+)
+GOOD = along("good", line(0.9, 0.6, 0.7))
+
+
+@cache
+def alone() -> Matched:
+    return only(GOOD).matched
+
+
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 100), SPOILT), min_size=1, max_size=6))
+def test_whatever_is_wrong_with_a_curve_costs_no_other_entry_anything(changes: list[tuple[int, dict[str, Any]]]):
+    trial, rows = along("bad", bent)
+    for place, change in changes:
+        rows[place % len(rows)] = {**rows[place % len(rows)], **change}
+    rows = [row for row in rows if row["subject"] == "unlearned"]  # an anchor's would be those of all
+    for matched in (False, True):
+        found = ranked(GOOD, (trial, rows), matched=matched)
+        json.dumps(found.as_json(), allow_nan=False)
+        [good] = [entry for entry in found.entries if entry.entry == "good"]
+        assert good.matched in (alone(), None) or found.matched_floor != 0.9
+        for entry in found.entries:
+            if entry.matched and entry.matched.score.value is not None:
+                numbers = (entry.matched.forgetting, entry.matched.utility, entry.matched.score)
+                assert all(0 <= number.value <= 1 for number in numbers)
+            elif entry.matched:
+                assert entry.matched.score.reason
 
 
 @given(st.floats(1e-6, 1, exclude_max=True))
