@@ -93,7 +93,8 @@ def print_ranking(ranking: Ranking) -> None:
         notes = [entry.reason] if entry.reason else []
         failed = numbers.failed.items() if numbers else ()
         if barriers and entry.matched and SHARE in entry.matched.kinds:
-            notes.append("matched on dev, with one share of its weights")
+            some = "some runs " * (CURVE in entry.matched.kinds)
+            notes.append(f"{some}matched on dev, with one share of the weights")
         notes += [f"{attack} {why}" for attack, why in failed if f"{attack} failed" not in (entry.reason or "")]
         for note in [*notes, *entry.notes]:
             out.print(Text(f"{shortened(entry.label)}: {shortened(note, LONGEST_NOTE)}", style="dim"))
