@@ -20,12 +20,24 @@ from leaderboard.ranking.headlines import (
     Headlines,
     Measured,
     trial_headlines,
+    utility_share,
 )
-from leaderboard.ranking.retention_matching import METRIC, PROBE, chosen_floor, floor_of
+from leaderboard.ranking.mixing_curve import read_plain
+from leaderboard.ranking.retention_matching import (
+    CURVE,
+    METRIC,
+    PROBE,
+    chosen_floor,
+    curve_name,
+    floor_of,
+    mixed_name,
+    of_curve,
+    share_of,
+)
 from tasks.scoring.estimate import Estimate
 
 _COLUMNS = (
-    *("trial", "subject", "matching", "engine", "anchor_ids", "headline", "probe", "subset", "metric"),
+    *("trial", "subject", "split", "matching", "engine", "anchor_ids", "headline", "probe", "subset", "metric"),
     *MEASURED,
 )
 
@@ -51,6 +63,7 @@ class TaskMeasurements:
     left_out: Mapping[str, int]
     _rows: Mapping[tuple[str | None, str, str, str | None], list[Measured]]
     _weights: Mapping[tuple[str, str, str | None], Estimate]
+    _shares: Mapping[tuple[str | None, str | None], set[float]]
     _models: dict[tuple[str | None, str, str, str | None], HeadlineMeasurements] = field(default_factory=dict)
 
     @classmethod
@@ -58,25 +71,31 @@ class TaskMeasurements:
         by_model: defaultdict[tuple[str | None, str, str, str | None], list[Measured]] = defaultdict(list)
         engines: defaultdict[str, set[str]] = defaultdict(set)
         weights: dict[tuple[str, str, str | None], Estimate] = {}
+        shares: defaultdict[tuple[str | None, str | None], set[float]] = defaultdict(set)
         left_out: Counter[str] = Counter()
         trials = rows(source, "trials", {"task": task}, ("trial", "anchor_ids"))
         anchors = {row["trial"]: row["anchor_ids"] for row in trials}
         of_weights = {"task": task, "probe": PROBE, "metric": METRIC}
         metrics: dict[HeadlineMetric, HeadlineMetric] = {}  # one object of each
         for row in _tuples(source, "measurements", [_headline_rows(task, split), of_weights], _COLUMNS):
-            trial, subject, name, engine, anchor_ids, *of_metric = row[:9]
+            trial, subject, asked, name, engine, anchor_ids, *of_metric = row[:10]
             here = anchors.get(trial)
             if here and anchor_ids and anchor_ids != here:
                 left_out[trial] += 1
                 continue
             metric = HeadlineMetric(*of_metric)
-            measured = Measured.of(metrics.setdefault(metric, metric), *row[9:])
+            measured = Measured.of(metrics.setdefault(metric, metric), *row[10:])
             if (metric.probe, metric.metric) == (PROBE, METRIC):
-                weights[trial, name, engine] = measured.estimate
+                # One share was found on dev for both splits; a curve belongs to the split that it was measured on.
+                if asked == split or not of_curve(name):
+                    weights[trial, name, engine] = measured.estimate
             else:
                 by_model[trial, subject, name, engine].append(measured)
                 engines[trial].add(engine)
-        return cls(dict(engines), dict(left_out), dict(by_model), weights)
+        for trial, subject, name, engine in by_model:
+            if subject == UNLEARNED and (share := share_of(name)) is not None:
+                shares[trial, engine].add(share)
+        return cls(dict(engines), dict(left_out), dict(by_model), weights, dict(shares))
 
     def model(self, trial: str | None, subject: str, engine: str | None, name: str = RAW) -> HeadlineMeasurements:
         """The headline measurements of one model."""
@@ -121,17 +140,39 @@ class TaskMeasurements:
         Args:
             floor: utility floor of its matched weights; None for none.
         """
-        matched = self._matched(row, engine, attacks, matching(floor)) if floor is not None else None
+        matched = self._matched(row, engine, attacks, floor) if floor is not None else None
         measured = engine if engine in self.engines.get(row["trial"], ()) else None
         left_out = self.left_out.get(row["trial"], 0)
         return Trial(row, measured, self._headlines(row, engine, attacks, RAW), matched, left_out)
 
     def _headlines(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> Headlines:
-        target, retrained = (self.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
-        unlearned = self.model(row["trial"], UNLEARNED, engine, name)
-        return trial_headlines(unlearned, target, retrained, row["anchor_ids"], attacks)
+        return self.headlines_of(self.model(row["trial"], UNLEARNED, engine, name), row, engine, attacks)
 
-    def _matched(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> MatchedHeadlines | None:
+    def along_curve(self, row: Row, engine: str | None) -> dict[float, HeadlineMeasurements]:
+        """By mixing weight the models between a trial's target and its unlearned model, the ends among them."""
+        shares = sorted(self._shares.get((row["trial"], engine), ()))
+        return {
+            0.0: self.model(row["anchors"], ANCHORS[0], engine),
+            **{share: self.model(row["trial"], UNLEARNED, engine, mixed_name(share)) for share in shares},
+            1.0: self.model(row["trial"], UNLEARNED, engine),
+        }
+
+    def has_curve(self, row: Row, engine: str | None, floor: float) -> bool:
+        """Whether a trial's curve was measured to be read at a floor."""
+        return (row["trial"], curve_name(floor), engine) in self._weights
+
+    def utility_along(self, row: Row, engine: str | None) -> dict[float, Estimate]:
+        """By mixing weight the utility of the models of `along_curve`."""
+        models = self.along_curve(row, engine)
+        utility = {weight: utility_share(model, models[0.0]) for weight, model in models.items()}
+        if utility[0.0].known:
+            utility[0.0] = Estimate(1.0, 0.0, utility[0.0].n)  # the target keeps all of its own
+        return utility
+
+    def _matched(self, row: Row, engine: str | None, attacks: Sequence[str], floor: float) -> MatchedHeadlines | None:
+        if self.has_curve(row, engine, floor):
+            return self._read(row, engine, attacks, floor)
+        name = matching(floor)
         weight = self._weights.get((row["trial"], name, engine))
         if (row["trial"], UNLEARNED, name, engine) in self._rows:
             unknown = Estimate.null("the mixing weight was not written down")
@@ -140,6 +181,23 @@ class TaskMeasurements:
             return None
         missing = Estimate.null(f"utility cannot be matched: {weight.reason}")
         return MatchedHeadlines(Headlines.null(missing, attacks), missing)
+
+    def headlines_of(
+        self, model: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]
+    ) -> Headlines:
+        """The headlines of a model beside a trial's anchors."""
+        target, retrained = (self.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
+        return trial_headlines(model, target, retrained, row["anchor_ids"], attacks)
+
+    def _read(self, row: Row, engine: str | None, attacks: Sequence[str], floor: float) -> MatchedHeadlines:
+        models = self.along_curve(row, engine)
+        read = read_plain(
+            self.utility_along(row, engine),
+            lambda weight: self.headlines_of(models[weight], row, engine, attacks),
+            attacks,
+            floor,
+        )
+        return MatchedHeadlines(read.headlines, read.weight, kind=CURVE, barrier=read.barrier)
 
     def _matched_keys(self) -> Iterable[tuple[str, str, str, str | None]]:
         return ((trial, UNLEARNED, name, engine) for trial, name, engine in self._weights)

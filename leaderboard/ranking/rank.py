@@ -27,6 +27,7 @@ from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
 from leaderboard.ranking.plain import plain
 from leaderboard.ranking.replicated import Replicating
+from leaderboard.ranking.retention_matching import matched_on
 from leaderboard.ranking.searches import Search, search_id, searches
 from leaderboard.ranking.selection import Selection, official
 from leaderboard.ranking.verdict import Verdict
@@ -83,6 +84,16 @@ class Ranking:
     def mixes_engines(self) -> bool:
         """Whether its entries were measured by different engines."""
         return self.group is not None and len(self.group.engines) > 1
+
+    @property
+    def matched_kinds(self) -> tuple[str, ...]:
+        """How its entries were matched, `curve` or `share` (`leaderboard.ranking.retention_matching`)."""
+        return tuple(sorted({kind for entry in self.entries if entry.matched for kind in entry.matched.kinds}))
+
+    @property
+    def matched_on(self) -> str:
+        """On which questions utility is at the floor where it is matched."""
+        return matched_on(self.matched_kinds, self.split)
 
     def shown(self, entry: Entry) -> Numbers | None:
         """The numbers of an entry that this ranking uses; None where it has none at matched utility."""

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from leaderboard.board.items import Key, Scored, read_items, scored_items
-from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED
+from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching
 from leaderboard.board.store import Board
-from leaderboard.ranking.comparison import REPLICATES, Cell, Cells, Replicates, Resampling, Units, replicate
+from leaderboard.ranking.comparison import (
+    REPLICATES,
+    Cell,
+    Cells,
+    Replicates,
+    Resampling,
+    Units,
+    replicate,
+    smallest_share,
+)
 from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.entry import HEADLINES, Trial
 from leaderboard.ranking.headlines import LARGEST, NONE, HeadlineMeasurements, HeadlineMetric, Headlines, at_chance
 from leaderboard.ranking.measured import Row, Source, TaskMeasurements
+from leaderboard.ranking.mixing_curve import Reading, Unread, beside, read
+from leaderboard.ranking.retention_matching import CURVE
 from leaderboard.ranking.synthetic import SYNTHETIC, synthetic_key
 
 MOST_CELLS = 1000
 """Most numbers behind a trial's R, each of which takes 80 kB for a while; the official sets have a hundred."""
 MOST_ITEMS = 60_000
-"""Most items that are drawn again, over all probes: each takes 16 kB. Entries with the same questions share them."""
+"""Most items that are drawn again, over all probes: each takes 8 kB. Entries with the same questions share them."""
 
 NO_ITEMS = "not compared: the answers to single questions behind its numbers are not on this board"
 
@@ -47,15 +60,22 @@ class Replicating:
     )
     _drawn: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
     _zeros: dict[tuple[int, str, int, HeadlineMetric], Array] = field(default_factory=dict)
+    _targets: dict[tuple[Any, ...], Replicates] = field(default_factory=dict)
 
     @classmethod
     def read(
-        cls, source: Source, measured: TaskMeasurements, trials: Iterable[tuple[Row, str | None]], names: Sequence[str]
+        cls,
+        source: Source,
+        measured: TaskMeasurements,
+        trials: Iterable[tuple[Row, str | None]],
+        names: Sequence[str],
+        floor: float | None = None,
     ) -> Replicating:
         """
         Args:
             trials: rows of the table `trials`, each with the engine whose numbers are used.
             names: which weights: `raw`, or matched ones.
+            floor: where curves are read; None for none.
         """
         trials = list(trials)
         models = {
@@ -67,8 +87,14 @@ class Replicating:
             )
         }
         wanted: defaultdict[Key, set[float]] = defaultdict(set)
-        for model in models:
-            for key, value in _keys(measured.model(*model)):
+        mixed = (
+            model
+            for row, engine in trials
+            if floor is not None and measured.has_curve(row, engine, floor)
+            for model in measured.along_curve(row, engine).values()
+        )
+        for model in itertools.chain((measured.model(*model) for model in models), mixed):
+            for key, value in _keys(model):
                 wanted[key].add(value)
         if isinstance(source, Board):
             anchors = {(row["anchors"], engine) for row, engine in trials}
@@ -78,11 +104,11 @@ class Replicating:
             return cls(measured, read_items(source, wanted, unmeasured))
         return cls(measured, scored_items(source["items"]) if "items" in source else {})
 
-    def trial(self, trial: Trial, attacks: Sequence[str], matching: str | None) -> Trial:
+    def trial(self, trial: Trial, attacks: Sequence[str], floor: float | None) -> Trial:
         """A trial with its replicates, or with the reason why there are none.
 
         Args:
-            matching: name of its matched weights; None for none.
+            floor: utility of its matched weights; None for none.
         """
         why: list[str] = []
 
@@ -91,8 +117,14 @@ class Replicating:
             return self.known(model, found, trial.row, trial.engine, attacks, why)
 
         raw, matched = replicates(trial.headlines, RAW), trial.matched
-        if matched and matching:
-            matched = replace(matched, replicates=replicates(matched.headlines, matching))
+        if matched and floor is not None and matched.kind == CURVE:
+            try:
+                reading = self._read(trial, attacks, floor, raw) if matched.weight.known else None
+                matched = replace(matched, reading=reading, replicates=reading and reading.replicates)
+            except NoItems as missing:
+                why.append(str(missing))
+        elif matched and floor is not None:
+            matched = replace(matched, replicates=replicates(matched.headlines, matching(floor)))
         return replace(trial, replicates=raw, matched=matched, not_compared=why[0] if why else None)
 
     def known(
@@ -138,13 +170,69 @@ class Replicating:
                     draws = units.resamplings[index]
                     zero = self._zero(target, zero_model, attack, point, metric, draws)
                     excess[Cell(attack, point, index)] = self._in_order(unlearned, attack, point, metric, draws) - zero
+        return replicate(Cells.of(units, excess), self._useful(unlearned, row, engine))
+
+    def utility_along(self, row: Row, engine: str | None) -> dict[float, Array]:
+        """By mixing weight U in every replicate, of weights whose utility is known; at the target it is 1.
+
+        Raises:
+            NoItems: saying what is missing.
+        """
+        models = self.measured.along_curve(row, engine)
+        known = [weight for weight, found in self.measured.utility_along(row, engine).items() if found.known]
+        found = {weight: smallest_share(self._useful(models[weight], row, engine)) for weight in known}
+        if 0.0 in found:
+            found[0.0] = np.ones_like(found[0.0])
+        if not found or not all(np.isfinite(utility).all() for utility in found.values()):
+            raise NoItems("not compared: with other questions, its utility is no number that can be")
+        return found
+
+    def _read(self, trial: Trial, attacks: Sequence[str], floor: float, raw: Replicates | None) -> Reading:
+        """A trial's numbers in every replicate, read along its curve.
+
+        Raises:
+            NoItems: saying what is missing.
+        """
+        row, engine, models = trial.row, trial.engine, self.measured.along_curve(trial.row, trial.engine)
+        with np.errstate(all="ignore"):
+            utility = self.utility_along(row, engine)
+            if not trial.matched.headlines.score.known:
+                return read(utility, {}, floor)
+            measured = [
+                weight
+                for weight in sorted(utility)
+                if self.measured.headlines_of(models[weight], row, engine, attacks).score.known
+            ]
+            found = {1.0: raw} if raw else {}
+            for weight in beside(measured, utility, floor):
+                if weight == 0:
+                    found[weight] = self._of_target(row, engine, attacks)
+                elif weight < 1:
+                    found[weight] = _finite(self.of(models[weight], row, engine, attacks))
+            try:
+                reading = read(utility, found, floor)
+            except Unread as why:
+                raise NoItems(f"not compared at matched utility: {why}") from None
+            return replace(reading, replicates=_finite(reading.replicates))
+
+    def _of_target(self, row: Row, engine: str | None, attacks: Sequence[str]) -> Replicates:
+        """The headlines of a trial's target, once for all trials."""
+        key = (row["anchors"], row["anchor_ids"], engine, tuple(attacks))
+        if key not in self._targets:
+            target = self.measured.model(row["anchors"], ANCHORS[0], engine)
+            self._targets[key] = _finite(self.of(target, row, engine, attacks))
+        return self._targets[key]
+
+    def _useful(self, model: HeadlineMeasurements, row: Row, engine: str | None) -> Cells:
+        """What a model keeps of utility, item by item."""
+        target = self.measured.model(row["anchors"], ANCHORS[0], engine)
         metrics, useful_units = self._units_of("utility", row["anchors"], engine, target, None)
         kept: dict[Cell, Array] = {}
         for index, metric in enumerate(metrics):
             draws = useful_units.resamplings[index]
             chance = self._zero(target, None, NONE, 0, metric, draws)
-            kept[Cell(NONE, 0, index)] = self._in_order(unlearned, NONE, 0, metric, draws) - chance
-        return replicate(Cells.of(units, excess), Cells.of(useful_units, kept))
+            kept[Cell(NONE, 0, index)] = self._in_order(model, NONE, 0, metric, draws) - chance
+        return Cells.of(useful_units, kept)
 
     def _units_of(
         self,

@@ -98,7 +98,8 @@ class Selection:
     def replicating(self, some: Rows) -> Replicating:
         """What makes replicates of these trials, with their items."""
         names = [RAW] if self.matched_floor is None else [RAW, matching(self.matched_floor)]
-        return Replicating.read(self._source, self.measured, [(row, self.engines[row["trial"]]) for row in some], names)
+        trials = [(row, self.engines[row["trial"]]) for row in some]
+        return Replicating.read(self._source, self.measured, trials, names, self.matched_floor)
 
     def trials(self, entry: str, replicating: Replicating) -> list[Trial]:
         """An entry's trials, with their headlines and replicates, which are large."""
@@ -107,8 +108,7 @@ class Selection:
     def trial(self, row: Row, replicating: Replicating) -> Trial:
         """A trial with its headlines and replicates."""
         trial = self.measured.trial(row, self.engines[row["trial"]], self.attacks, self.matched_floor)
-        name = None if self.matched_floor is None else matching(self.matched_floor)
-        return replicating.trial(trial, self.attacks, name)
+        return replicating.trial(trial, self.attacks, self.matched_floor)
 
 
 def official(task: str, split: Split, attack_set: str | None) -> tuple[str, tuple[str, ...]]:

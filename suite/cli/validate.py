@@ -53,10 +53,11 @@ def validate(
             str(c.gradient_calls),
             str(c.curvature_calls),
             str(c.evaluations),
+            f"{c.matching_least} to {c.matching_most}" if c.matching_most else "–",
         ]
         for s, c in checked
     ]
-    names = ["trial", "id", "steps", "values", "gradients", "curvature", "evaluations"]
+    names = ["trial", "id", "steps", "values", "gradients", "curvature", "evaluations", "matching"]
     table(f"{spec}: valid", names, rows)
     if search:
         keys = ", ".join(plan.search.space)
@@ -65,6 +66,12 @@ def validate(
         follow = "null trial follows" if nulls == 1 else "null trials follow"
         console().print(f"{nulls} {follow}: the target plus a random change as large as theirs (measure.nulls).")
     console().print("Evaluations count the anchors', which all trials share.")
+    if plan.measure.match is not None:
+        console().print(
+            "Matching evaluates weights between the target and the unlearned model besides, and attacks those where "
+            f"utility is at {plan.measure.match:g}, mostly none to four of them. measure.match=null turns it off.",
+            soft_wrap=True,
+        )
     console().print(_capacity(placement, resources, address), soft_wrap=True)
 
 

@@ -14,7 +14,6 @@ from leaderboard.ranking.synthetic import synthetic_rows
 from suite.engines import Engine
 from suite.evaluation.evaluator import Evaluated, Failed
 from suite.evaluation.landscape import Reading
-from suite.evaluation.retention_matching import RetentionMatch
 from suite.evaluation.trial_rows import Row
 from suite.storage.provenance import observed
 from tasks.scoring import METRICS, SUMMARIES, Estimate, Metric, SummaryMetric, score, summarise
@@ -130,12 +129,9 @@ class Scorer:
                         rows += synthetic_rows(key, samples)
         return [row for row in rows if row is not None]
 
-    def matching_row(self, trial: str, matching: str, match: RetentionMatch) -> Row:
-        """The share of the unlearned weights in the matched weights."""
-        known = match.share is not None
-        number = Estimate(match.share, None, 1) if known else Estimate.null(match.reason or "")
-        measured = SubjectSamples.empty(UNLEARNED, Split.DEV, matching)
-        return self._row(measured, trial, PROBE, Subset.RETAIN, METRIC, number)
+    def matching_row(self, trial: str, matching: str, split: Split, share: Estimate) -> Row:
+        """The share of the unlearned weights at which utility is at the floor."""
+        return self._row(SubjectSamples.empty(UNLEARNED, split, matching), trial, PROBE, Subset.RETAIN, METRIC, share)
 
     def landscape_rows(self, trial: str, readings: Iterable[Reading]) -> list[Row]:
         """Readings of the loss landscape around the unlearned weights, on texts of both splits."""

@@ -92,13 +92,15 @@ class Harness:
         evaluator = Evaluator(engine, context, stages, Numeric.of(runtime))
         return cls(data, engine, scorer, Publisher(evaluator, scorer, trial, board))
 
-    def unattacked(self, models: Models, matching: str = RAW) -> list[Evaluation]:
-        """Evaluations of the models without an attack, on every split."""
-        return self._evaluations(models, matching, attacked=False)
+    def unattacked(
+        self, models: Models, matching: str = RAW, splits: Sequence[Split] = tuple(Split)
+    ) -> list[Evaluation]:
+        """Evaluations of the models without an attack, on every split or on these."""
+        return self._evaluations(models, matching, splits, attacked=False)
 
-    def attacked(self, models: Models, matching: str = RAW) -> list[Evaluation]:
+    def attacked(self, models: Models, matching: str = RAW, splits: Sequence[Split] = tuple(Split)) -> list[Evaluation]:
         """Evaluations of the models under each split's attacks."""
-        return self._evaluations(models, matching, attacked=True)
+        return self._evaluations(models, matching, splits, attacked=True)
 
     def measure(self, evaluations: Sequence[Evaluation]) -> list[Row]:
         """Run evaluations in the order of their attacks, and publish the rows.
@@ -109,10 +111,13 @@ class Harness:
         """
         return self.publisher.measure(evaluations)
 
-    def _evaluations(self, models: Models, matching: str, attacked: bool) -> list[Evaluation]:
+    def _evaluations(
+        self, models: Models, matching: str, splits: Sequence[Split], *, attacked: bool
+    ) -> list[Evaluation]:
         return [
             evaluation
             for split, attacks in self.data.attacks.items()
+            if split in splits
             for attack in attacks
             if (attack.name != NONE) is attacked
             for subject, model in models.items()
@@ -120,20 +125,16 @@ class Harness:
         ]
 
 
-def headlines_of(
-    rows: Iterable[Row], split: Split, attacks: Sequence[str], anchor_ids: str | None, matching: str = RAW
-) -> Headlines:
-    """F, R, U and score on a split, from the rows of the unlearned model and of its anchors.
+def headlines_of(rows: Iterable[Row], split: Split, attacks: Sequence[str], anchor_ids: str | None) -> Headlines:
+    """F, R, U and score on a split, from the rows of the unlearned model and of its anchors, none of them mixed.
 
     Args:
         attacks: names in rows of the attacks that R covers.
         anchor_ids: ids of the anchors; they say whether chance is the zero.
-        matching: which weights of the unlearned model to use, raw or retention-matched; those of the anchors are raw.
     """
-    matching_of = dict.fromkeys(ANCHORS, RAW) | {UNLEARNED: matching}
-    by_subject: dict[str, list[Row]] = {subject: [] for subject in matching_of}
+    by_subject: dict[str, list[Row]] = {subject: [] for subject in (UNLEARNED, *ANCHORS)}
     for row in rows:
-        if row["split"] == split and row["headline"] and matching_of.get(row["subject"]) == row["matching"]:
+        if row["split"] == split and row["headline"] and row["subject"] in by_subject and row["matching"] == RAW:
             by_subject[row["subject"]].append(row)
     unlearned, target, retrained = (
         HeadlineMeasurements.from_rows(name, by_subject[name]) for name in (UNLEARNED, *ANCHORS)

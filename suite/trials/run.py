@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from leaderboard.board.schema import RAW, UNLEARNED, Status, matching
+from leaderboard.board.schema import UNLEARNED, Status
 from leaderboard.ranking.headlines import Headlines
 from suite.config.runtime import RuntimeSpec
 from suite.engines import Engine
 from suite.engines.choosing import chosen_engine
 from suite.evaluation.landscape import landscape
-from suite.evaluation.retention_matching import matched_weights, retention_match
 from suite.evaluation.trial_rows import Row, trial_row
 from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint
 from suite.models.encoding import Encoder
@@ -31,6 +30,7 @@ from suite.training.random_change import randomly_changed
 from suite.training.unlearning import unlearn
 from suite.trials.early_stopping import KnowledgeOnDev
 from suite.trials.harness import Harness, headlines_of
+from suite.trials.matching import MixingCurve
 from suite.trials.task_data import TaskData
 from tasks.task import Split
 
@@ -62,13 +62,9 @@ class TrialResult:
         failed = [row for row in self.measurements if row["status"] == Status.FAILED]
         return list(dict.fromkeys(f"{row['attack']} failed: {row['reason']}" for row in failed))
 
-    def headlines(self, split: Split, name: str = RAW) -> Headlines:
-        """F, R, U and score on a split, over the attacks of the measurement.
-
-        Args:
-            name: `matching` of the rows: the weights as unlearned, or after retention matching.
-        """
-        return headlines_of(self.measurements, split, self.attacks[split], self.row["anchor_ids"], name)
+    def headlines(self, split: Split) -> Headlines:
+        """F, R, U and score on a split, over the attacks of the measurement."""
+        return headlines_of(self.measurements, split, self.attacks[split], self.row["anchor_ids"])
 
 
 def run_trial(
@@ -121,11 +117,11 @@ def run_trial(
         if not stop:
             attacks = harness.attacked(models)
             if measure.match:
-                name = matching(measure.match)
-                matched = _retention_matched(harness, anchors, unlearned, measure.match, environment)
-                if matched:
-                    on_stage("match", harness.measure(harness.unattacked(matched, name)))
-                    attacks += harness.attacked(matched, name)
+                curve = MixingCurve(harness, trial, anchors, unlearned, measure.match)
+                rows, further = curve.measure(measure.attacked)
+                if rows:
+                    on_stage("match", rows)
+                attacks += further
             on_stage("attack", harness.measure(attacks))
 
             if measure.landscape:
@@ -182,17 +178,3 @@ def _intermediate_checkpoints(stages: Sequence[Artifact]) -> dict[str, KeyedChec
         for step, part in saved:
             checkpoints[f"{UNLEARNED}@{step}"] = KeyedCheckpoint(SavedCheckpoint(stage.folder / part), stage.key, part)
     return checkpoints
-
-
-def _retention_matched(
-    harness: Harness, anchors: Anchors, unlearned: KeyedCheckpoint, floor: float, environment: Numeric
-) -> dict[str, KeyedCheckpoint]:
-    """The unlearned weights, interpolated toward the target until utility reaches the floor.
-
-    The share of the unlearned weights is published. Where utility cannot be matched, the reason is published instead
-    and the result is empty.
-    """
-    task, stages = harness.data.task, harness.publisher.evaluator.store
-    match = retention_match(unlearned, anchors, task, floor, harness.engine, stages, environment)
-    harness.publisher.publish_matching(matching(floor), match)
-    return {} if match.share is None else {UNLEARNED: matched_weights(match.share, unlearned, anchors)}
