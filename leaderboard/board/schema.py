@@ -45,6 +45,15 @@ def matching(floor: float) -> str:
     return f"uwc[floor={floor:g}]"
 
 
+def pairs_of(anchors: str | None) -> list[str | None]:
+    """The pairs of anchors whose mean is a trial's scale, by the column `anchors`: one, or one for each seed."""
+    return [None] if anchors is None else list(anchors.split(BETWEEN_PAIRS))
+
+
+BETWEEN_PAIRS = ","
+"""Joins what a trial's columns say of its pairs of anchors, one for each seed that they were trained with."""
+
+
 class Role(StrEnum):
     KEY = "key"
     RESULT = "result"

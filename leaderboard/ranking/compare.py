@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from leaderboard.board.schema import Status
 from leaderboard.ranking.attack_labels import attack_labels
 from leaderboard.ranking.comparison import Difference, Replicated, Replicates, compared
@@ -182,11 +180,11 @@ def _compared(
     entries, names, runs = zip(*sides, strict=True)
 
     def line(name: str, label: str, of: Callable[[Replicates], Array], *, attack: bool = False) -> Line:
-        one, other = (_replicated(found, of) for found in runs)
+        one, other = (Replicated.of(found, of) for found in runs)
         limit = None if attack else 1.0
         plain = None
         if name in runs[0][next(iter(runs[0]))].plain and not attack:
-            plain = compared(*(_replicated(found, lambda run: run.plain[name]) for found in runs), entries)
+            plain = compared(*(Replicated.of(found, lambda run: run.plain[name]) for found in runs), entries)
         return Line(name, label, attack, one.estimate, other.estimate, compared(one, other, entries, limit), plain)
 
     short = attack_labels(here.attacks)
@@ -209,8 +207,3 @@ def _worst(lines: Sequence[Line]) -> tuple[str, ...]:
     """The attack under which each entry remembers most."""
     attacks = [line for line in lines if line.attack]
     return max(attacks, key=lambda line: line.one).name, max(attacks, key=lambda line: line.other).name
-
-
-def _replicated(runs: Mapping[str, Replicates], of: Callable[[Replicates], Array]) -> Replicated:
-    arrays = {seed: of(run) for seed, run in runs.items()}
-    return Replicated(np.mean(list(arrays.values()), axis=0), {seed: float(a[0]) for seed, a in arrays.items()})

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from leaderboard.board.schema import Status
 from leaderboard.ranking.comparison import Replicated, Replicates, spread
 from leaderboard.ranking.comparison.resampling import Array
@@ -249,8 +247,7 @@ def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dic
     compared = bool(runs) and all(run.replicates for run in runs.values())
 
     def replicated(of: Callable[[Replicates], Array]) -> Replicated:
-        arrays = {run.pairing: of(run.replicates) for run in runs.values()}
-        return Replicated(np.mean(list(arrays.values()), axis=0), {seed: float(a[0]) for seed, a in arrays.items()})
+        return Replicated.of({run.pairing: run.replicates for run in runs.values()}, of)
 
     def number(
         estimate: Callable[[Headlines], Estimate], of: Callable[[Replicates], Array], *, share: bool = False

@@ -10,10 +10,11 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching
+from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching, pairs_of
 from leaderboard.board.store import Board
 from leaderboard.ranking.entry import MatchedHeadlines, Trial
 from leaderboard.ranking.headlines import HeadlineMeasurements, Headlines, estimate, trial_headlines
+from leaderboard.ranking.levels import ANCHOR_SEEDS, ATTACK_SEEDS, TOGETHER, Alone, AttackNames, Models, mean_over
 from leaderboard.ranking.retention_matching import METRIC, PROBE, chosen_floor, floor_of
 from tasks.scoring.estimate import Estimate
 
@@ -45,6 +46,7 @@ class TaskMeasurements:
     _rows: Mapping[tuple[str | None, str, str, str | None], Rows]
     _weights: Mapping[tuple[str, str, str | None], Estimate]
     _models: dict[tuple[str | None, str, str, str | None], HeadlineMeasurements] = field(default_factory=dict)
+    _anchors: dict[tuple[Any, ...], HeadlineMeasurements] = field(default_factory=dict)
 
     @classmethod
     def read(cls, source: Source, task: str, split: str) -> Self:
@@ -72,6 +74,54 @@ class TaskMeasurements:
         if key not in self._models:  # one pair of anchors serves many trials
             self._models[key] = HeadlineMeasurements.from_rows(subject, self._rows.get(key, ()))
         return self._models[key]
+
+    def models(
+        self, row: Row, engine: str | None, attacks: Sequence[str], name: str = RAW, alone: Alone = TOGETHER
+    ) -> Models:
+        """A trial's measurements and its anchors', as means over seeds of attacks and of anchors.
+
+        The anchors' are those under the seeds that the trial was attacked with, whatever others there are.
+
+        Args:
+            name: which weights of the trial.
+            alone: a seed that is used alone.
+        """
+        unlearned = self.model(row["trial"], UNLEARNED, engine, name)
+        names = AttackNames(attacks, unlearned).of(alone.attack)
+        anchors = (self.anchor(row["anchors"], anchor, engine, names, alone.pair) for anchor in ANCHORS)
+        return Models(mean_over([unlearned], names), *anchors)
+
+    def anchor(
+        self,
+        recipe: str | None,
+        anchor: str,
+        engine: str | None,
+        names: Mapping[str, Sequence[str]] | None = None,
+        pair: int | None = None,
+    ) -> HeadlineMeasurements:
+        """The measurements of an anchor, as means over its seeds and the attacks'.
+
+        Args:
+            recipe: of all pairs of anchors, as in the column `anchors`.
+            names: by attack those in rows that stand for it.
+            pair: the place of a pair that is used alone.
+        """
+        names = names or {}
+        key = (recipe, anchor, engine, pair, *names.items())
+        if key not in self._anchors:
+            pairs = pairs_of(recipe) if pair is None else pairs_of(recipe)[pair : pair + 1]
+            self._anchors[key] = mean_over([self.model(one, anchor, engine) for one in pairs], names)
+        return self._anchors[key]
+
+    def levels(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> dict[str, dict[str, Alone]]:
+        """By level the seeds of a trial's attacks and anchors, where there are several."""
+        seeds = AttackNames(attacks, self.model(row["trial"], UNLEARNED, engine, name)).seeds
+        pairs = range(len(pairs_of(row["anchors"])))
+        found = {
+            ATTACK_SEEDS: {f"attack seed {seed}": Alone(attack=seed) for seed in seeds},
+            ANCHOR_SEEDS: {f"anchors {pair + 1}": Alone(pair=pair) for pair in pairs if len(pairs) > 1},
+        }
+        return {level: alone for level, alone in found.items() if alone}
 
     def chosen_engines(self, trials: Sequence[Row], engines: Collection[str]) -> dict[str, str | None]:
         """By trial the engine whose numbers are used, one of `engines`; None where no engine measured anything.
@@ -115,9 +165,8 @@ class TaskMeasurements:
         return Trial(row, measured, self._headlines(row, engine, attacks, RAW), matched, left_out)
 
     def _headlines(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> Headlines:
-        target, retrained = (self.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
-        unlearned = self.model(row["trial"], UNLEARNED, engine, name)
-        return trial_headlines(unlearned, target, retrained, row["anchor_ids"], attacks)
+        found = self.models(row, engine, attacks, name)
+        return trial_headlines(found.unlearned, found.target, found.retrained, row["anchor_ids"], attacks)
 
     def _matched(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> MatchedHeadlines | None:
         weight = self._weights.get((row["trial"], name, engine))

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from leaderboard.board.items import Key, item_row, samples_of
-from leaderboard.board.schema import ANCHORS
 from leaderboard.board.store import Board
 from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, trial_headlines
 from leaderboard.ranking.measured import Row, Source, TaskMeasurements
@@ -47,7 +46,8 @@ def null_entries(
         engine: the engine whose numbers are used.
         attacks: the attacks that R covers.
     """
-    target, retrained = (measured.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
+    found = measured.models(row, engine, attacks)
+    target, retrained = found.target, found.retrained
     models = {"target": target, "retrained": retrained}
     if isinstance(source, Board):
         samples = _unattacked(source, target)

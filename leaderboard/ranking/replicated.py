@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from leaderboard.board.items import Key, Scored, read_items, scored_items
-from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED
+from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, pairs_of
 from leaderboard.board.store import Board
 from leaderboard.ranking.comparison import REPLICATES, Cell, Cells, Replicates, Resampling, Units, replicate
 from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.entry import HEADLINES, Trial
 from leaderboard.ranking.headlines import LARGEST, NONE, HeadlineMeasurements, HeadlineMetric, Headlines, at_chance
+from leaderboard.ranking.levels import TOGETHER, Alone, MeanMeasurements
 from leaderboard.ranking.measured import Row, Source, TaskMeasurements
 
 MOST_CELLS = 1000
@@ -41,9 +43,7 @@ class Replicating:
     measured: TaskMeasurements
     items: Mapping[Key, Scored]
     replicates: int = REPLICATES
-    _units: dict[tuple[str, str | None, str | None, bool], tuple[list[HeadlineMetric], Units]] = field(
-        default_factory=dict
-    )
+    _units: dict[tuple[Any, ...], tuple[list[HeadlineMetric], Units]] = field(default_factory=dict)
     _drawn: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
 
     @classmethod
@@ -60,7 +60,7 @@ class Replicating:
             for row, engine in trials
             for key in (
                 *((row["trial"], UNLEARNED, engine, name) for name in names),
-                *((row["anchors"], anchor, engine, RAW) for anchor in ANCHORS),
+                *((pair, anchor, engine, RAW) for pair in pairs_of(row["anchors"]) for anchor in ANCHORS),
             )
         }
         wanted: defaultdict[Key, set[float]] = defaultdict(set)
@@ -84,7 +84,7 @@ class Replicating:
                 return None
             try:
                 with np.errstate(all="ignore"):  # what is not finite is left out
-                    return _finite(self.of(trial.row, trial.engine, attacks, name))
+                    return self._with_levels(trial, attacks, name)
             except NoItems as missing:
                 why.append(str(missing))
                 return None
@@ -94,16 +94,31 @@ class Replicating:
             matched = replace(matched, replicates=replicates(matched.headlines, matching))
         return replace(trial, replicates=raw, matched=matched, not_compared=why[0] if why else None)
 
-    def of(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> Replicates:
+    def _with_levels(self, trial: Trial, attacks: Sequence[str], name: str) -> Replicates:
+        """A trial's replicates, and its estimates with each seed of the attacks and of the anchors alone."""
+        of = trial.row, trial.engine, attacks, name
+        levels = {
+            level: {seed: _finite(self.of(*of, alone)) for seed, alone in seeds.items()}
+            for level, seeds in self.measured.levels(*of).items()
+        }
+        return replace(_finite(self.of(*of)), levels=levels)
+
+    def of(
+        self, row: Row, engine: str | None, attacks: Sequence[str], name: str, alone: Alone = TOGETHER
+    ) -> Replicates:
         """A trial's headlines in every replicate. All that they are made of has been measured.
+
+        Args:
+            alone: a seed of the attacks or of the anchors that is used alone: then there is the estimate and no
+                replicate.
 
         Raises:
             NoItems: saying what is missing.
         """
-        unlearned = self.measured.model(row["trial"], UNLEARNED, engine, name)
-        target, retrained = (self.measured.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
+        models = self.measured.models(row, engine, attacks, name, alone)
+        unlearned, target, retrained = models.unlearned, models.target, models.retrained
         zero_model = None if at_chance(row["anchor_ids"]) else retrained
-        metrics, units = self._units_of("knowledge", row["anchors"], engine, target, zero_model)
+        metrics, units = self._units_of("knowledge", row["anchors"], engine, target, zero_model, alone)
         excess: dict[Cell, Array] = {}
         for attack in dict.fromkeys([NONE, *attacks]):
             for point in [0] if attack == NONE else sorted(unlearned.points(attack)):
@@ -113,7 +128,7 @@ class Replicating:
                     draws = units.resamplings[index]
                     zero = self._zero(target, zero_model, attack, point, metric, draws)
                     excess[Cell(attack, point, index)] = self._in_order(unlearned, attack, point, metric, draws) - zero
-        metrics, useful_units = self._units_of("utility", row["anchors"], engine, target, None)
+        metrics, useful_units = self._units_of("utility", row["anchors"], engine, target, None, alone)
         kept: dict[Cell, Array] = {}
         for index, metric in enumerate(metrics):
             draws = useful_units.resamplings[index]
@@ -128,15 +143,17 @@ class Replicating:
         engine: str | None,
         target: HeadlineMeasurements,
         zero_model: HeadlineMeasurements | None,
+        alone: Alone,
     ) -> tuple[list[HeadlineMetric], Units]:
         """The metrics of a headline, and the distances between the anchors on them."""
-        key = (headline, anchors, engine, zero_model is None)
+        key = (headline, anchors, engine, zero_model is None, alone.pair, alone == TOGETHER)
         if key not in self._units:
             metrics, parts = sorted(target.metrics(headline)), []
             for metric in metrics:
                 items = self._scored(target, NONE, 0, metric).items
                 self._afford(metric.probe, items)
                 draws = Resampling.of(metric.probe, items, self.replicates)
+                draws = draws if alone == TOGETHER else draws.sample
                 zero = self._zero(target, zero_model, NONE, 0, metric, draws)
                 parts.append((draws, self._in_order(target, NONE, 0, metric, draws) - zero))
             self._units[key] = metrics, Units.of(parts)
@@ -177,6 +194,8 @@ class Replicating:
 
     def _scored(self, model: HeadlineMeasurements, attack: str, point: int, metric: HeadlineMetric) -> Scored:
         cell = attack, point, metric
+        if isinstance(model, MeanMeasurements) and len(parts := model.parts.get(cell, ())) > 1:
+            return self._mean([self._scored(one, *place) for one, place in parts])
         samples, measured = model.samples.get(cell), model.under(*cell).value
         scored = self.items.get(Key(samples, metric.probe, metric.metric)) if samples else None
         if scored is None or measured is None:
@@ -184,6 +203,12 @@ class Replicating:
         if not scored.gives(measured):
             raise NoItems(f"not compared: the {model.model} model's answers to {metric.probe} do not give its number")
         return scored
+
+    def _mean(self, parts: Sequence[Scored]) -> Scored:
+        items = parts[0].items
+        if any(part.items is not items and part.items != items for part in parts):
+            raise NoItems("not compared: with other seeds, a model was asked other questions")
+        return Scored(items, np.mean([part.values for part in parts], axis=0))
 
 
 def _keys(model: HeadlineMeasurements) -> Iterator[tuple[Key, float]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, TypeVar
 
 from pydantic import Field
+
+from tasks.plain_text import cut
 
 LARGEST = 10**9
 """Whoever writes a larger count has mistyped it, and it would not fit what 32-bit indices count."""
@@ -21,3 +24,17 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """The share of an average that stays; at 1 it would never begin to move."""
+
+Values = TypeVar("Values", bound=Sequence)
+
+
+def each_once(values: Values) -> Values:
+    """The values of a list.
+
+    Raises:
+        ValueError: one of them is there twice.
+    """
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{cut(str(value))} is there twice. Keep one of them")
+    return values

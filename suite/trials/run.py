@@ -46,7 +46,7 @@ class TrialResult:
 
     Attributes:
         row: the trial's row, as on the board.
-        attacks: by split, the attacks of the measurement by their names in rows.
+        attacks: by split, the attacks that robustness covers, by their names with their own seeds.
         measurements: all rows that this run published: of the unlearned model, its checkpoints and the anchors.
     """
 
@@ -126,7 +126,7 @@ def run_trial(
                 readings = landscape(measure.landscape, unlearned, anchors, data.task, store.stages, runtime)
                 on_stage("landscape", harness.publisher.publish_landscape(readings))
         store.board.append("trials", [trial])
-    return TrialResult(spec, trial, data.attack_names, harness.publisher.rows)
+    return TrialResult(spec, trial, data.covered, harness.publisher.rows)
 
 
 def _engine_of(measure: MeasureSpec, spec: TrialSpec) -> MakeEngine:

@@ -13,7 +13,7 @@ one; were the sample's choice kept, it would be too small by up to a third where
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
 
@@ -170,6 +170,7 @@ class Replicates:
         recovery, curves, areas: as in `leaderboard.ranking.headlines.Headlines`.
         worst: by attack, the share of replicates and folds in which it is the worst.
         cells: what they were made of, of knowledge and of utility.
+        levels: by level beside items and runs, and by its seed, the same with that seed alone and without replicates.
     """
 
     forgetting: Array
@@ -182,6 +183,7 @@ class Replicates:
     areas: Mapping[str, Array]
     worst: Mapping[str, float]
     cells: tuple[Cells, Cells]
+    levels: Mapping[str, Mapping[str, Replicates]] = field(default_factory=dict)
 
     @property
     def plain(self) -> dict[str, Array]:
