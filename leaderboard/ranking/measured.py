@@ -113,6 +113,12 @@ class TaskMeasurements:
             self._anchors[key] = mean_over([self.model(one, anchor, engine) for one in pairs], names)
         return self._anchors[key]
 
+    def by_seed(self, row: Row, engine: str | None, attacks: Sequence[str]) -> list[HeadlineMeasurements]:
+        """A trial's measurements with each seed of its attacks alone; one where there are no several."""
+        model = self.model(row["trial"], UNLEARNED, engine)
+        names = AttackNames(attacks, model)
+        return [mean_over([model], names.of(seed)) for seed in names.seeds or [None]]
+
     def levels(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> dict[str, dict[str, Alone]]:
         """By level the seeds of a trial's attacks and anchors, where there are several."""
         seeds = AttackNames(attacks, self.model(row["trial"], UNLEARNED, engine, name)).seeds

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from leaderboard.board.items import Key, Scored, read_items, scored_items
-from leaderboard.board.schema import RAW, UNLEARNED
 from leaderboard.board.store import Board
 from leaderboard.ranking.entry import Trial
 from leaderboard.ranking.headlines import NONE, HeadlineMetric
@@ -24,7 +23,7 @@ class Moved:
 
     Attributes:
         headline: `knowledge` or `utility`.
-        one, other: the metric, as means over each entry's runs.
+        one, other: the metric, as means over each entry's runs and the attack's seeds.
     """
 
     headline: str
@@ -44,9 +43,10 @@ def moved_items(
     Args:
         attacks: those under which answers are compared, besides none.
     """
+    attacks = list(attacks)
     sides = [[trial for trial in trials if trial.engine] for trials in (one, other)]
     models = [
-        [measured.model(trial.row["trial"], UNLEARNED, trial.engine, RAW) for trial in trials] for trials in sides
+        [model for trial in trials for model in measured.by_seed(trial.row, trial.engine, attacks)] for trials in sides
     ]
     asked = {
         (attack, max(model.points(attack), default=0), metric)

@@ -230,7 +230,8 @@ def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:
         gradient_calls=counts["gradient"],
         directional_calls=counts["directional"],
         curvature_calls=counts["curvature"],
-        evaluations=(2 + _has_retrained(spec, task)) * points + intermediate * len(measure.asked),
+        evaluations=(1 + len(spec.anchors.pairs) * (1 + _has_retrained(spec, task))) * points
+        + intermediate * len(measure.asked),
     )
 
 

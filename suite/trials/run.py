@@ -109,6 +109,9 @@ def run_trial(
         unlearned = _final_checkpoint(stages)
         models = {**anchors.subjects, UNLEARNED: unlearned}
         evaluated = harness.measure(harness.unattacked({**models, **_intermediate_checkpoints(stages)}))
+        further = [(harness.beside(pair), pair.subjects) for pair in anchors.further]
+        for beside, pair in further:
+            evaluated += beside.measure(beside.unattacked(pair))
         stop = on_stage("evaluate", evaluated)
 
         # A trial that stops here is valid but lacks its attacks; the next run adds them.
@@ -120,7 +123,10 @@ def run_trial(
                 if matched:
                     on_stage("match", harness.measure(harness.unattacked(matched, name)))
                     attacks += harness.attacked(matched, name)
-            on_stage("attack", harness.measure(attacks))
+            attacked = harness.measure(attacks)
+            for beside, pair in further:
+                attacked += beside.measure(beside.attacked(pair))
+            on_stage("attack", attacked)
 
             if measure.landscape:
                 readings = landscape(measure.landscape, unlearned, anchors, data.task, store.stages, runtime)
