@@ -117,12 +117,8 @@ def spread(number: Replicated, key: str, bounds: tuple[float, float] | None = (0
         key: names the entry; its draws over runs follow from it.
         bounds: what the number can be.
     """
-    draws = [_runs_of(list(number.runs.values()))] if len(number.runs) > 1 else []
-    names = [key][: len(draws)]
-    for level, seeds in number.levels.items():
-        draws.append(_runs_of(list(seeds.values())))
-        names.append(f"{key}\n\n{level}")
-    low, high = _interval(number.replicates, draws, names, bounds)
+    draws = _named_draws(number, None, (key, ""))
+    low, high = _interval(number.replicates, draws, bounds)
     return Spread(number.estimate, low, high, len(number.runs))
 
 
@@ -134,13 +130,11 @@ def compared(one: Replicated, other: Replicated, keys: tuple[str, str], limit: f
         limit: the largest difference that there can be, upward and downward.
     """
     replicates = one.replicates - other.replicates
-    named = _draws(one.runs, other.runs, keys)
-    for level, of_one, of_other in _levels(one, other):
-        named += [(f"{name}\n\n{level}", draw) for name, draw in _draws(of_one, of_other, keys)]
-    names, draws = [name for name, _ in named], [draw for _, draw in named]
+    named = _named_draws(one, other, keys)
+    draws = [draw for _, draw in named]
     per_seed = _apart(one.runs, other.runs) if one.paired_with(other) else {}
     bounds = (-limit, limit) if limit is not None else None
-    low, high = _interval(replicates, draws, names, bounds)
+    low, high = _interval(replicates, named, bounds)
     error = item_error(one, other)
     known = min(len(one.runs), len(other.runs)) > 1
     return Difference(
@@ -151,7 +145,7 @@ def compared(one: Replicated, other: Replicated, keys: tuple[str, str], limit: f
         per_seed,
         error,
         math.hypot(*(draw.scale for draw in draws)) if known else None,
-        _interval(replicates, [], [], bounds),
+        _interval(replicates, [], bounds),
     )
 
 
@@ -213,12 +207,12 @@ def run_draws(one: Replicated, other: Replicated) -> list[Runs]:
     Of each it is one draw where both have the same seeds, else one for each entry. An entry with one run or seed has
     none.
     """
-    return [*draws_over(one.runs, other.runs), *level_draws(one, other)]
+    return [draw for _, draw in _named_draws(one, other)]
 
 
 def level_draws(one: Replicated, other: Replicated) -> list[Runs]:
     """How a difference varies over the levels beside items and runs."""
-    return [draw for _, *seeds in _levels(one, other) for draw in draws_over(*seeds)]
+    return run_draws(one, other)[len(draws_over(one.runs, other.runs)) :]
 
 
 Seeds = Mapping[str, float]
@@ -227,16 +221,20 @@ Seeds = Mapping[str, float]
 
 def draws_over(one: Seeds, other: Seeds) -> list[Runs]:
     """How a difference varies over one level."""
-    return [draw for _, draw in _draws(one, other)]
+    return [draw for _, draw in _draws(one, other, ("", ""))]
 
 
-def _levels(one: Replicated, other: Replicated) -> list[tuple[str, Seeds, Seeds]]:
-    """The levels that either has, with the numbers of both by seed."""
-    return [(level, one.levels.get(level, {}), other.levels.get(level, {})) for level in {**one.levels, **other.levels}]
+def _named_draws(one: Replicated, other: Replicated | None, keys: tuple[str, str] = ("", "")) -> list[tuple[str, Runs]]:
+    """The draws of a difference, or of a number, each with a name that is made of the entries' names."""
+    levels = other.levels if other else {}
+    draws = _draws(one.runs, other.runs if other else {}, keys)
+    for level in sorted({*one.levels, *levels}):
+        over_seeds = _draws(one.levels.get(level, {}), levels.get(level, {}), keys)
+        draws += [(f"{name}\n\n{level}", draw) for name, draw in over_seeds]
+    return draws
 
 
-def _draws(one: Seeds, other: Seeds, keys: tuple[str, str] = ("", "")) -> list[tuple[str, Runs]]:
-    """The draws over one level, each with a name that is made of the entries' names."""
+def _draws(one: Seeds, other: Seeds, keys: tuple[str, str]) -> list[tuple[str, Runs]]:
     if one.keys() == other.keys():
         return [("\n".join(sorted(keys)), _runs_of(list(_apart(one, other).values())))] if len(one) > 1 else []
     sides = zip(keys, (one, other), strict=True)
@@ -252,10 +250,10 @@ def _runs_of(values: Sequence[float]) -> Runs:
 
 
 def _interval(
-    replicates: Array, draws: Sequence[Runs], names: Sequence[str], bounds: tuple[float, float] | None
+    replicates: Array, draws: Sequence[tuple[str, Runs]], bounds: tuple[float, float] | None
 ) -> tuple[float, float]:
     drawn = replicates[1:] - replicates[1:].mean()
-    for draw, name in zip(draws, names, strict=True):
+    for name, draw in draws:
         drawn = drawn + draw.scale * _t_draws(len(drawn), draw.df, name)
     low, high = replicates[0] + _quantiles(drawn)
     low, high = min(low, replicates[0]), max(high, replicates[0])
