@@ -48,7 +48,7 @@ class Models:
     retrained: HeadlineMeasurements
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MeanMeasurements(HeadlineMeasurements):
     """The mean over several measurements of each number.
 
@@ -69,7 +69,7 @@ class AttackNames:
     def __init__(self, attacks: Iterable[str], model: HeadlineMeasurements) -> None:
         attacks = dict.fromkeys(attacks)
         by_rest: defaultdict[str, dict[int, str]] = defaultdict(dict)
-        for name in sorted({attack for attack, _, _ in model.estimates}):
+        for name in sorted(model.attacks):
             rest, seed = attack_seed(name)
             by_rest[rest].setdefault(seed, name)
         self._names: dict[str, dict[int, str]] = {}

@@ -13,14 +13,21 @@ import pyarrow as pa
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching, pairs_of
 from leaderboard.board.store import Board
 from leaderboard.ranking.entry import MatchedHeadlines, Trial
-from leaderboard.ranking.headlines import HeadlineMeasurements, Headlines, estimate, trial_headlines
+from leaderboard.ranking.headlines import (
+    MEASURED,
+    HeadlineMeasurements,
+    HeadlineMetric,
+    Headlines,
+    Measured,
+    trial_headlines,
+)
 from leaderboard.ranking.levels import ANCHOR_SEEDS, ATTACK_SEEDS, TOGETHER, Alone, AttackNames, Models, mean_over
 from leaderboard.ranking.retention_matching import METRIC, PROBE, chosen_floor, floor_of
 from tasks.scoring.estimate import Estimate
 
 _COLUMNS = (
-    *("trial", "subject", "attack", "point", "probe", "subset", "matching", "engine", "metric"),
-    *("value", "stderr", "n", "headline", "chance", "status", "reason", "anchor_ids", "samples"),
+    *("trial", "subject", "matching", "engine", "anchor_ids", "headline", "probe", "subset", "metric"),
+    *MEASURED,
 )
 
 Row = Mapping[str, Any]
@@ -43,36 +50,41 @@ class TaskMeasurements:
 
     engines: Mapping[str, set[str]]
     left_out: Mapping[str, int]
-    _rows: Mapping[tuple[str | None, str, str, str | None], Rows]
+    _rows: Mapping[tuple[str | None, str, str, str | None], list[Measured]]
     _weights: Mapping[tuple[str, str, str | None], Estimate]
     _models: dict[tuple[str | None, str, str, str | None], HeadlineMeasurements] = field(default_factory=dict)
     _anchors: dict[tuple[Any, ...], HeadlineMeasurements] = field(default_factory=dict)
 
     @classmethod
     def read(cls, source: Source, task: str, split: str) -> Self:
-        by_model: defaultdict[tuple[str | None, str, str, str | None], Rows] = defaultdict(list)
+        by_model: defaultdict[tuple[str | None, str, str, str | None], list[Measured]] = defaultdict(list)
         engines: defaultdict[str, set[str]] = defaultdict(set)
         weights: dict[tuple[str, str, str | None], Estimate] = {}
         left_out: Counter[str] = Counter()
         trials = rows(source, "trials", {"task": task}, ("trial", "anchor_ids"))
         anchors = {row["trial"]: row["anchor_ids"] for row in trials}
         of_weights = {"task": task, "probe": PROBE, "metric": METRIC}
-        for row in rows(source, "measurements", [_headline_rows(task, split), of_weights], _COLUMNS):
-            here = anchors.get(row["trial"])
-            if here and row["anchor_ids"] and row["anchor_ids"] != here:
-                left_out[row["trial"]] += 1
-            elif (row["probe"], row["metric"]) == (PROBE, METRIC):
-                weights[row["trial"], row["matching"], row["engine"]] = estimate(row)
+        metrics: dict[HeadlineMetric, HeadlineMetric] = {}  # one object of each
+        for row in _tuples(source, "measurements", [_headline_rows(task, split), of_weights], _COLUMNS):
+            trial, subject, name, engine, anchor_ids, *of_metric = row[:9]
+            here = anchors.get(trial)
+            if here and anchor_ids and anchor_ids != here:
+                left_out[trial] += 1
+                continue
+            metric = HeadlineMetric(*of_metric)
+            measured = Measured.of(metrics.setdefault(metric, metric), *row[9:])
+            if (metric.probe, metric.metric) == (PROBE, METRIC):
+                weights[trial, name, engine] = measured.estimate
             else:
-                by_model[row["trial"], row["subject"], row["matching"], row["engine"]].append(row)
-                engines[row["trial"]].add(row["engine"])
+                by_model[trial, subject, name, engine].append(measured)
+                engines[trial].add(engine)
         return cls(dict(engines), dict(left_out), dict(by_model), weights)
 
     def model(self, trial: str | None, subject: str, engine: str | None, name: str = RAW) -> HeadlineMeasurements:
         """The headline measurements of one model."""
         key = (trial, subject, name, engine)
         if key not in self._models:  # one pair of anchors serves many trials
-            self._models[key] = HeadlineMeasurements.from_rows(subject, self._rows.get(key, ()))
+            self._models[key] = HeadlineMeasurements.of(subject, self._rows.get(key, ()))
         return self._models[key]
 
     def models(
@@ -113,11 +125,10 @@ class TaskMeasurements:
             self._anchors[key] = mean_over([self.model(one, anchor, engine) for one in pairs], names)
         return self._anchors[key]
 
-    def by_seed(self, row: Row, engine: str | None, attacks: Sequence[str]) -> list[HeadlineMeasurements]:
-        """A trial's measurements with each seed of its attacks alone; one where there are no several."""
-        model = self.model(row["trial"], UNLEARNED, engine)
-        names = AttackNames(attacks, model)
-        return [mean_over([model], names.of(seed)) for seed in names.seeds or [None]]
+    def unlearned(self, row: Row, engine: str | None, attacks: Sequence[str], name: str = RAW) -> HeadlineMeasurements:
+        """A trial's own measurements, as means over seeds of attacks."""
+        model = self.model(row["trial"], UNLEARNED, engine, name)
+        return mean_over([model], AttackNames(attacks, model).of(None))
 
     def levels(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> dict[str, dict[str, Alone]]:
         """By level the seeds of a trial's attacks and anchors, where there are several."""
@@ -210,6 +221,13 @@ def rows(source: Source, table: str, where: Row | Sequence[Row], names: Sequence
         for row in as_dicts(source[table])
         if any(all(row[name] in values for name, values in choice.items()) for choice in allowed)
     ]
+
+
+def _tuples(source: Source, table: str, where: Row | Sequence[Row], names: Sequence[str]) -> Iterable[tuple[Any, ...]]:
+    """As `rows`, with the values in the order of the names: of measurements there are many."""
+    if isinstance(source, Board):
+        return zip(*map(_values, source.read(table, where, names).select(names).columns), strict=True)
+    return (tuple(row.get(name) for name in names) for row in rows(source, table, where))
 
 
 def as_dicts(table: pa.Table) -> Rows:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
 import numpy as np
@@ -51,15 +51,21 @@ class Replicated:
             runs: the entry's headlines by run.
             number: the number of a run.
         """
-        arrays = {seed: number(run) for seed, run in runs.items()}
         levels = {}
         for level in sorted(set.intersection(*(set(run.levels) for run in runs.values()))):
             of_runs = [run.levels[level] for run in runs.values()]
             common = [seed for seed in of_runs[0] if all(seed in seeds for seeds in of_runs)]
             if len(common) > 1:
                 levels[level] = {seed: float(np.mean([number(seeds[seed])[0] for seeds in of_runs])) for seed in common}
-        mean = np.mean(list(arrays.values()), axis=0)
-        return cls(mean, {seed: float(a[0]) for seed, a in arrays.items()}, levels)
+        return replace(cls.mean_of({name: number(run) for name, run in runs.items()}), levels=levels)
+
+    @classmethod
+    def mean_of(cls, runs: Mapping[str, Array]) -> Replicated:
+        """
+        Args:
+            runs: the number in every replicate, the estimate first, of each run by what it is paired by.
+        """
+        return cls(sum(runs.values()) / len(runs), {name: float(found[0]) for name, found in runs.items()})
 
     @property
     def estimate(self) -> float:
