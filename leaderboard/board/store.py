@@ -131,7 +131,7 @@ class Board:
         Raises:
             BoardError: no such column, the files cannot be read, or more rows match.
         """
-        condition, values = _condition(table, [where] if isinstance(where, Mapping) else where)
+        condition, values = views.condition(table, [where] if isinstance(where, Mapping) else where)
         wanted, keys = list(names or schema.columns(table)), ", ".join(schema.columns(table, Role.KEY))
         kind = pa.schema([schema.TABLES[table].field(name) for name in wanted], schema.TABLES[table].metadata)
 
@@ -394,24 +394,3 @@ def _present(paths: Sequence[Path], table: str) -> Iterator[Sound | Broken]:
             yield examined(path, table)
         except FileNotFoundError:
             continue
-
-
-def _condition(table: str, where: Sequence[Mapping[str, object]]) -> tuple[str, list[object]]:
-    """A WHERE clause and its parameters; only names of the schema are inserted, values are passed as parameters."""
-    choices: list[str] = []
-    values: list[object] = []
-    for mapping in where:
-        terms = ["true"]
-        for name, value in mapping.items():
-            if name not in schema.TABLES[table].names:
-                raise BoardError(f"{table} has no column {name!r}. It has: {', '.join(schema.columns(table))}")
-            if value is None:
-                terms.append(f"{name} IS NULL")
-            elif isinstance(value, str | int | float):
-                terms.append(f"{name} = ?")
-                values.append(value)
-            else:
-                terms.append(f"{name} IN (SELECT unnest(?))")  # hashed once; `list_contains` looks through all of it
-                values.append(list(value))
-        choices.append(" AND ".join(terms))
-    return (f"WHERE {' OR '.join(choices)}" if choices else ""), values

@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 
 from leaderboard.board import schema
-from leaderboard.board.files import SPLIT, Broken, Sound
+from leaderboard.board.files import SPLIT, BoardError, Broken, Sound
 from leaderboard.board.schema import Role, Status
 from leaderboard.board.validity import first_broken, rules
 from leaderboard.board.visible import shortened
@@ -211,6 +211,31 @@ def order(table: str) -> list[str]:
     if "status" in schema.TABLES[table].names:
         by.insert(0, f"(status IS NOT DISTINCT FROM '{Status.FAILED}')")
     return by
+
+
+def condition(table: str, where: Sequence[Mapping[str, object]]) -> tuple[str, list[object]]:
+    """A WHERE clause and its parameters; only names of the schema are inserted, values are passed as parameters.
+
+    Raises:
+        BoardError: no such column.
+    """
+    choices: list[str] = []
+    values: list[object] = []
+    for mapping in where:
+        terms = ["true"]
+        for name, value in mapping.items():
+            if name not in schema.TABLES[table].names:
+                raise BoardError(f"{table} has no column {name!r}. It has: {', '.join(schema.columns(table))}")
+            if value is None:
+                terms.append(f"{name} IS NULL")
+            elif isinstance(value, str | int | float):
+                terms.append(f"{name} = ?")
+                values.append(value)
+            else:
+                terms.append(f"{name} IN (SELECT unnest(?))")  # hashed once; `list_contains` looks through all of it
+                values.append(list(value))
+        choices.append(" AND ".join(terms))
+    return (f"WHERE {' OR '.join(choices)}" if choices else ""), values
 
 
 def _pattern(path: Path) -> str:
