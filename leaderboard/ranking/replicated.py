@@ -217,7 +217,8 @@ class Replicating:
         items = parts[0].items
         if any(part.items is not items and part.items != items for part in parts):
             raise NoItems("not compared: with other seeds, a model was asked other questions")
-        return Scored(items, np.mean([part.values for part in parts], axis=0))
+        values = np.mean([part.values for part in parts], axis=0)
+        return Scored(items, values, float(values.mean()))
 
 
 def _keys(model: HeadlineMeasurements) -> Iterator[tuple[Key, float]]:
