@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from leaderboard.board.items import Key, Scored, read_items, scored_items
-from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, pairs_of
+from leaderboard.board.schema import ANCHORS, MOST_SEEDS, RAW, UNLEARNED, pairs_of
 from leaderboard.board.store import Board
 from leaderboard.ranking.comparison import REPLICATES, Cell, Cells, Replicates, Resampling, Units, replicate
 from leaderboard.ranking.comparison.resampling import Array
@@ -98,6 +98,8 @@ class Replicating:
     def _with_levels(self, trial: Trial, attacks: Sequence[str], name: str) -> Replicates:
         """A trial's replicates, and its estimates with each seed of the attacks and of the anchors alone."""
         of = trial.row, trial.engine, attacks, name
+        if max(map(len, self.measured.levels(*of).values()), default=0) > MOST_SEEDS:
+            raise NoItems(f"not compared: its attacks have more than {MOST_SEEDS} seeds")
         levels = {
             level: {seed: _finite(self.of(*of, alone)) for seed, alone in seeds.items()}
             for level, seeds in self.measured.levels(*of).items()

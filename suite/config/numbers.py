@@ -25,6 +25,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """The share of an average that stays; at 1 it would never begin to move."""
 
+MOST_SEEDS = 100
+"""Most seeds of one kind in a trial, as many as a board reads (`leaderboard.board.schema`)."""
+
 Seeds = Seed | tuple[Seed, ...]
 """One seed, or several in a list; `one_or_several` says what is wrong with them."""
 
@@ -38,6 +41,8 @@ def one_or_several(seeds: Any) -> int | tuple[int, ...]:
     listed = list(seeds) if isinstance(seeds, list | tuple) else [seeds]
     if not listed:
         raise ValueError("at least one seed is expected, not an empty list")
+    if len(listed) > MOST_SEEDS:
+        raise ValueError(f"at most {MOST_SEEDS} seeds are expected, not {len(listed):,}")
     for seed in listed:
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise ValueError(f"a whole number or a list of whole numbers is expected, not {shown(seeds)}")

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from suite.attacks import Attack, attack
 from suite.config.errors import SpecError
-from suite.config.numbers import Count, Seed, each_once
+from suite.config.numbers import MOST_SEEDS, Count, Seed, each_once
 from suite.config.settings import nearest
 from suite.engines.settings import EngineSettings
 from tasks import EXTRAS, TASKS
@@ -52,7 +52,7 @@ class MeasureSpec(EngineSettings):
     """
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
-    attack_seeds: tuple[Seed, ...] | None = Field(None, min_length=1)
+    attack_seeds: tuple[Seed, ...] | None = Field(None, min_length=1, max_length=MOST_SEEDS)
     splits: tuple[Questions, ...] = Field((Questions.TEST,), min_length=1)
     limit: Count | None = None
     also: tuple[str, ...] = ()

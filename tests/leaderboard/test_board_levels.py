@@ -281,6 +281,16 @@ def test_a_pair_that_was_not_measured_leaves_no_number():
     assert "was not measured on the" in one.reason
 
 
+def test_too_many_seeds_are_not_computed_with():
+    many = {seed: 0.5 for seed in range(101)}
+    (one,) = ranked(*entry("a", {1: many}), anchors=[*anchor_rows(), *taught(dict.fromkeys(many, 0.1))]).entries
+    assert one.notes == ("not compared: its attacks have more than 100 seeds",)
+    runs = entry("a", {1: {0: 0.5}})
+    named = [(row | {"anchors": ",".join(["anchors"] * 20_000)}, rows) for row, rows in runs]
+    (one,) = ranked(*named).entries
+    assert one.score.value is None
+
+
 def test_both_levels_stand_beside_each_other():
     anchors = pairs_of_anchors((0.9, 0.8), (0.1, 0.2))
     anchors += [row | {"trial": "others", "anchors": "others", "anchor_ids": "target2:retrained2"} for row in

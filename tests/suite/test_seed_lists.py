@@ -37,6 +37,7 @@ WRONG: list[tuple[object, str]] = [
     ([0, 1, 0], "0 is there twice. Keep one of them"),
     ([-1], "at least 0"),
     ([0, -1], "at least 0"),
+    (list(range(101)), "at most 100"),
     ([True], "whole number"),
     ([0, False], "whole number"),
     ([0.0], "whole number"),
