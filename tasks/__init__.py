@@ -23,6 +23,7 @@ from tasks.task import (
     TaskError,
     Zero,
     attack_name,
+    attack_seed,
     limited,
 )
 
@@ -45,6 +46,7 @@ __all__ = [
     "TaskError",
     "Zero",
     "attack_name",
+    "attack_seed",
     "limited",
 ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -337,6 +338,20 @@ def attack_name(settings: AttackSettings) -> str:
     """An attack's name with its settings, as in the column `attack`: `relearn[lr=0.001,samples=12,steps=24]`."""
     rest = ",".join(f"{key}={settings[key]}" for key in sorted(settings) if key != "name")
     return f"{settings['name']}[{rest}]" if rest else str(settings["name"])
+
+
+def attack_seed(name: str) -> tuple[str, int]:
+    """An attack's name without its seed, and the seed: 0, the default of all attacks, where the name tells none."""
+    found = _SEED.search(name)
+    if found is None:
+        return name, 0
+    before, after = name[: found.start()], name[found.end() :]
+    if after == "]":  # the seed was the last setting, or the only one
+        before, after = before[:-1], "]" if before.endswith(",") else ""
+    return before + after, int(found[1])
+
+
+_SEED = re.compile(r"(?<=[\[,])seed=(0|[1-9]\d{0,9})(?:,|(?=\]\Z))", re.ASCII)
 
 
 def examples_digest(examples: Iterable[Example]) -> str:

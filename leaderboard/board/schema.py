@@ -49,6 +49,21 @@ def matching(floor: float) -> str:
     return f"uwc[floor={floor:g}]"
 
 
+def pairs_of(anchors: str | None) -> list[str | None]:
+    """The pairs of anchors whose mean is a trial's scale, by the column `anchors`: one, or one for each seed.
+
+    A text that names too many names none that was measured.
+    """
+    several = anchors is not None and anchors.count(BETWEEN_PAIRS) < MOST_SEEDS
+    return list(anchors.split(BETWEEN_PAIRS)) if several else [anchors]
+
+
+BETWEEN_PAIRS = ","
+"""Joins what a trial's columns say of its pairs of anchors, one for each seed that they were trained with."""
+MOST_SEEDS = 100
+"""Most seeds of an attack or of anchors; beyond ten, intervals hardly become narrower."""
+
+
 class Role(StrEnum):
     KEY = "key"
     RESULT = "result"
@@ -114,12 +129,17 @@ TRIALS = _table(
     _column("steps_done", _INT, _R, "unlearning steps made"),
     _column("seed", _INT, _R, "seed of the trial"),
     _column("spec", _STRING, _R, "canonical JSON of the trial"),
-    _column("anchors", _STRING, _R, "id of the anchors' recipe; null when the trial failed before"),
+    _column(
+        "anchors",
+        _STRING,
+        _R,
+        "id of the anchors' recipe, of several seeds joined by ','; null when the trial failed before",
+    ),
     _column(
         "anchor_ids",
         _STRING,
         _R,
-        "digests of target and retrained model, joined by ':'; chance for no such model",
+        "digests of target and retrained model, joined by ':', of several seeds by ','; chance for no such model",
     ),
     _column("weights", _STRING, _R, "digest of the unlearned weights"),
     _column("value_calls", _INT, _R, "loss values computed"),
@@ -152,7 +172,7 @@ MEASUREMENTS = _table(
     "measurements",
     _column("trial", _STRING, _K, "trial id; for the anchors, the anchors' id"),
     _column("subject", _STRING, _K, "target, retrained, unlearned, or unlearned@STEP for an intermediate checkpoint"),
-    _column("attack", _STRING, _K, "name and budget of the attack; none"),
+    _column("attack", _STRING, _K, "name, budget and seed of the attack; none"),
     _column("point", _INT, _K, "place on the attack's curve (e.g. relearning steps); 0 where it has none"),
     _column("probe", _STRING, _K, "question set, or a summary of several"),
     _column("subset", _STRING, _K, "forget, retain or holdout; all for what is about the weights alone"),
@@ -171,12 +191,12 @@ MEASUREMENTS = _table(
     _column("task", _STRING, _R, "task name"),
     _column("task_version", _INT, _R, "version of the task's definition"),
     _column("data", _STRING, _R, "SHA-256 of the rows behind the task"),
-    _column("anchors", _STRING, _R, "id of the anchors' recipe"),
+    _column("anchors", _STRING, _R, "id of the anchors' recipe, of several seeds joined by ','"),
     _column(
         "anchor_ids",
         _STRING,
         _R,
-        "digests of target and retrained model, joined by ':'; chance for no such model",
+        "digests of target and retrained model, joined by ':', of several seeds by ','; chance for no such model",
     ),
     _column("samples", _STRING, _R, "id of the evaluation whose samples were scored; of both for split all"),
     _column("engine_version", _STRING, _R, "version of the engine"),

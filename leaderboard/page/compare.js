@@ -1,4 +1,5 @@
-// Compares two entries as leaderboard/ranking/comparison does: items by their covariance, runs by Student's t.
+// Compares two entries as leaderboard/ranking/comparison does: items by their covariance, runs and further levels of
+// seeds by Student's t.
 const NODES = 400;
 const NORMAL = Array.from({ length: 81 }, (_, i) => {
   const x = (i - 40) * 0.2;
@@ -20,11 +21,32 @@ function tail(size, items, draws) {
   if (!draws.length) return items > 0 ? 2 * normal(-size / items) : Number(size === 0);
   const widest = draws.reduce((a, b) => (b.scale > a.scale ? b : a));
   const exact = items > widest.scale ? null : widest;
-  let nodes = [[0, 1]];
-  if (exact && items > 0) nodes = product(nodes, NORMAL.map(([x, w]) => [items * x, w]));
-  for (const draw of draws) if (draw !== exact) nodes = product(nodes, quantiles(draw.df).map(([x, w]) => [draw.scale * x, w]));
+  if (draws.nodes === undefined) {
+    let nodes = [[0, 1]];
+    if (exact && items > 0) nodes = product(nodes, NORMAL.map(([x, w]) => [items * x, w]));
+    for (const draw of draws) {
+      if (draws.length > 2) nodes = merged(nodes, widest.scale);
+      if (draw !== exact) nodes = product(nodes, quantiles(draw.df).map(([x, w]) => [draw.scale * x, w]));
+    }
+    draws.nodes = draws.length > 2 ? merged(nodes, widest.scale) : nodes;
+  }
+  const nodes = draws.nodes;
   const beyond = exact ? (x) => student(-x / exact.scale, exact.df) : (x) => normal(-x / items);
   return Math.min(1, nodes.reduce((sum, [x, w]) => sum + w * (beyond(size - x) + beyond(size + x)), 0));
+}
+
+// Fewer nodes with the same mean: those become one that are close beside a term of this scale, which is integrated exactly.
+function merged(nodes, scale) {
+  const places = new Map();
+  for (const [x, w] of nodes) {
+    const place = Math.round(40 * Math.asinh(x / scale));
+    const found = places.get(place);
+    if (found) {
+      found[0] += w * x;
+      found[1] += w;
+    } else places.set(place, [w * x, w]);
+  }
+  return [...places.values()].map(([sum, w]) => [sum / w, w]);
 }
 
 function product(some, others) {
@@ -122,6 +144,18 @@ for (const box of document.querySelectorAll(".compare")) {
     return `${what}: ${found.estimate > 0 ? a : b} is better, by ${size} in the score (${p}).`;
   }
 
+  // The numbers by seed of each level beside items and runs: of the difference where both have the same seeds.
+  function seeds(number, a, b) {
+    if (!number.levels) return [];
+    const [one, other] = [number.levels[a], number.levels[b]];
+    return [...new Set([...Object.keys(one), ...Object.keys(other)])].flatMap((level) => {
+      const [of, and] = [one[level] ?? {}, other[level] ?? {}];
+      const same = Object.keys(of).length === Object.keys(and).length && Object.keys(of).every((seed) => seed in and);
+      const values = same ? [Object.keys(of).map((seed) => of[seed] - and[seed])] : [Object.values(of), Object.values(and)];
+      return values.filter((some) => some.length > 1);
+    });
+  }
+
   function difference(number, a, b) {
     const at = (i, j) => number.covariance[Math.max(i, j)][Math.min(i, j)];
     const estimate = number.estimates[a] - number.estimates[b];
@@ -131,7 +165,7 @@ for (const box of document.querySelectorAll(".compare")) {
       ? [data.seeds[a].map((seed, i) => number.runs[a][i] - number.runs[b][data.seeds[b].indexOf(seed)])]
       : [number.runs[a], number.runs[b]];
     if (runs.some((values) => values.length < 2)) return { estimate, p: null };
-    const draws = runs.map(drawn).filter((draw) => draw.scale > 0);
+    const draws = [...runs, ...seeds(number, a, b)].map(drawn).filter((draw) => draw.scale > 0);
     const p = tail(Math.abs(estimate), items, draws);
     let low = 0, high = 1;
     while (tail(high, items, draws) > 0.05 && high < 1e6) high *= 2;

@@ -17,8 +17,9 @@ NUMBERS = {name: label for name, label in compare.NUMBERS.items() if name != "ro
 def comparable(ranking: Ranking) -> dict[str, Any] | None:
     """The entries that can be compared, as plain values; None with fewer than two.
 
-    By number there are the entries' estimates, the values of their runs, and the covariances over drawn items of every
-    two entries, from which the error of a difference over items follows.
+    By number there are the entries' estimates, the values of their runs and of the seeds of further levels where there
+    are any, and the covariances over drawn items of every two entries, from which the error of a difference over items
+    follows.
     """
     entries = [entry for entry in ranking.entries if entry.reason is None and entry.replicated][:MOST]
     if len(entries) < 2:
@@ -27,9 +28,14 @@ def comparable(ranking: Ranking) -> dict[str, Any] | None:
     for name, label in NUMBERS.items():
         found = [entry.replicated[name] for entry in entries]
         covariance = np.cov(np.stack([one.replicates[1:] for one in found]))
+        levels = [
+            {level: {seed: _short(value) for seed, value in seeds.items()} for level, seeds in one.levels.items()}
+            for one in found
+        ]
         numbers.append(
             {
                 "label": label,
+                **({"levels": levels} if any(levels) else {}),
                 "estimates": [_short(one.estimate) for one in found],
                 "runs": [[_short(value) for value in one.runs.values()] for one in found],
                 "covariance": [[_short(value) for value in row[: index + 1]] for index, row in enumerate(covariance)],

@@ -6,6 +6,7 @@ __all__ = [
     "comparison",
     "entry",
     "headlines",
+    "levels",
     "measured",
     "mixing_curve",
     "null_entries",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ class Comparison:
         seeds: the seeds that pair the runs; empty where the entries have other seeds.
         lines: headlines, then attacks.
         items: questions whose answers differ most, the largest difference first.
+        levels: sentences on the seeds of attacks and of anchors; none where neither has several.
     """
 
     task: str
@@ -76,6 +77,7 @@ class Comparison:
     seeds: tuple[str, ...]
     lines: tuple[Line, ...]
     items: tuple[Moved, ...]
+    levels: tuple[str, ...] = ()
 
     def sentences(self) -> list[str]:
         """The comparison in words."""
@@ -96,11 +98,14 @@ class Comparison:
             if self.seeds
             else f"Runs have other seeds ({self.runs[0]} and {self.runs[1]}) and are not paired."
         )
-        return [verdict, how]
+        return [verdict, how, *self.levels]
 
     def as_json(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars for `json.dumps`; a number that is not finite is null."""
-        return plain(asdict(self))
+        found = plain(asdict(self))
+        if not self.levels:
+            found.pop("levels")
+        return found
 
 
 def compare(
@@ -185,13 +190,11 @@ def _compared(
     entries, names, runs = zip(*sides, strict=True)
 
     def line(name: str, label: str, of: Callable[[Replicates], Array], *, attack: bool = False) -> Line:
-        one, other = (Replicated.mean_of(_each(found, of)) for found in runs)
+        one, other = (Replicated.of(found, of) for found in runs)
         limit = None if attack else 1.0
         plain = None
         if name in runs[0][next(iter(runs[0]))].plain and not attack:
-            plain = compared(
-                *(Replicated.mean_of(_each(found, lambda run: run.plain[name])) for found in runs), entries
-            )
+            plain = compared(*(Replicated.of(found, lambda run: run.plain[name]) for found in runs), entries)
         return Line(name, label, attack, one.estimate, other.estimate, compared(one, other, entries, limit), plain)
 
     short = attack_labels(here.attacks)
@@ -207,14 +210,22 @@ def _compared(
         tuple(sorted(runs[0])) if paired else (),
         tuple(lines),
         moved_items(replicating, *trials, _worst(lines)),
+        tuple(_of_levels(*(Replicated.of(found, lambda run: run.score) for found in runs))),
     )
+
+
+def _of_levels(one: Replicated, other: Replicated) -> Iterator[str]:
+    """How the seeds of attacks and of anchors are counted."""
+    for level in sorted({*one.levels, *other.levels}):
+        seeds = [set(number.levels.get(level, ())) for number in (one, other)]
+        if seeds[0] == seeds[1]:
+            yield f"{level.capitalize()} are paired ({len(seeds[0])})."
+        else:
+            first, second = (len(some) or "not several" for some in seeds)
+            yield f"{level.capitalize()} are others ({first} and {second}) and are not paired."
 
 
 def _worst(lines: Sequence[Line]) -> tuple[str, ...]:
     """The attack under which each entry remembers most."""
     attacks = [line for line in lines if line.attack]
     return max(attacks, key=lambda line: line.one).name, max(attacks, key=lambda line: line.other).name
-
-
-def _each(runs: Mapping[str, Replicates], of: Callable[[Replicates], Array]) -> dict[str, Array]:
-    return {seed: of(run) for seed, run in runs.items()}

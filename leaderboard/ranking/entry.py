@@ -284,7 +284,7 @@ def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dic
     compared = bool(runs) and all(run.replicates for run in runs.values())
 
     def replicated(of: Callable[[Replicates], Array]) -> Replicated:
-        return Replicated.mean_of({run.pairing: of(run.replicates) for run in runs.values()})
+        return Replicated.of({run.pairing: run.replicates for run in runs.values()}, of)
 
     def number(
         estimate: Callable[[Headlines], Estimate], of: Callable[[Replicates], Array], *, share: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Self, TypeVar
@@ -132,6 +132,11 @@ class HeadlineMeasurements:
 
     def points(self, attack: str) -> frozenset[int]:
         return self._points.get(attack, frozenset())
+
+    @property
+    def attacks(self) -> Collection[str]:
+        """The attacks that the model was measured under, as in rows."""
+        return self._points.keys()
 
     @cached_property
     def _metrics(self) -> Mapping[str, frozenset[HeadlineMetric]]:

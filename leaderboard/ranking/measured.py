@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from leaderboard.board.schema import ANCHORS, RANDOM_CHANGE, RAW, UNLEARNED, matching
+from leaderboard.board.schema import ANCHORS, RANDOM_CHANGE, RAW, UNLEARNED, matching, pairs_of
 from leaderboard.board.store import Board
 from leaderboard.ranking.entry import MatchedHeadlines, Trial
 from leaderboard.ranking.headlines import (
@@ -21,6 +21,16 @@ from leaderboard.ranking.headlines import (
     Measured,
     trial_headlines,
     utility_share,
+)
+from leaderboard.ranking.levels import (
+    ANCHOR_SEEDS,
+    ATTACK_SEEDS,
+    TOGETHER,
+    Alone,
+    AttackNames,
+    MeanMeasurements,
+    Models,
+    mean_over,
 )
 from leaderboard.ranking.mixing_curve import read_plain
 from leaderboard.ranking.retention_matching import (
@@ -65,6 +75,7 @@ class TaskMeasurements:
     _weights: Mapping[tuple[str, str, str | None], Estimate]
     _shares: Mapping[tuple[str | None, str | None], set[float]]
     _models: dict[tuple[str | None, str, str, str | None], HeadlineMeasurements] = field(default_factory=dict)
+    _anchors: dict[tuple[Any, ...], HeadlineMeasurements] = field(default_factory=dict)
 
     @classmethod
     def read(cls, source: Source, task: str, split: str) -> Self:
@@ -103,6 +114,69 @@ class TaskMeasurements:
         if key not in self._models:  # one pair of anchors serves many trials
             self._models[key] = HeadlineMeasurements.of(subject, self._rows.get(key, ()))
         return self._models[key]
+
+    def models(
+        self, row: Row, engine: str | None, attacks: Sequence[str], name: str = RAW, alone: Alone = TOGETHER
+    ) -> Models:
+        """A trial's measurements and its anchors', as means over seeds of attacks and of anchors.
+
+        The anchors' are those under the seeds that the trial was attacked with, whatever others there are.
+
+        Args:
+            name: which weights of the trial.
+            alone: a seed that is used alone.
+        """
+        return self.models_of(self.model(row["trial"], UNLEARNED, engine, name), row, engine, attacks, alone)
+
+    def models_of(
+        self,
+        model: HeadlineMeasurements,
+        row: Row,
+        engine: str | None,
+        attacks: Sequence[str],
+        alone: Alone = TOGETHER,
+    ) -> Models:
+        """As `models`, of any model with a trial's anchors."""
+        names = AttackNames(attacks, model).of(alone.attack)
+        anchors = (self.anchor(row["anchors"], anchor, engine, names, alone.pair) for anchor in ANCHORS)
+        return Models(model if isinstance(model, MeanMeasurements) else mean_over([model], names), *anchors)
+
+    def anchor(
+        self,
+        recipe: str | None,
+        anchor: str,
+        engine: str | None,
+        names: Mapping[str, Sequence[str]] | None = None,
+        pair: int | None = None,
+    ) -> HeadlineMeasurements:
+        """The measurements of an anchor, as means over its seeds and the attacks'.
+
+        Args:
+            recipe: of all pairs of anchors, as in the column `anchors`.
+            names: by attack those in rows that stand for it.
+            pair: the place of a pair that is used alone.
+        """
+        names = names or {}
+        key = (recipe, anchor, engine, pair, *names.items())
+        if key not in self._anchors:
+            pairs = pairs_of(recipe) if pair is None else pairs_of(recipe)[pair : pair + 1]
+            self._anchors[key] = mean_over([self.model(one, anchor, engine) for one in pairs], names)
+        return self._anchors[key]
+
+    def unlearned(self, row: Row, engine: str | None, attacks: Sequence[str], name: str = RAW) -> HeadlineMeasurements:
+        """A trial's own measurements, as means over seeds of attacks."""
+        model = self.model(row["trial"], UNLEARNED, engine, name)
+        return mean_over([model], AttackNames(attacks, model).of(None))
+
+    def levels(self, model: HeadlineMeasurements, row: Row, attacks: Sequence[str]) -> dict[str, dict[str, Alone]]:
+        """By level the seeds of a model's attacks and of a trial's anchors, where there are several."""
+        seeds = AttackNames(attacks, model).seeds
+        pairs = range(len(pairs_of(row["anchors"])))
+        found = {
+            ATTACK_SEEDS: {f"attack seed {seed}": Alone(attack=seed) for seed in seeds},
+            ANCHOR_SEEDS: {f"anchors {pair + 1}": Alone(pair=pair) for pair in pairs if len(pairs) > 1},
+        }
+        return {level: alone for level, alone in found.items() if alone}
 
     def chosen_engines(self, trials: Sequence[Row], engines: Collection[str]) -> dict[str, str | None]:
         """By trial the engine whose numbers are used, one of `engines`; None where no engine measured anything.
@@ -152,7 +226,7 @@ class TaskMeasurements:
         """By mixing weight the models between a trial's target and its unlearned model, the ends among them."""
         shares = sorted(self._shares.get((row["trial"], engine), ()))
         return {
-            0.0: self.model(row["anchors"], ANCHORS[0], engine),
+            0.0: self.model(pairs_of(row["anchors"])[0], ANCHORS[0], engine),
             **{share: self.model(row["trial"], UNLEARNED, engine, mixed_name(share)) for share in shares},
             1.0: self.model(row["trial"], UNLEARNED, engine),
         }
@@ -164,7 +238,8 @@ class TaskMeasurements:
     def utility_along(self, row: Row, engine: str | None) -> dict[float, Estimate]:
         """By mixing weight the utility of the models of `along_curve`."""
         models = self.along_curve(row, engine)
-        utility = {weight: utility_share(model, models[0.0]) for weight, model in models.items()}
+        target = self.anchor(row["anchors"], ANCHORS[0], engine)
+        utility = {weight: utility_share(model, target) for weight, model in models.items()}
         if utility[0.0].known:
             utility[0.0] = Estimate(1.0, 0.0, utility[0.0].n)  # the target keeps all of its own
         return utility
@@ -186,8 +261,8 @@ class TaskMeasurements:
         self, model: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]
     ) -> Headlines:
         """The headlines of a model beside a trial's anchors."""
-        target, retrained = (self.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
-        return trial_headlines(model, target, retrained, row["anchor_ids"], attacks)
+        found = self.models_of(model, row, engine, attacks)
+        return trial_headlines(found.unlearned, found.target, found.retrained, row["anchor_ids"], attacks)
 
     def _read(self, row: Row, engine: str | None, attacks: Sequence[str], floor: float) -> MatchedHeadlines:
         models = self.along_curve(row, engine)

@@ -193,6 +193,7 @@ def read(utility: Mapping[float, Array], known: Mapping[float, Replicates], floo
     }
     replicates = replace(
         known[attacked[-1]],
+        levels={},  # seeds of attacks and anchors are no level of what is read between models
         forgetting=forgetting,
         robustness=robustness,
         robustness_harmonic=along(lambda one: one.robustness_harmonic),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from leaderboard.board.items import Scored
-from leaderboard.board.schema import UNLEARNED
 from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.entry import Trial
 from leaderboard.ranking.headlines import NONE
@@ -24,7 +23,7 @@ class Moved:
 
     Attributes:
         headline: `knowledge` or `utility`.
-        one, other: the metric, as means over each entry's runs.
+        one, other: the metric, as means over each entry's runs and the attack's seeds.
     """
 
     headline: str
@@ -37,7 +36,7 @@ class Moved:
 
 
 def moved_items(
-    replicating: Replicating, one: Sequence[Trial], other: Sequence[Trial], attacks: Iterable[str]
+    replicating: Replicating, one: Sequence[Trial], other: Sequence[Trial], attacks: Sequence[str]
 ) -> tuple[Moved, ...]:
     """The questions whose answers differ most, the largest difference first.
 
@@ -45,7 +44,7 @@ def moved_items(
         attacks: those under which answers are compared, besides none.
     """
     models = [
-        [replicating.measured.model(trial.row["trial"], UNLEARNED, trial.engine) for trial in same if trial.engine]
+        [replicating.measured.unlearned(trial.row, trial.engine, attacks) for trial in same if trial.engine]
         for same in (one, other)
     ]
     asked = {

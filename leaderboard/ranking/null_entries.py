@@ -16,11 +16,11 @@ from typing import Any
 
 from leaderboard.board import schema
 from leaderboard.board.items import Key, Scored, samples_of, scored_items
-from leaderboard.board.schema import ANCHORS, Status
+from leaderboard.board.schema import ANCHORS, Status, pairs_of
 from leaderboard.board.store import Board, BoardError
 from leaderboard.board.visible import shortened
 from leaderboard.ranking.entry import Numbers, Trial, combined
-from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, HeadlineMetric, trial_headlines
+from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, HeadlineMetric
 from leaderboard.ranking.labels import LONGEST_SETTING
 from leaderboard.ranking.measured import Row, Source
 from leaderboard.ranking.number import Number, plain_mean, rounded
@@ -62,13 +62,13 @@ def null_entries(
         engine: the engine whose numbers are used.
         matched: whether a random change is shown at matched utility, as the entries beside it are.
     """
-    target, retrained = (here.measured.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
+    target, retrained = (here.measured.model(pairs_of(row["anchors"])[0], anchor, engine) for anchor in ANCHORS)
     synthetic = _synthetic(source, replicating, target, here.attacks)
 
     def alone(name: str, model: HeadlineMeasurements) -> tuple[str, int, Numbers]:
         made_up = {"trial": name, "entry": name, "status": str(Status.OK), "anchors": row["anchors"]}
         trial = dict.fromkeys(schema.columns("trials")) | made_up | {"anchor_ids": row["anchor_ids"]}
-        numbers = trial_headlines(model, target, retrained, row["anchor_ids"], here.attacks)
+        numbers = here.measured.headlines_of(model, row, engine, here.attacks)
         found = replicating.known(model, numbers, trial, engine, here.attacks)
         return name, 1, combined(name, [Trial(trial, engine, numbers, replicates=found)])
 

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from leaderboard.board import schema
-from leaderboard.board.schema import ANCHORS
 from leaderboard.ranking.attack_labels import attack_labels
 from leaderboard.ranking.ceilings import ceilings
 from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, combined
@@ -156,7 +155,7 @@ def rank(
     engines = here.group.engines
     used = tuple(name for name in engines if any(name in entry.engines for entry in entries)) or engines
     utilities = [
-        utility_share(*(here.measured.model(recipe, anchor, name) for anchor in ("retrained", "target"))).value
+        utility_share(*(here.measured.anchor(recipe, anchor, name) for anchor in ("retrained", "target"))).value
         for recipe, name in {(row["anchors"], here.engines[row["trial"]]) for row in here.rows}
     ]
     placed, verdicts = ordered(entries, floor, matched=matched)
@@ -203,8 +202,8 @@ def _ceilings(here: Selection) -> dict[str, dict[str, float]]:
     if (typical := _typical(here)) is None:
         return {}
     row, engine = typical
-    target, retrained = (here.measured.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
-    return ceilings(target, retrained, row["anchor_ids"], here.attacks)
+    found = here.measured.models(row, engine, here.attacks)
+    return ceilings(found.target, found.retrained, row["anchor_ids"], here.attacks)
 
 
 def _null_entries(source: Source, here: Selection, replicating: Replicating, *, matched: bool) -> tuple[NullEntry, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from leaderboard.board.items import Key, Scored, read_items, scored_items
-from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching
+from leaderboard.board.schema import ANCHORS, MOST_SEEDS, RAW, UNLEARNED, matching, pairs_of
 from leaderboard.board.store import Board
 from leaderboard.ranking.comparison import (
     REPLICATES,
@@ -26,6 +26,7 @@ from leaderboard.ranking.comparison import (
 from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.entry import HEADLINES, Trial
 from leaderboard.ranking.headlines import LARGEST, NONE, HeadlineMeasurements, HeadlineMetric, Headlines, at_chance
+from leaderboard.ranking.levels import TOGETHER, Alone, MeanMeasurements
 from leaderboard.ranking.measured import Row, Source, TaskMeasurements
 from leaderboard.ranking.mixing_curve import Reading, Unread, beside, read
 from leaderboard.ranking.retention_matching import CURVE
@@ -55,9 +56,7 @@ class Replicating:
     measured: TaskMeasurements
     items: Mapping[Key, Scored]
     replicates: int = REPLICATES
-    _units: dict[tuple[str, str | None, str | None, bool], tuple[list[HeadlineMetric], Units]] = field(
-        default_factory=dict
-    )
+    _units: dict[tuple[Any, ...], tuple[list[HeadlineMetric], Units]] = field(default_factory=dict)
     _drawn: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
     _zeros: dict[tuple[int, str, int, HeadlineMetric], Array] = field(default_factory=dict)
     _targets: dict[tuple[Any, ...], Replicates] = field(default_factory=dict)
@@ -83,7 +82,7 @@ class Replicating:
             for row, engine in trials
             for key in (
                 *((row["trial"], UNLEARNED, engine, name) for name in names),
-                *((row["anchors"], anchor, engine, RAW) for anchor in ANCHORS),
+                *((pair, anchor, engine, RAW) for pair in pairs_of(row["anchors"]) for anchor in ANCHORS),
             )
         }
         wanted: defaultdict[Key, set[float]] = defaultdict(set)
@@ -98,7 +97,7 @@ class Replicating:
                 wanted[key].add(value)
         if isinstance(source, Board):
             anchors = {(row["anchors"], engine) for row, engine in trials}
-            targets = (measured.model(recipe, ANCHORS[0], engine) for recipe, engine in anchors)
+            targets = (measured.model(pairs_of(recipe)[0], ANCHORS[0], engine) for recipe, engine in anchors)
             asked = {key for target in targets for key, _ in _keys(target)}
             unmeasured = {synthetic_key(name, key) for key in asked for name in SYNTHETIC}
             return cls(measured, read_items(source, wanted, unmeasured))
@@ -146,21 +145,46 @@ class Replicating:
             return None
         try:
             with np.errstate(all="ignore"):  # what is not finite is left out
-                return _finite(self.of(model, row, engine, attacks))
+                return self._with_levels(model, row, engine, attacks)
         except NoItems as missing:
             if why is not None:
                 why.append(str(missing))
             return None
 
-    def of(self, unlearned: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]) -> Replicates:
+    def _with_levels(
+        self, model: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]
+    ) -> Replicates:
+        """A model's replicates, and its estimates with each seed of the attacks and of the anchors alone."""
+        seeds = self.measured.levels(model, row, attacks)
+        if max(map(len, seeds.values()), default=0) > MOST_SEEDS:
+            raise NoItems(f"not compared: its attacks have more than {MOST_SEEDS} seeds")
+        levels = {
+            level: {seed: _finite(self.of(model, row, engine, attacks, alone)) for seed, alone in of_level.items()}
+            for level, of_level in seeds.items()
+        }
+        return replace(_finite(self.of(model, row, engine, attacks)), levels=levels)
+
+    def of(
+        self,
+        model: HeadlineMeasurements,
+        row: Row,
+        engine: str | None,
+        attacks: Sequence[str],
+        alone: Alone = TOGETHER,
+    ) -> Replicates:
         """A model's headlines in every replicate. All that they are made of has been measured.
+
+        Args:
+            alone: a seed of the attacks or of the anchors that is used alone: then there is the estimate and no
+                replicate.
 
         Raises:
             NoItems: saying what is missing.
         """
-        target, retrained = (self.measured.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
+        models = self.measured.models_of(model, row, engine, attacks, alone)
+        unlearned, target, retrained = models.unlearned, models.target, models.retrained
         zero_model = None if at_chance(row["anchor_ids"]) else retrained
-        metrics, units = self._units_of("knowledge", row["anchors"], engine, target, zero_model)
+        metrics, units = self._units_of("knowledge", row["anchors"], engine, target, zero_model, alone)
         excess: dict[Cell, Array] = {}
         for attack in dict.fromkeys([NONE, *attacks]):
             for point in [0] if attack == NONE else sorted(unlearned.points(attack)):
@@ -170,7 +194,7 @@ class Replicating:
                     draws = units.resamplings[index]
                     zero = self._zero(target, zero_model, attack, point, metric, draws)
                     excess[Cell(attack, point, index)] = self._in_order(unlearned, attack, point, metric, draws) - zero
-        return replicate(Cells.of(units, excess), self._useful(unlearned, row, engine))
+        return replicate(Cells.of(units, excess), self._useful(unlearned, target, row, engine, alone))
 
     def utility_along(self, row: Row, engine: str | None) -> dict[float, Array]:
         """By mixing weight U in every replicate, of weights whose utility is known; at the target it is 1.
@@ -179,8 +203,9 @@ class Replicating:
             NoItems: saying what is missing.
         """
         models = self.measured.along_curve(row, engine)
+        target = self.measured.anchor(row["anchors"], ANCHORS[0], engine)
         known = [weight for weight, found in self.measured.utility_along(row, engine).items() if found.known]
-        found = {weight: smallest_share(self._useful(models[weight], row, engine)) for weight in known}
+        found = {weight: smallest_share(self._useful(models[weight], target, row, engine)) for weight in known}
         if 0.0 in found:
             found[0.0] = np.ones_like(found[0.0])
         if not found or not all(np.isfinite(utility).all() for utility in found.values()):
@@ -219,14 +244,20 @@ class Replicating:
         """The headlines of a trial's target, once for all trials."""
         key = (row["anchors"], row["anchor_ids"], engine, tuple(attacks))
         if key not in self._targets:
-            target = self.measured.model(row["anchors"], ANCHORS[0], engine)
+            target = self.measured.model(pairs_of(row["anchors"])[0], ANCHORS[0], engine)
             self._targets[key] = _finite(self.of(target, row, engine, attacks))
         return self._targets[key]
 
-    def _useful(self, model: HeadlineMeasurements, row: Row, engine: str | None) -> Cells:
+    def _useful(
+        self,
+        model: HeadlineMeasurements,
+        target: HeadlineMeasurements,
+        row: Row,
+        engine: str | None,
+        alone: Alone = TOGETHER,
+    ) -> Cells:
         """What a model keeps of utility, item by item."""
-        target = self.measured.model(row["anchors"], ANCHORS[0], engine)
-        metrics, useful_units = self._units_of("utility", row["anchors"], engine, target, None)
+        metrics, useful_units = self._units_of("utility", row["anchors"], engine, target, None, alone)
         kept: dict[Cell, Array] = {}
         for index, metric in enumerate(metrics):
             draws = useful_units.resamplings[index]
@@ -241,15 +272,17 @@ class Replicating:
         engine: str | None,
         target: HeadlineMeasurements,
         zero_model: HeadlineMeasurements | None,
+        alone: Alone,
     ) -> tuple[list[HeadlineMetric], Units]:
         """The metrics of a headline, and the distances between the anchors on them."""
-        key = (headline, anchors, engine, zero_model is None)
+        key = (headline, anchors, engine, zero_model is None, alone.pair, alone == TOGETHER)
         if key not in self._units:
             metrics, parts = sorted(target.metrics(headline)), []
             for metric in metrics:
                 items = self.scored(target, NONE, 0, metric).items
                 self._afford(metric.probe, items)
                 draws = Resampling.of(metric.probe, items, self.replicates)
+                draws = draws if alone == TOGETHER else draws.sample
                 zero = self._zero(target, zero_model, NONE, 0, metric, draws)
                 parts.append((draws, self._in_order(target, NONE, 0, metric, draws) - zero))
             self._units[key] = metrics, Units.of(parts)
@@ -298,6 +331,8 @@ class Replicating:
             NoItems: saying what is missing.
         """
         cell = attack, point, metric
+        if isinstance(model, MeanMeasurements) and len(parts := model.parts.get(cell, ())) > 1:
+            return self._mean([self.scored(one, *place) for one, place in parts])
         samples, measured = model.samples.get(cell), model.under(*cell).value
         scored = self.items.get(Key(samples, metric.probe, metric.metric)) if samples else None
         if scored is None or measured is None:
@@ -305,6 +340,13 @@ class Replicating:
         if not scored.gives(measured):
             raise NoItems(f"not compared: the {model.model} model's answers to {metric.probe} do not give its number")
         return scored
+
+    def _mean(self, parts: Sequence[Scored]) -> Scored:
+        items = parts[0].items
+        if any(part.items is not items and part.items != items for part in parts):
+            raise NoItems("not compared: with other seeds, a model was asked other questions")
+        values = np.mean([part.values for part in parts], axis=0)
+        return Scored(items, values, float(values.mean()))
 
 
 def _keys(model: HeadlineMeasurements) -> Iterator[tuple[Key, float]]:

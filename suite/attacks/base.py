@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from suite.config import settings
 from suite.models.checkpoints import Checkpoint, EditedCheckpoint, State
@@ -121,6 +121,20 @@ class Attack:
         """The points of the curve, known before the attack runs; (0,) for an attack without a curve."""
         return (0,)
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the settings stand for no change at all."""
+        return False
+
+    @property
+    def random(self) -> bool:
+        """Whether the outcome depends on the attack's seed."""
+        return "seed" in type(self.settings).model_fields and not self.changes_nothing
+
+    def with_seed(self, seed: int) -> Self:
+        """The same attack with another seed, which its name tells. Only for one that is random."""
+        return type(self)(self.settings.model_copy(update={"seed": seed}))
+
     def check(self, task: Task, split: Split) -> None:
         """Check that the attack can be carried out on a task, before anything is computed.
 
@@ -159,11 +173,6 @@ class WeightEdit(Attack):
     def edited(self, state: State, subject: Subject, context: AttackContext) -> State:
         """The weights after the attack, not edited in place. Unchanged tensors may be returned as they are."""
         raise NotImplementedError
-
-    @property
-    def changes_nothing(self) -> bool:
-        """Whether the settings stand for no change at all."""
-        return False
 
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
         if self.changes_nothing:

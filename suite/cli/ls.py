@@ -87,7 +87,13 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
             from suite.attacks import ATTACKS
 
             return [
-                {"name": name, "needs": str(kind.access), "source": kind.source, "summary": ATTACKS.summary(name)}
+                {
+                    "name": name,
+                    "needs": str(kind.access),
+                    "seeds": "seed" in kind.Settings.model_fields,
+                    "source": kind.source,
+                    "summary": ATTACKS.summary(name),
+                }
                 for name, kind in ATTACKS.items()
             ]
         case _:

@@ -92,12 +92,14 @@ class Scorer:
     Attributes:
         anchors: id of the anchors' recipe, the trial id in the anchors' rows.
         anchor_ids: digests of the anchors' weights.
+        scale: the same of all pairs of anchors, for rows that are not the anchors'; None where there is one pair.
     """
 
     task: Task
     engine: Engine
     anchors: str | None = None
     anchor_ids: str | None = None
+    scale: tuple[str, str] | None = None
     _unattacked: dict[tuple[str, str, str], Samples] = field(default_factory=dict)
 
     def rows(self, collected: Sequence[SubjectSamples], trial: str | None) -> dict[str | None, list[Row]]:
@@ -178,6 +180,8 @@ class Scorer:
         direction: str | None = None,
         role: tuple[str | None, float | None] = (None, None),
     ) -> Row:
+        own = measured.subject in ANCHORS or self.scale is None
+        anchors, anchor_ids = (self.anchors, self.anchor_ids) if own else self.scale
         return {
             "trial": trial,
             "subject": measured.subject,
@@ -200,8 +204,8 @@ class Scorer:
             "task": self.task.name,
             "task_version": self.task.version,
             "data": self.task.data,
-            "anchors": self.anchors,
-            "anchor_ids": self.anchor_ids,
+            "anchors": anchors,
+            "anchor_ids": anchor_ids,
             "samples": measured.id,
             "engine_version": self.engine.version,
             "dtype": self.engine.dtype,

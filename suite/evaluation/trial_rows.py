@@ -33,6 +33,7 @@ def trial_row(spec: AnyTrial, task: Task, anchors: Anchors, stages: Sequence[Art
     status, reason = decisive["status"], decisive["reason"]
     if status != Status.DIVERGED and weights == anchors.target.weights:
         status, reason = str(Status.UNCHANGED), "every weight is still the target's: nothing was unlearned"
+    scale_id, scale_weights = anchors.scale
     cost = {key: sum(m["cost"][key] for m in metas) for key in metas[0]["cost"]}
     return {
         **_identity(spec),
@@ -44,8 +45,8 @@ def trial_row(spec: AnyTrial, task: Task, anchors: Anchors, stages: Sequence[Art
         "data": task.data,
         "source": task.source or None,
         "steps_done": sum(m["steps_done"] for m in metas),
-        "anchors": anchors.id,
-        "anchor_ids": anchors.weights,
+        "anchors": scale_id,
+        "anchor_ids": scale_weights,
         "weights": weights,
         "value_calls": cost["value"],
         "gradient_calls": cost["gradient"],

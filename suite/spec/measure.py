@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from suite.attacks import Attack, attack
 from suite.config.errors import SpecError
-from suite.config.numbers import Count
+from suite.config.numbers import MOST_SEEDS, Count, Seed, each_once
 from suite.config.settings import nearest
 from suite.engines.settings import EngineSettings
 from tasks import EXTRAS, TASKS
@@ -32,6 +32,9 @@ class MeasureSpec(EngineSettings):
 
     Attributes:
         attacks: `official`, the task's newest set; the name of an older set; or a list of attacks.
+        attack_seeds: every attack that draws at random is carried out once with each of these seeds, in place of its
+            own, and the mean over them counts; attacks without randomness are carried out once. By default each attack
+            has its own seed.
         splits: `test` for headlines; a search sees `dev`; `all`, alone or beside them, for published statistics: the
             questions of both splits together, without an attack.
         engine: the inference engine: `transformers`, in the trial's process, or `vllm`, which generates text in engines
@@ -53,6 +56,7 @@ class MeasureSpec(EngineSettings):
     """
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
+    attack_seeds: tuple[Seed, ...] | None = Field(None, min_length=1, max_length=MOST_SEEDS)
     splits: tuple[Questions, ...] = Field((Questions.TEST,), min_length=1)
     limit: Count | None = None
     also: tuple[str, ...] = ()
@@ -80,13 +84,10 @@ class MeasureSpec(EngineSettings):
             return splits
         return tuple(Questions(one) if isinstance(one, str) and one in set(Questions) else one for one in splits)
 
-    @field_validator("also", "splits", "landscape")
+    @field_validator("also", "splits", "landscape", "attack_seeds")
     @classmethod
-    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise ValueError(f"{cut(name)} is there twice. Keep one of them")
-        return names
+    def _each_once(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        return None if values is None else each_once(values)
 
     @field_validator("also")
     @classmethod
@@ -107,7 +108,19 @@ class MeasureSpec(EngineSettings):
         return self.attacked if Questions.ALL not in self.splits else tuple(dict.fromkeys([*self.attacked, *Split]))
 
     def attacks_for(self, task: str, split: Split) -> tuple[Attack, ...]:
-        """The attacks on a split; the first is always `none`.
+        """The attacks on a split, each with every seed that it is carried out with; the first is always `none`.
+
+        Raises:
+            SpecError: unknown set, attack or setting.
+        """
+        chosen = self.covered(task, split)
+        if self.attack_seeds is None:
+            return chosen
+        seeded = [[a.with_seed(seed) for seed in self.attack_seeds] if a.random else [a] for a in chosen]
+        return tuple({a.name: a for same in seeded for a in same}.values())
+
+    def covered(self, task: str, split: Split) -> tuple[Attack, ...]:
+        """The attacks that robustness on a split covers, with their own seeds; the first is always `none`.
 
         Raises:
             SpecError: unknown set, attack or setting.

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from suite.adapters import ADAPTERS
 from suite.config.canonical import digest
-from suite.config.numbers import Count, Decay, Seed, Whole
+from suite.config.numbers import Count, Decay, Seed, Seeds, Whole, one_or_several
 from suite.config.settings import Settings, check_plain, parse, settings_in
 from suite.models.settings import CheckpointName, ModelSpec
 from suite.objectives import OBJECTIVES
@@ -38,7 +38,8 @@ class AnchorSpec(Settings):
         retain_limit: use only the first so many retain texts, for training and for unlearning; all by default.
         retain_repeats: how often an epoch has each retain text; it has each forget text once. In real training data the
             forget set is often rare.
-        seed: of the anchors alone, so that trials with several seeds share them.
+        seed: of the anchors alone, so that trials with several seeds share them. Of several in a list each has a target
+            and a retrained model of its own: the first target is unlearned, and the scale is the mean over them.
     """
 
     source: Literal["trained", "published", "pretrained"] = "trained"
@@ -52,12 +53,23 @@ class AnchorSpec(Settings):
     warmup: Whole = 20
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0)
-    seed: Seed = 0
+    seed: Seeds = 0
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _seeds(cls, seed: Any) -> Any:
+        return one_or_several(seed)
 
     @property
     def trained(self) -> bool:
         """Whether the anchors are trained here."""
         return self.source == "trained" and self.target is None
+
+    @property
+    def pairs(self) -> tuple[AnchorSpec, ...]:
+        """The same with each seed alone; the first is of the target that is unlearned."""
+        seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,)
+        return tuple(self.model_copy(update={"seed": seed}) for seed in seeds)
 
     @model_validator(mode="after")
     def _one_origin(self) -> AnchorSpec:
@@ -65,6 +77,10 @@ class AnchorSpec(Settings):
             raise ValueError(f"target belongs to checkpoints of your own, not to source={self.source}")
         if self.retrained and not self.target:
             raise ValueError("retrained: needs a target beside it. Name both checkpoints")
+        if not self.trained and isinstance(self.seed, tuple):
+            raise ValueError(
+                "seed: several seeds are of anchors that are trained here, and these are given. Leave it out"
+            )
         for name in ("epochs", "lr"):
             if self.trained and getattr(self, name) is None:
                 raise ValueError(

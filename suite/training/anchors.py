@@ -8,12 +8,12 @@ chance level of each headline replaces it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from leaderboard.board.schema import CHANCE
+from leaderboard.board.schema import BETWEEN_PAIRS, CHANCE
 from suite.config.canonical import digest
 from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
@@ -22,6 +22,7 @@ from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, weights_d
 from suite.models.finetuning import finetune
 from suite.models.gradient_checkpointing import checkpoint_blocks
 from suite.models.loading import BaseModel, base_model, resolve_model, save
+from suite.models.settings import ModelSpec
 from suite.spec.random_change import AnyTrial
 from suite.spec.trial import AnchorSpec
 from suite.storage.environment import Numeric, numeric
@@ -51,12 +52,14 @@ class Anchors:
     Attributes:
         base: the model that they were trained from; where they were not trained here, the target itself.
         retrained: None where chance replaces it.
+        further: the same with further seeds: the scale is the mean over all pairs.
         id: digest of the recipe (model, data, training, numeric environment), known before anything is trained.
     """
 
     base: BaseModel
     target: Anchor
     retrained: Anchor | None
+    further: tuple[Anchors, ...] = ()
 
     @cached_property
     def id(self) -> str:
@@ -66,6 +69,14 @@ class Anchors:
     def weights(self) -> str:
         """Digests of both models' weights; `chance` in place of a missing retrained model."""
         return f"{self.target.weights}:{self.retrained.weights if self.retrained else CHANCE}"
+
+    @property
+    def scale(self) -> tuple[str, str]:
+        """The ids and the weights of all pairs, for the rows of what is measured on their scale."""
+        pairs = (self, *self.further)
+        targets = BETWEEN_PAIRS.join(pair.target.weights for pair in pairs)
+        zero = BETWEEN_PAIRS.join(pair.retrained.weights for pair in pairs if pair.retrained) or CHANCE
+        return BETWEEN_PAIRS.join(pair.id for pair in pairs), f"{targets}:{zero}"
 
     @property
     def subjects(self) -> dict[str, Anchor]:
@@ -85,13 +96,19 @@ def prepare_anchors(spec: AnyTrial, task: Task, store: StageStore, runtime: Runt
     """
     if not spec.anchors.trained:
         return _given_anchors(spec, store)
-    base = base_model(spec.model, task, spec.anchors.seed, store)
-    retain = task.retain * spec.anchors.retain_repeats
+    first, *further = (_trained_pair(spec.model, recipe, task, store, runtime) for recipe in spec.anchors.pairs)
+    return replace(first, further=tuple(further))
+
+
+def _trained_pair(model: ModelSpec, recipe: AnchorSpec, task: Task, store: StageStore, runtime: RuntimeSpec) -> Anchors:
+    """The anchors of one seed."""
+    base = base_model(model, task, recipe.seed, store)
+    retain = task.retain * recipe.retain_repeats
     everything = (*task.forget_examples(), *retain)
-    target = _train("target", base, everything, base.block(task), spec.anchors, store, runtime)
+    target = _train("target", base, everything, base.block(task), recipe, store, runtime)
     if task.anchored is Zero.CHANCE:
         return Anchors(base, target, None)
-    return Anchors(base, target, _train("retrained", base, retain, base.block(task), spec.anchors, store, runtime))
+    return Anchors(base, target, _train("retrained", base, retain, base.block(task), recipe, store, runtime))
 
 
 def named_checkpoints(spec: AnyTrial) -> tuple[str, str | None]:

@@ -96,7 +96,7 @@ def measure_checkpoint(
         rows = harness.measure([*harness.unattacked(models), *harness.attacked(models)])
     headlines = {
         str(split): headlines_of(rows, split, attacks, harness.scorer.anchor_ids)
-        for split, attacks in data.attack_names.items()
+        for split, attacks in data.covered.items()
     }
     return CheckpointResult([row for row in rows if row["subject"] == UNLEARNED], headlines)
 

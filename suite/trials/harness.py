@@ -7,13 +7,14 @@ the board does.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED
 from leaderboard.board.store import Board
 from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, Headlines, trial_headlines
+from leaderboard.ranking.levels import AttackNames, mean_over
 from suite.attacks import AttackContext
 from suite.config.runtime import RuntimeSpec
 from suite.engines import Engine
@@ -88,9 +89,21 @@ class Harness:
             block=model.block(data.task),
             gradient_checkpointing=runtime.gradient_checkpointing,
         )
-        scorer = Scorer(data.task, engine, *((anchors.id, anchors.weights) if anchors else ()))
+        scorer = Scorer(data.task, engine, *((anchors.id, anchors.weights, anchors.scale) if anchors else ()))
         evaluator = Evaluator(engine, context, stages, Numeric.of(runtime))
         return cls(data, engine, scorer, Publisher(evaluator, scorer, trial, board))
+
+    def beside(self, anchors: Anchors) -> Harness:
+        """A harness for another pair of anchors alone, whose rows join these; who attacks them has their target."""
+        evaluator = self.publisher.evaluator
+        context = replace(evaluator.context, target=anchors.target.checkpoint, target_key=anchors.target.key)
+        scorer = Scorer(self.data.task, self.engine, anchors.id, anchors.weights)
+        publisher = replace(
+            self.publisher,
+            evaluator=Evaluator(self.engine, context, evaluator.store, evaluator.numeric),
+            scorer=scorer,
+        )
+        return Harness(self.data, self.engine, scorer, publisher)
 
     def unattacked(
         self, models: Models, matching: str = RAW, splits: Sequence[Split] = tuple(Split)
@@ -129,14 +142,21 @@ def headlines_of(rows: Iterable[Row], split: Split, attacks: Sequence[str], anch
     """F, R, U and score on a split, from the rows of the unlearned model and of its anchors, none of them mixed.
 
     Args:
-        attacks: names in rows of the attacks that R covers.
+        attacks: the attacks that R covers, by their names with their own seeds.
         anchor_ids: ids of the anchors; they say whether chance is the zero.
     """
-    by_subject: dict[str, list[Row]] = {subject: [] for subject in (UNLEARNED, *ANCHORS)}
+    unlearned: list[Row] = []
+    anchors: dict[str, dict[str | None, list[Row]]] = {anchor: {} for anchor in ANCHORS}
     for row in rows:
-        if row["split"] == split and row["headline"] and row["subject"] in by_subject and row["matching"] == RAW:
-            by_subject[row["subject"]].append(row)
-    unlearned, target, retrained = (
-        HeadlineMeasurements.from_rows(name, by_subject[name]) for name in (UNLEARNED, *ANCHORS)
+        if row["split"] == split and row["headline"]:
+            if row["subject"] in ANCHORS and row["matching"] == RAW:
+                anchors[row["subject"]].setdefault(row["trial"], []).append(row)  # under the id of its pair
+            elif row["subject"] == UNLEARNED and row["matching"] == RAW:
+                unlearned.append(row)
+    model = HeadlineMeasurements.from_rows(UNLEARNED, unlearned)
+    names = AttackNames(attacks, model).of(None)
+    target, retrained = (
+        mean_over([HeadlineMeasurements.from_rows(anchor, of) for of in pairs.values() or [[]]], names)
+        for anchor, pairs in anchors.items()
     )
-    return trial_headlines(unlearned, target, retrained, anchor_ids, attacks)
+    return trial_headlines(mean_over([model], names), target, retrained, anchor_ids, attacks)

@@ -135,7 +135,7 @@ def _check_data(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
     if objective.needs_retain_refusals(spec.objective):
         check_refusable(task.retain, spec.objective.name, task.name)
     for split in measure.asked:
-        for attack in measure.attacks_for(spec.task, split):
+        for attack in measure.covered(spec.task, split):
             try:
                 attack.check(task, split)
             except SpecError as error:
@@ -184,7 +184,7 @@ def check_attacks(
     Raises:
         SpecError: one that was asked for by itself cannot, naming it.
     """
-    attacks = {attack.name: attack for split in measure.asked for attack in measure.attacks_for(task, split)}
+    attacks = {attack.name: attack for split in measure.asked for attack in measure.covered(task, split)}
     for attack in attacks.values():
         try:
             attack.check_model(model)
@@ -235,7 +235,8 @@ def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:
         gradient_calls=counts["gradient"],
         directional_calls=counts["directional"],
         curvature_calls=counts["curvature"],
-        evaluations=(2 + _has_retrained(spec, task)) * points + intermediate * len(measure.asked),
+        evaluations=(1 + len(spec.anchors.pairs) * (1 + _has_retrained(spec, task))) * points
+        + intermediate * len(measure.asked),
         **_matching(spec, measure),
     )
 

@@ -47,7 +47,7 @@ class TrialResult:
 
     Attributes:
         row: the trial's row, as on the board.
-        attacks: by split, the attacks of the measurement by their names in rows.
+        attacks: by split, the attacks that robustness covers, by their names with their own seeds.
         measurements: all rows that this run published: of the unlearned model, its checkpoints and the anchors.
     """
 
@@ -111,6 +111,9 @@ def run_trial(
         unlearned = _final_checkpoint(stages)
         models = {**anchors.subjects, UNLEARNED: unlearned}
         evaluated = harness.measure(harness.unattacked({**models, **_intermediate_checkpoints(stages)}))
+        further = [(harness.beside(pair), pair.subjects) for pair in anchors.further]
+        for beside, pair in further:
+            evaluated += beside.measure(beside.unattacked(pair))
         stop = on_stage("evaluate", evaluated)
 
         # A trial that stops here is valid but lacks its attacks; the next run adds them.
@@ -122,13 +125,16 @@ def run_trial(
                 if rows:
                     on_stage("match", rows)
                 attacks += further
-            on_stage("attack", harness.measure(attacks))
+            attacked = harness.measure(attacks)
+            for beside, pair in further:
+                attacked += beside.measure(beside.attacked(pair))
+            on_stage("attack", attacked)
 
             if measure.landscape:
                 readings = landscape(measure.landscape, unlearned, anchors, data.task, store.stages, runtime)
                 on_stage("landscape", harness.publisher.publish_landscape(readings))
         store.board.append("trials", [trial])
-    return TrialResult(spec, trial, data.attack_names, harness.publisher.rows)
+    return TrialResult(spec, trial, data.covered, harness.publisher.rows)
 
 
 def _engine_of(measure: MeasureSpec, spec: AnyTrial) -> MakeEngine:

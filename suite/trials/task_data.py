@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -19,12 +19,15 @@ class TaskData:
     Attributes:
         full_task: the task and the extras with all their questions, which an attacker may have.
         task: the same with at most `measure.limit` questions per probe: the ones that are evaluated.
-        attacks: by split, in order; the attack that does nothing is the first.
+        attacks: by split, in order, each with every seed that it is carried out with; the attack that does nothing is
+            the first.
+        covered: by split the attacks that robustness covers, by their names with their own seeds.
     """
 
     full_task: Task
     task: Task
     attacks: Mapping[Split, tuple[Attack, ...]]
+    covered: Mapping[Split, Sequence[str]]
 
     @classmethod
     def load(cls, name: str, measure: MeasureSpec, retain_limit: int | None = None) -> Self:
@@ -41,12 +44,8 @@ class TaskData:
         if retain_limit:
             full_task = replace(full_task, retain=full_task.retain[:retain_limit])
         attacks = {split: measure.attacks_for(name, split) for split in measure.asked}
-        return cls(full_task, within_limit(full_task, measure), attacks)
-
-    @property
-    def attack_names(self) -> dict[Split, list[str]]:
-        """The attacks by their names in rows."""
-        return {split: [attack.name for attack in attacks] for split, attacks in self.attacks.items()}
+        covered = {split: [attack.name for attack in measure.covered(name, split)] for split in measure.asked}
+        return cls(full_task, within_limit(full_task, measure), attacks, covered)
 
 
 def with_extras(name: str, measure: MeasureSpec) -> Task:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from leaderboard import page
 from leaderboard.page import render
 from leaderboard.page.comparing import NUMBERS, comparable
 from leaderboard.ranking.comparison import compared
+from leaderboard.ranking.comparison.difference import Runs, p_value
 from leaderboard.ranking.rank import Ranking, rank
 from tests.support.board_rows import anchor_rows, entry_rows, item_rows, schema_tables, with_samples
 
@@ -70,3 +74,32 @@ def test_the_browser_finds_the_p_values_of_the_command(ranking: Ranking, tmp_pat
             wanted = compared(*sides, (entries[one].entry, entries[other].entry)).p
             assert float(p) == pytest.approx(wanted, rel=0.02, abs=1e-6), (one, other, name)
     assert said.startswith(f"{entries[2].label} against {entries[1].label}: ")
+
+
+def test_the_page_s_tail_of_many_draws_is_the_command_s():
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no Node here")
+    cases = [
+        (0.3, 0.1, [(0.2, 2), (0.1, 1), (0.05, 4)]),
+        (2.0, 0.0, [(0.1, 2), (0.1, 2), (0.1, 4)]),
+        (0.3, 0.3, [(0.1, 2), (0.1, 2), (0.1, 1), (0.1, 1), (0.05, 9), (0.03, 2)]),
+    ]
+    functions = (Path(page.__file__).parent / "compare.js").read_text().partition("for (const box of")[0]
+    draws = [json.dumps([{"scale": scale, "df": df} for scale, df in drawn]) for _, _, drawn in cases]
+    asked = [f"tail({size}, {error}, {of})" for (size, error, _), of in zip(cases, draws, strict=True)]
+    script = f"{functions}\nconsole.log(JSON.stringify([{', '.join(asked)}]));"
+    found = json.loads(subprocess.run([node, "-e", script], capture_output=True, text=True, check=True).stdout)
+    assert found == [
+        pytest.approx(p_value(size, error, [Runs(*one) for one in drawn]), rel=2e-3) for size, error, drawn in cases
+    ]
+
+
+def test_the_page_has_the_seeds_of_levels_where_there_are_any(ranking: Ranking):
+    first, *others = ranking.entries
+    levels = {"attack seeds": {"attack seed 0": 0.25, "attack seed 1": 0.5}}
+    replicated = {name: replace(one, levels=levels) for name, one in first.replicated.items()}
+    entries = (replace(first, replicated=replicated), *others)
+    numbers = comparable(replace(ranking, entries=entries))["numbers"]
+    assert [number["levels"] for number in numbers] == [[levels, {}, {}]] * len(NUMBERS)
+    assert all("levels" not in number for number in comparable(ranking)["numbers"])

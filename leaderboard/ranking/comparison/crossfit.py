@@ -15,7 +15,7 @@ Replicates are in single precision, which halves their time and memory; the esti
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
@@ -199,6 +199,7 @@ class Replicates:
         recovery, curves, areas: as in `leaderboard.ranking.headlines.Headlines`.
         worst: by attack, the share of replicates and folds in which it is the worst.
         cells: what they were made of, of knowledge and of utility; None where they were read between two models.
+        levels: by level beside items and runs, and by its seed, the same with that seed alone and without replicates.
     """
 
     forgetting: Array
@@ -211,6 +212,7 @@ class Replicates:
     areas: Mapping[str, Array]
     worst: Mapping[str, float]
     cells: tuple[Cells, Cells] | None
+    levels: Mapping[str, Mapping[str, Replicates]] = field(default_factory=dict)
 
     @property
     def plain(self) -> dict[str, Array]:

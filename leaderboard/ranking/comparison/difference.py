@@ -1,23 +1,26 @@
-"""How far a number may be off over items and over runs, and whether two entries differ.
+"""How far a number may be off over items, over runs and over further levels of seeds, and whether two entries differ.
 
 Items enter by the replicates, in which all entries answer the same drawn items. Runs enter by each entry's own
 deviation between its runs, as a draw of Student's t: s t(K - 1) / sqrt(K) (Behrens-Fisher). Entries with the same seeds
-are paired by seed, since runs of one seed share their batches: then s is the deviation of the differences.
+are paired by seed, since runs of one seed share their batches: then s is the deviation of the differences. Further
+levels, such as the seeds of attacks, enter in the same way, each by a draw of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtr, stdtrit
 
+from leaderboard.ranking.comparison.crossfit import Replicates
 from leaderboard.ranking.comparison.resampling import Array
+from leaderboard.ranking.comparison.tails import tail
 
 LEVEL = 0.05
 """Share of pairs without a difference that may be called different."""
@@ -32,10 +35,29 @@ class Replicated:
     Attributes:
         replicates: (1 + replicates,) means over the runs, the estimate first.
         runs: the estimate of each run, by its seed.
+        levels: by further level the estimate with each of its seeds alone, as means over the runs; of two seeds or
+            more.
     """
 
     replicates: Array
     runs: Mapping[str, float]
+    levels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, runs: Mapping[str, Replicates], number: Callable[[Replicates], Array]) -> Replicated:
+        """A number of an entry.
+
+        Args:
+            runs: the entry's headlines by run.
+            number: the number of a run.
+        """
+        levels = {}
+        for level in sorted(set.intersection(*(set(run.levels) for run in runs.values()))):
+            of_runs = [run.levels[level] for run in runs.values()]
+            common = [seed for seed in of_runs[0] if all(seed in seeds for seeds in of_runs)]
+            if len(common) > 1:
+                levels[level] = {seed: float(np.mean([number(seeds[seed])[0] for seeds in of_runs])) for seed in common}
+        return replace(cls.mean_of({name: number(run) for name, run in runs.items()}), levels=levels)
 
     @classmethod
     def mean_of(cls, runs: Mapping[str, Array]) -> Replicated:
@@ -56,7 +78,7 @@ class Replicated:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A number with its 95 % interval, over items and, with two runs or more, over runs."""
+    """A number with its 95 % interval, over items, with two runs or more over runs, and over further levels."""
 
     estimate: float
     low: float
@@ -69,11 +91,11 @@ class Difference:
     """How much larger a number is in one entry than in another.
 
     Attributes:
-        low, high: 95 % interval over items and runs; over items alone where an entry has one run.
+        low, high: 95 % interval over items, runs and further levels; without runs where an entry has one.
         over_items: 95 % interval over items alone: what these very runs say with other questions.
         p: probability of a difference this large where there is none; null where an entry has one run.
         per_seed: differences of the runs with one seed; empty unless both entries have the same seeds.
-        item_error, run_error: standard errors over items and over runs.
+        item_error, run_error: standard errors over items, and over runs and further levels together.
     """
 
     estimate: float
@@ -88,7 +110,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """One draw over runs: scale times Student's t."""
+    """One draw over runs or over seeds of a further level: scale times Student's t."""
 
     scale: float
     df: int
@@ -101,8 +123,8 @@ def spread(number: Replicated, key: str, bounds: tuple[float, float] | None = (0
         key: names the entry; its draws over runs follow from it.
         bounds: what the number can be.
     """
-    draws = [_runs_of(list(number.runs.values()))] if len(number.runs) > 1 else []
-    low, high = _interval(number.replicates, draws, [key], bounds)
+    draws = _named_draws(number, None, (key, ""))
+    low, high = _interval(number.replicates, draws, bounds)
     return Spread(number.estimate, low, high, len(number.runs))
 
 
@@ -114,14 +136,11 @@ def compared(one: Replicated, other: Replicated, keys: tuple[str, str], limit: f
         limit: the largest difference that there can be, upward and downward.
     """
     replicates = one.replicates - other.replicates
-    draws = run_draws(one, other)
-    if one.paired_with(other):
-        per_seed, names = {seed: one.runs[seed] - other.runs[seed] for seed in one.runs}, ["\n".join(sorted(keys))]
-    else:
-        per_seed = {}
-        names = [key for number, key in zip((one, other), keys, strict=True) if len(number.runs) > 1]
+    named = _named_draws(one, other, keys)
+    draws = [draw for _, draw in named]
+    per_seed = _apart(one.runs, other.runs) if one.paired_with(other) else {}
     bounds = (-limit, limit) if limit is not None else None
-    low, high = _interval(replicates, draws, names, bounds)
+    low, high = _interval(replicates, named, bounds)
     error = item_error(one, other)
     known = min(len(one.runs), len(other.runs)) > 1
     return Difference(
@@ -132,7 +151,7 @@ def compared(one: Replicated, other: Replicated, keys: tuple[str, str], limit: f
         per_seed,
         error,
         math.hypot(*(draw.scale for draw in draws)) if known else None,
-        _interval(replicates, [], [], bounds),
+        _interval(replicates, [], bounds),
     )
 
 
@@ -156,6 +175,8 @@ def p_value(estimate: float, error: float, draws: Sequence[Runs]) -> float:
     draws = [draw for draw in draws if draw.scale > 0]
     if not draws:
         return float(2 * ndtr(-size / error)) if error > 0 else float(estimate == 0)
+    if len(draws) > 2:  # nodes of that many would be too many
+        return tail(size, error, [draw.scale for draw in draws], [draw.df for draw in draws])
     # The widest of the terms is integrated exactly, over the nodes of the others.
     widest = max(draws, key=lambda draw: draw.scale)
     exact = None if error > widest.scale else widest
@@ -169,10 +190,10 @@ def p_value(estimate: float, error: float, draws: Sequence[Runs]) -> float:
             centres = np.add.outer(centres, draw.scale * nodes).ravel()
             weights = np.multiply.outer(weights, shares).ravel()
 
-    def tail(beyond: Array) -> Array:
+    def further(beyond: Array) -> Array:
         return stdtr(exact.df, -beyond / exact.scale) if exact else ndtr(-beyond / error)
 
-    return float(min(1.0, weights @ (tail(size - centres) + tail(size + centres))))
+    return float(min(1.0, weights @ (further(size - centres) + further(size + centres))))
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
@@ -187,13 +208,47 @@ def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
 
 
 def run_draws(one: Replicated, other: Replicated) -> list[Runs]:
-    """How a difference varies over runs: one draw where both have the same seeds, else one for each entry.
+    """How a difference varies over runs and over further levels.
 
-    An entry with one run has none.
+    Of each it is one draw where both have the same seeds, else one for each entry. An entry with one run or seed has
+    none.
     """
-    if one.paired_with(other):
-        return [_runs_of([one.runs[seed] - other.runs[seed] for seed in one.runs])] if len(one.runs) > 1 else []
-    return [_runs_of(list(number.runs.values())) for number in (one, other) if len(number.runs) > 1]
+    return [draw for _, draw in _named_draws(one, other)]
+
+
+def level_draws(one: Replicated, other: Replicated) -> list[Runs]:
+    """How a difference varies over the levels beside items and runs."""
+    return run_draws(one, other)[len(draws_over(one.runs, other.runs)) :]
+
+
+Seeds = Mapping[str, float]
+"""A number by the seeds of a level: of runs, attacks or anchors."""
+
+
+def draws_over(one: Seeds, other: Seeds) -> list[Runs]:
+    """How a difference varies over one level."""
+    return [draw for _, draw in _draws(one, other, ("", ""))]
+
+
+def _named_draws(one: Replicated, other: Replicated | None, keys: tuple[str, str] = ("", "")) -> list[tuple[str, Runs]]:
+    """The draws of a difference, or of a number, each with a name that is made of the entries' names."""
+    levels = other.levels if other else {}
+    draws = _draws(one.runs, other.runs if other else {}, keys)
+    for level in sorted({*one.levels, *levels}):
+        over_seeds = _draws(one.levels.get(level, {}), levels.get(level, {}), keys)
+        draws += [(f"{name}\n\n{level}", draw) for name, draw in over_seeds]
+    return draws
+
+
+def _draws(one: Seeds, other: Seeds, keys: tuple[str, str]) -> list[tuple[str, Runs]]:
+    if one.keys() == other.keys():
+        return [("\n".join(sorted(keys)), _runs_of(list(_apart(one, other).values())))] if len(one) > 1 else []
+    sides = zip(keys, (one, other), strict=True)
+    return [(key, _runs_of(list(seeds.values()))) for key, seeds in sides if len(seeds) > 1]
+
+
+def _apart(one: Seeds, other: Seeds) -> dict[str, float]:
+    return {seed: one[seed] - other[seed] for seed in one}
 
 
 def _runs_of(values: Sequence[float]) -> Runs:
@@ -204,10 +259,10 @@ def _runs_of(values: Sequence[float]) -> Runs:
 
 
 def _interval(
-    replicates: Array, draws: Sequence[Runs], names: Sequence[str], bounds: tuple[float, float] | None
+    replicates: Array, draws: Sequence[tuple[str, Runs]], bounds: tuple[float, float] | None
 ) -> tuple[float, float]:
     drawn = replicates[1:] - replicates[1:].mean()
-    for draw, name in zip(draws, names, strict=False):  # with one run there is a name and no draw
+    for name, draw in draws:
         drawn = drawn + draw.scale * _t_draws(len(drawn), draw.df, name)
     low, high = replicates[0] + _quantiles(drawn)
     low, high = float(min(low, replicates[0])), float(max(high, replicates[0]))

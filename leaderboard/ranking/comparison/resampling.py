@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -49,6 +49,11 @@ class Resampling:
         if not items or len(set(items)) < len(items):
             raise ValueError(f"{probe}: {len(items)} items, of which {len(set(items))} are different")
         return _drawn(probe, tuple(sorted(items)), replicates)
+
+    @property
+    def sample(self) -> Resampling:
+        """The sample itself, without replicates."""
+        return replace(self, weights=self.weights[:, :1])
 
     def fold_sums(self, values: Array) -> Single:
         """Weighted sums over each fold's items, over the number of all items: (rows, folds, 1 + replicates).

@@ -19,11 +19,12 @@ from leaderboard.ranking.comparison.difference import (
     ROUNDING,
     Replicated,
     Runs,
+    draws_over,
     holm,
     item_error,
+    level_draws,
     p_of,
     p_value,
-    run_draws,
 )
 from leaderboard.ranking.comparison.resampling import Array
 
@@ -94,8 +95,10 @@ class Verdicts:
         numbers = [(self._numbers[a], self._numbers[b]) for a, b in pairs]
         runs = int(np.median([min(len(a.runs), len(b.runs)) for a, b in numbers]))
         error = float(np.median([item_error(a, b) for a, b in numbers]))
-        run_error = np.median([math.hypot(*(draw.scale for draw in run_draws(a, b))) for a, b in numbers])
-        return Resolution.of(error, float(run_error) * math.sqrt(runs), runs)
+        run_error = np.median([math.hypot(*(draw.scale for draw in draws_over(a.runs, b.runs))) for a, b in numbers])
+        # Further runs leave it as it is, like the error over items.
+        level_error = float(np.median([math.hypot(*map(_as_normal, level_draws(a, b))) for a, b in numbers]))
+        return Resolution.of(math.hypot(error, level_error), float(run_error) * math.sqrt(runs), runs)
 
     def _by_estimate(self) -> list[int]:
         return sorted(range(len(self.names)), key=lambda place: (-self._numbers[place].estimate, self.names[place]))
@@ -157,6 +160,7 @@ def _compare_all(values: Sequence[Replicated], better: NDArray[np.bool_]) -> Non
     alone = [np.array(list(value.runs.values())) for value in values]
     alone_scale = np.array([own.std(ddof=1) / math.sqrt(len(own)) for own in alone])
     alone_df = np.array([len(own) - 1 for own in alone])
+    levels = [_Level.of([value.levels.get(name, {}) for value in values]) for name in _levels(values)]
     same_seeds: dict[frozenset[str], list[int]] = defaultdict(list)
     for place, value in enumerate(values):
         same_seeds[frozenset(value.runs)].append(place)
@@ -180,11 +184,67 @@ def _compare_all(values: Sequence[Replicated], better: NDArray[np.bool_]) -> Non
                 else:
                     scales = [np.full(len(group), alone_scale[one]), alone_scale[group]]
                     df = [np.full(len(group), alone_df[one]), alone_df[group]]
+                for level in levels:
+                    scales, df = [*scales, *level.scales(one, group)], [*df, *level.freedom(one, group)]
                 found, open_ = _decided(gaps, errors, scales, df)
                 for place in open_:
                     parts = [Runs(float(s[place]), int(d[place])) for s, d in zip(scales, df, strict=True)]
                     found[place] = p_value(float(gaps[place]), float(errors[place]), parts) < LEVEL
                 better[one, group] = found
+
+
+def _levels(values: Sequence[Replicated]) -> list[str]:
+    return sorted({level for value in values for level in value.levels})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Level:
+    """The draws of every two entries over a level beside items and runs.
+
+    Attributes:
+        alone, freedom_alone: (entries,), an entry's own deviation over its seeds as that of a mean, and its degrees of
+            freedom; 0 and 1 without two seeds.
+        group: (entries,), the same number for entries with the same seeds.
+        together: (entries, entries), that of the difference of entries with the same seeds.
+    """
+
+    alone: Array
+    freedom_alone: NDArray[np.int64]
+    group: NDArray[np.int64]
+    together: Array
+
+    @classmethod
+    def of(cls, seeds: Sequence[Mapping[str, float]]) -> _Level:
+        known = [len(one) > 1 for one in seeds]
+        alone = np.array(
+            [draws_over(one, {})[0].scale if many else 0.0 for one, many in zip(seeds, known, strict=True)]
+        )
+        numbers: dict[frozenset[str], int] = {}
+        group = np.array([numbers.setdefault(frozenset(one), len(numbers)) for one in seeds])
+        together = np.zeros((len(seeds), len(seeds)))
+        for same, number in numbers.items():
+            if len(same) > 1:
+                places, order = np.flatnonzero(group == number), sorted(same)
+                by_seed = np.array([[seeds[place][seed] for seed in order] for place in places])
+                for place, row in zip(places, by_seed, strict=True):
+                    together[place, places] = (row - by_seed).std(axis=1, ddof=1) / math.sqrt(len(order))
+        return cls(alone, np.array([max(len(one) - 1, 1) for one in seeds]), group, together)
+
+    def scales(self, one: int, others: NDArray[np.int64]) -> list[Array]:
+        """Of an entry and each of the others: of the difference, or of the one and of the other."""
+        paired = self.group[one] == self.group[others]
+        return [
+            np.where(paired, self.together[one, others], self.alone[one]),
+            np.where(paired, 0.0, self.alone[others]),
+        ]
+
+    def freedom(self, one: int, others: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [np.full(len(others), self.freedom_alone[one]), self.freedom_alone[others]]
+
+
+def _as_normal(draw: Runs) -> float:
+    """The standard error of a normal with the same 5 % point."""
+    return draw.scale * float(stdtrit(draw.df, 1 - LEVEL / 2) / ndtri(1 - LEVEL / 2))
 
 
 def _decided(

@@ -65,6 +65,10 @@ class GreedyCoordinateGradient(Attack):
                 raise ValueError("samples and texts are of scope=universal; scope=each optimises on the probe itself")
             return self
 
+    @property
+    def changes_nothing(self) -> bool:
+        return not (self.settings.steps and self.settings.tokens)
+
     def check(self, task: Task, split: Split) -> None:
         if self.settings.scope == "universal":
             self._pool(task, split)
@@ -80,7 +84,7 @@ class GreedyCoordinateGradient(Attack):
         from suite.attacks.prompts.gcg_search import search  # here, so that naming an attack needs no transformers
 
         s = self.settings
-        if s.steps == 0 or s.tokens == 0:
+        if self.changes_nothing:
             yield 0, subject
             return
         groups = self._questions(subject, context)

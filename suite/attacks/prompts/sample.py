@@ -30,6 +30,10 @@ class BestOfSeveral(PromptEdit):
         temperature: float = Field(1.0, ge=0)
         seed: Seed = 0
 
+    @property
+    def changes_nothing(self) -> bool:
+        return not self.settings.temperature
+
     def check(self, task: Task, split: Split) -> None:
         generated = (p for p in task.probes_of(split) if p.kind is ProbeKind.GENERATE and p.subset is Subset.FORGET)
         if not any(generated):
@@ -39,7 +43,7 @@ class BestOfSeveral(PromptEdit):
 
     def edited_probe(self, probe: Probe, context: AttackContext) -> Probe:
         s = self.settings
-        if probe.kind is not ProbeKind.GENERATE or not s.temperature:
+        if probe.kind is not ProbeKind.GENERATE or self.changes_nothing:
             return probe
         seed = Random(f"{context.seed}:{s.seed}").randrange(2**31)
         return replace(probe, sampling=Sampling(s.draws, s.temperature, seed))

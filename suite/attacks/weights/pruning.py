@@ -74,6 +74,10 @@ class Pruning(CalibratedEdit):
     def changes_nothing(self) -> bool:
         return self.settings.sparsity == 0
 
+    @property
+    def random(self) -> bool:
+        return self.settings.by == "wanda" and super().random
+
     def check(self, task: Task, split: Split) -> None:
         if self.settings.by == "wanda":
             super().check(task, split)
