@@ -206,7 +206,8 @@ def _written(
     )
     if items:
         scored = [place for place in range(size) if headline[place % n]]
-        answers = values[scored][:, None] + rng.normal(0, 0.2, (len(scored), ITEMS))
+        noise = rng.normal(0, 0.2, (len(scored), ITEMS))
+        answers = values[scored][:, None] + noise - noise.mean(1, keepdims=True)  # their mean is the measurement
         ends = pa.array(np.arange(len(scored) + 1, dtype=np.int32) * ITEMS)
         names = pa.array([f"q{number:04}" for number in range(ITEMS)] * len(scored))
         rows = [
@@ -224,6 +225,7 @@ def shown(folder: Path) -> None:
     ranking = rank(Board(folder), TASK)
     assert ranking.entries
     assert all(entry.score.value is not None for entry in ranking.entries)
+    assert all((entry.score.interval is not None) is (folder / "items").exists() for entry in ranking.entries)
     assert "torch" not in sys.modules
 
 

@@ -48,10 +48,11 @@ class Scored(NamedTuple):
 
     items: tuple[str, ...]
     values: NDArray[np.float64]
+    mean: float
 
     def gives(self, measured: float) -> bool:
         """Whether a measurement is the mean of these values: they may be another evaluation's, or anything."""
-        return abs(float(self.values.mean()) - measured) <= ROUNDING * (1 + abs(measured))
+        return abs(self.mean - measured) <= ROUNDING * (1 + abs(measured))
 
 
 def item_row(key: Key, samples: Iterable[Sample]) -> dict[str, Any] | None:
@@ -99,20 +100,29 @@ def read_items(board: Board, wanted: Mapping[Key, Collection[float]]) -> dict[Ke
 def scored_items(table: pa.Table) -> dict[Key, Scored]:
     """The rows of the table `items` by key."""
     found: dict[Key, Scored] = {}
-    orders: dict[tuple[str, ...], tuple[str, ...]] = {}  # one copy of each list of ids
+    one_copy: dict[tuple[str, ...], tuple[str, ...]] = {}
     for batch in table.to_batches():
         columns = {name: batch.column(name) for name in schema.columns("items")}
         flat = columns["value"].flatten().to_numpy(zero_copy_only=False)
+        ids = columns["item"].flatten().dictionary_encode()
+        names, places = ids.dictionary.to_pylist(), ids.indices.to_numpy(zero_copy_only=False)
         ends = np.concatenate([[0], np.cumsum(columns["value"].value_lengths().to_numpy(zero_copy_only=False))])
+        sums = np.add.reduceat(np.append(flat, 0.0), ends[:-1]) if len(batch) else []
+        listed: dict[bytes, tuple[tuple[str, ...], NDArray[np.intp] | None]] = {}  # most rows have the same items
         keys = zip(*(columns[name].to_pylist() for name in Key._fields), strict=True)
-        for index, key in enumerate(keys):
-            items = tuple(columns["item"][index].as_py())
-            items = orders.setdefault(items, items)
-            numbers = flat[ends[index] : ends[index + 1]]
-            if list(items) != sorted(items):
+        for key, start, end, total in zip(keys, ends[:-1].tolist(), ends[1:].tolist(), sums, strict=True):
+            if start == end:
+                continue
+            some = places[start:end]
+            if (same := some.tobytes()) not in listed:
+                items = tuple(names[place] for place in some)
                 order = np.array(sorted(range(len(items)), key=items.__getitem__))
-                items, numbers = tuple(items[i] for i in order), numbers[order]
-            found[Key(*key)] = Scored(items, numbers)
+                items = tuple(items[place] for place in order)
+                ordered = (order[1:] > order[:-1]).all()
+                listed[same] = one_copy.setdefault(items, items), None if ordered else order
+            items, order = listed[same]
+            values = flat[start:end] if order is None else flat[start:end][order]
+            found[Key(*key)] = Scored(items, values, float(total) / (end - start))
     return found
 
 

@@ -78,7 +78,7 @@ class Board:
         self._storage = FolderStorage(self.path)
         self._tell = tell
         self._told: set[Broken] = set()
-        self._judged: dict[str, tuple[frozenset[Sound], list[Broken]]] = {}
+        self._judged: dict[str, tuple[frozenset[Sound], list[Broken], bool]] = {}
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]], name: str | None = None) -> Appended | None:
         """Adds rows as one file; None where there are no rows.
@@ -131,12 +131,12 @@ class Board:
         Raises:
             BoardError: no such column, the files cannot be read, or more rows match.
         """
-        condition, values = _condition(table, [where] if isinstance(where, Mapping) else where)
+        condition, values = views.condition(table, [where] if isinstance(where, Mapping) else where)
         wanted, keys = list(names or schema.columns(table)), ", ".join(schema.columns(table, Role.KEY))
         kind = pa.schema([schema.TABLES[table].field(name) for name in wanted], schema.TABLES[table].metadata)
 
         def rows(connection: duckdb.DuckDBPyConnection, files: _Files) -> pa.Table:
-            views.create_views(connection, files)
+            views.create_views(connection, files, self._flawless(files))
             if most is not None:
                 matching = f"SELECT count(*) FROM ({views.all_rows(table, files[table])}) {condition}"
                 [(count,)] = connection.sql(matching, params=values).fetchall()
@@ -251,7 +251,12 @@ class Board:
         def once(unsteady: set[Path]) -> _T:
             files = {table: self._told_of(table, unsteady)[0] for table in tables}
             with self._failures(files), views.connected() as connection:
-                return read(connection, files)
+                found = read(connection, files)
+            if gone := [
+                file.path for table in self._flawless(files) for file in files[table] if not _is_there(file, table)
+            ]:
+                raise _Changed(gone)  # its rows were judged before they were read
+            return found
 
         return _retried(once)
 
@@ -293,27 +298,35 @@ class Board:
         """What the rows of files are left out for; the last answer is kept, since files are immutable."""
         key = frozenset(files)
         if table not in self._judged or self._judged[table][0] != key:
-            self._judged[table] = key, _judged(table, files)
+            self._judged[table] = key, *_judged(table, files)
         return self._judged[table][1]
 
+    def _flawless(self, files: _Files) -> list[str]:
+        """The tables of which every row of these files counts, as `_judge` has found."""
+        judged = {table: self._judged.get(table, (None, [], False)) for table in files}
+        return [table for table, (key, _, whole) in judged.items() if whole and key == frozenset(files[table])]
 
-def _judged(table: str, files: Sequence[Sound]) -> list[Broken]:
-    """Findings about rows; a file whose rows cannot be read is remembered as damaged."""
+
+def _judged(table: str, files: Sequence[Sound]) -> tuple[list[Broken], bool]:
+    """Findings about rows, and whether the files are flawless; a file that cannot be read is remembered as damaged."""
     try:
         with views.connected() as connection:
-            return views.left_out(connection, table, files)
+            if views.flawless(connection, table, files):
+                return [], True
+            return views.left_out(connection, table, files), False
     except (duckdb.ParserException, duckdb.CatalogException):
         raise  # no fault of a file
     except FAILED as error:
         if gone := [file.path for file in files if not _is_there(file, table)]:
             raise _Changed(gone) from None
         if len(files) == 1:
-            return [remember(files[0], table, damage(error))]
-    alone = {file: _judged(table, [file]) for file in files}
+            return [remember(files[0], table, damage(error))], False
+    alone = {file: _judged(table, [file])[0] for file in files}
     sound = [file for file, found in alone.items() if all(broken.rows is not None for broken in found)]
     if len(sound) == len(files):
-        return [broken for found in alone.values() for broken in found]
-    return [*(broken for file, found in alone.items() if file not in sound for broken in found), *_judged(table, sound)]
+        return [broken for found in alone.values() for broken in found], False
+    damaged = [broken for file, found in alone.items() if file not in sound for broken in found]
+    return [*damaged, *_judged(table, sound)[0]], False
 
 
 def _unsteady(file: Sound | Broken) -> Broken:
@@ -381,24 +394,3 @@ def _present(paths: Sequence[Path], table: str) -> Iterator[Sound | Broken]:
             yield examined(path, table)
         except FileNotFoundError:
             continue
-
-
-def _condition(table: str, where: Sequence[Mapping[str, object]]) -> tuple[str, list[object]]:
-    """A WHERE clause and its parameters; only names of the schema are inserted, values are passed as parameters."""
-    choices: list[str] = []
-    values: list[object] = []
-    for mapping in where:
-        terms = ["true"]
-        for name, value in mapping.items():
-            if name not in schema.TABLES[table].names:
-                raise BoardError(f"{table} has no column {name!r}. It has: {', '.join(schema.columns(table))}")
-            if value is None:
-                terms.append(f"{name} IS NULL")
-            elif isinstance(value, str | int | float):
-                terms.append(f"{name} = ?")
-                values.append(value)
-            else:
-                terms.append(f"{name} IN (SELECT unnest(?))")  # hashed once; `list_contains` looks through all of it
-                values.append(list(value))
-        choices.append(" AND ".join(terms))
-    return (f"WHERE {' OR '.join(choices)}" if choices else ""), values

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from leaderboard.ranking import compare
 from leaderboard.ranking.rank import Ranking
 
 MOST = 60
 """Entries that can be picked: the page has a number for every two of them."""
-NUMBERS = {"score": "score", "forgetting": "F", "robustness": "R", "utility": "U"}
+NUMBERS = {name: label for name, label in compare.NUMBERS.items() if name != "robustness_harmonic"}
 
 
 def comparable(ranking: Ranking) -> dict[str, Any] | None:

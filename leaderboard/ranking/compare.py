@@ -6,19 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from leaderboard.board.schema import Status
 from leaderboard.ranking.attack_labels import attack_labels
 from leaderboard.ranking.comparison import Difference, Replicated, Replicates, compared
 from leaderboard.ranking.comparison.difference import LEVEL
 from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.entry import Trial
-from leaderboard.ranking.labels import labels
 from leaderboard.ranking.measured import Source
 from leaderboard.ranking.moved import Moved, moved_items
 from leaderboard.ranking.number import rounded
 from leaderboard.ranking.plain import plain
+from leaderboard.ranking.replicated import Replicating
 from leaderboard.ranking.selection import Selection
 
 NUMBERS = {
@@ -124,18 +122,23 @@ def compare(
         NotCompared: fewer than two entries, an unknown or ambiguous name, or an entry that cannot be compared.
         ValueError, BoardError: as for `leaderboard.ranking.rank.rank`.
     """
-    here = Selection.of(source, task, split, attack_set, 0.9, engine=engine, mix_engines=mix_engines)
-    measured = {row["entry"] for row in here.rows if here.engines[row["trial"]] is not None}
-    first = {row["entry"]: row for row in sorted(here.rows, key=lambda row: row["trial"], reverse=True)}
-    named = labels(row for entry, row in first.items() if entry in measured)
+    here = Selection.of(source, task, split, attack_set, None, engine=engine, mix_engines=mix_engines)
+    named = here.shown
     found = [_found(name, named) for name in names]
     if len(set(found)) < 2:
         raise NotCompared(f"{', '.join(names)}: name two entries or more. There are: {_listed(named.values())}")
-    trials = here.trials(set(found))
-    runs = {entry: _runs(named[entry], trials[entry]) for entry in found}
     one, *others = dict.fromkeys(found)
+    replicating = here.replicating([one, *others])
+    trials = {entry: here.trials(entry, replicating) for entry in (one, *others)}
+    runs = {entry: _runs(named[entry], same) for entry, same in trials.items()}
     return [
-        _compared(source, here, (task, split), [(entry, named[entry], runs[entry]) for entry in (one, other)], trials)
+        _compared(
+            replicating,
+            here,
+            (task, split),
+            [(entry, named[entry], runs[entry]) for entry in (one, other)],
+            [trials[one], trials[other]],
+        )
         for other in others
     ]
 
@@ -172,21 +175,23 @@ def _runs(label: str, trials: Sequence[Trial]) -> dict[str, Replicates]:
 
 
 def _compared(
-    source: Source,
+    replicating: Replicating,
     here: Selection,
     where: tuple[str, str],
     sides: Sequence[tuple[str, str, Mapping[str, Replicates]]],
-    trials: Mapping[str, Sequence[Trial]],
+    trials: Sequence[Sequence[Trial]],
 ) -> Comparison:
     """Two entries: the id, the label and the runs of each."""
     entries, names, runs = zip(*sides, strict=True)
 
     def line(name: str, label: str, of: Callable[[Replicates], Array], *, attack: bool = False) -> Line:
-        one, other = (_replicated(found, of) for found in runs)
+        one, other = (Replicated.mean_of(_each(found, of)) for found in runs)
         limit = None if attack else 1.0
         plain = None
         if name in runs[0][next(iter(runs[0]))].plain and not attack:
-            plain = compared(*(_replicated(found, lambda run: run.plain[name]) for found in runs), entries)
+            plain = compared(
+                *(Replicated.mean_of(_each(found, lambda run: run.plain[name])) for found in runs), entries
+            )
         return Line(name, label, attack, one.estimate, other.estimate, compared(one, other, entries, limit), plain)
 
     short = attack_labels(here.attacks)
@@ -201,7 +206,7 @@ def _compared(
         (len(runs[0]), len(runs[1])),
         tuple(sorted(runs[0])) if paired else (),
         tuple(lines),
-        moved_items(source, here.measured, trials[entries[0]], trials[entries[1]], _worst(lines)),
+        moved_items(replicating, *trials, _worst(lines)),
     )
 
 
@@ -211,6 +216,5 @@ def _worst(lines: Sequence[Line]) -> tuple[str, ...]:
     return max(attacks, key=lambda line: line.one).name, max(attacks, key=lambda line: line.other).name
 
 
-def _replicated(runs: Mapping[str, Replicates], of: Callable[[Replicates], Array]) -> Replicated:
-    arrays = {seed: of(run) for seed, run in runs.items()}
-    return Replicated(np.mean(list(arrays.values()), axis=0), {seed: float(a[0]) for seed, a in arrays.items()})
+def _each(runs: Mapping[str, Replicates], of: Callable[[Replicates], Array]) -> dict[str, Array]:
+    return {seed: of(run) for seed, run in runs.items()}

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from leaderboard.board.schema import Status
 from leaderboard.ranking.comparison import Replicated, Replicates, spread
 from leaderboard.ranking.comparison.resampling import Array
@@ -250,7 +248,7 @@ def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], en
         plain = over_seeds({seed: of(one) for seed, one in matched.items()})
         if plain.value is None or not all(readings.values()):
             return plain
-        found = _mean_over_runs({seed: drawn(reading) for seed, reading in readings.items()})
+        found = Replicated.mean_of({seed: drawn(reading) for seed, reading in readings.items()})
         told = spread(found, key)
         return Number(told.estimate, (told.low, told.high), plain.value, tuple(found.runs.values()))
 
@@ -262,11 +260,6 @@ def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], en
         **numbers,
         reason=end_reason or numbers["score"].reason,
     )
-
-
-def _mean_over_runs(runs: Mapping[str, Array]) -> Replicated:
-    """A number of an entry from its runs' replicates, by what runs are paired by."""
-    return Replicated(np.mean(list(runs.values()), axis=0), {seed: float(run[0]) for seed, run in runs.items()})
 
 
 class Run(NamedTuple):
@@ -291,7 +284,7 @@ def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dic
     compared = bool(runs) and all(run.replicates for run in runs.values())
 
     def replicated(of: Callable[[Replicates], Array]) -> Replicated:
-        return _mean_over_runs({run.pairing: of(run.replicates) for run in runs.values()})
+        return Replicated.mean_of({run.pairing: of(run.replicates) for run in runs.values()})
 
     def number(
         estimate: Callable[[Headlines], Estimate], of: Callable[[Replicates], Array], *, share: bool = False

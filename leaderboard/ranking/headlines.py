@@ -8,20 +8,23 @@ could be the largest.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from functools import cached_property
+from typing import Any, NamedTuple, Self, TypeVar
 
 from leaderboard.board.schema import CHANCE, Status
 from tasks.scoring.estimate import Estimate
 from tasks.scoring.headline import (
+    anchor_gap,
     area,
-    excess_recovery,
     harmonic_mean,
     knowledge,
     largest,
     share_kept,
     share_lost,
+    share_of_gap,
     smallest,
 )
 
@@ -41,7 +44,47 @@ class HeadlineMetric(NamedTuple):
     metric: str
 
 
-@dataclass(frozen=True, slots=True)
+MEASURED = ("attack", "point", "value", "stderr", "n", "reason", "chance", "samples", "status")
+"""Columns of the table `measurements` that a `Measured` is made of, besides those of its metric."""
+
+
+class Measured(NamedTuple):
+    """A row of the table `measurements`, as far as a headline needs it.
+
+    Attributes:
+        samples: id of the evaluation whose samples were scored.
+        failed: the error that the attack ended in.
+    """
+
+    attack: str
+    point: int
+    metric: HeadlineMetric
+    estimate: Estimate
+    chance: float
+    samples: str | None
+    failed: str | None
+
+    @classmethod
+    def of(
+        cls,
+        metric: HeadlineMetric,
+        attack: str,
+        point: int,
+        value: float | None,
+        error: float | None,
+        n: int | None,
+        reason: str | None,
+        chance: float | None,
+        samples: str | None,
+        status: str,
+    ) -> Measured:
+        """The arguments after the first are the values of the columns `MEASURED`."""
+        number = estimate(value, error, n or 0, reason, metric)
+        failed = (reason or "no reason was given") if status == Status.FAILED else None
+        return cls(attack, point, metric, number, chance or 0.0, samples, failed)
+
+
+@dataclass(frozen=True)
 class HeadlineMeasurements:
     """The headline measurements of one model, by attack, point on the attack's curve, and metric.
 
@@ -59,34 +102,51 @@ class HeadlineMeasurements:
     @classmethod
     def from_rows(cls, model: str, rows: Iterable[Mapping[str, Any]]) -> Self:
         """The measurements in rows of the table `measurements`; `model` is the model's name in reasons."""
+        metrics = HeadlineMetric._fields
+        return cls.of(
+            model,
+            (Measured.of(HeadlineMetric(*map(row.__getitem__, metrics)), *map(row.get, MEASURED)) for row in rows),
+        )
+
+    @classmethod
+    def of(cls, model: str, rows: Iterable[Measured]) -> Self:
         estimates: dict[tuple[str, int, HeadlineMetric], Estimate] = {}
         chances: dict[HeadlineMetric, float] = {}
         errors: dict[tuple[str, int], str] = {}
         samples: dict[tuple[str, int, HeadlineMetric], str] = {}
-        for row in rows:
-            metric = HeadlineMetric(row["headline"], row["probe"], row["subset"], row["metric"])
-            estimates[row["attack"], row["point"], metric] = estimate(row)
-            if row.get("samples"):
-                samples[row["attack"], row["point"], metric] = row["samples"]
-            chances[metric] = row["chance"] or 0.0
-            if row["status"] == Status.FAILED:
-                errors[row["attack"], row["point"]] = row["reason"] or "no reason was given"
+        for attack, point, metric, number, chance, evaluation, error in rows:
+            cell = attack, point, metric
+            estimates[cell] = number
+            if evaluation:
+                samples[cell] = evaluation
+            chances[metric] = chance
+            if error:
+                errors[attack, point] = error
         failed: dict[str, str] = {}
         for attack, point in sorted(errors):
             failed.setdefault(attack, errors[attack, point])
         return cls(model, estimates, chances, failed, samples)
 
-    def metrics(self, headline: str) -> set[HeadlineMetric]:
-        return {metric for metric in self.chances if metric.headline == headline}
+    def metrics(self, headline: str) -> frozenset[HeadlineMetric]:
+        return self._metrics.get(headline, frozenset())
 
-    def points(self, attack: str) -> set[int]:
-        return {point for name, point, _ in self.estimates if name == attack}
+    def points(self, attack: str) -> frozenset[int]:
+        return self._points.get(attack, frozenset())
+
+    @cached_property
+    def _metrics(self) -> Mapping[str, frozenset[HeadlineMetric]]:
+        return _grouped((metric.headline, metric) for metric in self.chances)
+
+    @cached_property
+    def _points(self) -> Mapping[str, frozenset[int]]:
+        return _grouped((attack, point) for attack, point, _ in self.estimates)
 
     def under(self, attack: str, point: int, metric: HeadlineMetric) -> Estimate:
         """A metric after an attack; null with the reason where it was not measured."""
+        if found := self.estimates.get((attack, point, metric)):
+            return found
         missing = f"{metric.probe} {metric.metric} was not measured on the {self.model} model"
-        where = "" if attack == NONE else f" under {attack} at {point}"
-        return self.estimates.get((attack, point, metric), Estimate.null(missing + where))
+        return Estimate.null(missing + ("" if attack == NONE else f" under {attack} at {point}"))
 
     def unattacked(self, metric: HeadlineMetric) -> Estimate:
         return self.under(NONE, 0, metric)
@@ -227,12 +287,13 @@ def _points(
             )
         }
 
-    def excess(point: int, metric: HeadlineMetric) -> Estimate:
-        both = unlearned.under(attack, point, metric), retrained.under(attack, point, metric)
-        return excess_recovery(*both, target.unattacked(metric), retrained.unattacked(metric))
-
-    points = sorted(unlearned.points(attack) | retrained.points(attack))
-    return {point: largest(excess(point, metric) for metric in metrics) for point in points}
+    gaps = {q: anchor_gap(target.unattacked(q), retrained.unattacked(q)) for q in metrics}
+    return {
+        point: largest(
+            share_of_gap(unlearned.under(attack, point, q), retrained.under(attack, point, q), gaps[q]) for q in metrics
+        )
+        for point in sorted(unlearned.points(attack) | retrained.points(attack))
+    }
 
 
 def _failure(attack: str, unlearned: HeadlineMeasurements, retrained: HeadlineMeasurements) -> str | None:
@@ -250,11 +311,21 @@ def _unknown(recovery: Mapping[str, Estimate], not_run: Sequence[str]) -> Estima
     return Estimate.null("; ".join(dict.fromkeys(reasons))) if reasons else None
 
 
-def estimate(row: Mapping[str, Any]) -> Estimate:
-    """The number in a row of the table `measurements`; null where it is not finite, or no model can have it."""
-    value, error, n = row["value"], row["stderr"], row["n"] or 0
+def estimate(value: float | None, error: float | None, n: int, reason: str | None, metric: HeadlineMetric) -> Estimate:
+    """A number of the table `measurements`; null where it is not finite, or no model can have it."""
     if value is None or not math.isfinite(value):
-        return Estimate.null(row["reason"] or f"{row['probe']} {row['metric']} has no value", n)
+        return Estimate.null(reason or f"{metric.probe} {metric.metric} has no value", n)
     if max(abs(value), error or 0.0) > LARGEST:
-        return Estimate.null(f"{row['probe']} {row['metric']} is {value:g} +- {error or 0:g}, which cannot be", n)
+        return Estimate.null(f"{metric.probe} {metric.metric} is {value:g} +- {error or 0:g}, which cannot be", n)
     return Estimate(value, error if error is not None and math.isfinite(error) else None, n)
+
+
+_Name = TypeVar("_Name", bound=Hashable)
+_Value = TypeVar("_Value", bound=Hashable)
+
+
+def _grouped(pairs: Iterable[tuple[_Name, _Value]]) -> dict[_Name, frozenset[_Value]]:
+    found: defaultdict[_Name, set[_Value]] = defaultdict(set)
+    for name, value in pairs:
+        found[name].add(value)
+    return {name: frozenset(values) for name, values in found.items()}

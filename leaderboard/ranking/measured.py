@@ -13,7 +13,15 @@ import pyarrow as pa
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching
 from leaderboard.board.store import Board
 from leaderboard.ranking.entry import MatchedHeadlines, Trial
-from leaderboard.ranking.headlines import HeadlineMeasurements, Headlines, estimate, trial_headlines, utility_share
+from leaderboard.ranking.headlines import (
+    MEASURED,
+    HeadlineMeasurements,
+    HeadlineMetric,
+    Headlines,
+    Measured,
+    trial_headlines,
+    utility_share,
+)
 from leaderboard.ranking.mixing_curve import read_plain
 from leaderboard.ranking.retention_matching import (
     CURVE,
@@ -29,8 +37,8 @@ from leaderboard.ranking.retention_matching import (
 from tasks.scoring.estimate import Estimate
 
 _COLUMNS = (
-    *("trial", "subject", "attack", "point", "probe", "subset", "split", "matching", "engine", "metric"),
-    *("value", "stderr", "n", "headline", "chance", "status", "reason", "anchor_ids", "samples"),
+    *("trial", "subject", "split", "matching", "engine", "anchor_ids", "headline", "probe", "subset", "metric"),
+    *MEASURED,
 )
 
 Row = Mapping[str, Any]
@@ -53,14 +61,14 @@ class TaskMeasurements:
 
     engines: Mapping[str, set[str]]
     left_out: Mapping[str, int]
-    _rows: Mapping[tuple[str | None, str, str, str | None], Rows]
+    _rows: Mapping[tuple[str | None, str, str, str | None], list[Measured]]
     _weights: Mapping[tuple[str, str, str | None], Estimate]
     _shares: Mapping[tuple[str | None, str | None], set[float]]
     _models: dict[tuple[str | None, str, str, str | None], HeadlineMeasurements] = field(default_factory=dict)
 
     @classmethod
     def read(cls, source: Source, task: str, split: str) -> Self:
-        by_model: defaultdict[tuple[str | None, str, str, str | None], Rows] = defaultdict(list)
+        by_model: defaultdict[tuple[str | None, str, str, str | None], list[Measured]] = defaultdict(list)
         engines: defaultdict[str, set[str]] = defaultdict(set)
         weights: dict[tuple[str, str, str | None], Estimate] = {}
         shares: defaultdict[tuple[str | None, str | None], set[float]] = defaultdict(set)
@@ -68,17 +76,22 @@ class TaskMeasurements:
         trials = rows(source, "trials", {"task": task}, ("trial", "anchor_ids"))
         anchors = {row["trial"]: row["anchor_ids"] for row in trials}
         of_weights = {"task": task, "probe": PROBE, "metric": METRIC}
-        for row in rows(source, "measurements", [_headline_rows(task, split), of_weights], _COLUMNS):
-            here = anchors.get(row["trial"])
-            if here and row["anchor_ids"] and row["anchor_ids"] != here:
-                left_out[row["trial"]] += 1
-            elif (row["probe"], row["metric"]) == (PROBE, METRIC):
+        metrics: dict[HeadlineMetric, HeadlineMetric] = {}  # one object of each
+        for row in _tuples(source, "measurements", [_headline_rows(task, split), of_weights], _COLUMNS):
+            trial, subject, asked, name, engine, anchor_ids, *of_metric = row[:10]
+            here = anchors.get(trial)
+            if here and anchor_ids and anchor_ids != here:
+                left_out[trial] += 1
+                continue
+            metric = HeadlineMetric(*of_metric)
+            measured = Measured.of(metrics.setdefault(metric, metric), *row[10:])
+            if (metric.probe, metric.metric) == (PROBE, METRIC):
                 # One share was found on dev for both splits; a curve belongs to the split that it was measured on.
-                if row["split"] == split or not of_curve(row["matching"]):
-                    weights[row["trial"], row["matching"], row["engine"]] = estimate(row)
+                if asked == split or not of_curve(name):
+                    weights[trial, name, engine] = measured.estimate
             else:
-                by_model[row["trial"], row["subject"], row["matching"], row["engine"]].append(row)
-                engines[row["trial"]].add(row["engine"])
+                by_model[trial, subject, name, engine].append(measured)
+                engines[trial].add(engine)
         for trial, subject, name, engine in by_model:
             if subject == UNLEARNED and (share := share_of(name)) is not None:
                 shares[trial, engine].add(share)
@@ -88,7 +101,7 @@ class TaskMeasurements:
         """The headline measurements of one model."""
         key = (trial, subject, name, engine)
         if key not in self._models:  # one pair of anchors serves many trials
-            self._models[key] = HeadlineMeasurements.from_rows(subject, self._rows.get(key, ()))
+            self._models[key] = HeadlineMeasurements.of(subject, self._rows.get(key, ()))
         return self._models[key]
 
     def chosen_engines(self, trials: Sequence[Row], engines: Collection[str]) -> dict[str, str | None]:
@@ -212,6 +225,13 @@ def rows(source: Source, table: str, where: Row | Sequence[Row], names: Sequence
         for row in as_dicts(source[table])
         if any(all(row[name] in values for name, values in choice.items()) for choice in allowed)
     ]
+
+
+def _tuples(source: Source, table: str, where: Row | Sequence[Row], names: Sequence[str]) -> Iterable[tuple[Any, ...]]:
+    """As `rows`, with the values in the order of the names: of measurements there are many."""
+    if isinstance(source, Board):
+        return zip(*map(_values, source.read(table, where, names).select(names).columns), strict=True)
+    return (tuple(row.get(name) for name in names) for row in rows(source, table, where))
 
 
 def as_dicts(table: pa.Table) -> Rows:

@@ -15,13 +15,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from leaderboard.board import schema
-from leaderboard.board.schema import ANCHORS, Status
+from leaderboard.board.schema import ANCHORS
 from leaderboard.ranking.attack_labels import attack_labels
 from leaderboard.ranking.ceilings import ceilings
-from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, Trial, combined
+from leaderboard.ranking.entry import Cost, Entry, Matched, Numbers, Seed, combined
 from leaderboard.ranking.groups import Group, by_size, left_out_by_engine
 from leaderboard.ranking.headlines import utility_share
-from leaderboard.ranking.labels import labels
 from leaderboard.ranking.measured import Source, TaskMeasurements
 from leaderboard.ranking.null_entries import NullEntry, null_entries
 from leaderboard.ranking.number import Number
@@ -148,10 +147,10 @@ def rank(
     common = (task, split, here.attack_set, here.attacks, attack_labels(here.attacks), floor)
     if here.group is None:
         return Ranking(*common, None, (), matched=matched)
-    seeds = here.trials()
-    shown = {entry: same for entry, same in seeds.items() if any(_is_shown(t) for t in same)}
-    named = labels(min(same, key=lambda trial: trial.row["trial"]).row for same in shown.values())
-    entries = [combined(named[entry], same, here.matched_floor) for entry, same in shown.items()]
+    shown = here.shown
+    replicating = here.replicating(shown)
+    # One after another: the replicates of all trials of a large board would take all memory.
+    entries = [combined(label, here.trials(entry, replicating), here.matched_floor) for entry, label in shown.items()]
     # Of the engines that measured a mixed group, some may be chosen for no trial.
     engines = here.group.engines
     used = tuple(name for name in engines if any(name in entry.engines for entry in entries)) or engines
@@ -166,7 +165,7 @@ def rank(
         tuple(placed),
         tuple(replace(other, trials=len(same)) for other, same in by_size(here.groups) if other != here.group),
         left_out_by_engine(here.groups, here.group),
-        len(seeds) - len(shown),
+        len(here.entries) - len(shown),
         min((utility for utility in utilities if utility is not None), default=None),
         matched,
         here.matched_floor,
@@ -210,11 +209,3 @@ def _ceilings(here: Selection) -> dict[str, dict[str, float]]:
 def _null_entries(source: Source, here: Selection) -> tuple[NullEntry, ...]:
     typical = _typical(here)
     return null_entries(source, here.measured, *typical, here.attacks) if typical else ()
-
-
-def _is_shown(trial: Trial) -> bool:
-    """Whether an entry with this trial is shown.
-
-    Once one run is measured the others count as missing, so that nobody can measure the best one only.
-    """
-    return trial.engine is not None or trial.row["status"] in (Status.FAILED, Status.DIVERGED)

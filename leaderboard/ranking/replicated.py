@@ -58,6 +58,7 @@ class Replicating:
         default_factory=dict
     )
     _drawn: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
+    _zeros: dict[tuple[int, str, int, HeadlineMetric], Array] = field(default_factory=dict)
     _targets: dict[tuple[Any, ...], Replicates] = field(default_factory=dict)
 
     @classmethod
@@ -227,7 +228,7 @@ class Replicating:
         if key not in self._units:
             metrics, parts = sorted(target.metrics(headline)), []
             for metric in metrics:
-                items = self._scored(target, NONE, 0, metric).items
+                items = self.scored(target, NONE, 0, metric).items
                 self._afford(metric.probe, items)
                 draws = Resampling.of(metric.probe, items, self.replicates)
                 zero = self._zero(target, zero_model, NONE, 0, metric, draws)
@@ -247,7 +248,10 @@ class Replicating:
         """What counts as no knowledge: the retrained model's answers, or chance."""
         if zero_model is None:
             return target.chances.get(metric, 0.0)
-        return self._in_order(zero_model, attack, point, metric, draws)
+        key = id(zero_model), attack, point, metric  # models are kept as long as what was measured
+        if key not in self._zeros:
+            self._zeros[key] = self._in_order(zero_model, attack, point, metric, draws)
+        return self._zeros[key]
 
     def _afford(self, probe: str, items: tuple[str, ...]) -> None:
         """Counts items that are drawn again.
@@ -263,12 +267,17 @@ class Replicating:
     def _in_order(
         self, model: HeadlineMeasurements, attack: str, point: int, metric: HeadlineMetric, draws: Resampling
     ) -> Array:
-        scored = self._scored(model, attack, point, metric)
+        scored = self.scored(model, attack, point, metric)
         if scored.items is not draws.sorted_items and scored.items != draws.sorted_items:
             raise NoItems(f"not compared: the {model.model} model was asked other questions of {metric.probe}")
         return scored.values[draws.order]
 
-    def _scored(self, model: HeadlineMeasurements, attack: str, point: int, metric: HeadlineMetric) -> Scored:
+    def scored(self, model: HeadlineMeasurements, attack: str, point: int, metric: HeadlineMetric) -> Scored:
+        """A model's answers, item by item.
+
+        Raises:
+            NoItems: saying what is missing.
+        """
         cell = attack, point, metric
         samples, measured = model.samples.get(cell), model.under(*cell).value
         scored = self.items.get(Key(samples, metric.probe, metric.metric)) if samples else None

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import cached_property
+from typing import Self
 
-from leaderboard.board.schema import RAW, matching
+from leaderboard.board.schema import RAW, Status, matching
 from leaderboard.ranking.entry import Trial
 from leaderboard.ranking.groups import Group, chosen, grouped
-from leaderboard.ranking.measured import Rows, Source, TaskMeasurements, rows
+from leaderboard.ranking.labels import labels
+from leaderboard.ranking.measured import Row, Rows, Source, TaskMeasurements, rows
 from leaderboard.ranking.replicated import Replicating
 from tasks import TASKS, Split, attack_name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Selection:
     """One group of the trials of a task.
 
@@ -43,13 +45,13 @@ class Selection:
         task: str,
         split: str,
         attack_set: str | None,
-        floor: float,
+        floor: float | None,
         *,
         engine: str | None = None,
         anchor_ids: str | None = None,
         mix_engines: bool = False,
     ) -> Self:
-        """The arguments are those of `leaderboard.ranking.rank.rank`.
+        """The arguments are those of `leaderboard.ranking.rank.rank`; without a floor there are no matched weights.
 
         Raises:
             ValueError: no such task, split or attack set; or both `engine` and `mix_engines`.
@@ -64,19 +66,44 @@ class Selection:
         group = chosen(groups, task, engine, anchor_ids)
         here = groups[group] if group else []
         engines = measured.chosen_engines(here, group.engines if group else ())
-        return cls(name, attacks, groups, group, here, measured, engines, measured.floor(engines, floor), source)
+        matched_floor = measured.floor(engines, floor) if floor is not None else None
+        return cls(name, attacks, groups, group, here, measured, engines, matched_floor, source)
 
-    def trials(self, entries: Collection[str] | None = None) -> dict[str, list[Trial]]:
-        """By entry its trials, with their headlines and replicates; of these entries, or of all."""
-        names = [RAW] if self.matched_floor is None else [RAW, matching(self.matched_floor)]
-        some = [row for row in self.rows if entries is None or row["entry"] in entries]
-        of_trials: list[tuple[dict[str, Any], str | None]] = [(row, self.engines[row["trial"]]) for row in some]
-        replicating = Replicating.read(self._source, self.measured, of_trials, names, self.matched_floor)
-        found: defaultdict[str, list[Trial]] = defaultdict(list)
-        for row, engine in of_trials:
-            trial = self.measured.trial(row, engine, self.attacks, self.matched_floor)
-            found[row["entry"]].append(replicating.trial(trial, self.attacks, self.matched_floor))
+    @cached_property
+    def entries(self) -> dict[str, Rows]:
+        """The trials of each entry."""
+        found: defaultdict[str, Rows] = defaultdict(list)
+        for row in self.rows:
+            found[row["entry"]].append(row)
         return dict(found)
+
+    @cached_property
+    def shown(self) -> dict[str, str]:
+        """By entry its name on the board, of the entries of which a trial was measured, or failed, or diverged.
+
+        Once one run is measured the others count as missing, so that nobody can measure the best one only.
+        """
+        found = {entry: rows for entry, rows in self.entries.items() if any(map(self._is_shown, rows))}
+        return labels(min(rows, key=lambda row: row["trial"]) for rows in found.values())
+
+    def _is_shown(self, row: Row) -> bool:
+        measured = self.engines[row["trial"]] in self.measured.engines.get(row["trial"], ())
+        return measured or row["status"] in (Status.FAILED, Status.DIVERGED)
+
+    def replicating(self, entries: Collection[str]) -> Replicating:
+        """Makes the replicates of these entries' trials, of their matched weights too."""
+        names = [RAW] if self.matched_floor is None else [RAW, matching(self.matched_floor)]
+        trials = [(row, self.engines[row["trial"]]) for entry in entries for row in self.entries[entry]]
+        return Replicating.read(self._source, self.measured, trials, names, self.matched_floor)
+
+    def trials(self, entry: str, replicating: Replicating) -> list[Trial]:
+        """An entry's trials, with their headlines and replicates, which are large."""
+        floor = self.matched_floor
+        found = []
+        for row in self.entries[entry]:
+            trial = self.measured.trial(row, self.engines[row["trial"]], self.attacks, floor)
+            found.append(replicating.trial(trial, self.attacks, floor))
+        return found
 
 
 def official(task: str, split: Split, attack_set: str | None) -> tuple[str, tuple[str, ...]]:

@@ -11,7 +11,8 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,17 +58,11 @@ def plot(ranking: Ranking, folder: Path) -> list[Path]:
     Raises:
         StorageError: a plot cannot be written. The previous file is still there.
     """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells about its caches, and of fonts
-    import matplotlib
-
-    matplotlib.use("Agg")
     shown = [e for e in ranking.entries if e.forgetting.value is not None and e.utility.value is not None]
     if not shown:
         return []
     attacks = _bars if len(ranking.attacks) <= MOST_BARS else _heat
-    # No formulas in foreign text. Warnings are about characters that the font lacks, which are drawn as boxes.
-    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _drawing():
         figures = {"front": _front(ranking, shown), "attacks": attacks(ranking, shown)}
         if with_curves := [attack for attack in ranking.attacks if any(attack in entry.curves for entry in shown)]:
             figures["curves"] = _curves(ranking, shown, with_curves)
@@ -80,16 +75,26 @@ def plot_comparisons(comparisons: Sequence[Comparison], path: Path) -> Path:
     Raises:
         StorageError: the plot cannot be written. The previous file is still there.
     """
+    with _drawing():
+        figure, panels = _figure(2.2 + 3.6 * len(comparisons), 1.4 + 0.27 * len(comparisons[0].lines), len(comparisons))
+        for axes, comparison in zip(panels, comparisons, strict=True):
+            _differences(axes, comparison)
+        return _write(figure, path)
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Matplotlib without a screen, without formulas in foreign text, and without a word.
+
+    It tells about its caches and of fonts, and warns of characters that the font lacks, which are drawn as boxes.
+    """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 
     matplotlib.use("Agg")
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figure, panels = _figure(2.2 + 3.6 * len(comparisons), 1.4 + 0.27 * len(comparisons[0].lines), len(comparisons))
-        for axes, comparison in zip(panels, comparisons, strict=True):
-            _differences(axes, comparison)
-        return _write(figure, path)
+        yield
 
 
 def _differences(axes: Axes, comparison: Comparison) -> None:

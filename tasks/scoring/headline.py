@@ -39,12 +39,14 @@ def excess_recovery(
 
     The zero is the retrained model under the same attack; the unit is the distance between the unattacked anchors.
     """
-    for term in (attacked, attacked_retrained):
+    return share_of_gap(attacked, attacked_retrained, anchor_gap(target, retrained))
+
+
+def share_of_gap(attacked: Estimate, attacked_retrained: Estimate, gap: Estimate) -> Estimate:
+    """Excess recovery, given the distance between the unattacked anchors (`anchor_gap`)."""
+    for term in (attacked, attacked_retrained, gap):
         if not term.known:
             return term
-    gap = anchor_gap(target, retrained)
-    if not gap.known:
-        return gap
     share = (attacked.value - attacked_retrained.value) / gap.value
     error = math.hypot(attacked.error, attacked_retrained.error, share * gap.error) / abs(gap.value)
     return Estimate(share, error, attacked.n)

@@ -394,12 +394,27 @@ def test_a_reader_whose_files_vanish_reads_the_new_ones(path: Path, when: str, m
     else:
         owner, name, after = {
             "listed": (board._storage, "list", True),
-            "judged": (views, "left_out", False),
+            "judged": (views, "flawless", False),
             "read": (views, "create_views", True),
         }[when]
         interrupted(owner, name, after)
     assert repr(board.read("trials").to_pylist()) == wanted
     assert done and told == []
+
+
+def test_a_compaction_whose_files_vanish_merges_the_new_ones(path: Path, monkeypatch: pytest.MonkeyPatch):
+    fill(path)
+    wanted, plain, done = shown(path), compact._write, []
+
+    def beaten(*args: Any) -> Any:
+        if not done:
+            done.append(True)
+            Board(path).compact()
+        return plain(*args)
+
+    monkeypatch.setattr(compact, "_write", beaten)
+    Board(path).compact()
+    assert done and shown(path) == wanted and left_out(path) == []
 
 
 def test_a_full_disk_leaves_everything_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -67,14 +67,14 @@ def test_a_trial_writes_what_its_headlines_are_means_of(real: Board):
     found = scored_items(real.read("items"))
     assert found.keys() == wanted.keys() and len(found) > 20
     sizes = {Key(row["samples"], row["probe"], row["metric"]): row["n"] for row in measurements}
-    for key, (items, values) in found.items():
+    for key, (items, values, _) in found.items():
         [measured] = wanted[key]
         assert math.fsum(values) / len(values) == measured
         assert len(items) == len(set(items)) == sizes[key] and list(items) == sorted(items)
     # All models were asked the same questions of a probe.
     splits = {row["samples"]: row["split"] for row in measurements if row["split"] != "all"}
-    asked = {(splits[key.samples], key.probe): items for key, (items, _) in found.items()}
-    assert all(asked[splits[key.samples], key.probe] == items for key, (items, _) in found.items())
+    asked = {(splits[key.samples], key.probe): items for key, (items, *_) in found.items()}
+    assert all(asked[splits[key.samples], key.probe] == items for key, (items, *_) in found.items())
     assert real.broken() == []
 
 
@@ -86,7 +86,7 @@ def test_a_board_from_before_the_table_is_filled_from_its_samples(real: Board, t
         shutil.rmtree(board.path / "items")
         found = read_items(board, wanted)
         assert found.keys() == written.keys()
-        for key, (items, values) in found.items():
+        for key, (items, values, _) in found.items():
             assert items == written[key].items and np.array_equal(values, written[key].values)
         assert board.read("items").equals(real.read("items"))
     # The same bytes under the same name, whoever fills it.

@@ -60,7 +60,7 @@ def check(engine, checkpoint, folder, questions):
         assert score.logprobs == pytest.approx(wanted, abs=CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["untied", "tied"])
+@pytest.mark.parametrize("kind", ["untied", pytest.param("tied", marks=pytest.mark.slow)])
 def test_twenty_checkpoints_one_after_another_answer_as_fresh_models_do(kind, request, engines, encoder, probes, pids):
     folders = request.getfixturevalue(kind)
     engine, questions = engines(alone=True), Questions(encoder, probes)
@@ -138,7 +138,9 @@ def test_half_precision(dtype, untied, engines, encoder, probes):
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
-        ("gpt2", {"n_embd": 64, "n_head": 2, "n_layer": 2, "n_positions": 256}),  # transposed, learned positions
+        pytest.param(  # transposed, learned positions
+            "gpt2", {"n_embd": 64, "n_head": 2, "n_layer": 2, "n_positions": 256}, marks=pytest.mark.slow
+        ),
         pytest.param("qwen2", {"tie_word_embeddings": False}, marks=pytest.mark.slow),  # biases
         ("qwen3", {"tie_word_embeddings": True}),  # norms of queries and keys
         pytest.param("phi3", {"num_key_value_heads": 2}, marks=pytest.mark.slow),  # fused in the file already

@@ -158,6 +158,7 @@ def test_an_engine_that_sleeps_between_questions_answers_like_one_that_does_not(
         assert engine._continuations(reply) == wanted[seed]
 
 
+@pytest.mark.slow
 def test_an_architecture_that_vllm_does_not_run_is_told(made, engines, probes):
     folder = made("llama", 0, head_dim=20, hidden_size=40)
     (found,) = engines().submit([Job("x", SavedCheckpoint(folder), probes[:1])])

@@ -32,6 +32,7 @@ def with_evil(untied, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_a_leftover_auto_map_changes_no_answer(with_evil, untied, engines, encoder, probes):
     folder, canary = with_evil()
     engine, questions = engines(), Questions(encoder, probes[:1])
@@ -48,6 +49,7 @@ def test_a_model_that_needs_its_own_code_never_reaches_vllm(with_evil, engines, 
     assert not canary.exists()
 
 
+@pytest.mark.slow
 def test_vllm_itself_refuses_such_a_model(with_evil, untied, engines, encoder, probes, pool):
     folder, canary = with_evil(model_type="evil", architectures=["Evil"])
     engine, good = engines(), SavedCheckpoint(untied(0))

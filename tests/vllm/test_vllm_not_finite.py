@@ -76,7 +76,7 @@ def test_a_model_that_is_not_finite_says_nothing_and_spoils_nothing(change, alon
     assert samples(engine, good, probes) == before and pids() == running
 
 
-@pytest.mark.parametrize("blocks", [None, 16], ids=["large", "small"])
+@pytest.mark.parametrize("blocks", [None, pytest.param(16, marks=pytest.mark.slow)], ids=["large", "small"])
 @pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_only_the_prompts_that_are_affected_have_no_answer(value, blocks, untied, engines, encoder, probes):
     """In a small cache, blocks with NaN are used again while others are still being answered."""
@@ -101,6 +101,7 @@ def test_half_precision_says_nothing_either(dtype, untied, engines, probes):
     assert {score(metric, found[probe.name]).value for probe in probes for metric in probe.metrics} == {None}
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_not_finite_says_nothing(untied, engines, probes, tmp_path):
     from peft import LoraConfig, get_peft_model
 

@@ -8,6 +8,8 @@ A replicate chooses again, from shares that move by half as much as its items sa
 choice would be as noisy as the sample's and the draw's noise together, and a standard error up to 1.4 times the true
 one; were the sample's choice kept, it would be too small by up to a third where attacks are of equal strength
 (docs/statistics.md has the simulations).
+
+Replicates are in single precision, which halves their time and memory; the estimate itself is in double precision.
 """
 
 from __future__ import annotations
@@ -16,19 +18,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leaderboard.ranking.comparison.resampling import Array, Resampling
+from leaderboard.ranking.comparison.resampling import Array, Resampling, Single
 
 NONE = "none"
 MOVED = 0.5
 """By how much of its difference from the sample a replicate's shares move what it chooses."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(NamedTuple):
     """What a trial was asked: a probe's metric, under an attack at a point of its curve."""
 
     attack: str
@@ -44,11 +46,13 @@ class Units:
         resamplings: the draws of each metric's items.
         sums: (metrics, folds, 1 + replicates), the target less the retrained model or less chance.
         inverse: of the same shape, 1 over the sums of the other folds; 0 where the anchors do not differ on them.
+        sample: (metrics, folds), the sums of the sample itself.
     """
 
     resamplings: tuple[Resampling, ...]
-    sums: Array
-    inverse: Array
+    sums: Single
+    inverse: Single
+    sample: Array
 
     @classmethod
     def of(cls, metrics: Sequence[tuple[Resampling, Array]]) -> Units:
@@ -56,22 +60,26 @@ class Units:
         Args:
             metrics: for each the draws of its items, and the distance on each item, in the order of the draws.
         """
+        resamplings = tuple(resampling for resampling, _ in metrics)
         sums = np.concatenate([resampling.fold_sums(distance[None]) for resampling, distance in metrics])
         others = sums.sum(1, keepdims=True) - sums
-        return cls(tuple(resampling for resampling, _ in metrics), sums, _divided(np.ones_like(others), others))
+        sample = np.concatenate([distance[None] @ resampling.in_fold for resampling, distance in metrics])
+        return cls(resamplings, sums, _divided(np.ones_like(others), others), sample)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Choice:
+class Choice(NamedTuple):
     """A cell for every fold and replicate, which was chosen on the items of the other folds.
 
     Attributes:
         share: (folds, 1 + replicates), the cell's share on the items of the other folds, by which it was chosen.
-        cell: its index, or an array of the same shape where it is not one cell everywhere.
+        above, below: of the same shape, the sums of its excess and of its unit over the items of the fold itself.
+        cells: (folds,), the cells of the sample.
     """
 
-    share: Array
-    cell: int | NDArray[np.uint32]
+    share: Single
+    above: Single
+    below: Single
+    cells: NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,67 +107,88 @@ class Cells:
             rows[cell.probe].append(excess[cell])
         return cls(tuple(cells), units, tuple(np.array(some) for some in rows))
 
-    def drawn(self) -> Drawn:
-        """Their sums in every replicate, which take far more memory."""
-        sums = np.empty((len(self.cells), *self.units.sums.shape[1:]))
-        start = 0
-        for resampling, rows in zip(self.units.resamplings, self.excess, strict=True):
-            if len(rows):
-                resampling.fold_sums(rows, out=sums[start : start + len(rows)])
-                start += len(rows)
-        return Drawn(self.cells, self.units, sums)
+    def drawn(self, sign: float = 1.0) -> Drawn:
+        """Each cell as a choice of its own, in every replicate, which takes far more memory.
+
+        Args:
+            sign: with -1, `largest` of the choices is the cell with the smallest share.
+        """
+        choices: list[Choice] = []
+        sample: list[Array] = []
+        for probe, (resampling, rows) in enumerate(zip(self.units.resamplings, self.excess, strict=True)):
+            if not len(rows):
+                continue
+            sums = resampling.fold_sums(rows)
+            shares = sums.sum(1, keepdims=True) - sums
+            shares *= self.units.inverse[probe] * np.float32(sign * MOVED)
+            shares += shares[:, :, :1] * np.float32((1 - MOVED) / MOVED)
+            for share, above in zip(shares, sums, strict=True):
+                place = np.full(len(above), len(choices))
+                choices.append(Choice(share, above, self.units.sums[probe], place))
+            sample.append(rows @ resampling.in_fold)
+        return Drawn(self.cells, self.units, tuple(choices), np.concatenate(sample))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """The excess of cells, summed over each fold's items: (cells, folds, 1 + replicates)."""
+    """The choices that there are.
+
+    Attributes:
+        sample: (cells, folds), the excess of each cell summed over the fold's items, of the sample itself.
+    """
 
     cells: tuple[Cell, ...]
     units: Units
-    sums: Array
-
-    def plain(self, indices: Iterable[int], sign: float = 1.0) -> Array:
-        """The largest share of some cells, chosen on the items that it is read on; with sign -1 the smallest."""
-        units = self.units.sums.sum(1)
-        shares = (_divided(self.sums[index].sum(0), units[self.cells[index].probe]) for index in indices)
-        return reduce(np.maximum if sign > 0 else np.minimum, shares)
-
-    def choice(self, index: int, sign: float = 1.0) -> Choice:
-        """One cell, whatever the items say; with sign -1, `largest` of such choices is the smallest."""
-        sums = self.sums[index]
-        share = np.subtract(sums.sum(0), sums)
-        share *= self.units.inverse[self.cells[index].probe]
-        share *= MOVED
-        share += share[:, :1] * ((1 - MOVED) / MOVED)
-        return Choice(share if sign > 0 else np.negative(share, out=share), index)
+    choices: tuple[Choice, ...]
+    sample: Array
 
     def read(self, choice: Choice) -> Array:
         """The share of the chosen cells on the folds that had no part in choosing them: (1 + replicates,)."""
-        if isinstance(choice.cell, int):
-            above, below = self.sums[choice.cell], self.units.sums[self.cells[choice.cell].probe]
-            return _divided(above.sum(0), below.sum(0))
-        probes = np.array([cell.probe for cell in self.cells], dtype=np.uint32)
-        below = self.units.sums[0] if len(self.units.sums) == 1 else _taken(self.units.sums, probes.take(choice.cell))
-        return _divided(_taken(self.sums, choice.cell).sum(0), below.sum(0))
+        found = _divided(choice.above.sum(0), choice.below.sum(0)).astype(np.float64)
+        folds = np.arange(len(choice.cells))
+        probes = [self.cells[cell].probe for cell in choice.cells]
+        above, below = self.sample[choice.cells, folds].sum(), self.units.sample[probes, folds].sum()
+        found[0] = above / below if below else 0.0
+        return found
+
+    def largest(self, indices: Iterable[int]) -> Choice:
+        return largest([self.choices[index] for index in indices])[0]
+
+    def plain(self, indices: Iterable[int], sign: float = 1.0) -> Array:
+        """The largest share of some cells, chosen on the items that it is read on; with sign -1 the smallest."""
+        shares = (self.read(self.choices[index]) for index in indices)
+        return reduce(np.maximum if sign > 0 else np.minimum, shares)
 
 
-def largest(choices: Sequence[Choice]) -> tuple[Choice, NDArray[np.integer]]:
+def largest(choices: Sequence[Choice]) -> tuple[Choice, NDArray[np.unsignedinteger]]:
     """Of several choices the one with the largest share, and its place among them: the first where shares are equal."""
-    if len(choices) == 1:
-        return choices[0], np.zeros(choices[0].share.shape, dtype=np.uint8)
-    best = choices[0].share.copy()
+    first = choices[0]
     places = np.uint8 if len(choices) <= 256 else np.uint32
-    place = np.zeros(best.shape, dtype=places)
+    place = np.zeros(first.share.shape, dtype=places)
+    if len(choices) == 1:
+        return first, place
+    best, larger = first.share.copy(), np.empty(place.shape, dtype=bool)
     for index, choice in enumerate(choices[1:], 1):
-        larger = choice.share > best
+        np.greater(choice.share, best, out=larger)
         np.maximum(best, choice.share, out=best)
         np.maximum(place, larger.view(np.uint8) * places(index), out=place)  # what comes later has a larger place
-    if all(isinstance(choice.cell, int) for choice in choices):
-        return Choice(best, np.array([choice.cell for choice in choices], dtype=np.uint32).take(place)), place
-    cells = np.empty((len(choices), *best.shape), dtype=np.uint32)
-    for index, choice in enumerate(choices):
-        cells[index] = choice.cell
-    return Choice(best, _taken(cells, place)), place
+    chosen = [(index, place == index) for index in range(len(choices))]
+    chosen = [(choices[index], where) for index, where in chosen if where.any()]
+    above = _of_each([(choice.above, where) for choice, where in chosen])
+    below = _of_each([(choice.below, where) for choice, where in chosen])
+    cells = np.array([choice.cells for choice in choices])[place[:, 0], np.arange(len(place))]
+    return Choice(best, above, below, cells), place
+
+
+def _of_each(parts: Sequence[tuple[Single, NDArray[np.bool_]]]) -> Single:
+    """Of several arrays each where it is chosen; everywhere one is."""
+    array, where = parts[0]
+    if all(other is array for other, _ in parts):
+        return array
+    found = array * where
+    for array, where in parts[1:]:
+        found += array * where
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,14 +234,14 @@ def replicate(knowledge: Cells, utility: Cells) -> Replicates:
         knowledge: every attack, `none` included, at every point on every knowledge metric.
         utility: the utility metrics, without an attack.
     """
-    known, useful = knowledge.drawn(), utility.drawn()
+    known, useful = knowledge.drawn(), utility.drawn(sign=-1.0)
     at: dict[str, dict[int, list[int]]] = {NONE: {}}
     for index, cell in enumerate(known.cells):
         at.setdefault(cell.attack, {}).setdefault(cell.point, []).append(index)
     strongest: dict[str, Choice] = {}
     curves: dict[str, dict[int, Array]] = {}
     for attack, points in at.items():
-        on_curve = {point: _largest_cell(known, points[point]) for point in sorted(points)}
+        on_curve = {point: known.largest(points[point]) for point in sorted(points)}
         strongest[attack] = largest(list(on_curve.values()))[0]
         if len(on_curve) > 1:
             curves[attack] = {point: known.read(choice) for point, choice in on_curve.items()}
@@ -240,26 +269,14 @@ def replicate(knowledge: Cells, utility: Cells) -> Replicates:
 
 def smallest_share(cells: Cells) -> Array:
     """U of a model in every replicate, from the utility metrics alone: as in `replicate`."""
-    return _smallest(cells.drawn())
+    return _smallest(cells.drawn(sign=-1.0))
 
 
 def _smallest(useful: Drawn) -> Array:
-    return _clip(useful.read(_largest_cell(useful, range(len(useful.cells)), sign=-1.0)))
+    return _clip(useful.read(useful.largest(range(len(useful.cells)))))
 
 
-def _largest_cell(cells: Drawn, indices: Iterable[int], sign: float = 1.0) -> Choice:
-    return largest([cells.choice(index, sign) for index in indices])[0]
-
-
-def _taken(values: NDArray, place: NDArray[np.integer]) -> NDArray:
-    """Of each column of (choices, ...) the value at its place."""
-    size = place.size
-    flat = np.multiply(place, size, dtype=np.int64).reshape(-1)
-    flat += np.arange(size)
-    return values.reshape(-1).take(flat).reshape(place.shape)
-
-
-def _divided(above: Array, below: Array) -> Array:
+def _divided(above: Single, below: Single) -> Single:
     """The quotient; 0 where nothing was drawn that the anchors differ on."""
     if below.all():  # nearly always, and several times as fast
         return above / below

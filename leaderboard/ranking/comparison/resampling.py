@@ -18,6 +18,7 @@ REPLICATES = 2000
 FOLDS = 5
 
 Array = NDArray[np.float64]
+Single = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,12 +30,14 @@ class Resampling:
         order: places in `sorted_items`, in the order of the rows of `weights`: items of one fold stand together.
         weights: (items, 1 + replicates), each column's mean is 1; the first column, all ones, is the sample itself.
         folds: the rows of each fold. An item's fold depends on the probe's items only, and not on a replicate.
+        in_fold: (items, folds), 1 over the number of all items where the item is in the fold, else 0.
     """
 
     sorted_items: tuple[str, ...]
     order: NDArray[np.int64]
-    weights: Array
+    weights: Single
     folds: tuple[slice, ...]
+    in_fold: Array
 
     @classmethod
     def of(cls, probe: str, items: Sequence[str], replicates: int = REPLICATES) -> Resampling:
@@ -47,19 +50,17 @@ class Resampling:
             raise ValueError(f"{probe}: {len(items)} items, of which {len(set(items))} are different")
         return _drawn(probe, tuple(sorted(items)), replicates)
 
-    def fold_sums(self, values: Array, out: Array | None = None) -> Array:
+    def fold_sums(self, values: Array) -> Single:
         """Weighted sums over each fold's items, over the number of all items: (rows, folds, 1 + replicates).
 
         Args:
             values: (rows, items), items in the order of the rows of `weights`.
-            out: where to write the sums.
         """
-        if out is None:
-            out = np.empty((len(values), len(self.folds), self.weights.shape[1]))
-        values = values / len(self.order)
+        sums = np.empty((len(values), len(self.folds), self.weights.shape[1]), dtype=np.float32)
+        values = (values / len(self.order)).astype(np.float32)
         for place, fold in enumerate(self.folds):
-            np.matmul(values[:, fold], self.weights[fold], out=out[:, place])
-        return out
+            np.matmul(values[:, fold], self.weights[fold], out=sums[:, place])
+        return sums
 
 
 _AT_A_TIME = 100
@@ -76,14 +77,17 @@ def _drawn(probe: str, items: tuple[str, ...], replicates: int) -> Resampling:
     n = len(items)
     key = _digest("\n".join((probe, *items)))
     stream = np.random.Philox(key=int.from_bytes(key[:16], "little"))
-    weights = np.ones((n, 1 + replicates))
+    in_fold = np.zeros((n, FOLDS))
+    for fold, rows in enumerate(folds):
+        in_fold[rows, fold] = 1 / n
+    weights = np.ones((n, 1 + replicates), dtype=np.float32)
     for start in range(0, replicates, _AT_A_TIME):
         some = min(_AT_A_TIME, replicates - start)
         drawn = ((stream.random_raw(some * n) >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32)
         rows = np.repeat(np.arange(some) * n, n)
         counts = np.bincount(rows + drawn.astype(np.int64), minlength=some * n)
         weights[:, 1 + start : 1 + start + some] = counts.reshape(some, n).T
-    return Resampling(items, np.array(ordered), weights, folds)
+    return Resampling(items, np.array(ordered), weights, folds, in_fold)
 
 
 def _digest(text: str) -> bytes:

@@ -17,6 +17,11 @@ from tasks.scoring.headline import area
 REPLICATES = 40
 
 
+def near(wanted: float, column: int):
+    """The estimate is in double precision, replicates are in single precision."""
+    return pytest.approx(wanted, abs=1e-6 if column else 1e-12)
+
+
 class Asked:
     """A trial's answers to the items of some metrics, and how far apart the anchors are."""
 
@@ -37,7 +42,7 @@ class Asked:
         """A cell's share over the items of some folds."""
         draws = self.draws[cell.probe]
         rows = [row for fold in folds for row in range(draws.folds[fold].start, draws.folds[fold].stop)]
-        weights = [draws.weights[row, column] for row in rows]
+        weights = [float(draws.weights[row, column]) for row in rows]
         above = sum(w * self.excess[cell][row] for w, row in zip(weights, rows, strict=True))
         below = sum(w * self.distance[cell.probe][row] for w, row in zip(weights, rows, strict=True))
         return above / len(draws.order), below / len(draws.order)
@@ -100,13 +105,13 @@ def test_replicates_are_what_a_plain_loop_gives(seed):
     for column in range(REPLICATES + 1):
         wanted = by_definition(known, useful, column)
         for name in ("forgetting", "robustness", "robustness_harmonic", "utility", "score"):
-            assert getattr(found, name)[column] == pytest.approx(wanted[name], abs=1e-10), (name, column)
+            assert getattr(found, name)[column] == near(wanted[name], column), (name, column)
         for attack, value in wanted["recovery"].items():
-            assert found.recovery[attack][column] == pytest.approx(value, abs=1e-10)
+            assert found.recovery[attack][column] == near(value, column)
         for point, value in wanted["curve"].items():
-            assert found.curves["relearn"][point][column] == pytest.approx(value, abs=1e-10)
+            assert found.curves["relearn"][point][column] == near(value, column)
         curve = {point: Estimate(value, None, 1) for point, value in wanted["curve"].items()}
-        assert found.areas["relearn"][column] == pytest.approx(area(curve).value, abs=1e-10)
+        assert found.areas["relearn"][column] == near(area(curve).value, column)
     assert found.curves.keys() == {"relearn"}
 
 
@@ -121,8 +126,9 @@ def test_plain_numbers_choose_the_worst_on_the_items_that_they_are_read_on():
     for column in range(REPLICATES + 1):
         wanted = [1 - clip(max(shares(known, column, "none"))), 1 - clip(max(shares(known, column)))]
         wanted.append(clip(min(shares(useful, column))))
-        assert [plain[name][column] for name in ("forgetting", "robustness", "utility")] == pytest.approx(wanted)
-        assert plain["score"][column] == pytest.approx(harmonic(wanted))
+        for name, number in zip(("forgetting", "robustness", "utility"), wanted, strict=True):
+            assert plain[name][column] == near(number, column)
+        assert plain["score"][column] == pytest.approx(harmonic(wanted), rel=1e-4)
 
 
 def test_how_often_an_attack_is_the_worst_is_counted_over_folds_and_replicates():
@@ -198,5 +204,5 @@ def test_fewer_items_than_folds_are_read_all_the_same(items):
     found = replicate(known.cells(), useful.cells())
     for column in range(REPLICATES + 1):
         wanted = by_definition(known, useful, column)
-        assert found.score[column] == pytest.approx(wanted["score"], abs=1e-10)
+        assert found.score[column] == pytest.approx(wanted["score"], abs=1e-6)
     assert np.isfinite(found.score).all()
