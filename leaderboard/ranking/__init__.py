@@ -16,5 +16,6 @@ __all__ = [
     "retention_matching",
     "searches",
     "specs",
+    "synthetic",
     "verdict",
 ]

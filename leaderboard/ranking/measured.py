@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching
+from leaderboard.board.schema import ANCHORS, RANDOM_CHANGE, RAW, UNLEARNED, matching
 from leaderboard.board.store import Board
 from leaderboard.ranking.entry import MatchedHeadlines, Trial
 from leaderboard.ranking.headlines import (
@@ -205,7 +205,11 @@ class TaskMeasurements:
 
 def engines_of(source: Source, task: str, split: str) -> set[str]:
     """The engines that measured trials of a task; the task can be ranked by each of them."""
-    trials = {row["trial"] for row in rows(source, "trials", {"task": task}, ("trial",))}
+    trials = {
+        row["trial"]
+        for row in rows(source, "trials", {"task": task}, ("trial", "optimizer"))
+        if row["optimizer"] != RANDOM_CHANGE
+    }
     measured = rows(source, "measurements", _headline_rows(task, split), ("trial", "engine"))
     return {row["engine"] for row in measured if row["trial"] in trials}
 

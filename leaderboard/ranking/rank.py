@@ -26,6 +26,7 @@ from leaderboard.ranking.null_entries import NullEntry, null_entries
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
 from leaderboard.ranking.plain import plain
+from leaderboard.ranking.replicated import Replicating
 from leaderboard.ranking.retention_matching import matched_on
 from leaderboard.ranking.searches import Search, search_id, searches
 from leaderboard.ranking.selection import Selection, official
@@ -148,7 +149,7 @@ def rank(
     if here.group is None:
         return Ranking(*common, None, (), matched=matched)
     shown = here.shown
-    replicating = here.replicating(shown)
+    replicating = here.replicating([*here.nulls, *(row for entry in shown for row in here.entries[entry])])
     # One after another: the replicates of all trials of a large board would take all memory.
     entries = [combined(label, here.trials(entry, replicating), here.matched_floor) for entry, label in shown.items()]
     # Of the engines that measured a mixed group, some may be chosen for no trial.
@@ -172,7 +173,7 @@ def rank(
         Verdict.of(placed, verdicts),
         _ceilings(here),
         _searches(source, task, here, list(shown)),
-        _null_entries(source, here),
+        _null_entries(source, here, replicating, matched=matched),
     )
 
 
@@ -206,6 +207,6 @@ def _ceilings(here: Selection) -> dict[str, dict[str, float]]:
     return ceilings(target, retrained, row["anchor_ids"], here.attacks)
 
 
-def _null_entries(source: Source, here: Selection) -> tuple[NullEntry, ...]:
+def _null_entries(source: Source, here: Selection, replicating: Replicating, *, matched: bool) -> tuple[NullEntry, ...]:
     typical = _typical(here)
-    return null_entries(source, here.measured, *typical, here.attacks) if typical else ()
+    return null_entries(source, here, replicating, *typical, matched=matched) if typical else ()

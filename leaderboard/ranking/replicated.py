@@ -29,11 +29,12 @@ from leaderboard.ranking.headlines import LARGEST, NONE, HeadlineMeasurements, H
 from leaderboard.ranking.measured import Row, Source, TaskMeasurements
 from leaderboard.ranking.mixing_curve import Reading, Unread, beside, read
 from leaderboard.ranking.retention_matching import CURVE
+from leaderboard.ranking.synthetic import SYNTHETIC, synthetic_key
 
 MOST_CELLS = 1000
 """Most numbers behind a trial's R, each of which takes 80 kB for a while; the official sets have a hundred."""
 MOST_ITEMS = 60_000
-"""Most items that are drawn again, over all probes: each takes 16 kB. Entries with the same questions share them."""
+"""Most items that are drawn again, over all probes: each takes 8 kB. Entries with the same questions share them."""
 
 NO_ITEMS = "not compared: the answers to single questions behind its numbers are not on this board"
 
@@ -96,7 +97,11 @@ class Replicating:
             for key, value in _keys(model):
                 wanted[key].add(value)
         if isinstance(source, Board):
-            return cls(measured, read_items(source, wanted))
+            anchors = {(row["anchors"], engine) for row, engine in trials}
+            targets = (measured.model(recipe, ANCHORS[0], engine) for recipe, engine in anchors)
+            asked = {key for target in targets for key, _ in _keys(target)}
+            unmeasured = {synthetic_key(name, key) for key in asked for name in SYNTHETIC}
+            return cls(measured, read_items(source, wanted, unmeasured))
         return cls(measured, scored_items(source["items"]) if "items" in source else {})
 
     def trial(self, trial: Trial, attacks: Sequence[str], floor: float | None) -> Trial:
@@ -108,14 +113,8 @@ class Replicating:
         why: list[str] = []
 
         def replicates(found: Headlines, name: str) -> Replicates | None:
-            if not found.score.known:
-                return None
-            try:
-                with np.errstate(all="ignore"):  # what is not finite is left out
-                    return _finite(self.of(trial.row, trial.engine, attacks, name))
-            except NoItems as missing:
-                why.append(str(missing))
-                return None
+            model = self.measured.model(trial.row["trial"], UNLEARNED, trial.engine, name)
+            return self.known(model, found, trial.row, trial.engine, attacks, why)
 
         raw, matched = replicates(trial.headlines, RAW), trial.matched
         if matched and floor is not None and matched.kind == CURVE:
@@ -128,13 +127,50 @@ class Replicating:
             matched = replace(matched, replicates=replicates(matched.headlines, matching(floor)))
         return replace(trial, replicates=raw, matched=matched, not_compared=why[0] if why else None)
 
-    def of(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> Replicates:
-        """A trial's headlines in every replicate. All that they are made of has been measured.
+    def known(
+        self,
+        model: HeadlineMeasurements,
+        found: Headlines,
+        row: Row,
+        engine: str | None,
+        attacks: Sequence[str],
+        why: list[str] | None = None,
+    ) -> Replicates | None:
+        """The replicates of a model with these headlines, or None.
+
+        Args:
+            row: a trial with the model's anchors.
+            why: where the reason is put if there are none.
+        """
+        if not found.score.known:
+            return None
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is left out
+                return _finite(self.of(model, row, engine, attacks))
+        except NoItems as missing:
+            if why is not None:
+                why.append(str(missing))
+            return None
+
+    def of(self, unlearned: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]) -> Replicates:
+        """A model's headlines in every replicate. All that they are made of has been measured.
 
         Raises:
             NoItems: saying what is missing.
         """
-        return self._of_model(self.measured.model(row["trial"], UNLEARNED, engine, name), row, engine, attacks)
+        target, retrained = (self.measured.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
+        zero_model = None if at_chance(row["anchor_ids"]) else retrained
+        metrics, units = self._units_of("knowledge", row["anchors"], engine, target, zero_model)
+        excess: dict[Cell, Array] = {}
+        for attack in dict.fromkeys([NONE, *attacks]):
+            for point in [0] if attack == NONE else sorted(unlearned.points(attack)):
+                if len(excess) > MOST_CELLS:
+                    raise NoItems(f"not compared: more than {MOST_CELLS:,} numbers are behind its robustness")
+                for index, metric in enumerate(metrics):
+                    draws = units.resamplings[index]
+                    zero = self._zero(target, zero_model, attack, point, metric, draws)
+                    excess[Cell(attack, point, index)] = self._in_order(unlearned, attack, point, metric, draws) - zero
+        return replicate(Cells.of(units, excess), self._useful(unlearned, row, engine))
 
     def utility_along(self, row: Row, engine: str | None) -> dict[float, Array]:
         """By mixing weight U in every replicate, of weights whose utility is known; at the target it is 1.
@@ -172,7 +208,7 @@ class Replicating:
                 if weight == 0:
                     found[weight] = self._of_target(row, engine, attacks)
                 elif weight < 1:
-                    found[weight] = _finite(self._of_model(models[weight], row, engine, attacks))
+                    found[weight] = _finite(self.of(models[weight], row, engine, attacks))
             try:
                 reading = read(utility, found, floor)
             except Unread as why:
@@ -184,25 +220,8 @@ class Replicating:
         key = (row["anchors"], row["anchor_ids"], engine, tuple(attacks))
         if key not in self._targets:
             target = self.measured.model(row["anchors"], ANCHORS[0], engine)
-            self._targets[key] = _finite(self._of_model(target, row, engine, attacks))
+            self._targets[key] = _finite(self.of(target, row, engine, attacks))
         return self._targets[key]
-
-    def _of_model(
-        self, unlearned: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]
-    ) -> Replicates:
-        target, retrained = (self.measured.model(row["anchors"], anchor, engine) for anchor in ANCHORS)
-        zero_model = None if at_chance(row["anchor_ids"]) else retrained
-        metrics, units = self._units_of("knowledge", row["anchors"], engine, target, zero_model)
-        excess: dict[Cell, Array] = {}
-        for attack in dict.fromkeys([NONE, *attacks]):
-            for point in [0] if attack == NONE else sorted(unlearned.points(attack)):
-                if len(excess) > MOST_CELLS:
-                    raise NoItems(f"not compared: more than {MOST_CELLS:,} numbers are behind its robustness")
-                for index, metric in enumerate(metrics):
-                    draws = units.resamplings[index]
-                    zero = self._zero(target, zero_model, attack, point, metric, draws)
-                    excess[Cell(attack, point, index)] = self._in_order(unlearned, attack, point, metric, draws) - zero
-        return replicate(Cells.of(units, excess), self._useful(unlearned, row, engine))
 
     def _useful(self, model: HeadlineMeasurements, row: Row, engine: str | None) -> Cells:
         """What a model keeps of utility, item by item."""

@@ -21,11 +21,12 @@ from suite.evaluation.trial_rows import Row, trial_row
 from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint
 from suite.models.encoding import Encoder
 from suite.spec.measure import MeasureSpec
-from suite.spec.trial import TrialSpec
+from suite.spec.random_change import AnyTrial, RandomChange
 from suite.storage.environment import Numeric, numeric
 from suite.storage.stages import Artifact
 from suite.storage.store import Store
 from suite.training.anchors import Anchors, prepare_anchors
+from suite.training.random_change import randomly_changed
 from suite.training.unlearning import unlearn
 from suite.trials.early_stopping import KnowledgeOnDev
 from suite.trials.harness import Harness, headlines_of
@@ -50,7 +51,7 @@ class TrialResult:
         measurements: all rows that this run published: of the unlearned model, its checkpoints and the anchors.
     """
 
-    spec: TrialSpec
+    spec: AnyTrial
     row: Row
     attacks: Mapping[Split, Sequence[str]]
     measurements: Sequence[Row]
@@ -67,7 +68,7 @@ class TrialResult:
 
 
 def run_trial(
-    spec: TrialSpec,
+    spec: AnyTrial,
     store: Store,
     *,
     measure: MeasureSpec | None = None,
@@ -77,6 +78,8 @@ def run_trial(
     on_stage: OnStage = lambda stage, rows: None,
 ) -> TrialResult:
     """Run a trial, or the part of it that is not in the store yet, and put its rows on the board.
+
+    A null trial differs in where its weights come from, and in nothing else.
 
     Args:
         search: the search that it is a part of, for its row.
@@ -97,8 +100,11 @@ def run_trial(
         on_stage("anchors", [])
 
         harness = _harness(spec, data, anchors, make_engine(anchors.base.encoder, device), store, runtime, device)
-        criterion = KnowledgeOnDev(data.task, anchors, harness.engine) if spec.until else None
-        stages = unlearn(spec, data.task, anchors, store.stages, runtime, criterion)
+        if isinstance(spec, RandomChange):
+            stages = [randomly_changed(spec, anchors, store.stages, runtime)]
+        else:
+            criterion = KnowledgeOnDev(data.task, anchors, harness.engine) if spec.until else None
+            stages = unlearn(spec, data.task, anchors, store.stages, runtime, criterion)
         trial = trial_row(spec, data.task, anchors, stages, environment) | {"search": search}
         on_stage("unlearn", [])
 
@@ -125,13 +131,13 @@ def run_trial(
     return TrialResult(spec, trial, data.attack_names, harness.publisher.rows)
 
 
-def _engine_of(measure: MeasureSpec, spec: TrialSpec) -> MakeEngine:
+def _engine_of(measure: MeasureSpec, spec: AnyTrial) -> MakeEngine:
     """The engine that the measurement names, with the dtype of the trial's model."""
     return lambda encoder, device: chosen_engine(measure, encoder, dtype=spec.model.dtype, device=device)
 
 
 def _harness(
-    spec: TrialSpec,
+    spec: AnyTrial,
     data: TaskData,
     anchors: Anchors,
     engine: Engine,

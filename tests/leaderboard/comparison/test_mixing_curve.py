@@ -139,6 +139,14 @@ def test_weights_that_keep_the_floor_are_read_as_they_are():
     assert all(np.array_equal(reading.replicates.recovery[attack], raw.recovery[attack]) for attack in ATTACKS)
 
 
+def test_a_model_that_loses_nothing_is_read_as_it_is_even_at_a_floor_of_one():
+    """Replicates are in single precision: a share of 1 may be 0.9999999 in some of them."""
+    rng = np.random.default_rng(5)
+    heights = {weight: 1 - 1e-7 * rng.integers(0, 2, 401) for weight in (0.0, *QUARTERS, 1.0)}
+    assert (crossing(sorted(heights), np.stack([heights[weight] for weight in sorted(heights)]), 1.0) == 1).all()
+    assert next_weight(heights, 1.0) is None and weights_to_attack(heights, 1.0, 1.0) == []
+
+
 def coverage(draws: int, seed: int, noise: float = 0.35, shape: float = LATE) -> tuple[dict[str, float], list[int]]:
     rng = np.random.default_rng(seed)
     held = {name: [] for name in ("forgetting", "robustness", "score", "weight", "barrier")}
