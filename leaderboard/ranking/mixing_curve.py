@@ -27,8 +27,8 @@ FEWEST = 5
 """Fewest mixing weights between which a number is read, both ends included."""
 MOST = 64
 """Most mixing weights of one trial: some hundred kilobytes each are held, and ten are measured."""
-ROUNDING = 1e-9
-"""Utility that is lower by this is at the floor: a share of shares is not exact."""
+ROUNDING = 1e-6
+"""Utility that is lower by this is at the floor: replicates are in single precision."""
 
 
 class Unread(Exception):
