@@ -68,6 +68,8 @@ class Numbers:
         worst_attack: the attack with the largest recovery; null where a recovery is not known.
         failed: attacks that ended in an error, with its message.
         reason: why there is no score; null where there is one.
+        per_item: what is brought back of each question by whichever attack brings back most of it, less what the
+            retrained model answers where it too is given the best attack for each; null where items are not known.
         worst_share: by attack, how often it is the worst, over replicates and runs; empty where items are not known.
         replicated: F, R, U and score by their field's name, for comparisons; null where items are not known.
     """
@@ -83,6 +85,7 @@ class Numbers:
     worst_attack: str | None
     failed: Mapping[str, str]
     reason: str | None
+    per_item: Number
     worst_share: Mapping[str, float]
     replicated: Mapping[str, Replicated] | None = field(compare=False)
 
@@ -312,6 +315,13 @@ def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dic
     def area(attack: str) -> Number:
         return on_curve(attack, lambda found: found.areas.get(attack), lambda found: found.areas[attack])
 
+    def per_item() -> Number:
+        if not compared or any(run.replicates.per_item is None for run in runs.values()):
+            return Number(None, reason="the answers to single questions are not known")
+        found = replicated(lambda run: run.per_item)
+        told = spread(found, key, None)
+        return Number(told.estimate, (told.low, told.high), None, tuple(found.runs.values()))
+
     recovery = {
         attack: number(
             lambda found, attack=attack: found.recovery[attack], lambda found, attack=attack: found.recovery[attack]
@@ -336,6 +346,7 @@ def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dic
         "areas": {attack: area(attack) for attack in curved},
         "worst_attack": max(known, key=known.__getitem__) if len(known) == len(recovery) else None,
         "failed": failed,
+        "per_item": per_item(),
         "worst_share": _worst_share([run.replicates for run in runs.values()]) if compared else {},
         "replicated": {name: replicated(attrgetter(name)) for name in HEADLINES}
         if compared and headlines["score"].value is not None

@@ -6,6 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ MOST_CELLS = 1000
 """Most numbers behind a trial's R, each of which takes 80 kB for a while; the official sets have a hundred."""
 MOST_ITEMS = 60_000
 """Most items that are drawn again, over all probes: each takes 8 kB. Entries with the same questions share them."""
+
+ANY = "any"
+"""Stands for whichever attack brings back most of an item."""
 
 NO_ITEMS = "not compared: the answers to single questions behind its numbers are not on this board"
 
@@ -186,6 +190,8 @@ class Replicating:
         zero_model = None if at_chance(row["anchor_ids"]) else retrained
         metrics, units = self._units_of("knowledge", row["anchors"], engine, target, zero_model, alone)
         excess: dict[Cell, Array] = {}
+        answers: list[list[Array]] = [[] for _ in metrics]
+        zeros: list[list[Array | float]] = [[] for _ in metrics]
         for attack in dict.fromkeys([NONE, *attacks]):
             for point in [0] if attack == NONE else sorted(unlearned.points(attack)):
                 if len(excess) > MOST_CELLS:
@@ -193,8 +199,18 @@ class Replicating:
                 for index, metric in enumerate(metrics):
                     draws = units.resamplings[index]
                     zero = self._zero(target, zero_model, attack, point, metric, draws)
-                    excess[Cell(attack, point, index)] = self._in_order(unlearned, attack, point, metric, draws) - zero
-        return replicate(Cells.of(units, excess), self._useful(unlearned, target, row, engine, alone))
+                    answer = self._in_order(unlearned, attack, point, metric, draws)
+                    excess[Cell(attack, point, index)] = answer - zero
+                    answers[index].append(answer)
+                    zeros[index].append(zero)
+        # Both models are given the attack that is best for each item, or luck alone would bring something back.
+        more = [np.maximum if unit >= 0 else np.minimum for unit in units.sample.sum(1)]
+        per_item = {
+            Cell(ANY, 0, index): reduce(best, answers[index]) - reduce(best, zeros[index])
+            for index, best in enumerate(more)
+        }
+        useful = self._useful(unlearned, target, row, engine, alone)
+        return replicate(Cells.of(units, excess), useful, Cells.of(units, per_item))
 
     def utility_along(self, row: Row, engine: str | None) -> dict[float, Array]:
         """By mixing weight U in every replicate, of weights whose utility is known; at the target it is 1.
@@ -365,6 +381,7 @@ def _finite(found: Replicates) -> Replicates:
     """
     numbers = (*(getattr(found, name) for name in HEADLINES), *found.recovery.values(), *found.areas.values())
     curves = (height for curve in found.curves.values() for height in curve.values())
-    if not all(np.abs(array).max() <= LARGEST for array in (*numbers, *curves)):
+    per_item = [] if found.per_item is None else [found.per_item]
+    if not all(np.abs(array).max() <= LARGEST for array in (*numbers, *curves, *per_item)):
         raise NoItems("not compared: with other questions, its numbers are none that can be")
     return found

@@ -21,7 +21,10 @@ LEGEND = (
 )
 LONGEST_NOTE = 1000
 """Characters of a note, which may be the message of an error."""
-WORST = " Worst attack: share of the knowledge that it brings back, and how often it is the worst on other questions."
+WORST = (
+    " Worst attack: share of the knowledge that it brings back, and how often it is the worst on other questions; any: "
+    "what is brought back of each question by whichever attack brings back most of it."
+)
 ENGINES = " Engines are mixed: each trial and its anchors were measured by one. No interval covers how engines differ."
 
 
@@ -172,7 +175,9 @@ def _worst(numbers: Numbers | None, ranking: Ranking) -> Text:
     attack = numbers.worst_attack
     often = numbers.worst_share.get(attack)
     share = "" if often is None else f" {often:.0%}"
-    return _text(f"{rounded(numbers.recovery[attack].value)} {ranking.attack_labels.get(attack, attack)}{share}")
+    per_item = "" if numbers.per_item.value is None else f"\nany {rounded(numbers.per_item.value)}"
+    worst = f"{rounded(numbers.recovery[attack].value)} {ranking.attack_labels.get(attack, attack)}{share}"
+    return Text(f"{shortened(worst)}{per_item}")
 
 
 def _count(value: float | None) -> str:

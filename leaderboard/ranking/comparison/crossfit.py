@@ -199,6 +199,8 @@ class Replicates:
         recovery, curves, areas: as in `leaderboard.ranking.headlines.Headlines`.
         worst: by attack, the share of replicates and folds in which it is the worst.
         cells: what they were made of, of knowledge and of utility; None where they were read between two models.
+        per_item: what is brought back of each item by whichever attack brings back most of it; on the probe of which
+            most is. Null where that is not known.
         levels: by level beside items and runs, and by its seed, the same with that seed alone and without replicates.
     """
 
@@ -212,6 +214,7 @@ class Replicates:
     areas: Mapping[str, Array]
     worst: Mapping[str, float]
     cells: tuple[Cells, Cells] | None
+    per_item: Array | None = None
     levels: Mapping[str, Mapping[str, Replicates]] = field(default_factory=dict)
 
     @property
@@ -229,12 +232,13 @@ class Replicates:
         return {**found, "score": _harmonic(list(found.values()))}
 
 
-def replicate(knowledge: Cells, utility: Cells) -> Replicates:
+def replicate(knowledge: Cells, utility: Cells, per_item: Cells | None = None) -> Replicates:
     """The headlines in every replicate.
 
     Args:
         knowledge: every attack, `none` included, at every point on every knowledge metric.
         utility: the utility metrics, without an attack.
+        per_item: one cell for each knowledge metric: of each item the most that any attack brings back.
     """
     known, useful = knowledge.drawn(), utility.drawn(sign=-1.0)
     at: dict[str, dict[int, list[int]]] = {NONE: {}}
@@ -266,7 +270,13 @@ def replicate(knowledge: Cells, utility: Cells) -> Replicates:
         {attack: _area(curve) for attack, curve in curves.items()},
         dict(zip(strongest, times.tolist(), strict=True)),
         (knowledge, utility),
+        _worst_of_each(per_item) if per_item else None,
     )
+
+
+def _worst_of_each(per_item: Cells) -> Array:
+    found = per_item.drawn()
+    return found.read(found.largest(range(len(found.cells))))
 
 
 def smallest_share(cells: Cells) -> Array:
