@@ -29,7 +29,7 @@ CORRECT = "correct them or take them out of the file, whose other rows are read"
 CHOOSE = "take one of the two out of the board"
 
 _RANKED = {
-    "trials": ("entry", "task", "task_version", "data", "seed", "anchors", "anchor_ids"),
+    "trials": ("entry", "optimizer", "task", "task_version", "data", "seed", "anchors", "anchor_ids"),
     "measurements": ("value", "stderr", "n", "headline", "chance", "task", "anchors"),
     "items": ("item", "value"),
 }

@@ -40,9 +40,8 @@ def validate(
     if as_json:
         listed = [{"trial": s.id, "label": s.label, "spec": s.canonical, "cost": c.as_dict()} for s, c in checked]
         search = plan.search.changed() if search else None
-        print_json(
-            {"valid": True, "search": search, "trials": listed, "null_trials": nulls, "places": asdict(placement)}
-        )
+        found = {"valid": True, "search": search, "trials": listed, "null_trials": nulls}
+        print_json({**found, "places": asdict(placement)})
         return
     rows = [
         [

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from leaderboard.board.schema import RANDOM_CHANGE
-from leaderboard.board.store import Board
+from leaderboard.board.store import Board, Broken
 from leaderboard.page import render
 from leaderboard.ranking.compare import NotCompared, compare
 from leaderboard.ranking.measured import engines_of
@@ -182,6 +182,16 @@ def test_no_norm_and_no_spec_of_a_null_trial_stops_a_ranking(tmp_path: Path, nor
     assert len([null for null in found.null_entries if null.name.startswith("random change")]) == 2
     json.dumps(found.as_json(), allow_nan=False)
     assert len(found.entries) == 2
+
+
+def test_no_trial_is_made_a_null_trial_behind_its_back(tmp_path: Path):
+    """A row that says so of a trial is told, whichever of the two was written first."""
+    for number, written in enumerate(("2025-01-01T00:00:00Z", "2027-01-01T00:00:00Z")):
+        told: list[Broken] = []
+        board = Board(_filled(tmp_path / str(number), *ENTRIES).path, tell=told.append)
+        board.append("trials", [ENTRIES[0][0] | {"optimizer": RANDOM_CHANGE, "written_at": written}])
+        rank(board, "paper")
+        assert [("another row has the same key and other content" in one.reason) for one in told] == [True]
 
 
 def test_the_page_has_the_words_of_the_terminal(tmp_path: Path):

@@ -221,6 +221,13 @@ def test_a_run_makes_a_null_trial_only_when_it_is_told(store: Store, tmp_path: P
         assert "measure.nulls" in regrade("run", file, f"measure.nulls={wrong}", "--store", store.root, code=2).stderr
 
 
+def test_null_trials_are_said_beforehand(tmp_path: Path):
+    file = sweep_file(tmp_path)
+    assert "\n1 null trial follows: " in regrade("validate", file).stdout
+    assert json.loads(regrade("validate", file, "search.grid.seed=[0,1,2]", "--json").stdout)["null_trials"] == 3
+    assert "null trial" not in regrade("validate", file, "measure.nulls=false").stdout
+
+
 def test_trials_that_changed_nothing_have_no_null_trial(store: Store, tmp_path: Path):
     file = tmp_path / "run.yaml"
     still = {**SMALL, "optimizer": {"name": "sgd", "lr": 1e-30}, "measure": {"attacks": [], "limit": 3, "nulls": True}}
