@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -247,7 +248,7 @@ def _write(draft: Path, table: str, batch: Sequence[Sound], left: Mapping[str, C
         draft.open("wb") as file,
         pq.ParquetWriter(file, kind, **how_to_write(kind)) as writer,
     ):
-        for read in connection.sql(views.all_rows(table, batch, expressions)).to_arrow_reader(BATCH):
+        for read in _read(connection.sql(views.all_rows(table, batch, expressions))):
             some = pa.Table.from_batches([read.filter(_kept(read, left)) if any(left.values()) else read])
             total += some.num_rows
             hashes += int(np.sum(some["hashed"].to_numpy(), dtype=np.uint64))
@@ -260,6 +261,14 @@ def _write(draft: Path, table: str, batch: Sequence[Sound], left: Mapping[str, C
         if waiting:
             writer.write_table(pa.concat_tables(waiting), GROUP_ROWS)
     return _Sum(total, hashes % (1 << 64))
+
+
+def _read(rows: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:
+    """The rows, some at a time. What cannot be read is DuckDB's error, not one of the file that is being written."""
+    try:
+        yield from rows.to_arrow_reader(BATCH)
+    except OSError as error:  # pyarrow's, for a file that somebody else has merged meanwhile
+        raise duckdb.IOException(str(error)) from None
 
 
 def _kept(read: pa.RecordBatch, left: Mapping[str, Collection[int]]) -> pa.Array:

@@ -64,7 +64,9 @@ def item_row(key: Key, samples: Iterable[Sample]) -> dict[str, Any] | None:
     return _row(key, ((sample.item, _number(key.metric, sample)) for sample in samples))
 
 
-def read_items(board: Board, wanted: Mapping[Key, Collection[float]]) -> dict[Key, Scored]:
+def read_items(
+    board: Board, wanted: Mapping[Key, Collection[float]], unmeasured: Collection[Key] = frozenset()
+) -> dict[Key, Scored]:
     """Items by row, those that the board has; rows that it lacks are made from its samples and added to it.
 
     A board that cannot be written is read all the same.
@@ -72,16 +74,21 @@ def read_items(board: Board, wanted: Mapping[Key, Collection[float]]) -> dict[Ke
     Args:
         wanted: by row the measurements that say that they are its mean. A row whose mean is none of them is no such
             row.
+        unmeasured: rows about which no measurement says anything, nor any sample; of metrics and probes in `wanted`.
     """
 
     def right(rows: Mapping[Key, Scored]) -> dict[Key, Scored]:
-        return {key: scored for key, scored in rows.items() if any(map(scored.gives, wanted.get(key, ())))}
+        return {
+            key: scored
+            for key, scored in rows.items()
+            if key in unmeasured or any(map(scored.gives, wanted.get(key, ())))
+        }
 
     if not wanted:
         return {}
     # On a large board a query that names every evaluation takes longer than to read them all and leave out the others.
     rows = board.read("items", {name: sorted({getattr(key, name) for key in wanted}) for name in ("probe", "metric")})
-    evaluations = pa.array(sorted({key.samples for key in wanted}))
+    evaluations = pa.array(sorted({key.samples for key in (*wanted, *unmeasured)}))
     found = right(scored_items(rows.filter(pc.is_in(rows["samples"], evaluations))))
     if not any((board.path / "samples").glob("*.parquet")):
         return found

@@ -40,6 +40,10 @@ RAW = "raw"
 """`matching` of rows about weights without retention matching."""
 
 
+RANDOM_CHANGE = "random_change"
+"""`optimizer` of a null trial: the target plus a random change of its weights. It is never ranked."""
+
+
 def matching(floor: float) -> str:
     """`matching` of rows about weights mixed with the target's until utility reaches a floor (arXiv 2406.09179)."""
     return f"uwc[floor={floor:g}]"
@@ -114,7 +118,7 @@ TRIALS = _table(
     _column("template_args", _STRING, _R, "canonical JSON of what the chat template is given; null for nothing"),
     _column("objective", _STRING, _R, "what forgetting means"),
     _column("smoothing", _STRING, _R, "which neighbourhood is asked"),
-    _column("optimizer", _STRING, _R, "name of the optimizer"),
+    _column("optimizer", _STRING, _R, "name of the optimizer; random_change for a null trial, which none moved"),
     _column(
         "adapter", _STRING, _R, "what the steps moved: full (the weights themselves), or an adapter merged into them"
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from leaderboard.ranking.entry import Entry, Matched
 from leaderboard.ranking.number import Number, rounded
+from leaderboard.ranking.retention_matching import CURVE, matched_on
 
 ABSENT = "\N{EN DASH}"
 """Shown where there is no number."""
@@ -47,13 +48,19 @@ def recovery(entry: Entry, attack: str) -> str:
     return f"{summary}; area under the curve {full(entry.areas[attack])}" if attack in entry.areas else summary
 
 
-def matched(numbers: Matched) -> str:
-    """An entry's headlines at matched utility, and the share of its weights in the mix."""
+def matched(numbers: Matched, split: str) -> str:
+    """An entry's headlines at matched utility, the share of its weights in the mix, and the barrier on the way there.
+
+    Args:
+        split: the questions that are ranked.
+    """
     headlines = (("score", numbers.score), ("F", numbers.forgetting), ("R", numbers.robustness))
     headlines += (("R hm", numbers.robustness_harmonic), ("U", numbers.utility))
     lines = [f"{name} {full(number)}" for name, number in headlines]
     weights = f"share of the unlearned weights {full(numbers.mixing_weight)}"
-    return "\n".join([f"mixed back to U = {numbers.floor:g} on dev: {weights}", *lines])
+    if CURVE in numbers.kinds:
+        lines.append(f"barrier of U on the way to the target {full(numbers.barrier)}")
+    return "\n".join([f"mixed back to U = {numbers.floor:g} on {matched_on(numbers.kinds, split)}: {weights}", *lines])
 
 
 def count(value: float | None) -> str:

@@ -133,7 +133,7 @@ def compare(
     if len(set(found)) < 2:
         raise NotCompared(f"{', '.join(names)}: name two entries or more. There are: {_listed(named.values())}")
     one, *others = dict.fromkeys(found)
-    replicating = here.replicating([one, *others])
+    replicating = here.replicating([row for entry in (one, *others) for row in here.entries[entry]])
     trials = {entry: here.trials(entry, replicating) for entry in (one, *others)}
     runs = {entry: _runs(named[entry], same) for entry, same in trials.items()}
     return [

@@ -15,13 +15,16 @@ from leaderboard.board.schema import Status
 from leaderboard.ranking.comparison import Replicated, Replicates, spread
 from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.headlines import Headlines
+from leaderboard.ranking.mixing_curve import Reading
 from leaderboard.ranking.number import Number, over_seeds, plain_mean
+from leaderboard.ranking.retention_matching import SHARE
 from tasks.scoring.estimate import Estimate
 
 FORGOT = 0.5
 """Below this forgetting, robustness says little: what was not forgotten cannot be recovered."""
 NOTED = (Status.FAILED, Status.UNCHANGED)
 """Statuses that are noted beside an entry and do not cost it its rank."""
+NO_CURVE = Estimate.null("no curve was measured")
 _SEED_COLUMNS = ("trial", "seed", "status", "reason")
 """Columns of a trial that a `Seed` has; its engine is not in the table `trials`."""
 
@@ -89,12 +92,19 @@ class Matched(Numbers):
     """An entry's numbers after mixing its weights back toward the target until utility reached a floor.
 
     Attributes:
-        floor: utility of the mixed weights on dev, a share of the target's; on test it is about the same.
+        floor: the utility, a share of the target's.
         mixing_weight: share of the unlearned weights; 1 where they were not mixed.
+        barrier: how far utility falls below the straight line between the target and the unlearned model on the way
+            from one to the other; null with a reason where no curve was measured.
+        kinds: how the runs were matched (`leaderboard.ranking.retention_matching`): `curve`, read where utility is at
+            the floor on these questions; or `share`, one share that kept utility at the floor on dev, so that U is
+            about the floor.
     """
 
     floor: float
     mixing_weight: Number
+    barrier: Number
+    kinds: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +147,21 @@ class Entry(Numbers):
 
 @dataclass(frozen=True, slots=True)
 class MatchedHeadlines:
-    """A trial's headlines after its weights were mixed with the target's, and the share of its weights in the mix."""
+    """A trial's headlines after its weights were mixed with the target's, and the share of its weights in the mix.
+
+    Attributes:
+        kind: how it was matched, `curve` or `share`.
+        barrier: of utility on the way to the target.
+        reading: all of these in every replicate, of a curve; None where items are not known.
+        replicates: those of the headlines.
+    """
 
     headlines: Headlines
     weight: Estimate
     replicates: Replicates | None = None
+    kind: str = SHARE
+    barrier: Estimate = NO_CURVE
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +240,26 @@ def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], en
     matched = {_name(trial): trial.matched or nothing for trial in trials}
     pairing = {_name(trial): trial.pairing for trial in trials}
     runs = {seed: Run(one.headlines, one.replicates, pairing[seed]) for seed, one in matched.items()}
-    numbers = _numbers(f"{trials[0].row['entry']} matched", runs, attacks)
-    weight = over_seeds({seed: one.weight for seed, one in matched.items()})
-    return Matched(floor=floor, mixing_weight=weight, **numbers, reason=end_reason or numbers["score"].reason)
+    key = f"{trials[0].row['entry']} matched"
+    numbers = _numbers(key, runs, attacks)
+    readings = {pairing[seed]: one.reading for seed, one in matched.items()}
+
+    def along(of: Callable[[MatchedHeadlines], Estimate], drawn: Callable[[Reading], Array]) -> Number:
+        plain = over_seeds({seed: of(one) for seed, one in matched.items()})
+        if plain.value is None or not all(readings.values()):
+            return plain
+        found = Replicated.mean_of({seed: drawn(reading) for seed, reading in readings.items()})
+        told = spread(found, key)
+        return Number(told.estimate, (told.low, told.high), plain.value, tuple(found.runs.values()))
+
+    return Matched(
+        floor=floor,
+        mixing_weight=along(lambda one: one.weight, lambda reading: reading.weight),
+        barrier=along(lambda one: one.barrier, lambda reading: reading.barrier),
+        kinds=tuple(sorted({one.kind for one in matched.values() if one is not nothing})),
+        **numbers,
+        reason=end_reason or numbers["score"].reason,
+    )
 
 
 class Run(NamedTuple):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from leaderboard.board.schema import RANDOM_CHANGE
 from leaderboard.board.store import BoardError
 from leaderboard.ranking.headlines import at_chance
 from leaderboard.ranking.measured import Rows
@@ -66,6 +67,24 @@ def grouped(trials: Rows, engines: Mapping[str, set[str]], *, mix_engines: bool)
             for group in fitting or [Group(engines=(), **common)]:
                 groups[group].append(row)
     return groups
+
+
+def is_null(trial: Mapping[str, Any]) -> bool:
+    """Whether a row of the table `trials` stands for no method, so that it is in no group."""
+    return trial["optimizer"] == RANDOM_CHANGE
+
+
+def on_scale(group: Group, trials: Iterable[dict[str, Any]], engines: Mapping[str, set[str]]) -> Rows:
+    """Those trials whose numbers are on a group's scale, measured by an engine of the group's.
+
+    Args:
+        engines: by trial those that measured it.
+    """
+    return [
+        row
+        for row in trials
+        if Group(engines=group.engines, **_common(row)) == group and engines.get(row["trial"], set()) & {*group.engines}
+    ]
 
 
 def chosen(groups: Mapping[Group, Rows], task: str, engine: str | None, anchor_ids: str | None) -> Group | None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching, pairs_of
+from leaderboard.board.schema import ANCHORS, RANDOM_CHANGE, RAW, UNLEARNED, matching, pairs_of
 from leaderboard.board.store import Board
 from leaderboard.ranking.entry import MatchedHeadlines, Trial
 from leaderboard.ranking.headlines import (
@@ -20,13 +20,25 @@ from leaderboard.ranking.headlines import (
     Headlines,
     Measured,
     trial_headlines,
+    utility_share,
 )
-from leaderboard.ranking.levels import ANCHOR_SEEDS, ATTACK_SEEDS, TOGETHER, Alone, AttackNames, Models, mean_over
-from leaderboard.ranking.retention_matching import METRIC, PROBE, chosen_floor, floor_of
+from leaderboard.ranking.levels import TOGETHER, Alone, AttackNames, MeanMeasurements, Models, mean_over, seeds_by_level
+from leaderboard.ranking.mixing_curve import read_plain
+from leaderboard.ranking.retention_matching import (
+    CURVE,
+    METRIC,
+    PROBE,
+    chosen_floor,
+    curve_name,
+    floor_of,
+    mixed_name,
+    of_curve,
+    share_of,
+)
 from tasks.scoring.estimate import Estimate
 
 _COLUMNS = (
-    *("trial", "subject", "matching", "engine", "anchor_ids", "headline", "probe", "subset", "metric"),
+    *("trial", "subject", "split", "matching", "engine", "anchor_ids", "headline", "probe", "subset", "metric"),
     *MEASURED,
 )
 
@@ -52,6 +64,7 @@ class TaskMeasurements:
     left_out: Mapping[str, int]
     _rows: Mapping[tuple[str | None, str, str, str | None], list[Measured]]
     _weights: Mapping[tuple[str, str, str | None], Estimate]
+    _shares: Mapping[tuple[str | None, str | None], set[float]]
     _models: dict[tuple[str | None, str, str, str | None], HeadlineMeasurements] = field(default_factory=dict)
     _anchors: dict[tuple[Any, ...], HeadlineMeasurements] = field(default_factory=dict)
 
@@ -60,25 +73,31 @@ class TaskMeasurements:
         by_model: defaultdict[tuple[str | None, str, str, str | None], list[Measured]] = defaultdict(list)
         engines: defaultdict[str, set[str]] = defaultdict(set)
         weights: dict[tuple[str, str, str | None], Estimate] = {}
+        shares: defaultdict[tuple[str | None, str | None], set[float]] = defaultdict(set)
         left_out: Counter[str] = Counter()
         trials = rows(source, "trials", {"task": task}, ("trial", "anchor_ids"))
         anchors = {row["trial"]: row["anchor_ids"] for row in trials}
         of_weights = {"task": task, "probe": PROBE, "metric": METRIC}
         metrics: dict[HeadlineMetric, HeadlineMetric] = {}  # one object of each
         for row in _tuples(source, "measurements", [_headline_rows(task, split), of_weights], _COLUMNS):
-            trial, subject, name, engine, anchor_ids, *of_metric = row[:9]
+            trial, subject, asked, name, engine, anchor_ids, *of_metric = row[:10]
             here = anchors.get(trial)
             if here and anchor_ids and anchor_ids != here:
                 left_out[trial] += 1
                 continue
             metric = HeadlineMetric(*of_metric)
-            measured = Measured.of(metrics.setdefault(metric, metric), *row[9:])
+            measured = Measured.of(metrics.setdefault(metric, metric), *row[10:])
             if (metric.probe, metric.metric) == (PROBE, METRIC):
-                weights[trial, name, engine] = measured.estimate
+                # One share was found on dev for both splits; a curve belongs to the split that it was measured on.
+                if asked == split or not of_curve(name):
+                    weights[trial, name, engine] = measured.estimate
             else:
                 by_model[trial, subject, name, engine].append(measured)
                 engines[trial].add(engine)
-        return cls(dict(engines), dict(left_out), dict(by_model), weights)
+        for trial, subject, name, engine in by_model:
+            if subject == UNLEARNED and (share := share_of(name)) is not None:
+                shares[trial, engine].add(share)
+        return cls(dict(engines), dict(left_out), dict(by_model), weights, dict(shares))
 
     def model(self, trial: str | None, subject: str, engine: str | None, name: str = RAW) -> HeadlineMeasurements:
         """The headline measurements of one model."""
@@ -88,20 +107,30 @@ class TaskMeasurements:
         return self._models[key]
 
     def models(
-        self, row: Row, engine: str | None, attacks: Sequence[str], name: str = RAW, alone: Alone = TOGETHER
+        self,
+        model: HeadlineMeasurements,
+        row: Row,
+        engine: str | None,
+        attacks: Sequence[str],
+        alone: Alone = TOGETHER,
     ) -> Models:
-        """A trial's measurements and its anchors', as means over seeds of attacks and of anchors.
+        """A model and a trial's anchors, as means over seeds of attacks and of anchors.
 
-        The anchors' are those under the seeds that the trial was attacked with, whatever others there are.
+        The seeds are those that the trial's model was attacked with, whatever the anchors went through for others.
 
         Args:
-            name: which weights of the trial.
+            model: the trial's, or another one on its scale; of a mean over seeds nothing is left to be averaged.
             alone: a seed that is used alone.
         """
-        unlearned = self.model(row["trial"], UNLEARNED, engine, name)
-        names = AttackNames(attacks, unlearned).of(alone.attack)
-        anchors = (self.anchor(row["anchors"], anchor, engine, names, alone.pair) for anchor in ANCHORS)
-        return Models(mean_over([unlearned], names), *anchors)
+        names = self.attack_names(model, row, engine, attacks).of(alone.attack)
+        mean = model if isinstance(model, MeanMeasurements) else mean_over([model], names)
+        return Models(mean, *(self.anchor(row["anchors"], anchor, engine, names, alone.pair) for anchor in ANCHORS))
+
+    def attack_names(
+        self, model: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]
+    ) -> AttackNames:
+        """What stands for the attacks of a set in the rows of a model on a trial's scale."""
+        return AttackNames(attacks, self.model(row["trial"], UNLEARNED, engine), model)
 
     def anchor(
         self,
@@ -125,20 +154,12 @@ class TaskMeasurements:
             self._anchors[key] = mean_over([self.model(one, anchor, engine) for one in pairs], names)
         return self._anchors[key]
 
-    def unlearned(self, row: Row, engine: str | None, attacks: Sequence[str], name: str = RAW) -> HeadlineMeasurements:
-        """A trial's own measurements, as means over seeds of attacks."""
-        model = self.model(row["trial"], UNLEARNED, engine, name)
-        return mean_over([model], AttackNames(attacks, model).of(None))
-
-    def levels(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> dict[str, dict[str, Alone]]:
-        """By level the seeds of a trial's attacks and anchors, where there are several."""
-        seeds = AttackNames(attacks, self.model(row["trial"], UNLEARNED, engine, name)).seeds
-        pairs = range(len(pairs_of(row["anchors"])))
-        found = {
-            ATTACK_SEEDS: {f"attack seed {seed}": Alone(attack=seed) for seed in seeds},
-            ANCHOR_SEEDS: {f"anchors {pair + 1}": Alone(pair=pair) for pair in pairs if len(pairs) > 1},
-        }
-        return {level: alone for level, alone in found.items() if alone}
+    def levels(
+        self, models: Iterable[HeadlineMeasurements], row: Row, engine: str | None, attacks: Sequence[str]
+    ) -> dict[str, dict[str, Alone]]:
+        """By level the seeds of a trial's attacks and anchors, where there are several: those that all models have."""
+        names = [self.attack_names(model, row, engine, attacks) for model in models]
+        return seeds_by_level(names, len(pairs_of(row["anchors"])))
 
     def chosen_engines(self, trials: Sequence[Row], engines: Collection[str]) -> dict[str, str | None]:
         """By trial the engine whose numbers are used, one of `engines`; None where no engine measured anything.
@@ -176,16 +197,40 @@ class TaskMeasurements:
         Args:
             floor: utility floor of its matched weights; None for none.
         """
-        matched = self._matched(row, engine, attacks, matching(floor)) if floor is not None else None
+        matched = self._matched(row, engine, attacks, floor) if floor is not None else None
         measured = engine if engine in self.engines.get(row["trial"], ()) else None
         left_out = self.left_out.get(row["trial"], 0)
         return Trial(row, measured, self._headlines(row, engine, attacks, RAW), matched, left_out)
 
     def _headlines(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> Headlines:
-        found = self.models(row, engine, attacks, name)
-        return trial_headlines(found.unlearned, found.target, found.retrained, row["anchor_ids"], attacks)
+        return self.headlines_of(self.model(row["trial"], UNLEARNED, engine, name), row, engine, attacks)
 
-    def _matched(self, row: Row, engine: str | None, attacks: Sequence[str], name: str) -> MatchedHeadlines | None:
+    def along_curve(self, row: Row, engine: str | None) -> dict[float, HeadlineMeasurements]:
+        """By mixing weight the models between a trial's target and its unlearned model, the ends among them."""
+        shares = sorted(self._shares.get((row["trial"], engine), ()))
+        return {
+            0.0: self.model(pairs_of(row["anchors"])[0], ANCHORS[0], engine),
+            **{share: self.model(row["trial"], UNLEARNED, engine, mixed_name(share)) for share in shares},
+            1.0: self.model(row["trial"], UNLEARNED, engine),
+        }
+
+    def has_curve(self, row: Row, engine: str | None, floor: float) -> bool:
+        """Whether a trial's curve was measured to be read at a floor."""
+        return (row["trial"], curve_name(floor), engine) in self._weights
+
+    def utility_along(self, row: Row, engine: str | None) -> dict[float, Estimate]:
+        """By mixing weight the utility of the models of `along_curve`."""
+        target = self.anchor(row["anchors"], ANCHORS[0], engine)
+        models = self.along_curve(row, engine)
+        utility = {weight: utility_share(model, target) for weight, model in models.items()}
+        if utility[0.0].known and models[0.0] is target:
+            utility[0.0] = Estimate(1.0, 0.0, utility[0.0].n)  # the target keeps all of its own
+        return utility
+
+    def _matched(self, row: Row, engine: str | None, attacks: Sequence[str], floor: float) -> MatchedHeadlines | None:
+        if self.has_curve(row, engine, floor):
+            return self._read(row, engine, attacks, floor)
+        name = matching(floor)
         weight = self._weights.get((row["trial"], name, engine))
         if (row["trial"], UNLEARNED, name, engine) in self._rows:
             unknown = Estimate.null("the mixing weight was not written down")
@@ -195,13 +240,34 @@ class TaskMeasurements:
         missing = Estimate.null(f"utility cannot be matched: {weight.reason}")
         return MatchedHeadlines(Headlines.null(missing, attacks), missing)
 
+    def headlines_of(
+        self, model: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]
+    ) -> Headlines:
+        """The headlines of a model beside a trial's anchors."""
+        found = self.models(model, row, engine, attacks)
+        return trial_headlines(found.unlearned, found.target, found.retrained, row["anchor_ids"], attacks)
+
+    def _read(self, row: Row, engine: str | None, attacks: Sequence[str], floor: float) -> MatchedHeadlines:
+        models = self.along_curve(row, engine)
+        read = read_plain(
+            self.utility_along(row, engine),
+            lambda weight: self.headlines_of(models[weight], row, engine, attacks),
+            attacks,
+            floor,
+        )
+        return MatchedHeadlines(read.headlines, read.weight, kind=CURVE, barrier=read.barrier)
+
     def _matched_keys(self) -> Iterable[tuple[str, str, str, str | None]]:
         return ((trial, UNLEARNED, name, engine) for trial, name, engine in self._weights)
 
 
 def engines_of(source: Source, task: str, split: str) -> set[str]:
     """The engines that measured trials of a task; the task can be ranked by each of them."""
-    trials = {row["trial"] for row in rows(source, "trials", {"task": task}, ("trial",))}
+    trials = {
+        row["trial"]
+        for row in rows(source, "trials", {"task": task}, ("trial", "optimizer"))
+        if row["optimizer"] != RANDOM_CHANGE
+    }
     measured = rows(source, "measurements", _headline_rows(task, split), ("trial", "engine"))
     return {row["engine"] for row in measured if row["trial"] in trials}
 

@@ -1,115 +1,187 @@
 """Models that stand for no method, on every board: what a table gives for doing nothing, and for an empty answer.
 
-The target itself, the retrained model, and two models that do not exist: one refuses everything, one always says the
-same. The answers of these two are synthetic, the same under every attack. None may have a higher score than the
-retrained model.
+The target itself, the retrained model, the target plus a random change as large as a method's (the null trials, which
+a sweep makes), and two models that do not exist (`leaderboard.ranking.synthetic`). The numbers of those that exist are
+made as entries' are, with intervals where items are known. They are never ranked, and none may have a higher score than
+the retrained model.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
-from leaderboard.board.items import Key, item_row, samples_of
-from leaderboard.board.store import Board
-from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, trial_headlines
-from leaderboard.ranking.measured import Row, Source, TaskMeasurements
-from leaderboard.ranking.number import rounded
-from tasks.scoring.estimate import Estimate, mean
+from leaderboard.board import schema
+from leaderboard.board.items import Key, Scored, samples_of, scored_items
+from leaderboard.board.schema import ANCHORS, UNLEARNED, Status
+from leaderboard.board.store import Board, BoardError
+from leaderboard.board.visible import shortened
+from leaderboard.ranking.entry import Numbers, Trial, combined
+from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, HeadlineMetric, trial_headlines
+from leaderboard.ranking.labels import LONGEST_SETTING
+from leaderboard.ranking.levels import MeanMeasurements
+from leaderboard.ranking.measured import Row, Source
+from leaderboard.ranking.number import Number, plain_mean, rounded
+from leaderboard.ranking.replicated import Replicating
+from leaderboard.ranking.selection import Selection
+from leaderboard.ranking.specs import settings_of
+from leaderboard.ranking.synthetic import SYNTHETIC, synthetic_key, synthetic_rows
+from tasks.scoring.estimate import mean
 from tasks.task import Sample
 
-UNLIKELY = -30.0
-"""Log-probability of a token that a synthetic model would not say, in nats."""
-REFUSAL = "I'm sorry, but I can't help with that."
-CONSTANT = "Yes."
+MOST_CHANGES = 5
+"""Random changes that are shown; of more, those with most runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class NullEntry:
-    """F, R, U and score of a model that stands for no method; null where they cannot be computed."""
+    """F, R, U and score of a model that stands for no method, or their means over the runs of a random change.
+
+    Attributes:
+        runs: 1, but for a random change the number of its seeds.
+    """
 
     name: str
-    forgetting: float | None
-    robustness: float | None
-    utility: float | None
-    score: float | None
+    runs: int
+    forgetting: Number
+    robustness: Number
+    utility: Number
+    score: Number
 
 
 def null_entries(
-    source: Source, measured: TaskMeasurements, row: Row, engine: str | None, attacks: Sequence[str]
+    source: Source, here: Selection, replicating: Replicating, row: Row, engine: str | None, *, matched: bool
 ) -> tuple[NullEntry, ...]:
     """The null entries of a group of trials; those of which nothing is known are left out.
 
     Args:
+        replicating: with the items of the group's anchors and null trials.
         row: a trial of the group, whose anchors are used.
         engine: the engine whose numbers are used.
-        attacks: the attacks that R covers.
+        matched: whether a random change is shown at matched utility, as the entries beside it are.
     """
-    found = measured.models(row, engine, attacks)
+    scale = here.measured.model(row["trial"], UNLEARNED, engine)
+    found = here.measured.models(scale, row, engine, here.attacks)
     target, retrained = found.target, found.retrained
-    models = {"target": target, "retrained": retrained}
-    if isinstance(source, Board):
-        samples = _unattacked(source, target)
-        for name, answered in (("refuses everything", _refusal), ("always says the same", _constant)):
-            models[name] = _synthetic(name, answered, target, samples, attacks)
-    found = []
-    for name, model in models.items():
-        numbers = trial_headlines(model, target, retrained, row["anchor_ids"], attacks)
-        parts = (numbers.forgetting, numbers.robustness, numbers.utility, numbers.score)
-        if any(part.known for part in parts):
-            found.append(NullEntry(name, *(part.value for part in parts)))
-    return tuple(found)
+    synthetic = _synthetic(source, replicating, target, here.attacks)
 
+    def alone(name: str, model: HeadlineMeasurements) -> tuple[str, int, Numbers]:
+        made_up = {"trial": name, "entry": name, "status": str(Status.OK), "anchors": row["anchors"]}
+        trial = dict.fromkeys(schema.columns("trials")) | made_up | {"anchor_ids": row["anchor_ids"]}
+        numbers = trial_headlines(model, target, retrained, row["anchor_ids"], here.attacks)
+        drawn = replicating.known(model, numbers, row, engine, here.attacks)
+        return name, 1, combined(name, [Trial(trial, engine, numbers, replicates=drawn)])
 
-def _unattacked(board: Board, target: HeadlineMeasurements) -> Mapping[tuple[str, str], Sequence[Sample]]:
-    """The target's answers without an attack, by evaluation and probe."""
-    found = {(samples, metric.probe) for (attack, _, metric), samples in target.samples.items() if attack == NONE}
-    return samples_of(board, found)
-
-
-def _synthetic(
-    name: str,
-    answered: Callable[[Sample], Sample],
-    target: HeadlineMeasurements,
-    samples: Mapping[tuple[str, str], Sequence[Sample]],
-    attacks: Sequence[str],
-) -> HeadlineMeasurements:
-    """A model with these answers, without an attack and under each."""
-    estimates: dict[tuple, Estimate] = {}
-    points = defaultdict(set, {attack: target.points(attack) or {0} for attack in (NONE, *attacks)})
-    for (attack, _, metric), id_ in target.samples.items():
-        if attack != NONE or not samples.get((id_, metric.probe)):
-            continue
-        row = item_row(Key(id_, metric.probe, metric.metric), map(answered, samples[id_, metric.probe]))
-        if row is not None:
-            number = mean(row["value"])
-            estimates |= {(other, point, metric): number for other, places in points.items() for point in places}
-    return HeadlineMeasurements(name, estimates, target.chances, {})
-
-
-def _refusal(sample: Sample) -> Sample:
-    """No token of the answer is likely, and no choice is likelier than another."""
-    return _answered(sample, REFUSAL, lambda choices: (UNLIKELY,) * choices)
-
-
-def _constant(sample: Sample) -> Sample:
-    """The same text for every question, and of several choices the first."""
-    return _answered(sample, CONSTANT, lambda choices: (0.0, *(UNLIKELY,) * (choices - 1)))
-
-
-def _answered(sample: Sample, text: str, choose: Callable[[int], tuple[float, ...]]) -> Sample:
-    return replace(
-        sample,
-        generated=None if sample.generated is None else text,
-        sampled=None if sample.sampled is None else (text,) * len(sample.sampled),
-        token_logprobs=None if sample.token_logprobs is None else (UNLIKELY,) * len(sample.token_logprobs),
-        token_correct=None if sample.token_correct is None else (False,) * len(sample.token_correct),
-        choice_logprobs=None if sample.choice_logprobs is None else choose(len(sample.choice_logprobs)),
+    numbers = [
+        *(alone(name, model) for name, model in zip(ANCHORS, (target, retrained), strict=True)),
+        *_random_changes(here, replicating, matched=matched),
+        *(alone(name, model) for name, model in synthetic.items()),
+    ]
+    return tuple(
+        NullEntry(name, runs, one.forgetting, one.robustness, one.utility, one.score)
+        for name, runs, one in numbers
+        if any(part.value is not None for part in (one.forgetting, one.robustness, one.utility))
     )
 
 
+def _random_changes(here: Selection, replicating: Replicating, *, matched: bool) -> Iterator[tuple[str, int, Numbers]]:
+    """The name, number of runs and numbers of the null trials, the smallest change first."""
+    entries: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in here.nulls:
+        if row["status"] not in (Status.FAILED, Status.DIVERGED):
+            entries[row["entry"]].append(row)
+    most = sorted(entries.values(), key=lambda rows: (-len(rows), rows[0]["entry"]))[:MOST_CHANGES]
+    norms = {rows[0]["entry"]: plain_mean([row["change_norm"] for row in rows]) for rows in most}
+    for name, rows in _named(sorted(most, key=lambda rows: (norms[rows[0]["entry"]] or 0.0, rows[0]["entry"])), norms):
+        trials = [here.trial(row, replicating) for row in rows]
+        entry = combined(name, trials, here.matched_floor)
+        numbers = entry.matched if matched else entry
+        if numbers is not None:
+            yield name, len(trials), numbers
+
+
+def _named(
+    entries: Sequence[list[dict[str, Any]]], norms: Mapping[str, float | None]
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Each with a name: its norm; where several have that, also which parameters were changed."""
+    names = {id_: "random change" + ("" if norm is None else f" of norm {norm:.3g}") for id_, norm in norms.items()}
+    often = Counter(names.values())
+    for rows in entries:
+        name = names[rows[0]["entry"]]
+        if often[name] > 1:
+            patterns = settings_of(rows[0]["spec"]).get("trainable") or ["*"]
+            changed = ", ".join(map(str, patterns)) if isinstance(patterns, list) else str(patterns)
+            name += f" in {shortened(changed, LONGEST_SETTING)}"
+        yield name, rows
+
+
+def _synthetic(
+    source: Source, replicating: Replicating, target: HeadlineMeasurements, attacks: Sequence[str]
+) -> dict[str, HeadlineMeasurements]:
+    """The models that do not exist, as if they had been measured wherever the target was.
+
+    What an older board lacks of their items is made from the target's samples, once.
+    """
+    asked = {
+        metric: Key(samples, metric.probe, metric.metric)
+        for (attack, _, metric), samples in target.samples.items()
+        if attack == NONE
+    }
+    asked = {metric: key for metric, key in asked.items() if key in replicating.items}
+    lacking = {key for key in asked.values() for name in SYNTHETIC if synthetic_key(name, key) not in replicating.items}
+    if lacking and isinstance(source, Board):
+        replicating.items = {**replicating.items, **_filled(source, lacking)}
+    found = {name: _answering(name, replicating.items, target, asked, attacks) for name in SYNTHETIC}
+    return {name: model for name, model in found.items() if model.estimates}
+
+
+def _filled(board: Board, lacking: set[Key]) -> dict[Key, Scored]:
+    """Items that are made of the board's samples and added to it, if it can be written."""
+    samples: Mapping[tuple[str, str], Sequence[Sample]] = samples_of(
+        board, {(key.samples, key.probe) for key in lacking}
+    )
+    rows = [
+        row
+        for key in sorted(lacking)
+        if (of := samples.get((key.samples, key.probe)))
+        for row in synthetic_rows(key, of)
+    ]
+    if not rows:
+        return {}
+    with suppress(BoardError, OSError):
+        board.append("items", rows)
+    return scored_items(schema.to_arrow("items", rows))
+
+
+def _answering(
+    name: str,
+    items: Mapping[Key, Scored],
+    target: HeadlineMeasurements,
+    asked: Mapping[HeadlineMetric, Key],
+    attacks: Sequence[str],
+) -> HeadlineMeasurements:
+    """A model with these items, without an attack and under each.
+
+    It names no evaluations, so its numbers have no intervals. Constant answers tie with chance on some probes, and
+    reading on other questions than the worst probe was chosen on lifts such a tie: a useless model would have U = .1.
+    """
+    cells = [(attack, point) for attack in dict.fromkeys([NONE, *attacks]) for point in target.points(attack) or {0}]
+    keys = {metric: synthetic_key(name, key) for metric, key in asked.items()}
+    numbers = {metric: mean(items[key].values.tolist()) for metric, key in keys.items() if key in items}
+    estimates = {(*cell, metric): number for metric, number in numbers.items() for cell in cells}
+    return MeanMeasurements(name, estimates, target.chances, {})  # with whatever seed: nothing is left to be averaged
+
+
 def null_text(entry: NullEntry) -> str:
-    """`target 0.00, 0.00, 0.00, 1.00`."""
-    parts = (entry.score, entry.forgetting, entry.robustness, entry.utility)
-    return f"{entry.name} {', '.join('–' if part is None else rounded(part) for part in parts)}"
+    """`target 0.00 (0.00..0.00), 0.00, 0.00, 1.00`: the score with its interval, F, R and U."""
+    parts = (
+        "–" if part.value is None else rounded(part.value)
+        for part in (entry.forgetting, entry.robustness, entry.utility)
+    )
+    score = "–" if entry.score.value is None else rounded(entry.score.value)
+    interval = f" ({'..'.join(map(rounded, entry.score.interval))})" if entry.score.interval else ""
+    runs = f" ({entry.runs} runs)" if entry.runs > 1 else ""
+    return f"{entry.name}{runs} {score}{interval}, {', '.join(parts)}"

@@ -25,6 +25,8 @@ from leaderboard.ranking.null_entries import NullEntry, null_entries
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
 from leaderboard.ranking.plain import plain
+from leaderboard.ranking.replicated import Replicating
+from leaderboard.ranking.retention_matching import matched_on
 from leaderboard.ranking.searches import Search, search_id, searches
 from leaderboard.ranking.selection import Selection, official
 from leaderboard.ranking.verdict import Verdict
@@ -82,6 +84,16 @@ class Ranking:
         """Whether its entries were measured by different engines."""
         return self.group is not None and len(self.group.engines) > 1
 
+    @property
+    def matched_kinds(self) -> tuple[str, ...]:
+        """How its entries were matched, `curve` or `share` (`leaderboard.ranking.retention_matching`)."""
+        return tuple(sorted({kind for entry in self.entries if entry.matched for kind in entry.matched.kinds}))
+
+    @property
+    def matched_on(self) -> str:
+        """On which questions utility is at the floor where it is matched."""
+        return matched_on(self.matched_kinds, self.split)
+
     def shown(self, entry: Entry) -> Numbers | None:
         """The numbers of an entry that this ranking uses; None where it has none at matched utility."""
         return entry.matched if self.matched else entry
@@ -136,7 +148,7 @@ def rank(
     if here.group is None:
         return Ranking(*common, None, (), matched=matched)
     shown = here.shown
-    replicating = here.replicating(shown)
+    replicating = here.replicating([*here.nulls, *(row for entry in shown for row in here.entries[entry])])
     # One after another: the replicates of all trials of a large board would take all memory.
     entries = [combined(label, here.trials(entry, replicating), here.matched_floor) for entry, label in shown.items()]
     # Of the engines that measured a mixed group, some may be chosen for no trial.
@@ -160,7 +172,7 @@ def rank(
         Verdict.of(placed, verdicts),
         _ceilings(here),
         _searches(source, task, here, list(shown)),
-        _null_entries(source, here),
+        _null_entries(source, here, replicating, matched=matched),
     )
 
 
@@ -190,10 +202,11 @@ def _ceilings(here: Selection) -> dict[str, dict[str, float]]:
     if (typical := _typical(here)) is None:
         return {}
     row, engine = typical
-    found = here.measured.models(row, engine, here.attacks)
+    model = here.measured.model(row["trial"], schema.UNLEARNED, engine)
+    found = here.measured.models(model, row, engine, here.attacks)
     return ceilings(found.target, found.retrained, row["anchor_ids"], here.attacks)
 
 
-def _null_entries(source: Source, here: Selection) -> tuple[NullEntry, ...]:
+def _null_entries(source: Source, here: Selection, replicating: Replicating, *, matched: bool) -> tuple[NullEntry, ...]:
     typical = _typical(here)
-    return null_entries(source, here.measured, *typical, here.attacks) if typical else ()
+    return null_entries(source, here, replicating, *typical, matched=matched) if typical else ()

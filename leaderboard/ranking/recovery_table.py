@@ -37,7 +37,8 @@ def recovery_table(ranking: Ranking, *, grades: bool = False, matched: bool = Fa
     zero = "chance" if ranking.group and ranking.group.at_chance else "what the attack teaches the retrained model"
     caption = _HOW.format(zero=zero, what="entries (Student's t)" if grades else "questions and runs")
     if matched and ranking.matched_floor is not None:
-        caption += f" Weights are mixed back toward the target's until utility is {ranking.matched_floor:g} on dev."
+        until = f"{ranking.matched_floor:g} on {ranking.matched_on}"
+        caption += f" Weights are mixed back toward the target's until utility is {until}."
     if ranking.mixes_engines:
         engines = _escaped(", ".join(ranking.group.engines))
         caption += f" Engines are mixed: {engines}. Each trial and its anchors were measured by one."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,19 +11,31 @@ from typing import Any
 import numpy as np
 
 from leaderboard.board.items import Key, Scored, read_items, scored_items
-from leaderboard.board.schema import ANCHORS, MOST_SEEDS, RAW, UNLEARNED, pairs_of
+from leaderboard.board.schema import ANCHORS, MOST_SEEDS, RAW, UNLEARNED, matching, pairs_of
 from leaderboard.board.store import Board
-from leaderboard.ranking.comparison import REPLICATES, Cell, Cells, Replicates, Resampling, Units, replicate
+from leaderboard.ranking.comparison import (
+    REPLICATES,
+    Cell,
+    Cells,
+    Replicates,
+    Resampling,
+    Units,
+    replicate,
+    smallest_share,
+)
 from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.entry import HEADLINES, Trial
 from leaderboard.ranking.headlines import LARGEST, NONE, HeadlineMeasurements, HeadlineMetric, Headlines, at_chance
 from leaderboard.ranking.levels import TOGETHER, Alone, MeanMeasurements
 from leaderboard.ranking.measured import Row, Source, TaskMeasurements
+from leaderboard.ranking.mixing_curve import Reading, Unread, beside, read
+from leaderboard.ranking.retention_matching import CURVE
+from leaderboard.ranking.synthetic import SYNTHETIC, synthetic_key
 
 MOST_CELLS = 1000
 """Most numbers behind a trial's R, each of which takes 80 kB for a while; the official sets have a hundred."""
 MOST_ITEMS = 60_000
-"""Most items that are drawn again, over all probes: each takes 16 kB. Entries with the same questions share them."""
+"""Most items that are drawn again, over all probes: each takes 8 kB. Entries with the same questions share them."""
 
 NO_ITEMS = "not compared: the answers to single questions behind its numbers are not on this board"
 
@@ -46,16 +59,24 @@ class Replicating:
     _units: dict[tuple[Any, ...], tuple[list[HeadlineMetric], Units]] = field(default_factory=dict)
     _drawn: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
     _zeros: dict[tuple[int, str, int, HeadlineMetric], Array] = field(default_factory=dict)
+    _targets: dict[tuple[Any, ...], Replicates] = field(default_factory=dict)
 
     @classmethod
     def read(
-        cls, source: Source, measured: TaskMeasurements, trials: Iterable[tuple[Row, str | None]], names: Sequence[str]
+        cls,
+        source: Source,
+        measured: TaskMeasurements,
+        trials: Iterable[tuple[Row, str | None]],
+        names: Sequence[str],
+        floor: float | None = None,
     ) -> Replicating:
         """
         Args:
             trials: rows of the table `trials`, each with the engine whose numbers are used.
             names: which weights: `raw`, or matched ones.
+            floor: where curves are read; None for none.
         """
+        trials = list(trials)
         models = {
             key
             for row, engine in trials
@@ -65,51 +86,99 @@ class Replicating:
             )
         }
         wanted: defaultdict[Key, set[float]] = defaultdict(set)
-        for model in models:
-            for key, value in _keys(measured.model(*model)):
+        mixed = (
+            model
+            for row, engine in trials
+            if floor is not None and measured.has_curve(row, engine, floor)
+            for model in measured.along_curve(row, engine).values()
+        )
+        for model in itertools.chain((measured.model(*model) for model in models), mixed):
+            for key, value in _keys(model):
                 wanted[key].add(value)
         if isinstance(source, Board):
-            return cls(measured, read_items(source, wanted))
+            anchors = {(row["anchors"], engine) for row, engine in trials}
+            targets = (measured.anchor(recipe, ANCHORS[0], engine) for recipe, engine in anchors)
+            asked = {key for target in targets for key, _ in _keys(target)}
+            unmeasured = {synthetic_key(name, key) for key in asked for name in SYNTHETIC}
+            return cls(measured, read_items(source, wanted, unmeasured))
         return cls(measured, scored_items(source["items"]) if "items" in source else {})
 
-    def trial(self, trial: Trial, attacks: Sequence[str], matching: str | None) -> Trial:
+    def trial(self, trial: Trial, attacks: Sequence[str], floor: float | None) -> Trial:
         """A trial with its replicates, or with the reason why there are none.
 
         Args:
-            matching: name of its matched weights; None for none.
+            floor: utility of its matched weights; None for none.
         """
         why: list[str] = []
 
         def replicates(found: Headlines, name: str) -> Replicates | None:
-            if not found.score.known:
-                return None
-            try:
-                with np.errstate(all="ignore"):  # what is not finite is left out
-                    return self._with_levels(trial, attacks, name)
-            except NoItems as missing:
-                why.append(str(missing))
-                return None
+            model = self.measured.model(trial.row["trial"], UNLEARNED, trial.engine, name)
+            return self.known(model, found, trial.row, trial.engine, attacks, why)
 
         raw, matched = replicates(trial.headlines, RAW), trial.matched
-        if matched and matching:
-            matched = replace(matched, replicates=replicates(matched.headlines, matching))
+        if matched and floor is not None and matched.kind == CURVE:
+            try:
+                reading = self._read(trial, attacks, floor, raw) if matched.weight.known else None
+                matched = replace(matched, reading=reading, replicates=reading and reading.replicates)
+            except NoItems as missing:
+                why.append(str(missing))
+        elif matched and floor is not None:
+            matched = replace(matched, replicates=replicates(matched.headlines, matching(floor)))
         return replace(trial, replicates=raw, matched=matched, not_compared=why[0] if why else None)
 
-    def _with_levels(self, trial: Trial, attacks: Sequence[str], name: str) -> Replicates:
-        """A trial's replicates, and its estimates with each seed of the attacks and of the anchors alone."""
-        of = trial.row, trial.engine, attacks, name
-        if max(map(len, self.measured.levels(*of).values()), default=0) > MOST_SEEDS:
+    def known(
+        self,
+        model: HeadlineMeasurements,
+        found: Headlines,
+        row: Row,
+        engine: str | None,
+        attacks: Sequence[str],
+        why: list[str] | None = None,
+    ) -> Replicates | None:
+        """The replicates of a model with these headlines, or None.
+
+        Args:
+            row: a trial with the model's anchors.
+            why: where the reason is put if there are none.
+        """
+        if not found.score.known:
+            return None
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is left out
+                levels = {
+                    level: {seed: _finite(self.of(model, row, engine, attacks, alone)) for seed, alone in seeds.items()}
+                    for level, seeds in self._levels([model], row, engine, attacks).items()
+                }
+                return replace(_finite(self.of(model, row, engine, attacks)), levels=levels)
+        except NoItems as missing:
+            if why is not None:
+                why.append(str(missing))
+            return None
+
+    def _levels(
+        self, models: Sequence[HeadlineMeasurements], row: Row, engine: str | None, attacks: Sequence[str]
+    ) -> dict[str, dict[str, Alone]]:
+        """As `TaskMeasurements.levels`; none of a mean, such as the targets', which is shown and not compared.
+
+        Raises:
+            NoItems: there are too many seeds.
+        """
+        if any(isinstance(model, MeanMeasurements) for model in models):
+            return {}
+        levels = self.measured.levels(models, row, engine, attacks)
+        if any(len(seeds) > MOST_SEEDS for seeds in levels.values()):
             raise NoItems(f"not compared: its attacks have more than {MOST_SEEDS} seeds")
-        levels = {
-            level: {seed: _finite(self.of(*of, alone)) for seed, alone in seeds.items()}
-            for level, seeds in self.measured.levels(*of).items()
-        }
-        return replace(_finite(self.of(*of)), levels=levels)
+        return levels
 
     def of(
-        self, row: Row, engine: str | None, attacks: Sequence[str], name: str, alone: Alone = TOGETHER
+        self,
+        model: HeadlineMeasurements,
+        row: Row,
+        engine: str | None,
+        attacks: Sequence[str],
+        alone: Alone = TOGETHER,
     ) -> Replicates:
-        """A trial's headlines in every replicate. All that they are made of has been measured.
+        """A model's headlines in every replicate. All that they are made of has been measured.
 
         Args:
             alone: a seed of the attacks or of the anchors that is used alone: then there is the estimate and no
@@ -118,7 +187,7 @@ class Replicating:
         Raises:
             NoItems: saying what is missing.
         """
-        models = self.measured.models(row, engine, attacks, name, alone)
+        models = self.measured.models(model, row, engine, attacks, alone)
         unlearned, target, retrained = models.unlearned, models.target, models.retrained
         zero_model = None if at_chance(row["anchor_ids"]) else retrained
         metrics, units = self._units_of("knowledge", row["anchors"], engine, target, zero_model, alone)
@@ -131,13 +200,89 @@ class Replicating:
                     draws = units.resamplings[index]
                     zero = self._zero(target, zero_model, attack, point, metric, draws)
                     excess[Cell(attack, point, index)] = self._in_order(unlearned, attack, point, metric, draws) - zero
+        return replicate(Cells.of(units, excess), self._useful(unlearned, row, engine, alone))
+
+    def utility_along(self, row: Row, engine: str | None) -> dict[float, Array]:
+        """By mixing weight U in every replicate, of weights whose utility is known; at the target it is 1.
+
+        Raises:
+            NoItems: saying what is missing.
+        """
+        models = self.measured.along_curve(row, engine)
+        known = [weight for weight, found in self.measured.utility_along(row, engine).items() if found.known]
+        found = {weight: smallest_share(self._useful(models[weight], row, engine)) for weight in known}
+        if 0.0 in found and models[0.0] is self.measured.anchor(row["anchors"], ANCHORS[0], engine):
+            found[0.0] = np.ones_like(found[0.0])
+        if not found or not all(np.isfinite(utility).all() for utility in found.values()):
+            raise NoItems("not compared: with other questions, its utility is no number that can be")
+        return found
+
+    def _read(self, trial: Trial, attacks: Sequence[str], floor: float, raw: Replicates | None) -> Reading:
+        """A trial's numbers in every replicate, read along its curve.
+
+        Raises:
+            NoItems: saying what is missing.
+        """
+        row, engine, models = trial.row, trial.engine, self.measured.along_curve(trial.row, trial.engine)
+        with np.errstate(all="ignore"):
+            utility = self.utility_along(row, engine)
+            if not trial.matched.headlines.score.known:
+                return read(utility, {}, floor)
+            measured = [
+                weight
+                for weight in sorted(utility)
+                if self.measured.headlines_of(models[weight], row, engine, attacks).score.known
+            ]
+            found = {1.0: raw} if raw else {}
+            for weight in beside(measured, utility, floor):
+                if weight == 0:
+                    found[weight] = self._of_target(row, engine, attacks)
+                elif weight < 1:
+                    found[weight] = _finite(self.of(models[weight], row, engine, attacks))
+            try:
+                reading = read(utility, found, floor)
+                # With a seed alone the numbers are others, and the weights that they are read at the same.
+                sample = {weight: drawn[:1] for weight, drawn in utility.items()}
+                levels = {
+                    level: {
+                        seed: _finite(read(sample, self._alone(models, found, trial, attacks, alone), floor).replicates)
+                        for seed, alone in seeds.items()
+                    }
+                    for level, seeds in self._levels([models[weight] for weight in found], row, engine, attacks).items()
+                }
+            except Unread as why:
+                raise NoItems(f"not compared at matched utility: {why}") from None
+            return replace(reading, replicates=replace(_finite(reading.replicates), levels=levels))
+
+    def _alone(
+        self,
+        models: Mapping[float, HeadlineMeasurements],
+        weights: Iterable[float],
+        trial: Trial,
+        attacks: Sequence[str],
+        alone: Alone,
+    ) -> dict[float, Replicates]:
+        return {weight: _finite(self.of(models[weight], trial.row, trial.engine, attacks, alone)) for weight in weights}
+
+    def _of_target(self, row: Row, engine: str | None, attacks: Sequence[str]) -> Replicates:
+        """The headlines of a trial's target, once for all trials with the same seeds of attacks."""
+        target = self.measured.along_curve(row, engine)[0.0]
+        names = self.measured.attack_names(target, row, engine, attacks).of(None)
+        key = (row["anchors"], row["anchor_ids"], engine, *names.items())
+        if key not in self._targets:
+            self._targets[key] = _finite(self.of(target, row, engine, attacks))
+        return self._targets[key]
+
+    def _useful(self, model: HeadlineMeasurements, row: Row, engine: str | None, alone: Alone = TOGETHER) -> Cells:
+        """What a model keeps of utility, item by item."""
+        target = self.measured.anchor(row["anchors"], ANCHORS[0], engine, pair=alone.pair)
         metrics, useful_units = self._units_of("utility", row["anchors"], engine, target, None, alone)
         kept: dict[Cell, Array] = {}
         for index, metric in enumerate(metrics):
             draws = useful_units.resamplings[index]
             chance = self._zero(target, None, NONE, 0, metric, draws)
-            kept[Cell(NONE, 0, index)] = self._in_order(unlearned, NONE, 0, metric, draws) - chance
-        return replicate(Cells.of(units, excess), Cells.of(useful_units, kept))
+            kept[Cell(NONE, 0, index)] = self._in_order(model, NONE, 0, metric, draws) - chance
+        return Cells.of(useful_units, kept)
 
     def _units_of(
         self,
@@ -206,7 +351,7 @@ class Replicating:
         """
         cell = attack, point, metric
         if isinstance(model, MeanMeasurements) and len(parts := model.parts.get(cell, ())) > 1:
-            return self._mean([self.scored(one, *place) for one, place in parts])
+            return _mean([self.scored(one, *place) for one, place in parts])
         samples, measured = model.samples.get(cell), model.under(*cell).value
         scored = self.items.get(Key(samples, metric.probe, metric.metric)) if samples else None
         if scored is None or measured is None:
@@ -215,12 +360,14 @@ class Replicating:
             raise NoItems(f"not compared: the {model.model} model's answers to {metric.probe} do not give its number")
         return scored
 
-    def _mean(self, parts: Sequence[Scored]) -> Scored:
-        items = parts[0].items
-        if any(part.items is not items and part.items != items for part in parts):
-            raise NoItems("not compared: with other seeds, a model was asked other questions")
-        values = np.mean([part.values for part in parts], axis=0)
-        return Scored(items, values, float(values.mean()))
+
+def _mean(parts: Sequence[Scored]) -> Scored:
+    """The answers to each item, as means over seeds."""
+    items = parts[0].items
+    if any(part.items is not items and part.items != items for part in parts):
+        raise NoItems("not compared: with other seeds, a model was asked other questions")
+    values = np.mean([part.values for part in parts], axis=0)
+    return Scored(items, values, float(values.mean()))
 
 
 def _keys(model: HeadlineMeasurements) -> Iterator[tuple[Key, float]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
 from leaderboard.board.schema import RAW, Status, matching
 from leaderboard.ranking.entry import Trial
-from leaderboard.ranking.groups import Group, chosen, grouped
+from leaderboard.ranking.groups import Group, chosen, grouped, is_null, on_scale
 from leaderboard.ranking.labels import labels
 from leaderboard.ranking.measured import Row, Rows, Source, TaskMeasurements, rows
 from leaderboard.ranking.replicated import Replicating
@@ -24,6 +24,7 @@ class Selection:
     Attributes:
         attack_set: name of the official attack set; `attacks` are its attacks as in the column `attack`.
         groups: all trials of the task by group; `group` is the one that is selected, and `rows` its trials.
+        nulls: the null trials on the group's scale, which are in no group.
         engines: by trial the engine whose numbers are used.
         matched_floor: the utility floor of retention matching; None where there are no such rows, or several floors.
     """
@@ -33,6 +34,7 @@ class Selection:
     groups: Mapping[Group, Rows]
     group: Group | None
     rows: Rows
+    nulls: Rows
     measured: TaskMeasurements
     engines: Mapping[str, str | None]
     matched_floor: float | None
@@ -60,14 +62,17 @@ class Selection:
         if engine and mix_engines:
             raise ValueError(f"either the trials of {engine} are ranked, or those of all engines")
         name, attacks = official(task, Split(split), attack_set)
-        trials = [row | {"entry": row["entry"] or row["trial"]} for row in rows(source, "trials", {"task": task})]
+        every = [row | {"entry": row["entry"] or row["trial"]} for row in rows(source, "trials", {"task": task})]
+        trials = [row for row in every if not is_null(row)]
         measured = TaskMeasurements.read(source, task, split)
         groups = grouped(trials, measured.engines, mix_engines=mix_engines)
         group = chosen(groups, task, engine, anchor_ids)
         here = groups[group] if group else []
         engines = measured.chosen_engines(here, group.engines if group else ())
         matched_floor = measured.floor(engines, floor) if floor is not None else None
-        return cls(name, attacks, groups, group, here, measured, engines, matched_floor, source)
+        nulls = on_scale(group, filter(is_null, every), measured.engines) if group else []
+        engines |= measured.chosen_engines(nulls, group.engines if group else ())
+        return cls(name, attacks, groups, group, here, nulls, measured, engines, matched_floor, source)
 
     @cached_property
     def entries(self) -> dict[str, Rows]:
@@ -90,21 +95,20 @@ class Selection:
         measured = self.engines[row["trial"]] in self.measured.engines.get(row["trial"], ())
         return measured or row["status"] in (Status.FAILED, Status.DIVERGED)
 
-    def replicating(self, entries: Collection[str]) -> Replicating:
-        """Makes the replicates of these entries' trials, of their matched weights too."""
+    def replicating(self, some: Rows) -> Replicating:
+        """What makes replicates of these trials, with their items."""
         names = [RAW] if self.matched_floor is None else [RAW, matching(self.matched_floor)]
-        trials = [(row, self.engines[row["trial"]]) for entry in entries for row in self.entries[entry]]
-        return Replicating.read(self._source, self.measured, trials, names)
+        trials = [(row, self.engines[row["trial"]]) for row in some]
+        return Replicating.read(self._source, self.measured, trials, names, self.matched_floor)
 
     def trials(self, entry: str, replicating: Replicating) -> list[Trial]:
         """An entry's trials, with their headlines and replicates, which are large."""
-        floor = self.matched_floor
-        name = matching(floor) if floor is not None else None
-        found = []
-        for row in self.entries[entry]:
-            trial = self.measured.trial(row, self.engines[row["trial"]], self.attacks, floor)
-            found.append(replicating.trial(trial, self.attacks, name))
-        return found
+        return [self.trial(row, replicating) for row in self.entries[entry]]
+
+    def trial(self, row: Row, replicating: Replicating) -> Trial:
+        """A trial with its headlines and replicates."""
+        trial = self.measured.trial(row, self.engines[row["trial"]], self.attacks, self.matched_floor)
+        return replicating.trial(trial, self.attacks, self.matched_floor)
 
 
 def official(task: str, split: Split, attack_set: str | None) -> tuple[str, tuple[str, ...]]:

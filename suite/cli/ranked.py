@@ -29,6 +29,7 @@ def print_ranking(ranking: Ranking) -> None:
     """The entries in order, each number with its 95 % interval, and what follows from them in words."""
     from leaderboard.ranking.ceilings import ceiling_text
     from leaderboard.ranking.null_entries import null_text
+    from leaderboard.ranking.retention_matching import CURVE, SHARE
     from leaderboard.ranking.searches import search_text
     from leaderboard.ranking.verdict import MOST_NAMED, RULE
 
@@ -42,14 +43,15 @@ def print_ranking(ranking: Ranking) -> None:
         box=None,
         pad_edge=False,
     )
-    # One more column beside the headlines: on a matched board the mixing weight, otherwise the matched score.
+    # Beside the headlines: on a matched board the mixing weight and the barrier, otherwise the matched score.
     matched_score = not ranking.matched and ranking.matched_floor is not None
     view.add_column("#", justify="right")
     view.add_column("entry", overflow="fold")
     view.add_column("grade")
     if mixes:
         view.add_column("engine", overflow="fold")
-    extra_columns = ["weights"] * ranking.matched + ["matched ↑"] * matched_score
+    barriers = ranking.matched and CURVE in ranking.matched_kinds
+    extra_columns = ["weights"] * ranking.matched + ["barrier ↓"] * barriers + ["matched ↑"] * matched_score
     for name in ("score ↑", "F ↑", "R ↑", "R hm ↑", "U ↑", *extra_columns):
         view.add_column(name, justify="right", no_wrap=True)
     view.add_column("worst attack ↓", overflow="fold")
@@ -59,7 +61,9 @@ def print_ranking(ranking: Ranking) -> None:
     for entry in ranking.entries:
         numbers = ranking.shown(entry)
         matched_numbers = entry.matched
-        extra = [matched_numbers and (matched_numbers.mixing_weight if ranking.matched else matched_numbers.score)]
+        extra = [matched_numbers and matched_numbers.mixing_weight] * ranking.matched
+        extra += [matched_numbers and matched_numbers.barrier] * barriers
+        extra += [matched_numbers and matched_numbers.score] * matched_score
         view.add_row(
             str(entry.rank or "–"),
             _text(entry.label),
@@ -70,7 +74,7 @@ def print_ranking(ranking: Ranking) -> None:
             _number(numbers and numbers.robustness, dim=entry.did_not_forget),
             _number(numbers and numbers.robustness_harmonic, dim=entry.did_not_forget),
             _number(numbers and numbers.utility),
-            *map(_number, extra * len(extra_columns)),
+            *map(_number, extra),
             _worst(numbers, ranking),
             _count(entry.cost.value_calls),
             _count(entry.cost.gradient_calls),
@@ -88,6 +92,9 @@ def print_ranking(ranking: Ranking) -> None:
         numbers = ranking.shown(entry)
         notes = [entry.reason] if entry.reason else []
         failed = numbers.failed.items() if numbers else ()
+        if barriers and entry.matched and SHARE in entry.matched.kinds:
+            some = "some runs " * (CURVE in entry.matched.kinds)
+            notes.append(f"{some}matched on dev, with one share of the weights")
         notes += [f"{attack} {why}" for attack, why in failed if f"{attack} failed" not in (entry.reason or "")]
         for note in [*notes, *entry.notes]:
             out.print(Text(f"{shortened(entry.label)}: {shortened(note, LONGEST_NOTE)}", style="dim"))
@@ -130,6 +137,8 @@ def _left_out(trials: Mapping[str, int]) -> str:
 
 def _order(ranking: Ranking) -> str:
     """How the entries are ordered, for the legend."""
+    from leaderboard.ranking.retention_matching import CURVE
+
     if not ranking.matched:
         order = f"first those with U ≥ {ranking.floor:g}"
         if ranking.matched_floor is not None:
@@ -137,7 +146,11 @@ def _order(ranking: Ranking) -> str:
         return order
     if ranking.matched_floor is None:
         return "no weights were mixed back to one utility"
-    return f"all of weights mixed back toward the target to U = {ranking.matched_floor:g} on dev, and how much is left"
+    until = f"U = {ranking.matched_floor:g} on {ranking.matched_on}"
+    order = f"all of weights mixed back toward the target to {until}, and how much is left"
+    if CURVE not in ranking.matched_kinds:
+        return order
+    return f"{order}. Barrier: how far U falls below the straight line between both ends on the way to the target"
 
 
 def _number(number: Number | None, dim: bool = False) -> Text:

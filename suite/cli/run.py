@@ -30,6 +30,7 @@ def run(
 
     from suite.config.errors import SpecError
     from suite.runners import TrialJob, run_here
+    from suite.runners.null_trials import null_jobs
     from suite.storage.location import store_folder
     from suite.storage.store import Store
     from suite.trials.preflight import preflight
@@ -44,10 +45,14 @@ def run(
     with Progress(1) as progress, told_how_to_go_on(progress):
         job = TrialJob(trials[0], plan.measure, plan.runtime, root)
         run_here([job], progress.on_outcome, lambda job, stage: progress.on_stage("trial", stage))
-    (outcome,) = progress.outcomes
+        nulls = null_jobs([job], progress.done)
+        progress.expect(1 + len(nulls))
+        run_here(nulls, progress.on_outcome, lambda job, stage: progress.on_stage("null trial", stage))
+    outcome, *beside = progress.outcomes
     if as_json:
-        print_json({**vars(outcome), "store": str(root)})
+        print_json({**vars(outcome), "null_trials": [vars(one) for one in beside], "store": str(root)})
     else:
-        say(f"trial {outcome.trial[:12]}: {progress.summary()}. Board: {root / 'board'}")
+        more = " and a null trial" if beside else ""
+        say(f"trial {outcome.trial[:12]}{more}: {progress.summary()}. Board: {root / 'board'}")
     if progress.failed:
         raise typer.Exit(1)

@@ -98,10 +98,12 @@ def _plan(
 
 
 def _print_end(progress: Progress, store: Store, as_json: bool) -> None:
+    trials, nulls = ([vars(o) for o in progress.outcomes if o.null is null] for null in (False, True))
     if as_json:
-        print_json({"trials": [vars(o) for o in progress.outcomes], "store": str(store.root)})
+        print_json({"trials": trials, "null_trials": nulls, "store": str(store.root)})
     else:
-        say(f"{progress.done} trials: {progress.summary()}. Board: {store.root / 'board'}")
+        more = f" and {len(nulls)} null trial{'s' * (len(nulls) > 1)}" if nulls else ""
+        say(f"{len(trials)} trials{more}: {progress.summary()}. Board: {store.root / 'board'}")
     if progress.failed:
         console(stderr=True).print(f"{progress.failed} failed; the same command runs them again")
     if progress.missing:
@@ -167,17 +169,25 @@ def _run_trials(
     address: str | None,
     concurrency: int | None,
 ) -> None:
-    """Run the given trials."""
+    """Run the given trials, and then the null trials that follow from them."""
     from suite.runners import TrialJob, run_here
+    from suite.runners.null_trials import null_jobs
+
+    def nulls() -> list[TrialJob]:
+        found = null_jobs(jobs, progress.done) if not progress.missing else []
+        progress.expect(progress.total + len(found))
+        return found
 
     progress.expect(progress.done + len(specs))
     jobs = [TrialJob(spec, plan.measure, plan.runtime, store.root, plan.declared()) for spec in specs]
     if runner is Runner.RAY:
         from suite.runners.ray_tune import run_on_ray
 
-        run_on_ray(jobs, progress.on_outcome, address=address, concurrency=concurrency or plan.search.concurrency)
+        at_a_time = concurrency or plan.search.concurrency
+        run_on_ray(jobs, progress.on_outcome, address=address, concurrency=at_a_time, then=nulls)
     else:
-        run_here(jobs, progress.on_outcome, lambda job, stage: progress.on_stage(job.spec.optimizer.name, stage))
+        for some in (lambda: jobs, nulls):
+            run_here(some(), progress.on_outcome, lambda job, stage: progress.on_stage(job.spec.label, stage))
 
 
 def _run_search(
@@ -206,7 +216,7 @@ def _run_search(
             plan,
             lambda spec: TrialJob(spec, dev, plan.runtime, store.root, plan.declared()),
             progress.on_outcome,
-            lambda job, stage: progress.on_stage(job.spec.optimizer.name, stage),
+            lambda job, stage: progress.on_stage(job.spec.label, stage),
         )
     if progress.missing:  # the best of a part is not the best, and the test split is looked at once
         return

@@ -25,6 +25,7 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check a spec and show its trials, their cost, and what fits at a time. Computes nothing."""
+    from suite.runners.null_trials import random_changes
     from suite.runners.search import some_trial
     from suite.trials.preflight import preflight
 
@@ -33,10 +34,15 @@ def validate(
     trials = [some_trial(plan)] if search else plan.trials()
     checked = preflight(trials, plan.measure, plan.runtime, here=not address, tell=notice)
     placement, resources = _placement(plan, address)
+    # A search's follow from its best trials, which nobody knows yet.
+    beside = [] if search or plan.measure.nulls is False else trials
+    nulls = len(random_changes(beside, {s.id: 1.0 for s in beside}, bool(plan.measure.nulls), len(beside)))
     if as_json:
         listed = [{"trial": s.id, "label": s.label, "spec": s.canonical, "cost": c.as_dict()} for s, c in checked]
         search = plan.search.changed() if search else None
-        print_json({"valid": True, "search": search, "trials": listed, "places": asdict(placement)})
+        print_json(
+            {"valid": True, "search": search, "trials": listed, "null_trials": nulls, "places": asdict(placement)}
+        )
         return
     rows = [
         [
@@ -47,15 +53,25 @@ def validate(
             str(c.gradient_calls),
             str(c.curvature_calls),
             str(c.evaluations),
+            f"{c.matching_least} to {c.matching_most}" if c.matching_most else "–",
         ]
         for s, c in checked
     ]
-    names = ["trial", "id", "steps", "values", "gradients", "curvature", "evaluations"]
+    names = ["trial", "id", "steps", "values", "gradients", "curvature", "evaluations", "matching"]
     table(f"{spec}: valid", names, rows)
     if search:
         keys = ", ".join(plan.search.space)
         console().print(f"An Optuna search of {plan.search.trials} trials over {keys}; the one above is an example.")
+    if nulls:
+        follow = "null trial follows" if nulls == 1 else "null trials follow"
+        console().print(f"{nulls} {follow}: the target plus a random change as large as theirs (measure.nulls).")
     console().print("Evaluations count the anchors', which all trials share.")
+    if plan.measure.match is not None:
+        console().print(
+            "Matching evaluates weights between the target and the unlearned model besides, and attacks those where "
+            f"utility is at {plan.measure.match:g}, mostly none to four of them. measure.match=null turns it off.",
+            soft_wrap=True,
+        )
     console().print(_capacity(placement, resources, address), soft_wrap=True)
 
 

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from leaderboard.board.store import Board
+from leaderboard.ranking.headlines import NONE
 from suite.evaluation.evaluator import Evaluated, Evaluation, Evaluator
 from suite.evaluation.landscape import Reading
-from suite.evaluation.retention_matching import RetentionMatch
 from suite.evaluation.scoring import Scorer, SubjectSamples, both_splits
 from suite.evaluation.trial_rows import Row
+from tasks.scoring import Estimate
+from tasks.task import Split
 
 
 @dataclass
@@ -22,6 +24,7 @@ class Publisher:
         trial: the trial id in the rows of subjects other than the anchors.
         board: where rows and samples are written; None to keep the rows in memory only.
         rows: all rows so far.
+        items: of the evaluations without an attack so far, what their headlines are the means of.
     """
 
     evaluator: Evaluator
@@ -29,6 +32,7 @@ class Publisher:
     trial: str
     board: Board | None
     rows: list[Row] = field(default_factory=list)
+    items: list[Row] = field(default_factory=list)
 
     def measure(self, evaluations: Sequence[Evaluation]) -> list[Row]:
         """Run evaluations as one queue in the order of their attacks, publish their rows and return them.
@@ -47,15 +51,17 @@ class Publisher:
             name = evaluated.evaluation.attack.name
             collected[name].append(SubjectSamples.of(evaluated))
             if len(collected[name]) == expected[name]:
-                if self.board:
-                    # Before the measurements: whoever reads these finds their items.
-                    self.board.append("items", self.scorer.item_rows(collected[name]))
+                if self.board or name == NONE:
+                    items = self.scorer.item_rows(collected[name])
+                    self.items += items if name == NONE else []
+                    if self.board:
+                        self.board.append("items", items)  # before the measurements: whoever reads these finds them
                 rows += self.publish(self.scorer.rows([*collected[name], *both_splits(collected[name])], self.trial))
         return rows
 
-    def publish_matching(self, matching: str, match: RetentionMatch) -> list[Row]:
-        """Publish the share of the unlearned weights in the matched weights, as a row."""
-        return self.publish({self.trial: [self.scorer.matching_row(self.trial, matching, match)]})
+    def publish_matching(self, matching: str, split: Split, share: Estimate) -> list[Row]:
+        """Publish the share of the unlearned weights at which utility is at the floor, as a row."""
+        return self.publish({self.trial: [self.scorer.matching_row(self.trial, matching, split, share)]})
 
     def publish_landscape(self, readings: Sequence[Reading]) -> list[Row]:
         """Publish readings of the loss landscape around the unlearned weights, as rows."""

@@ -10,10 +10,10 @@ from leaderboard.board.items import Key, item_row
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, Status
 from leaderboard.ranking.headlines import NONE
 from leaderboard.ranking.retention_matching import METRIC, PROBE
+from leaderboard.ranking.synthetic import synthetic_rows
 from suite.engines import Engine
 from suite.evaluation.evaluator import Evaluated, Failed
 from suite.evaluation.landscape import Reading
-from suite.evaluation.retention_matching import RetentionMatch
 from suite.evaluation.trial_rows import Row
 from suite.storage.provenance import observed
 from tasks.scoring import METRICS, SUMMARIES, Estimate, Metric, SummaryMetric, score, summarise
@@ -114,23 +114,26 @@ class Scorer:
         return by_trial
 
     def item_rows(self, collected: Iterable[SubjectSamples]) -> list[Row]:
-        """What the headlines are the means of, item by item. Numbers over both splits are made of these."""
-        headlines = [(h.probe, h.metric) for h in (*self.task.knowledge, *self.task.utility)]
-        rows = (
-            item_row(Key(measured.id, probe, metric), measured.samples[probe])
-            for measured in collected
-            if measured.id and measured.split != BOTH_SPLITS
-            for probe, metric in dict.fromkeys(headlines)
-            if measured.samples.get(probe)
-        )
+        """What the headlines are the means of, item by item. Numbers over both splits are made of these.
+
+        With the target's come those of the models that do not exist, so that a board shows them without its samples.
+        """
+        headlines = dict.fromkeys((h.probe, h.metric) for h in (*self.task.knowledge, *self.task.utility))
+        rows: list[Row | None] = []
+        for measured in collected:
+            if not measured.id or measured.split == BOTH_SPLITS:
+                continue
+            for probe, metric in headlines:
+                if samples := measured.samples.get(probe):
+                    key = Key(measured.id, probe, metric)
+                    rows.append(item_row(key, samples))
+                    if (measured.subject, measured.attack) == (ANCHORS[0], NONE):
+                        rows += synthetic_rows(key, samples)
         return [row for row in rows if row is not None]
 
-    def matching_row(self, trial: str, matching: str, match: RetentionMatch) -> Row:
-        """The share of the unlearned weights in the matched weights."""
-        known = match.share is not None
-        number = Estimate(match.share, None, 1) if known else Estimate.null(match.reason or "")
-        measured = SubjectSamples.empty(UNLEARNED, Split.DEV, matching)
-        return self._row(measured, trial, PROBE, Subset.RETAIN, METRIC, number)
+    def matching_row(self, trial: str, matching: str, split: Split, share: Estimate) -> Row:
+        """The share of the unlearned weights at which utility is at the floor."""
+        return self._row(SubjectSamples.empty(UNLEARNED, split, matching), trial, PROBE, Subset.RETAIN, METRIC, share)
 
     def landscape_rows(self, trial: str, readings: Iterable[Reading]) -> list[Row]:
         """Readings of the loss landscape around the unlearned weights, on texts of both splits."""

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from leaderboard.board.schema import Status
+from leaderboard.board.schema import RANDOM_CHANGE, Status
 from suite.optimizers import OPTIMIZERS
 from suite.oracle.base import Grade
-from suite.spec.trial import TrialSpec
+from suite.spec.random_change import AnyTrial, RandomChange
 from suite.storage.environment import Numeric
 from suite.storage.provenance import observed, suite_version
 from suite.storage.stages import Artifact
@@ -25,8 +25,8 @@ LONGEST_REASON = 2000
 """Characters of an error message that a row keeps."""
 
 
-def trial_row(spec: TrialSpec, task: Task, anchors: Anchors, stages: Sequence[Artifact], numeric: Numeric) -> Row:
-    """The row of a completed trial, from its unlearning stages."""
+def trial_row(spec: AnyTrial, task: Task, anchors: Anchors, stages: Sequence[Artifact], numeric: Numeric) -> Row:
+    """The row of a completed trial, from its unlearning stages, or of a null trial from its only one."""
     metas = [stage.meta for stage in stages]
     decisive = next((m for m in metas if m["status"] != "ok"), metas[-1])
     weights = metas[-1]["weights"]
@@ -68,23 +68,37 @@ def _template_args(anchors: Anchors) -> str | None:
     return json.dumps(dict(args), sort_keys=True, ensure_ascii=False) if args else None
 
 
-def failed_row(spec: TrialSpec, error: BaseException) -> Row:
+def failed_row(spec: AnyTrial, error: BaseException) -> Row:
     """The row of a trial that ended in an error."""
     # A lone surrogate, as in a file name that is no UTF-8, cannot be stored.
     reason = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
     return {**_identity(spec), "status": str(Status.FAILED), "reason": reason[:LONGEST_REASON]}
 
 
-def _identity(spec: TrialSpec) -> Row:
-    optimizer = spec.optimizer
-    zo = getattr(optimizer, "zo", None)
-    grade = OPTIMIZERS[optimizer.name].grade
-    ratio = {Grade.ZEROTH: 1.0, Grade.HYBRID: getattr(optimizer, "share", None)}.get(grade, 0.0)
+def _identity(spec: AnyTrial) -> Row:
     return {
         "trial": spec.id,
         "entry": spec.entry,
         "task": spec.task,
         "model": spec.model.name,
+        **_method(spec),
+        "seed": spec.seed,
+        "spec": json.dumps(spec.canonical, sort_keys=True),
+        "dtype": spec.model.dtype,
+        "suite_version": suite_version(),
+        "pid": os.getpid(),
+        **observed(),
+    }
+
+
+def _method(spec: AnyTrial) -> Row:
+    if isinstance(spec, RandomChange):
+        return {"optimizer": RANDOM_CHANGE, "steps": 0}
+    optimizer = spec.optimizer
+    zo = getattr(optimizer, "zo", None)
+    grade = OPTIMIZERS[optimizer.name].grade
+    ratio = {Grade.ZEROTH: 1.0, Grade.HYBRID: getattr(optimizer, "share", None)}.get(grade, 0.0)
+    return {
         "objective": spec.objective.name,
         "smoothing": spec.smoothing.name,
         "optimizer": optimizer.name,
@@ -93,10 +107,4 @@ def _identity(spec: TrialSpec) -> Row:
         "zo_samples": zo.samples if zo else None,
         "zo_ratio": ratio,
         "steps": spec.steps,
-        "seed": spec.seed,
-        "spec": json.dumps(spec.canonical, sort_keys=True),
-        "dtype": spec.model.dtype,
-        "suite_version": suite_version(),
-        "pid": os.getpid(),
-        **observed(),
     }

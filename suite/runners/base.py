@@ -13,7 +13,7 @@ from leaderboard.ranking.headlines import Headlines
 from suite.config.runtime import RuntimeSpec
 from suite.evaluation.trial_rows import failed_row
 from suite.spec.measure import MeasureSpec
-from suite.spec.trial import TrialSpec
+from suite.spec.random_change import AnyTrial, RandomChange
 from suite.storage.stages import StageStore
 from suite.storage.store import Store
 from suite.trials.run import run_trial
@@ -28,7 +28,7 @@ class TrialJob:
         search: the search that it is a part of, as in the column `search`; None for a trial by itself.
     """
 
-    spec: TrialSpec
+    spec: AnyTrial
     measure: MeasureSpec
     runtime: RuntimeSpec
     store: Path
@@ -43,6 +43,7 @@ class Outcome:
         headlines: F, R, U and score by split, null where they cannot be computed.
         computed, reused: numbers of stages, by kind.
         reason: why the status is not ok, or which attacks failed.
+        null: whether it was a null trial.
     """
 
     trial: str
@@ -53,6 +54,7 @@ class Outcome:
     computed: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    null: bool = False
 
     def objective(self, name: str) -> float:
         """A headline on dev for a search to maximise: always finite; 0, the worst value, where it is null."""
@@ -100,6 +102,7 @@ def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None)
         computed={kind: len(keys) for kind, keys in stages.computed.items()} if stages else {},
         reused={kind: len(keys) for kind, keys in stages.reused.items()} if stages else {},
         seconds=time.perf_counter() - started,
+        null=isinstance(job.spec, RandomChange),
     )
 
 
@@ -111,7 +114,7 @@ def failed(job: TrialJob, error: BaseException) -> Outcome:
         Store(job.store).board.append("trials", [row])
     except Exception as unwritten:
         reason += f". Its row is not on the board: {unwritten}"
-    return Outcome(job.spec.id, job.spec.label, str(Status.FAILED), reason)
+    return Outcome(job.spec.id, job.spec.label, str(Status.FAILED), reason, null=isinstance(job.spec, RandomChange))
 
 
 def refused(reason: str) -> Outcome:
@@ -119,7 +122,7 @@ def refused(reason: str) -> Outcome:
     return Outcome("", "not a trial", "refused", reason)
 
 
-def lease_name(spec: TrialSpec) -> str:
+def lease_name(spec: AnyTrial) -> str:
     return f"trial-{spec.id}"
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,8 +33,8 @@ from suite.engines.choosing import pool_resources
 from suite.runners.base import OnOutcome, Outcome, TrialJob, failed, refused, run_one
 from suite.runners.search import sampler
 from suite.spec.measure import MeasureSpec
+from suite.spec.random_change import AnyTrial, any_trial
 from suite.spec.search_space import Plan, drawn_trial, suggest
-from suite.spec.trial import TrialSpec, trial
 from suite.spec.yaml_file import merged, nested
 
 RESTARTS = 2
@@ -42,11 +42,21 @@ RESTARTS = 2
 
 
 def run_on_ray(
-    jobs: Sequence[TrialJob], on_outcome: OnOutcome, *, address: str | None, concurrency: int | None
+    jobs: Sequence[TrialJob],
+    on_outcome: OnOutcome,
+    *,
+    address: str | None,
+    concurrency: int | None,
+    then: Callable[[], Sequence[TrialJob]] = tuple,
 ) -> None:
-    """Run every job on the cluster at `address`, or on a Ray of this machine alone."""
+    """Run every job on the cluster at `address`, or on a Ray of this machine alone.
+
+    Args:
+        then: called when all are done, for jobs that follow from them; they run with the same engines.
+    """
     with _cluster(address, jobs[0]) as placement:
         _run(jobs, on_outcome, placement, concurrency)
+        _run(then(), on_outcome, placement, concurrency)
 
 
 def _run(jobs: Sequence[TrialJob], on_outcome: OnOutcome, placement: Placement, concurrency: int | None) -> None:
@@ -288,14 +298,14 @@ def _outcome(config: Mapping[str, Any], context: Mapping[str, Any]) -> Outcome:
     return run_one(job)
 
 
-def _spec(config: Mapping[str, Any]) -> TrialSpec:
+def _spec(config: Mapping[str, Any]) -> AnyTrial:
     """The trial of a configuration: its spec, or the base of a search with the settings that were drawn.
 
     Raises:
         SpecError: the settings are not valid together.
     """
     if "spec" in config:
-        return trial(json.loads(config["spec"]))
+        return any_trial(json.loads(config["spec"]))
     data = json.loads(config["base"])
     for key in sorted(config.keys() - {"base"}, key=lambda key: not key.endswith(".name")):
         data = merged(data, nested(key, config[key]))

@@ -45,8 +45,12 @@ class MeasureSpec(EngineSettings):
         also: extras to measure besides the task's own probes (`regrade ls extras`): general ability, perplexity, costly
             membership scores.
         match: utility floor of retention matching: every headline is given once more for the unlearned weights mixed
-            back toward the target until they reach the floor on dev (see `suite.evaluation.retention_matching`). The
-            board's floor is 0.9; null turns retention matching off.
+            back toward the target until utility is at the floor, on each split that is attacked (see
+            `suite.evaluation.retention_matching`). The board's floor is 0.9. Attacks are carried out on up to six
+            further sets of weights, mostly on none to four; null turns retention matching off.
+        nulls: whether null trials follow the trials: per pair of anchors and seed (three seeds at most) the target plus
+            a random change of the weights, as large as the median of the trials' changes (see
+            `suite.runners.null_trials`). By default one for every five trials of a sweep, so a single trial has none.
         landscape: loss-landscape diagnostics of the unlearned weights (see `suite.evaluation.landscape`); costly, so
             none by default.
     """
@@ -57,6 +61,7 @@ class MeasureSpec(EngineSettings):
     limit: Count | None = None
     also: tuple[str, ...] = ()
     match: float | None = Field(0.9, gt=0, le=1)
+    nulls: bool | None = None
     landscape: tuple[Literal["barrier", "sharpness", "distance"], ...] = ()
 
     @field_validator("attacks", mode="before")

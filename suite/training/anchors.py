@@ -23,7 +23,8 @@ from suite.models.finetuning import finetune
 from suite.models.gradient_checkpointing import checkpoint_blocks
 from suite.models.loading import BaseModel, base_model, resolve_model, save
 from suite.models.settings import ModelSpec
-from suite.spec.trial import AnchorSpec, TrialSpec
+from suite.spec.random_change import AnyTrial
+from suite.spec.trial import AnchorSpec
 from suite.storage.environment import Numeric, numeric
 from suite.storage.stages import StageStore
 from tasks import TASKS
@@ -87,7 +88,7 @@ class Anchors:
         return self.subjects[subject].checkpoint
 
 
-def prepare_anchors(spec: TrialSpec, task: Task, store: StageStore, runtime: RuntimeSpec) -> Anchors:
+def prepare_anchors(spec: AnyTrial, task: Task, store: StageStore, runtime: RuntimeSpec) -> Anchors:
     """The anchors of a trial, trained here if they are not in the store.
 
     Raises:
@@ -110,7 +111,7 @@ def _trained_pair(model: ModelSpec, recipe: AnchorSpec, task: Task, store: Stage
     return Anchors(base, target, _train("retrained", base, retain, base.block(task), recipe, store, runtime))
 
 
-def named_checkpoints(spec: TrialSpec) -> tuple[str, str | None]:
+def named_checkpoints(spec: AnyTrial) -> tuple[str, str | None]:
     """Folders or hub ids of the given target and retrained model.
 
     Raises:
@@ -130,7 +131,7 @@ def named_checkpoints(spec: TrialSpec) -> tuple[str, str | None]:
     return known[spec.model.name]
 
 
-def _given_anchors(spec: TrialSpec, store: StageStore) -> Anchors:
+def _given_anchors(spec: AnyTrial, store: StageStore) -> Anchors:
     target_name, retrained_name = named_checkpoints(spec)
     target = resolve_model(spec.model, target_name, "anchors.target")
     retrained = resolve_model(spec.model, retrained_name, "anchors.retrained") if retrained_name else None

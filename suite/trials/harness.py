@@ -105,13 +105,15 @@ class Harness:
         )
         return Harness(self.data, self.engine, scorer, publisher)
 
-    def unattacked(self, models: Models, matching: str = RAW) -> list[Evaluation]:
-        """Evaluations of the models without an attack, on every split."""
-        return self._evaluations(models, matching, attacked=False)
+    def unattacked(
+        self, models: Models, matching: str = RAW, splits: Sequence[Split] = tuple(Split)
+    ) -> list[Evaluation]:
+        """Evaluations of the models without an attack, on every split or on these."""
+        return self._evaluations(models, matching, splits, attacked=False)
 
-    def attacked(self, models: Models, matching: str = RAW) -> list[Evaluation]:
+    def attacked(self, models: Models, matching: str = RAW, splits: Sequence[Split] = tuple(Split)) -> list[Evaluation]:
         """Evaluations of the models under each split's attacks."""
-        return self._evaluations(models, matching, attacked=True)
+        return self._evaluations(models, matching, splits, attacked=True)
 
     def measure(self, evaluations: Sequence[Evaluation]) -> list[Row]:
         """Run evaluations in the order of their attacks, and publish the rows.
@@ -122,10 +124,13 @@ class Harness:
         """
         return self.publisher.measure(evaluations)
 
-    def _evaluations(self, models: Models, matching: str, attacked: bool) -> list[Evaluation]:
+    def _evaluations(
+        self, models: Models, matching: str, splits: Sequence[Split], *, attacked: bool
+    ) -> list[Evaluation]:
         return [
             evaluation
             for split, attacks in self.data.attacks.items()
+            if split in splits
             for attack in attacks
             if (attack.name != NONE) is attacked
             for subject, model in models.items()
@@ -133,23 +138,20 @@ class Harness:
         ]
 
 
-def headlines_of(
-    rows: Iterable[Row], split: Split, attacks: Sequence[str], anchor_ids: str | None, matching: str = RAW
-) -> Headlines:
-    """F, R, U and score on a split, from the rows of the unlearned model and of its anchors.
+def headlines_of(rows: Iterable[Row], split: Split, attacks: Sequence[str], anchor_ids: str | None) -> Headlines:
+    """F, R, U and score on a split, from the rows of the unlearned model and of its anchors, none of them mixed.
 
     Args:
         attacks: the attacks that R covers, by their names with their own seeds.
         anchor_ids: ids of the anchors; they say whether chance is the zero.
-        matching: which weights of the unlearned model to use, raw or retention-matched; those of the anchors are raw.
     """
     unlearned: list[Row] = []
     anchors: dict[str, dict[str | None, list[Row]]] = {anchor: {} for anchor in ANCHORS}
     for row in rows:
-        if row["split"] == split and row["headline"]:
-            if row["subject"] in ANCHORS and row["matching"] == RAW:
+        if row["split"] == split and row["headline"] and row["matching"] == RAW:
+            if row["subject"] in ANCHORS:
                 anchors[row["subject"]].setdefault(row["trial"], []).append(row)  # under the id of its pair
-            elif row["subject"] == UNLEARNED and row["matching"] == matching:
+            elif row["subject"] == UNLEARNED:
                 unlearned.append(row)
     model = HeadlineMeasurements.from_rows(UNLEARNED, unlearned)
     names = AttackNames(attacks, model).of(None)

@@ -11,6 +11,7 @@ from suite.adapters.low_rank import check_patterns, linear_layers
 from suite.config.errors import CheckpointError, SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.engines.choosing import check_heads, check_here
+from suite.evaluation.retention_matching import HALVINGS, QUARTERS
 from suite.models.decoding_settings import unread_settings
 from suite.models.lengths import check_lengths
 from suite.models.loading import check_loads, read_encoder, read_heads
@@ -38,7 +39,9 @@ class Cost:
 
     Attributes:
         evaluations: evaluations of a checkpoint on all probes of a split; includes those of the anchors, which trials
-            share.
+            share; not those of retention matching.
+        matching_least, matching_most: evaluations of weights between the target and the unlearned model. How many are
+            attacked depends on how closely the questions tell where utility is at the floor; mostly 0 to 4.
     """
 
     steps: int
@@ -47,6 +50,8 @@ class Cost:
     directional_calls: int
     curvature_calls: int
     evaluations: int
+    matching_least: int
+    matching_most: int
 
     def as_dict(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -232,7 +237,19 @@ def cost(spec: TrialSpec, task: Task, measure: MeasureSpec) -> Cost:
         curvature_calls=counts["curvature"],
         evaluations=(1 + len(spec.anchors.pairs) * (1 + _has_retrained(spec, task))) * points
         + intermediate * len(measure.asked),
+        **_matching(spec, measure),
     )
+
+
+def _matching(spec: TrialSpec, measure: MeasureSpec) -> dict[str, int]:
+    """The cost of retention matching: utility along the way, and every attack on some of these weights."""
+    if measure.match is None:
+        return {"matching_least": 0, "matching_most": 0}
+    points = sum(len(a.points) for split in measure.attacked for a in measure.attacks_for(spec.task, split))
+    return {
+        "matching_least": len(QUARTERS) * len(measure.attacked),
+        "matching_most": (len(QUARTERS) + HALVINGS) * points,
+    }
 
 
 def _has_retrained(spec: TrialSpec, task: Task) -> bool:

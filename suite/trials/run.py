@@ -11,25 +11,26 @@ from dataclasses import dataclass
 
 import torch
 
-from leaderboard.board.schema import RAW, UNLEARNED, Status, matching
+from leaderboard.board.schema import UNLEARNED, Status
 from leaderboard.ranking.headlines import Headlines
 from suite.config.runtime import RuntimeSpec
 from suite.engines import Engine
 from suite.engines.choosing import chosen_engine
 from suite.evaluation.landscape import landscape
-from suite.evaluation.retention_matching import matched_weights, retention_match
 from suite.evaluation.trial_rows import Row, trial_row
 from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint
 from suite.models.encoding import Encoder
 from suite.spec.measure import MeasureSpec
-from suite.spec.trial import TrialSpec
+from suite.spec.random_change import AnyTrial, RandomChange
 from suite.storage.environment import Numeric, numeric
 from suite.storage.stages import Artifact
 from suite.storage.store import Store
 from suite.training.anchors import Anchors, prepare_anchors
+from suite.training.random_change import randomly_changed
 from suite.training.unlearning import unlearn
 from suite.trials.early_stopping import KnowledgeOnDev
 from suite.trials.harness import Harness, headlines_of
+from suite.trials.matching import MixingCurve
 from suite.trials.task_data import TaskData
 from tasks.task import Split
 
@@ -50,7 +51,7 @@ class TrialResult:
         measurements: all rows that this run published: of the unlearned model, its checkpoints and the anchors.
     """
 
-    spec: TrialSpec
+    spec: AnyTrial
     row: Row
     attacks: Mapping[Split, Sequence[str]]
     measurements: Sequence[Row]
@@ -61,17 +62,13 @@ class TrialResult:
         failed = [row for row in self.measurements if row["status"] == Status.FAILED]
         return list(dict.fromkeys(f"{row['attack']} failed: {row['reason']}" for row in failed))
 
-    def headlines(self, split: Split, name: str = RAW) -> Headlines:
-        """F, R, U and score on a split, over the attacks of the measurement.
-
-        Args:
-            name: `matching` of the rows: the weights as unlearned, or after retention matching.
-        """
-        return headlines_of(self.measurements, split, self.attacks[split], self.row["anchor_ids"], name)
+    def headlines(self, split: Split) -> Headlines:
+        """F, R, U and score on a split, over the attacks of the measurement."""
+        return headlines_of(self.measurements, split, self.attacks[split], self.row["anchor_ids"])
 
 
 def run_trial(
-    spec: TrialSpec,
+    spec: AnyTrial,
     store: Store,
     *,
     measure: MeasureSpec | None = None,
@@ -81,6 +78,8 @@ def run_trial(
     on_stage: OnStage = lambda stage, rows: None,
 ) -> TrialResult:
     """Run a trial, or the part of it that is not in the store yet, and put its rows on the board.
+
+    A null trial differs in where its weights come from, and in nothing else.
 
     Args:
         search: the search that it is a part of, for its row.
@@ -101,16 +100,19 @@ def run_trial(
         on_stage("anchors", [])
 
         harness = _harness(spec, data, anchors, make_engine(anchors.base.encoder, device), store, runtime, device)
-        criterion = KnowledgeOnDev(data.task, anchors, harness.engine) if spec.until else None
-        stages = unlearn(spec, data.task, anchors, store.stages, runtime, criterion)
+        if isinstance(spec, RandomChange):
+            stages = [randomly_changed(spec, anchors, store.stages, runtime)]
+        else:
+            criterion = KnowledgeOnDev(data.task, anchors, harness.engine) if spec.until else None
+            stages = unlearn(spec, data.task, anchors, store.stages, runtime, criterion)
         trial = trial_row(spec, data.task, anchors, stages, environment) | {"search": search}
         on_stage("unlearn", [])
 
         unlearned = _final_checkpoint(stages)
         models = {**anchors.subjects, UNLEARNED: unlearned}
         evaluated = harness.measure(harness.unattacked({**models, **_intermediate_checkpoints(stages)}))
-        further = [(harness.beside(pair), pair.subjects) for pair in anchors.further]
-        for beside, pair in further:
+        others = [(harness.beside(pair), pair.subjects) for pair in anchors.further]
+        for beside, pair in others:
             evaluated += beside.measure(beside.unattacked(pair))
         stop = on_stage("evaluate", evaluated)
 
@@ -118,13 +120,13 @@ def run_trial(
         if not stop:
             attacks = harness.attacked(models)
             if measure.match:
-                name = matching(measure.match)
-                matched = _retention_matched(harness, anchors, unlearned, measure.match, environment)
-                if matched:
-                    on_stage("match", harness.measure(harness.unattacked(matched, name)))
-                    attacks += harness.attacked(matched, name)
+                curve = MixingCurve(harness, trial, anchors, unlearned, measure.match)
+                rows, further = curve.measure(measure.attacked)
+                if rows:
+                    on_stage("match", rows)
+                attacks += further
             attacked = harness.measure(attacks)
-            for beside, pair in further:
+            for beside, pair in others:
                 attacked += beside.measure(beside.attacked(pair))
             on_stage("attack", attacked)
 
@@ -135,13 +137,13 @@ def run_trial(
     return TrialResult(spec, trial, data.covered, harness.publisher.rows)
 
 
-def _engine_of(measure: MeasureSpec, spec: TrialSpec) -> MakeEngine:
+def _engine_of(measure: MeasureSpec, spec: AnyTrial) -> MakeEngine:
     """The engine that the measurement names, with the dtype of the trial's model."""
     return lambda encoder, device: chosen_engine(measure, encoder, dtype=spec.model.dtype, device=device)
 
 
 def _harness(
-    spec: TrialSpec,
+    spec: AnyTrial,
     data: TaskData,
     anchors: Anchors,
     engine: Engine,
@@ -182,17 +184,3 @@ def _intermediate_checkpoints(stages: Sequence[Artifact]) -> dict[str, KeyedChec
         for step, part in saved:
             checkpoints[f"{UNLEARNED}@{step}"] = KeyedCheckpoint(SavedCheckpoint(stage.folder / part), stage.key, part)
     return checkpoints
-
-
-def _retention_matched(
-    harness: Harness, anchors: Anchors, unlearned: KeyedCheckpoint, floor: float, environment: Numeric
-) -> dict[str, KeyedCheckpoint]:
-    """The unlearned weights, interpolated toward the target until utility reaches the floor.
-
-    The share of the unlearned weights is published. Where utility cannot be matched, the reason is published instead
-    and the result is empty.
-    """
-    task, stages = harness.data.task, harness.publisher.evaluator.store
-    match = retention_match(unlearned, anchors, task, floor, harness.engine, stages, environment)
-    harness.publisher.publish_matching(matching(floor), match)
-    return {} if match.share is None else {UNLEARNED: matched_weights(match.share, unlearned, anchors)}

@@ -402,6 +402,21 @@ def test_a_reader_whose_files_vanish_reads_the_new_ones(path: Path, when: str, m
     assert done and told == []
 
 
+def test_a_compaction_whose_files_vanish_merges_the_new_ones(path: Path, monkeypatch: pytest.MonkeyPatch):
+    fill(path)
+    wanted, plain, done = shown(path), compact._write, []
+
+    def beaten(*args: Any) -> Any:
+        if not done:
+            done.append(True)
+            Board(path).compact()
+        return plain(*args)
+
+    monkeypatch.setattr(compact, "_write", beaten)
+    Board(path).compact()
+    assert done and shown(path) == wanted and left_out(path) == []
+
+
 def test_a_full_disk_leaves_everything_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch):
     fill(path)
     before, there = shown(path), {table: names(path, table) for table in schema.TABLES}

@@ -27,6 +27,7 @@ TEXTS = [
     *("", " ", "0", "null", "ok", "failed", "diverged", "unchanged", "stopped", "paper", "wide", "pocket", "custom/x"),
     *("target", "retrained", "unlearned", "dev", "test", "all", "forget", "knowledge", "utility", "up", "first"),
     *("target:retrained", "target:chance", ":", "a:b:c", "raw", "uwc[floor=0.9]", "uwc[floor=1e400]", "uwc[floor=nan]"),
+    *("mixed[share=0.5]", "mixed[share=nan]", "curve[floor=0.9]", "curve[floor=1e400]"),
     *("{}", "[]", '{"a": 1}', '{"a": NaN}', "[" * 5_000, "9" * 5_000, "'; DROP TABLE trials; --", "x" * 70_000),
     *(ENGINE, *ATTACKS, "relearn[", "rtn[bits=2],", "mixture", "mixing_weight", "2026-01-01T00:00:00Z", "9999"),
 ]

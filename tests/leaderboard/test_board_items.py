@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from leaderboard.board import schema
 from leaderboard.board.items import Key, item_row, read_items, scored_items
 from leaderboard.board.store import Board
 from leaderboard.board.validity import MOST_ITEMS
 from leaderboard.ranking.entry import HEADLINES
 from leaderboard.ranking.rank import Ranking, rank
 from leaderboard.ranking.replicated import NO_ITEMS
+from leaderboard.ranking.synthetic import SYNTHETIC, synthetic_key
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial
 from suite.storage.store import Store
@@ -51,6 +52,18 @@ def named(measurements: list[Row]) -> dict[Key, set[float]]:
     }
 
 
+def made_up(measurements: list[Row]) -> set[Key]:
+    """The rows of items of the models that do not exist, which answer what the target was asked."""
+    target = [row for row in measurements if row["subject"] == "target" and row["attack"] == "none"]
+    return {synthetic_key(name, key) for key in named(target) for name in SYNTHETIC}
+
+
+def items_of_models(board: Board) -> list[Row]:
+    """Rows of the table `items`, without those of models that do not exist."""
+    synthetic = {key.samples for key in made_up(board.read("measurements").to_pylist())}
+    return [row for row in board.read("items").to_pylist() if row["samples"] not in synthetic]
+
+
 @pytest.fixture(scope="module")
 def real(warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Board:
     """The board of a real trial with a small model."""
@@ -64,8 +77,10 @@ def real(warm_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Board:
 def test_a_trial_writes_what_its_headlines_are_means_of(real: Board):
     measurements = real.read("measurements").to_pylist()
     wanted = named(measurements)
-    found = scored_items(real.read("items"))
+    every = scored_items(real.read("items"))
+    found = {key: scored for key, scored in every.items() if key in wanted}
     assert found.keys() == wanted.keys() and len(found) > 20
+    assert every.keys() - found.keys() == made_up(measurements)
     sizes = {Key(row["samples"], row["probe"], row["metric"]): row["n"] for row in measurements}
     for key, (items, values, _) in found.items():
         [measured] = wanted[key]
@@ -73,14 +88,14 @@ def test_a_trial_writes_what_its_headlines_are_means_of(real: Board):
         assert len(items) == len(set(items)) == sizes[key] and list(items) == sorted(items)
     # All models were asked the same questions of a probe.
     splits = {row["samples"]: row["split"] for row in measurements if row["split"] != "all"}
-    asked = {(splits[key.samples], key.probe): items for key, (items, _) in found.items()}
-    assert all(asked[splits[key.samples], key.probe] == items for key, (items, _) in found.items())
+    asked = {(splits[key.samples], key.probe): items for key, (items, *_) in found.items()}
+    assert all(asked[splits[key.samples], key.probe] == items for key, (items, *_) in found.items())
     assert real.broken() == []
 
 
 def test_a_board_from_before_the_table_is_filled_from_its_samples(real: Board, tmp_path: Path):
     wanted = named(real.read("measurements").to_pylist())
-    written = scored_items(real.read("items"))
+    written = scored_items(schema.to_arrow("items", items_of_models(real)))
     boards = [Board(shutil.copytree(real.path, tmp_path / name)) for name in ("one", "two")]
     for board in boards:
         shutil.rmtree(board.path / "items")
@@ -88,12 +103,25 @@ def test_a_board_from_before_the_table_is_filled_from_its_samples(real: Board, t
         assert found.keys() == written.keys()
         for key, (items, values, _) in found.items():
             assert items == written[key].items and np.array_equal(values, written[key].values)
-        assert board.read("items").equals(real.read("items"))
+        assert board.read("items").to_pylist() == items_of_models(real)
     # The same bytes under the same name, whoever fills it.
     files = [{path.name: path.read_bytes() for path in (board.path / "items").iterdir()} for board in boards]
     assert files[0] == files[1] and len(files[0]) == 1
     shutil.rmtree(boards[0].path / "samples")  # from now on it needs none
     assert read_items(Board(boards[0].path), wanted).keys() == written.keys()
+
+
+def test_a_trial_writes_what_empty_answers_give(real: Board, tmp_path: Path):
+    """Made again from the samples, they are the same: a board of today shows them without reading any sample."""
+    old, new = (Board(shutil.copytree(real.path, tmp_path / name)) for name in ("old", "new"))
+    shutil.rmtree(old.path / "items")
+    before = {path.name for path in (new.path / "items").iterdir()}
+    for board in (old, new):
+        rank(board, "pocket")
+    keys = made_up([row for row in real.read("measurements").to_pylist() if row["split"] == "test"])
+    written, made = (scored_items(board.read("items")) for board in (real, old))
+    assert keys <= made.keys() and all(np.array_equal(made[key].values, written[key].values) for key in keys)
+    assert {path.name for path in (new.path / "items").iterdir()} == before
 
 
 def test_the_same_rows_are_the_same_bytes_in_any_order(tmp_path: Path):
@@ -138,12 +166,12 @@ def test_an_old_board_is_ranked_and_filled_once(tmp_path: Path, whole: Ranking):
     for one, other in zip(numbers(found), numbers(whole), strict=True):
         assert one[:2] == other[:2] and one[2:] == pytest.approx(other[2:])
     assert [entry.rank for entry in found.entries] == [1, 2]
-    [file] = (board.path / "items").iterdir()
-    before = file.read_bytes()
+    before = {path: path.read_bytes() for path in (board.path / "items").iterdir()}
+    assert len(before) == 2  # of the models, and of those that do not exist
     shutil.rmtree(board.path / "samples")
     again = rank(Board(board.path), "paper")
-    assert replace(again, null_entries=()) == replace(found, null_entries=())  # two of these are made of samples
-    assert [path.read_bytes() for path in (board.path / "items").iterdir()] == [before]
+    assert again == found
+    assert {path: path.read_bytes() for path in (board.path / "items").iterdir()} == before
 
 
 def test_a_board_that_cannot_be_written_is_ranked_all_the_same(tmp_path: Path, whole: Ranking):

@@ -1,32 +1,47 @@
-"""Retention matching against brute force, and what happens to a trial when one of its attacks fails."""
+"""Retention matching against weights that were mixed by hand, and what happens to a trial when an attack fails."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+import yaml
 
-from leaderboard.board.schema import ANCHORS, matching
+from leaderboard.board import schema
+from leaderboard.board.schema import ANCHORS
+from leaderboard.board.store import Board
+from leaderboard.ranking.entry import MatchedHeadlines
 from leaderboard.ranking.headlines import HeadlineMeasurements, headlines
+from leaderboard.ranking.measured import TaskMeasurements
 from leaderboard.ranking.rank import FLOOR, rank
+from leaderboard.ranking.retention_matching import curve_name, share_of
 from suite.attacks.weights.quantization import RoundToNearest
 from suite.config.errors import EngineError
+from suite.config.runtime import RuntimeSpec
 from suite.engines import TransformersEngine, ask
 from suite.engines.transformers.engine import TransformersEngine as Engine
-from suite.evaluation.retention_matching import largest_share, matched_weights
+from suite.evaluation.retention_matching import mixed_weights
 from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, TensorCheckpoint, interpolated
 from suite.spec.measure import MeasureSpec
+from suite.spec.search_space import plan
 from suite.spec.trial import trial
-from suite.spec.yaml_file import merged
+from suite.spec.yaml_file import load_file, merged
 from suite.storage.store import Store
+from suite.training.anchors import prepare_anchors
 from suite.trials.given_checkpoint import measure_checkpoint
-from suite.trials.run import run_trial
+from suite.trials.run import TrialResult, run_trial
 from tasks import TASKS
-from tasks.scoring import Estimate, score
+from tasks.scoring import score
 from tasks.task import Split, Zero
+from tests.support.command import regrade
+from tests.support.processes import start
 from tests.support.small import SMALL
 
 LEARNT = merged(
@@ -43,7 +58,6 @@ LEARNT = merged(
 """A trial that costs utility, on a model that is just large enough to have some."""
 RTN, RELEARN = {"name": "rtn", "bits": 4}, {"name": "relearn", "samples": 12, "steps": 2, "lr": 1e-3}
 MEASURE = MeasureSpec(attacks=(RTN, RELEARN))
-NAME = matching(0.9)
 
 
 @pytest.fixture(scope="module")
@@ -56,47 +70,36 @@ def result(store):
     return run_trial(trial(LEARNT), store, measure=MEASURE)
 
 
-@given(st.integers(0, 100), st.floats(0.01, 1), st.booleans())
-def test_the_largest_share_is_found_by_asking_every_share(crossing, floor, exactly):
-    """Utility falls along a line that crosses the floor at some share, there or just before the next."""
-    height = {k: floor + (crossing - k) * 0.01 - (0 if exactly else 1e-9) * (k > crossing) for k in range(101)}
-    tried = []
-
-    def utility(share: float) -> Estimate:
-        tried.append(share)
-        return Estimate(height[round(100 * share)], 0.0, 10)
-
-    best = max(k for k in range(101) if height[k] >= floor)
-    match = largest_share(utility, floor)
-    assert match.share == best / 100
-    assert len(tried) <= 8
-
-
-def test_where_utility_cannot_be_told_nothing_is_mixed():
-    match = largest_share(lambda share: Estimate.null("the anchors are too close"), 0.9)
-    assert (match.share, match.reason) == (None, "the anchors are too close")
-
-
 def test_the_floor_is_the_boards():
     assert MeasureSpec().match == FLOOR
 
 
-def test_the_mixture_keeps_the_floor_and_the_next_one_does_not(result, store):
-    """By hand: weights interpolated in float64 and scored on dev, compared with the target's scores."""
+def matched(result: TrialResult, floor: float = 0.9, split: Split = Split.TEST) -> MatchedHeadlines | None:
+    """What the board reads of a trial, from the rows that it returned."""
+    content = {"trials": [result.row], "measurements": result.measurements}
+    tables = {name: schema.to_arrow(name, rows) for name, rows in content.items()}
+    (engine,) = {row["engine"] for row in result.measurements}
+    measured = TaskMeasurements.read(tables, "pocket", split)
+    return measured.trial(result.row, engine, result.attacks[split], floor).matched
+
+
+def weights_of(rows, attack: str) -> set[float]:
+    """The mixing weights of rows under an attack."""
+    return {share for row in rows if row["attack"] == attack and (share := share_of(row["matching"])) is not None}
+
+
+def test_the_curve_crosses_the_floor_where_weights_mixed_by_hand_do(result, store):
+    """By hand: weights interpolated in float64 and scored on test, compared with the target's scores."""
     (row,) = (r for r in result.measurements if r["metric"] == "mixing_weight")
-    assert (row["matching"], row["split"], row["probe"]) == (NAME, "dev", "mixture")
-    share = row["value"]
-    assert 0 < share < 1
+    assert (row["matching"], row["split"], row["probe"]) == (curve_name(0.9), "test", "mixture")
+    assert 0 < row["value"] < 1
     task = TASKS["pocket"].build()
     stages = sorted((store.root / "stages").glob("unlearn/*-*/final"))
     unlearned = SavedCheckpoint(stages[0])
-    from suite.config.runtime import RuntimeSpec
-    from suite.training.anchors import prepare_anchors
-
     both = prepare_anchors(trial(LEARNT), task, store.stages, RuntimeSpec())
     target = both.target.checkpoint
     engine = TransformersEngine(both.base.encoder, dtype="float32", device=torch.device("cpu"))
-    probes = tuple(p for p in task.probes_of(Split.DEV) if p.name in {h.probe for h in task.utility})
+    probes = tuple(p for p in task.probes_of(Split.TEST) if p.name in {h.probe for h in task.utility})
 
     def scores(state):
         samples = ask(engine, TensorCheckpoint(state, target.architecture), probes)
@@ -109,30 +112,116 @@ def test_the_mixture_keeps_the_floor_and_the_next_one_does_not(result, store):
     target_scores = scores(target.state())
 
     def utility(share):
-        interpolated_scores = scores(at(share))
-        return min((interpolated_scores[h] - h.chance) / (target_scores[h] - h.chance) for h in task.utility)
+        mixed = scores(at(share))
+        shares = ((mixed[h] - h.chance) / (target_scores[h] - h.chance) for h in task.utility)
+        return min(min(1.0, max(0.0, one)) for one in shares)
 
-    assert utility(share) >= 0.9 - 1e-5
-    assert utility(share + 0.01) < 0.9 + 1e-5
+    weights = sorted({0.0, *weights_of(result.measurements, "none"), 1.0})
+    assert set(weights) >= {0, 0.25, 0.5, 0.75, 1}
+    heights = [utility(weight) for weight in weights]
+    assert np.interp(row["value"], weights, heights) == pytest.approx(0.9, abs=1e-5)
+    assert max(np.interp(np.linspace(row["value"] + 1e-4, 1, 999), weights, heights)) < 0.9
+    chord = [(1 - w) * heights[0] + w * heights[-1] - height for w, height in zip(weights, heights, strict=True)]
+    assert matched(result).barrier.value == pytest.approx(max(chord), abs=1e-5)
+    # The neighbours of the crossing are attacked, and every attack was made on the same weights.
+    attacked = [weights_of(result.measurements, attack) for attack in result.attacks[Split.TEST][1:]]
+    assert attacked[0] == attacked[1] < {*weights}
+    below, above = max(w for w in weights if w < row["value"]), min(w for w in weights if w > row["value"])
+    assert {below, above} - {0.0, 1.0} <= attacked[0]
 
 
 def test_every_headline_is_given_raw_and_matched(result):
-    raw, matched = result.headlines(Split.TEST), result.headlines(Split.TEST, NAME)
-    assert raw.utility.value < 0.8 < matched.utility.value
-    assert matched.forgetting.value < raw.forgetting.value
-    rows = {(r["attack"], r["matching"]) for r in result.measurements if r["subject"] == "unlearned"}
-    attacks = result.attacks[Split.TEST]
-    assert len(attacks) == 3
-    assert rows == {(a, m) for a in attacks for m in ("raw", NAME)}
+    raw, read = result.headlines(Split.TEST), matched(result)
+    assert raw.utility.value < 0.8 and read.headlines.utility.value == 0.9
+    assert read.headlines.forgetting.value < raw.forgetting.value
+    assert read.headlines.recovery.keys() == raw.recovery.keys() and read.headlines.score.known
     assert {r["matching"] for r in result.measurements if r["subject"] in ("target", "retrained")} == {"raw"}
 
 
-def test_weights_that_keep_the_floor_are_not_asked_twice(result, store):
-    """At a floor below its utility the matched weights are the unlearned model, and the rows are the raw ones."""
+def test_other_floors_share_what_was_measured(result, store):
+    """At a floor below its utility the weights are read as they are, and utility along the way is known already."""
     again = Store(store.root)
     outcome = run_trial(trial(LEARNT), again, measure=MEASURE.model_copy(update={"match": 0.3}))
-    assert set(again.stages.computed) == {"mixture"}
-    assert outcome.headlines(Split.TEST, matching(0.3)) == outcome.headlines(Split.TEST)
+    assert again.stages.computed == {}
+    assert matched(outcome, 0.3).headlines == outcome.headlines(Split.TEST)
+    assert matched(outcome, 0.9) is None
+
+
+def test_without_matching_nothing_is_mixed(store):
+    off = Store(store.root)
+    outcome = run_trial(trial(LEARNT), off, measure=MEASURE.model_copy(update={"match": None}))
+    assert off.stages.computed == {} and {r["matching"] for r in outcome.measurements} == {"raw"}
+
+
+def test_each_attacked_split_has_a_curve_of_its_own(store, tmp_path):
+    mine = Store(shutil.copytree(store.root, tmp_path / "store"))
+    outcome = run_trial(trial(LEARNT), mine, measure=MeasureSpec(attacks=(RTN,), splits=("dev", "test")))
+    found = {split: matched(outcome, split=split) for split in Split}
+    assert [read.headlines.utility.value for read in found.values()] == [0.9, 0.9]
+    # On dev the anchors are too close for a share of knowledge.
+    assert found[Split.TEST].headlines.score.known
+    why = outcome.headlines(Split.DEV).score.reason
+    assert why and found[Split.DEV].headlines.score.reason.startswith(f"{why} (")
+    assert found[Split.DEV].weight.value != found[Split.TEST].weight.value
+    only_test = run_trial(trial(LEARNT), mine, measure=MeasureSpec(attacks=(RTN,), splits=("test", "all")))
+    assert matched(only_test).headlines == found[Split.TEST].headlines
+    assert matched(only_test, split=Split.DEV) is None
+
+
+def test_a_model_that_knows_nothing_has_no_matched_numbers_and_a_reason(tmp_path):
+    outcome = run_trial(trial(SMALL), Store(tmp_path), measure=MeasureSpec(attacks=(RTN,), limit=2))
+    read = matched(outcome)
+    reason = read.headlines.score.reason
+    assert read.weight.reason == reason and reason.startswith("utility cannot be matched: utility is not known: ")
+    assert not any(weights_of(outcome.measurements, "rtn[bits=4]"))
+
+
+def test_a_trial_killed_while_it_is_matched_goes_on_to_the_same_rows(store, result, tmp_path):
+    """Killed after every few evaluations: along the curve, and under attacks."""
+    spec, mine = tmp_path / "spec.yaml", tmp_path / "store"
+    shutil.copytree(store.root / "stages", mine / "stages", ignore=shutil.ignore_patterns("samples"))
+    spec.write_text(yaml.safe_dump(LEARNT | {"measure": {"attacks": [RTN, RELEARN]}}))
+    done = 0
+    while True:
+        process = start("run", spec, "--store", mine)
+        while process.poll() is None and len([*mine.glob("stages/samples/*.json")]) <= done + 5:
+            time.sleep(0.005)
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        done = len([*mine.glob("stages/samples/*.json")])
+        Board(mine / "board").read("measurements")  # readable at every instant
+    assert process.wait().returncode == 0 and done > 8
+    board = Board(mine / "board")
+    assert board.result_rows("measurements").equals(store_rows(store, Store(mine)))
+    assert board.result_rows("trials").equals(store.board.result_rows("trials"))
+
+
+def test_validate_says_what_matching_costs(tmp_path):
+    spec = tmp_path / "spec.yaml"
+    relearn = RELEARN | {"points": 2}
+    spec.write_text(yaml.safe_dump(SMALL | {"measure": {"attacks": [RTN, relearn], "splits": ["dev", "test"]}}))
+    cost = json.loads(regrade("validate", spec, "--json").stdout)["trials"][0]["cost"]
+    # 3 to 6 weights on each of two splits, without an attack; under two attacks, one at two points, none to all.
+    assert (cost["matching_least"], cost["matching_most"]) == (3 * 2, 6 * 2 * (1 + 1 + 2))
+    said = regrade("validate", spec).stdout
+    assert "6 to 48" in said and "measure.match=null turns it off" in said
+    off = regrade("validate", spec, "measure.match=null")
+    cost = json.loads(regrade("validate", spec, "measure.match=null", "--json").stdout)["trials"][0]["cost"]
+    assert (cost["matching_least"], cost["matching_most"]) == (0, 0) and "turns it off" not in off.stdout
+
+
+@pytest.mark.parametrize("floor", ["0", "-0.1", "1.1", "nan", "high", "[0.9]"])
+def test_a_floor_that_cannot_be_is_refused_by_its_key(tmp_path, floor):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(SMALL))
+    refused = regrade("validate", spec, f"measure.match={floor}", code=2).stderr
+    assert refused.startswith("regrade: measure.match: ") and "Traceback" not in refused
+
+
+def test_the_quickstart_is_not_matched():
+    assert plan(load_file(Path("configs/sweeps/grades.yaml"), ())).measure.match is None
 
 
 def test_a_mixtures_ends_are_the_models_themselves():
@@ -146,9 +235,9 @@ def test_a_mixtures_ends_are_the_models_themselves():
     class Both:
         target = KeyedCheckpoint(one, "t")
 
-    assert matched_weights(1.0, unlearned, Both) is unlearned
-    assert matched_weights(0.0, unlearned, Both).key == "t"
-    assert matched_weights(0.5, unlearned, Both).key != matched_weights(0.25, unlearned, Both).key
+    assert mixed_weights(1.0, unlearned, Both) is unlearned
+    assert mixed_weights(0.0, unlearned, Both).key == "t"
+    assert mixed_weights(0.5, unlearned, Both).key != mixed_weights(0.25, unlearned, Both).key
 
 
 def broken(*args):
@@ -157,8 +246,6 @@ def broken(*args):
 
 def test_an_attack_that_fails_takes_nothing_else_with_it(store, result, tmp_path, monkeypatch):
     """The clean rows and the other attacks' rows are kept, failed rows give the reason, and the next run fixes them."""
-    import shutil
-
     shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("samples"))
     mended = Store(tmp_path)
     with monkeypatch.context() as patch:
@@ -182,15 +269,12 @@ def test_an_attack_that_fails_takes_nothing_else_with_it(store, result, tmp_path
 
 def store_rows(store, mended):
     """The rows of a store without failures, at the floor that both stores have."""
-    import pyarrow.compute as pc
 
     table = store.board.result_rows("measurements")
     return table.filter(pc.is_in(table["matching"], pc.unique(mended.board.result_rows("measurements")["matching"])))
 
 
 def test_an_engine_that_fails_under_an_attack_goes_on_with_the_others(store, result, tmp_path, monkeypatch):
-    import shutil
-
     shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("samples"))
     loaded = Engine._loaded
 
@@ -207,8 +291,6 @@ def test_an_engine_that_fails_under_an_attack_goes_on_with_the_others(store, res
 
 
 def test_a_subject_that_cannot_be_asked_at_all_ends_the_trial(store, result, tmp_path, monkeypatch):
-    import shutil
-
     shutil.copytree(store.root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("samples"))
     monkeypatch.setattr(Engine, "_likelihoods", broken)
     with pytest.raises(EngineError, match="target cannot be evaluated, OutOfMemoryError: not enough memory"):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from leaderboard.board import schema
+from leaderboard.board.schema import RANDOM_CHANGE
 from leaderboard.board.store import Board
 from suite.storage.stages import StageStore
 from tests.support.processes import fresh, run, start
@@ -18,7 +20,7 @@ from tests.support.small import SMALL
 SWEEP = {
     **SMALL,
     "steps": 2,
-    "measure": {"attacks": [{"name": "rtn", "bits": 3}], "limit": 3},
+    "measure": {"attacks": [{"name": "rtn", "bits": 3}], "limit": 3, "nulls": True},
     "search": {"grid": {"optimizer.name": ["adam", "hybrid"], "seed": [0, 1]}},
 }
 SEARCH = {
@@ -53,7 +55,7 @@ def whole(spec) -> Path:
 
 def same(one: Path, other: Path) -> None:
     """The same rows in the same order, in every table."""
-    for table in ("trials", "measurements", "samples"):
+    for table in schema.TABLES:
         got, expected = (Board(store / "board").result_rows(table) for store in (one, other))
         assert got.num_rows == expected.num_rows, table
         assert got.equals(expected), table
@@ -86,8 +88,8 @@ def test_two_sweeps_at_once_share_the_work(spec, whole, tmp_path):
     assert [process.returncode for process in done] == [0, 0]
     said = [yaml.safe_load(process.stdout) for process in done]
     same(store, whole)
-    computed = [outcome["computed"] for sweep in said for outcome in sweep["trials"]]
-    for kind, expected in (("target", 1), ("retrained", 1), ("unlearn", 4)):
+    computed = [outcome["computed"] for sweep in said for outcome in (*sweep["trials"], *sweep["null_trials"])]
+    for kind, expected in (("target", 1), ("retrained", 1), ("unlearn", 4), ("random_change", 2)):
         assert sum(c.get(kind, 0) for c in computed) == expected, f"{kind} was computed once each"
     folders = [path for path in (store / "stages" / "unlearn").iterdir() if path.is_dir()]
     assert len(folders) == 4
@@ -108,9 +110,12 @@ def test_an_optuna_search_repeats_and_measures_its_best_on_test(tmp_path):
         once("sweep", file, "--store", tmp_path / name, "--search", "optuna")
     same(tmp_path / "one", tmp_path / "two")
     measured = Board(tmp_path / "one" / "board").read("measurements").to_pylist()
-    trials = {r["trial"]: r for r in Board(tmp_path / "one" / "board").read("trials").to_pylist()}
+    rows = Board(tmp_path / "one" / "board").read("trials").to_pylist()
+    trials, nulls = ({r["trial"] for r in rows if (r["optimizer"] == RANDOM_CHANGE) is null} for null in (False, True))
     assert 2 <= len(trials) <= 4
-    seen = {(r["trial"], r["split"]) for r in measured if r["subject"] == "unlearned"}
+    assert len(nulls) == 1, "four draws and the best again are five trials: beside the best stands one null trial"
+    assert {r["split"] for r in measured if r["trial"] in nulls and r["headline"]} == {"test"}
+    seen = {(r["trial"], r["split"]) for r in measured if r["trial"] in trials and r["subject"] == "unlearned"}
     assert sum(split == "dev" for _, split in seen) == len(trials)
     assert sum(split == "test" for _, split in seen) == 1, "a search sees dev; its best is measured on test"
 

@@ -1,6 +1,6 @@
 """Tells entries apart: items and runs are drawn again, for all entries together (docs/statistics.md)."""
 
-from leaderboard.ranking.comparison.crossfit import Cell, Cells, Replicates, Units, replicate
+from leaderboard.ranking.comparison.crossfit import Cell, Cells, Replicates, Units, replicate, smallest_share
 from leaderboard.ranking.comparison.difference import Difference, Replicated, Spread, compared, spread
 from leaderboard.ranking.comparison.resampling import REPLICATES, Resampling
 from leaderboard.ranking.comparison.verdicts import Resolution, Verdicts
@@ -19,5 +19,6 @@ __all__ = [
     "Verdicts",
     "compared",
     "replicate",
+    "smallest_share",
     "spread",
 ]

@@ -198,7 +198,7 @@ class Replicates:
     Attributes:
         recovery, curves, areas: as in `leaderboard.ranking.headlines.Headlines`.
         worst: by attack, the share of replicates and folds in which it is the worst.
-        cells: what they were made of, of knowledge and of utility.
+        cells: what they were made of, of knowledge and of utility; None where they were read between two models.
         levels: by level beside items and runs, and by its seed, the same with that seed alone and without replicates.
     """
 
@@ -211,12 +211,14 @@ class Replicates:
     curves: Mapping[str, Mapping[int, Array]]
     areas: Mapping[str, Array]
     worst: Mapping[str, float]
-    cells: tuple[Cells, Cells]
+    cells: tuple[Cells, Cells] | None
     levels: Mapping[str, Mapping[str, Replicates]] = field(default_factory=dict)
 
     @property
     def plain(self) -> dict[str, Array]:
         """F, R, U and score by their names, with the worst chosen on the items that it is read on."""
+        if self.cells is None:
+            return {}
         knowledge, utility = (cells.drawn() for cells in self.cells)
         unattacked = [index for index, cell in enumerate(knowledge.cells) if cell.attack == NONE]
         found = {
@@ -251,7 +253,7 @@ def replicate(knowledge: Cells, utility: Cells) -> Replicates:
     worst, places = largest(list(strongest.values()))
     forgetting = kept[0]
     robustness = np.minimum(1 - _clip(known.read(worst)), forgetting)
-    left = _clip(useful.read(useful.largest(range(len(useful.cells)))))
+    left = _smallest(useful)
     times = np.bincount(places.ravel(), minlength=len(strongest)) / places.size
     return Replicates(
         forgetting,
@@ -265,6 +267,15 @@ def replicate(knowledge: Cells, utility: Cells) -> Replicates:
         dict(zip(strongest, times.tolist(), strict=True)),
         (knowledge, utility),
     )
+
+
+def smallest_share(cells: Cells) -> Array:
+    """U of a model in every replicate, from the utility metrics alone: as in `replicate`."""
+    return _smallest(cells.drawn(sign=-1.0))
+
+
+def _smallest(useful: Drawn) -> Array:
+    return _clip(useful.read(useful.largest(range(len(useful.cells)))))
 
 
 def _divided(above: Single, below: Single) -> Single:
