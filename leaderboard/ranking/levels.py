@@ -66,7 +66,11 @@ class AttackNames:
     measured. A name that is itself in the set stands for no other of the set.
     """
 
-    def __init__(self, attacks: Iterable[str], model: HeadlineMeasurements) -> None:
+    def __init__(self, attacks: Iterable[str], model: HeadlineMeasurements, *others: HeadlineMeasurements) -> None:
+        """
+        Args:
+            others: models that an attack's seeds are those of as well, as far as they were measured under it.
+        """
         attacks = dict.fromkeys(attacks)
         by_rest: defaultdict[str, dict[int, str]] = defaultdict(dict)
         for name in sorted(model.attacks):
@@ -76,6 +80,8 @@ class AttackNames:
         for attack in attacks:
             rest, own = attack_seed(attack)
             found = {seed: name for seed, name in by_rest[rest].items() if name == attack or name not in attacks}
+            for other in others:
+                found = {seed: name for seed, name in found.items() if name in other.attacks} or found
             self._names[attack] = dict(sorted(found.items())) or {own: attack}
 
     @property
@@ -91,6 +97,21 @@ class AttackNames:
             attack: tuple(names.values()) if seed is None or len(names) == 1 else (names[seed],)
             for attack, names in self._names.items()
         }
+
+
+def seeds_by_level(names: Sequence[AttackNames], pairs: int) -> dict[str, dict[str, Alone]]:
+    """By level the seeds, where there are several.
+
+    Args:
+        names: of several models, whose common seeds are meant.
+        pairs: of anchors.
+    """
+    common = sorted(set.intersection(*(set(one.seeds) for one in names)))
+    found = {
+        ATTACK_SEEDS: {f"attack seed {seed}": Alone(attack=seed) for seed in common},
+        ANCHOR_SEEDS: {f"anchors {pair + 1}": Alone(pair=pair) for pair in range(pairs)},
+    }
+    return {level: alone for level, alone in found.items() if len(alone) > 1}
 
 
 def mean_over(models: Sequence[HeadlineMeasurements], names: Mapping[str, Sequence[str]]) -> HeadlineMeasurements:

@@ -22,16 +22,7 @@ from leaderboard.ranking.headlines import (
     trial_headlines,
     utility_share,
 )
-from leaderboard.ranking.levels import (
-    ANCHOR_SEEDS,
-    ATTACK_SEEDS,
-    TOGETHER,
-    Alone,
-    AttackNames,
-    MeanMeasurements,
-    Models,
-    mean_over,
-)
+from leaderboard.ranking.levels import TOGETHER, Alone, AttackNames, MeanMeasurements, Models, mean_over, seeds_by_level
 from leaderboard.ranking.mixing_curve import read_plain
 from leaderboard.ranking.retention_matching import (
     CURVE,
@@ -116,19 +107,6 @@ class TaskMeasurements:
         return self._models[key]
 
     def models(
-        self, row: Row, engine: str | None, attacks: Sequence[str], name: str = RAW, alone: Alone = TOGETHER
-    ) -> Models:
-        """A trial's measurements and its anchors', as means over seeds of attacks and of anchors.
-
-        The anchors' are those under the seeds that the trial was attacked with, whatever others there are.
-
-        Args:
-            name: which weights of the trial.
-            alone: a seed that is used alone.
-        """
-        return self.models_of(self.model(row["trial"], UNLEARNED, engine, name), row, engine, attacks, alone)
-
-    def models_of(
         self,
         model: HeadlineMeasurements,
         row: Row,
@@ -136,10 +114,23 @@ class TaskMeasurements:
         attacks: Sequence[str],
         alone: Alone = TOGETHER,
     ) -> Models:
-        """As `models`, of any model with a trial's anchors."""
-        names = AttackNames(attacks, model).of(alone.attack)
-        anchors = (self.anchor(row["anchors"], anchor, engine, names, alone.pair) for anchor in ANCHORS)
-        return Models(model if isinstance(model, MeanMeasurements) else mean_over([model], names), *anchors)
+        """A model and a trial's anchors, as means over seeds of attacks and of anchors.
+
+        The seeds are those that the trial's model was attacked with, whatever the anchors went through for others.
+
+        Args:
+            model: the trial's, or another one on its scale; of a mean over seeds nothing is left to be averaged.
+            alone: a seed that is used alone.
+        """
+        names = self.attack_names(model, row, engine, attacks).of(alone.attack)
+        mean = model if isinstance(model, MeanMeasurements) else mean_over([model], names)
+        return Models(mean, *(self.anchor(row["anchors"], anchor, engine, names, alone.pair) for anchor in ANCHORS))
+
+    def attack_names(
+        self, model: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]
+    ) -> AttackNames:
+        """What stands for the attacks of a set in the rows of a model on a trial's scale."""
+        return AttackNames(attacks, self.model(row["trial"], UNLEARNED, engine), model)
 
     def anchor(
         self,
@@ -163,20 +154,12 @@ class TaskMeasurements:
             self._anchors[key] = mean_over([self.model(one, anchor, engine) for one in pairs], names)
         return self._anchors[key]
 
-    def unlearned(self, row: Row, engine: str | None, attacks: Sequence[str], name: str = RAW) -> HeadlineMeasurements:
-        """A trial's own measurements, as means over seeds of attacks."""
-        model = self.model(row["trial"], UNLEARNED, engine, name)
-        return mean_over([model], AttackNames(attacks, model).of(None))
-
-    def levels(self, model: HeadlineMeasurements, row: Row, attacks: Sequence[str]) -> dict[str, dict[str, Alone]]:
-        """By level the seeds of a model's attacks and of a trial's anchors, where there are several."""
-        seeds = AttackNames(attacks, model).seeds
-        pairs = range(len(pairs_of(row["anchors"])))
-        found = {
-            ATTACK_SEEDS: {f"attack seed {seed}": Alone(attack=seed) for seed in seeds},
-            ANCHOR_SEEDS: {f"anchors {pair + 1}": Alone(pair=pair) for pair in pairs if len(pairs) > 1},
-        }
-        return {level: alone for level, alone in found.items() if alone}
+    def levels(
+        self, models: Iterable[HeadlineMeasurements], row: Row, engine: str | None, attacks: Sequence[str]
+    ) -> dict[str, dict[str, Alone]]:
+        """By level the seeds of a trial's attacks and anchors, where there are several: those that all models have."""
+        names = [self.attack_names(model, row, engine, attacks) for model in models]
+        return seeds_by_level(names, len(pairs_of(row["anchors"])))
 
     def chosen_engines(self, trials: Sequence[Row], engines: Collection[str]) -> dict[str, str | None]:
         """By trial the engine whose numbers are used, one of `engines`; None where no engine measured anything.
@@ -237,10 +220,10 @@ class TaskMeasurements:
 
     def utility_along(self, row: Row, engine: str | None) -> dict[float, Estimate]:
         """By mixing weight the utility of the models of `along_curve`."""
-        models = self.along_curve(row, engine)
         target = self.anchor(row["anchors"], ANCHORS[0], engine)
+        models = self.along_curve(row, engine)
         utility = {weight: utility_share(model, target) for weight, model in models.items()}
-        if utility[0.0].known:
+        if utility[0.0].known and models[0.0] is target:
             utility[0.0] = Estimate(1.0, 0.0, utility[0.0].n)  # the target keeps all of its own
         return utility
 
@@ -261,7 +244,7 @@ class TaskMeasurements:
         self, model: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]
     ) -> Headlines:
         """The headlines of a model beside a trial's anchors."""
-        found = self.models_of(model, row, engine, attacks)
+        found = self.models(model, row, engine, attacks)
         return trial_headlines(found.unlearned, found.target, found.retrained, row["anchor_ids"], attacks)
 
     def _read(self, row: Row, engine: str | None, attacks: Sequence[str], floor: float) -> MatchedHeadlines:

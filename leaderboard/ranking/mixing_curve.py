@@ -194,7 +194,6 @@ def read(utility: Mapping[float, Array], known: Mapping[float, Replicates], floo
     replicates = replace(
         known[attacked[-1]],
         per_item=along(lambda one: one.per_item) if all(one.per_item is not None for one in known.values()) else None,
-        levels={},  # seeds of attacks and anchors are no level of what is read between models
         forgetting=forgetting,
         robustness=robustness,
         robustness_harmonic=along(lambda one: one.robustness_harmonic),

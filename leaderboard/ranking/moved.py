@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from leaderboard.board.items import Scored
+from leaderboard.board.schema import UNLEARNED
 from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.entry import Trial
-from leaderboard.ranking.headlines import NONE
+from leaderboard.ranking.headlines import NONE, HeadlineMeasurements
 from leaderboard.ranking.replicated import NoItems, Replicating
 
 MOST = 100
@@ -44,8 +45,7 @@ def moved_items(
         attacks: those under which answers are compared, besides none.
     """
     models = [
-        [replicating.measured.unlearned(trial.row, trial.engine, attacks) for trial in same if trial.engine]
-        for same in (one, other)
+        [_mean_over_seeds(replicating, trial, attacks) for trial in same if trial.engine] for same in (one, other)
     ]
     asked = {
         (attack, max(model.points(attack), default=0), metric)
@@ -68,6 +68,11 @@ def moved_items(
             ]
     found.sort(key=lambda moved: (-abs(moved.one - moved.other), moved.probe, moved.attack, moved.item))
     return tuple(found[:MOST])
+
+
+def _mean_over_seeds(replicating: Replicating, trial: Trial, attacks: Sequence[str]) -> HeadlineMeasurements:
+    model = replicating.measured.model(trial.row["trial"], UNLEARNED, trial.engine)
+    return replicating.measured.models(model, trial.row, trial.engine, attacks).unlearned
 
 
 def _mean(runs: Sequence[Scored]) -> tuple[tuple[str, ...], Array] | None:

@@ -16,12 +16,13 @@ from typing import Any
 
 from leaderboard.board import schema
 from leaderboard.board.items import Key, Scored, samples_of, scored_items
-from leaderboard.board.schema import ANCHORS, Status, pairs_of
+from leaderboard.board.schema import ANCHORS, UNLEARNED, Status
 from leaderboard.board.store import Board, BoardError
 from leaderboard.board.visible import shortened
 from leaderboard.ranking.entry import Numbers, Trial, combined
-from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, HeadlineMetric
+from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, HeadlineMetric, trial_headlines
 from leaderboard.ranking.labels import LONGEST_SETTING
+from leaderboard.ranking.levels import MeanMeasurements
 from leaderboard.ranking.measured import Row, Source
 from leaderboard.ranking.number import Number, plain_mean, rounded
 from leaderboard.ranking.replicated import Replicating
@@ -62,15 +63,17 @@ def null_entries(
         engine: the engine whose numbers are used.
         matched: whether a random change is shown at matched utility, as the entries beside it are.
     """
-    target, retrained = (here.measured.model(pairs_of(row["anchors"])[0], anchor, engine) for anchor in ANCHORS)
+    scale = here.measured.model(row["trial"], UNLEARNED, engine)
+    found = here.measured.models(scale, row, engine, here.attacks)
+    target, retrained = found.target, found.retrained
     synthetic = _synthetic(source, replicating, target, here.attacks)
 
     def alone(name: str, model: HeadlineMeasurements) -> tuple[str, int, Numbers]:
         made_up = {"trial": name, "entry": name, "status": str(Status.OK), "anchors": row["anchors"]}
         trial = dict.fromkeys(schema.columns("trials")) | made_up | {"anchor_ids": row["anchor_ids"]}
-        numbers = here.measured.headlines_of(model, row, engine, here.attacks)
-        found = replicating.known(model, numbers, trial, engine, here.attacks)
-        return name, 1, combined(name, [Trial(trial, engine, numbers, replicates=found)])
+        numbers = trial_headlines(model, target, retrained, row["anchor_ids"], here.attacks)
+        drawn = replicating.known(model, numbers, row, engine, here.attacks)
+        return name, 1, combined(name, [Trial(trial, engine, numbers, replicates=drawn)])
 
     numbers = [
         *(alone(name, model) for name, model in zip(ANCHORS, (target, retrained), strict=True)),
@@ -169,7 +172,7 @@ def _answering(
     keys = {metric: synthetic_key(name, key) for metric, key in asked.items()}
     numbers = {metric: mean(items[key].values.tolist()) for metric, key in keys.items() if key in items}
     estimates = {(*cell, metric): number for metric, number in numbers.items() for cell in cells}
-    return HeadlineMeasurements(name, estimates, target.chances, {})
+    return MeanMeasurements(name, estimates, target.chances, {})  # with whatever seed: nothing is left to be averaged
 
 
 def null_text(entry: NullEntry) -> str:

@@ -202,7 +202,8 @@ def _ceilings(here: Selection) -> dict[str, dict[str, float]]:
     if (typical := _typical(here)) is None:
         return {}
     row, engine = typical
-    found = here.measured.models(row, engine, here.attacks)
+    model = here.measured.model(row["trial"], schema.UNLEARNED, engine)
+    found = here.measured.models(model, row, engine, here.attacks)
     return ceilings(found.target, found.retrained, row["anchor_ids"], here.attacks)
 
 

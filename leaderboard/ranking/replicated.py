@@ -101,7 +101,7 @@ class Replicating:
                 wanted[key].add(value)
         if isinstance(source, Board):
             anchors = {(row["anchors"], engine) for row, engine in trials}
-            targets = (measured.model(pairs_of(recipe)[0], ANCHORS[0], engine) for recipe, engine in anchors)
+            targets = (measured.anchor(recipe, ANCHORS[0], engine) for recipe, engine in anchors)
             asked = {key for target in targets for key, _ in _keys(target)}
             unmeasured = {synthetic_key(name, key) for key in asked for name in SYNTHETIC}
             return cls(measured, read_items(source, wanted, unmeasured))
@@ -149,24 +149,30 @@ class Replicating:
             return None
         try:
             with np.errstate(all="ignore"):  # what is not finite is left out
-                return self._with_levels(model, row, engine, attacks)
+                levels = {
+                    level: {seed: _finite(self.of(model, row, engine, attacks, alone)) for seed, alone in seeds.items()}
+                    for level, seeds in self._levels([model], row, engine, attacks).items()
+                }
+                return replace(_finite(self.of(model, row, engine, attacks)), levels=levels)
         except NoItems as missing:
             if why is not None:
                 why.append(str(missing))
             return None
 
-    def _with_levels(
-        self, model: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]
-    ) -> Replicates:
-        """A model's replicates, and its estimates with each seed of the attacks and of the anchors alone."""
-        seeds = self.measured.levels(model, row, attacks)
-        if max(map(len, seeds.values()), default=0) > MOST_SEEDS:
+    def _levels(
+        self, models: Sequence[HeadlineMeasurements], row: Row, engine: str | None, attacks: Sequence[str]
+    ) -> dict[str, dict[str, Alone]]:
+        """As `TaskMeasurements.levels`; none of a mean, such as the targets', which is shown and not compared.
+
+        Raises:
+            NoItems: there are too many seeds.
+        """
+        if any(isinstance(model, MeanMeasurements) for model in models):
+            return {}
+        levels = self.measured.levels(models, row, engine, attacks)
+        if any(len(seeds) > MOST_SEEDS for seeds in levels.values()):
             raise NoItems(f"not compared: its attacks have more than {MOST_SEEDS} seeds")
-        levels = {
-            level: {seed: _finite(self.of(model, row, engine, attacks, alone)) for seed, alone in of_level.items()}
-            for level, of_level in seeds.items()
-        }
-        return replace(_finite(self.of(model, row, engine, attacks)), levels=levels)
+        return levels
 
     def of(
         self,
@@ -185,7 +191,7 @@ class Replicating:
         Raises:
             NoItems: saying what is missing.
         """
-        models = self.measured.models_of(model, row, engine, attacks, alone)
+        models = self.measured.models(model, row, engine, attacks, alone)
         unlearned, target, retrained = models.unlearned, models.target, models.retrained
         zero_model = None if at_chance(row["anchor_ids"]) else retrained
         metrics, units = self._units_of("knowledge", row["anchors"], engine, target, zero_model, alone)
@@ -209,7 +215,7 @@ class Replicating:
             Cell(ANY, 0, index): reduce(best, answers[index]) - reduce(best, zeros[index])
             for index, best in enumerate(more)
         }
-        useful = self._useful(unlearned, target, row, engine, alone)
+        useful = self._useful(unlearned, row, engine, alone)
         return replicate(Cells.of(units, excess), useful, Cells.of(units, per_item))
 
     def utility_along(self, row: Row, engine: str | None) -> dict[float, Array]:
@@ -219,10 +225,9 @@ class Replicating:
             NoItems: saying what is missing.
         """
         models = self.measured.along_curve(row, engine)
-        target = self.measured.anchor(row["anchors"], ANCHORS[0], engine)
         known = [weight for weight, found in self.measured.utility_along(row, engine).items() if found.known]
-        found = {weight: smallest_share(self._useful(models[weight], target, row, engine)) for weight in known}
-        if 0.0 in found:
+        found = {weight: smallest_share(self._useful(models[weight], row, engine)) for weight in known}
+        if 0.0 in found and models[0.0] is self.measured.anchor(row["anchors"], ANCHORS[0], engine):
             found[0.0] = np.ones_like(found[0.0])
         if not found or not all(np.isfinite(utility).all() for utility in found.values()):
             raise NoItems("not compared: with other questions, its utility is no number that can be")
@@ -252,27 +257,41 @@ class Replicating:
                     found[weight] = _finite(self.of(models[weight], row, engine, attacks))
             try:
                 reading = read(utility, found, floor)
+                # With a seed alone the numbers are others, and the weights that they are read at the same.
+                sample = {weight: drawn[:1] for weight, drawn in utility.items()}
+                levels = {
+                    level: {
+                        seed: _finite(read(sample, self._alone(models, found, trial, attacks, alone), floor).replicates)
+                        for seed, alone in seeds.items()
+                    }
+                    for level, seeds in self._levels([models[weight] for weight in found], row, engine, attacks).items()
+                }
             except Unread as why:
                 raise NoItems(f"not compared at matched utility: {why}") from None
-            return replace(reading, replicates=_finite(reading.replicates))
+            return replace(reading, replicates=replace(_finite(reading.replicates), levels=levels))
+
+    def _alone(
+        self,
+        models: Mapping[float, HeadlineMeasurements],
+        weights: Iterable[float],
+        trial: Trial,
+        attacks: Sequence[str],
+        alone: Alone,
+    ) -> dict[float, Replicates]:
+        return {weight: _finite(self.of(models[weight], trial.row, trial.engine, attacks, alone)) for weight in weights}
 
     def _of_target(self, row: Row, engine: str | None, attacks: Sequence[str]) -> Replicates:
-        """The headlines of a trial's target, once for all trials."""
-        key = (row["anchors"], row["anchor_ids"], engine, tuple(attacks))
+        """The headlines of a trial's target, once for all trials with the same seeds of attacks."""
+        target = self.measured.along_curve(row, engine)[0.0]
+        names = self.measured.attack_names(target, row, engine, attacks).of(None)
+        key = (row["anchors"], row["anchor_ids"], engine, *names.items())
         if key not in self._targets:
-            target = self.measured.model(pairs_of(row["anchors"])[0], ANCHORS[0], engine)
             self._targets[key] = _finite(self.of(target, row, engine, attacks))
         return self._targets[key]
 
-    def _useful(
-        self,
-        model: HeadlineMeasurements,
-        target: HeadlineMeasurements,
-        row: Row,
-        engine: str | None,
-        alone: Alone = TOGETHER,
-    ) -> Cells:
+    def _useful(self, model: HeadlineMeasurements, row: Row, engine: str | None, alone: Alone = TOGETHER) -> Cells:
         """What a model keeps of utility, item by item."""
+        target = self.measured.anchor(row["anchors"], ANCHORS[0], engine, pair=alone.pair)
         metrics, useful_units = self._units_of("utility", row["anchors"], engine, target, None, alone)
         kept: dict[Cell, Array] = {}
         for index, metric in enumerate(metrics):
@@ -348,7 +367,7 @@ class Replicating:
         """
         cell = attack, point, metric
         if isinstance(model, MeanMeasurements) and len(parts := model.parts.get(cell, ())) > 1:
-            return self._mean([self.scored(one, *place) for one, place in parts])
+            return _mean([self.scored(one, *place) for one, place in parts])
         samples, measured = model.samples.get(cell), model.under(*cell).value
         scored = self.items.get(Key(samples, metric.probe, metric.metric)) if samples else None
         if scored is None or measured is None:
@@ -357,12 +376,14 @@ class Replicating:
             raise NoItems(f"not compared: the {model.model} model's answers to {metric.probe} do not give its number")
         return scored
 
-    def _mean(self, parts: Sequence[Scored]) -> Scored:
-        items = parts[0].items
-        if any(part.items is not items and part.items != items for part in parts):
-            raise NoItems("not compared: with other seeds, a model was asked other questions")
-        values = np.mean([part.values for part in parts], axis=0)
-        return Scored(items, values, float(values.mean()))
+
+def _mean(parts: Sequence[Scored]) -> Scored:
+    """The answers to each item, as means over seeds."""
+    items = parts[0].items
+    if any(part.items is not items and part.items != items for part in parts):
+        raise NoItems("not compared: with other seeds, a model was asked other questions")
+    values = np.mean([part.values for part in parts], axis=0)
+    return Scored(items, values, float(values.mean()))
 
 
 def _keys(model: HeadlineMeasurements) -> Iterator[tuple[Key, float]]:

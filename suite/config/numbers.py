@@ -47,7 +47,8 @@ def one_or_several(seeds: Any) -> int | tuple[int, ...]:
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise ValueError(f"a whole number or a list of whole numbers is expected, not {shown(seeds)}")
         if not 0 <= seed < 2**32:
-            raise ValueError(f"must be at least 0 and less than {2**32:,}, not {shown(seed)}")
+            bound = "at least 0" if seed < 0 else f"less than {2**32:,}"
+            raise ValueError(f"must be {bound}, not {shown(seed)}")
     return listed[0] if len(listed) == 1 else tuple(each_once(listed))
 
 

@@ -148,10 +148,10 @@ def headlines_of(rows: Iterable[Row], split: Split, attacks: Sequence[str], anch
     unlearned: list[Row] = []
     anchors: dict[str, dict[str | None, list[Row]]] = {anchor: {} for anchor in ANCHORS}
     for row in rows:
-        if row["split"] == split and row["headline"]:
-            if row["subject"] in ANCHORS and row["matching"] == RAW:
+        if row["split"] == split and row["headline"] and row["matching"] == RAW:
+            if row["subject"] in ANCHORS:
                 anchors[row["subject"]].setdefault(row["trial"], []).append(row)  # under the id of its pair
-            elif row["subject"] == UNLEARNED and row["matching"] == RAW:
+            elif row["subject"] == UNLEARNED:
                 unlearned.append(row)
     model = HeadlineMeasurements.from_rows(UNLEARNED, unlearned)
     names = AttackNames(attacks, model).of(None)

@@ -111,8 +111,8 @@ def run_trial(
         unlearned = _final_checkpoint(stages)
         models = {**anchors.subjects, UNLEARNED: unlearned}
         evaluated = harness.measure(harness.unattacked({**models, **_intermediate_checkpoints(stages)}))
-        further = [(harness.beside(pair), pair.subjects) for pair in anchors.further]
-        for beside, pair in further:
+        others = [(harness.beside(pair), pair.subjects) for pair in anchors.further]
+        for beside, pair in others:
             evaluated += beside.measure(beside.unattacked(pair))
         stop = on_stage("evaluate", evaluated)
 
@@ -126,7 +126,7 @@ def run_trial(
                     on_stage("match", rows)
                 attacks += further
             attacked = harness.measure(attacks)
-            for beside, pair in further:
+            for beside, pair in others:
                 attacked += beside.measure(beside.attacked(pair))
             on_stage("attack", attacked)
 
