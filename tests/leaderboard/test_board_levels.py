@@ -310,7 +310,7 @@ def test_both_levels_stand_beside_each_other():
         "Anchor seeds are paired (2).",
         "Attack seeds are others (3 and 2) and are not paired.",
     ]
-    assert ranking.null_entries[0].forgetting == 0
+    assert ranking.null_entries[0].forgetting.value == 0
 
 
 def test_the_target_s_utility_is_the_mean_s_unit():
