@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 LEGEND = (
     "Below a number its 95 % interval over questions and, where there are several, over runs and seeds of attacks and "
-    "anchors. F forgetting, R robustness to the worst attack, R hm the harmonic mean over all attacks, U utility, score "
-    "the harmonic mean of F, R and U; "
+    "anchors. F forgetting, R robustness to the worst attack, R hm the harmonic mean over all attacks, U utility, "
+    "score the harmonic mean of F, R and U; "
 )
 LONGEST_NOTE = 1000
 """Characters of a note, which may be the message of an error."""
