@@ -82,7 +82,7 @@ def test_authors_are_forgotten_one_after_another_and_measured_after_each(data, t
     (trial,) = Board(tmp_path / "board").read("trials").to_pylist()
     assert trial["steps_done"] == 4  # `steps` for each request
     after = {
-        subject: {(r["probe"], r["metric"]) for r in rows(tmp_path, subject=subject, split="test")}
+        subject: {(r["probe"], r["metric"]) for r in rows(tmp_path, subject=subject, split="test", matching="raw")}
         for subject in ("unlearned", "unlearned@2")
     }
     assert after["unlearned"] == after["unlearned@2"]
