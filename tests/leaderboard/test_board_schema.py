@@ -10,6 +10,8 @@ import pytest
 from leaderboard.board import schema
 from leaderboard.board.schema import Role
 from suite.evaluation.scoring import Scorer
+from tasks import Split
+from tasks.scoring import Estimate
 from tests.support.board_rows import measurement_row, trial_row
 
 TABLES = sorted(schema.TABLES)
@@ -69,6 +71,6 @@ def test_a_value_of_another_type_is_refused():
 def test_a_measurement_says_of_its_engine_whether_it_is_batch_invariant(batch_invariant: bool):
     task = SimpleNamespace(name="pocket", version=1, data="data", source="")
     engine = SimpleNamespace(name="vllm-float32", version="1", dtype="float32", batch_invariant=batch_invariant)
-    row = Scorer(task, engine).matching_row("t", "uwc[floor=0.9]", SimpleNamespace(share=0.5, reason=None))
+    row = Scorer(task, engine).matching_row("t", "uwc[floor=0.9]", Split.TEST, Estimate(0.5, None, 1))
     [found] = schema.to_arrow("measurements", [row]).to_pylist()
     assert (found["engine"], found["batch_invariant"]) == ("vllm-float32", batch_invariant)
