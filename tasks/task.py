@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 
@@ -340,6 +340,7 @@ def attack_name(settings: AttackSettings) -> str:
     return f"{settings['name']}[{rest}]" if rest else str(settings["name"])
 
 
+@lru_cache(4096)
 def attack_seed(name: str) -> tuple[str, int]:
     """An attack's name without its seed, and the seed: 0, the default of all attacks, where the name tells none."""
     found = _SEED.search(name)

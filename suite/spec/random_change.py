@@ -7,20 +7,18 @@ of the same size would score. Like a trial it is a frozen value with a canonical
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 from pydantic import Field
 
 from leaderboard.board.schema import RANDOM_CHANGE
-from suite.config.canonical import digest
 from suite.config.numbers import Seed
-from suite.config.settings import Settings, parse
+from suite.config.settings import parse
 from suite.models.settings import ModelSpec
-from suite.spec.trial import AnchorSpec, TrialSpec, trial
+from suite.spec.trial import AnchorSpec, Identified, TrialSpec, trial
 
 
-class RandomChange(Settings):
+class RandomChange(Identified):
     """One null trial.
 
     Attributes:
@@ -36,24 +34,6 @@ class RandomChange(Settings):
     random_change: float = Field(gt=0)
     trainable: tuple[str, ...] = Field(("*",), min_length=1)
     seed: Seed = 0
-
-    @cached_property
-    def canonical(self) -> dict[str, Any]:
-        """The settings that are not at their default."""
-        plain = self.changed()
-        if self.anchors.target:  # as of a trial
-            plain["model"] = self.model.changed()
-        return plain
-
-    @cached_property
-    def id(self) -> str:
-        """SHA-256 of the canonical JSON."""
-        return digest(self.canonical)
-
-    @cached_property
-    def entry(self) -> str:
-        """Digest of the null trial without its seed: one null entry of the board."""
-        return digest({key: value for key, value in self.canonical.items() if key != "seed"})
 
     @property
     def label(self) -> str:

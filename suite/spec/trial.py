@@ -98,7 +98,32 @@ class Checkpoints(Settings):
     every: Count | None = None
 
 
-class TrialSpec(Settings):
+class Identified(Settings):
+    """What a runner runs: a trial or a null trial, a frozen value with a canonical form.
+
+    Whoever derives from it has the fields `anchors` and `model`.
+    """
+
+    @cached_property
+    def canonical(self) -> dict[str, Any]:
+        """The settings that are not at their default; equivalent settings are written the same way."""
+        plain = self.changed()
+        if self.anchors.target:  # without a model the target's own folder is it, so `tiny` has to be written
+            plain["model"] = self.model.changed()
+        return plain
+
+    @cached_property
+    def id(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return digest(self.canonical)
+
+    @cached_property
+    def entry(self) -> str:
+        """Digest of the canonical form without its seed: one entry, or null entry, of the board."""
+        return digest({key: value for key, value in self.canonical.items() if key != "seed"})
+
+
+class TrialSpec(Identified):
     """One trial: a model that was trained on a task unlearns a part of it. Attacks and evaluation follow.
 
     Attributes:
@@ -142,21 +167,7 @@ class TrialSpec(Settings):
     @cached_property
     def canonical(self) -> dict[str, Any]:
         """The settings that are not at their default; equivalent settings are written the same way."""
-        plain = self.changed()
-        plain["optimizer"] = self.optimizer.plainest().changed()
-        if self.anchors.target:  # without a model the target's own folder is it, so `tiny` has to be written
-            plain["model"] = self.model.changed()
-        return plain
-
-    @cached_property
-    def id(self) -> str:
-        """SHA-256 of the canonical JSON."""
-        return digest(self.canonical)
-
-    @cached_property
-    def entry(self) -> str:
-        """Digest of the trial without its seed: one entry of the board."""
-        return digest({key: value for key, value in self.canonical.items() if key != "seed"})
+        return super().canonical | {"optimizer": self.optimizer.plainest().changed()}
 
     @property
     def label(self) -> str:
