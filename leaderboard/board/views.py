@@ -81,8 +81,7 @@ def flawless(connection: duckdb.DuckDBPyConnection, table: str, files: Sequence[
         return False
     if not files:
         return True
-    lengths = [_LENGTHS[kind].format(name) for name, kind in types(table).items() if kind in _LENGTHS]
-    size = " + ".join(f"coalesce(sum({length}), 0)" for length in lengths)
+    size = " + ".join(f"coalesce(sum({length}), 0)" for length in _lengths(table))
     broken = " OR ".join(f"({rule.condition})" for rule in rules(table))
     flawed = connection.sql(
         f"SELECT filename FROM ({all_rows(table, files)}) GROUP BY filename"
@@ -90,7 +89,7 @@ def flawless(connection: duckdb.DuckDBPyConnection, table: str, files: Sequence[
     ).fetchall()
     if flawed:
         return False
-    key = f"hash({', '.join(schema.columns(table, Role.KEY))}) AS key"
+    key = f"{_hash(schema.columns(table, Role.KEY))} AS key"
     keys = connection.sql(f"SELECT key FROM ({all_rows(table, files, key)})").fetchnumpy()["key"]
     keys.sort()
     return bool((keys[1:] != keys[:-1]).all())
@@ -100,9 +99,8 @@ def left_out(connection: duckdb.DuckDBPyConnection, table: str, files: Sequence[
     """What the rows of files are left out for: findings per file, about its rows or about all of it."""
     if not files:
         return []
-    key, said = (f"hash({', '.join(names)})" for names in (schema.columns(table, Role.KEY), content(table)))
-    lengths = [_LENGTHS[kind].format(name) for name, kind in types(table).items() if kind in _LENGTHS]
-    size = " + ".join(f"coalesce({length}, 0)" for length in lengths) if table in _RANKED else "0"
+    key, said = map(_hash, (schema.columns(table, Role.KEY), content(table)))
+    size = " + ".join(f"coalesce({length}, 0)" for length in _lengths(table)) if table in _RANKED else "0"
     first = schema.columns(table, Role.KEY)[0]
     places = {f"o{number}": part for number, part in enumerate(order(table))}
     kind = "TABLE" if table in _RANKED else "VIEW"  # of samples there may be too many to keep
@@ -119,6 +117,15 @@ def left_out(connection: duckdb.DuckDBPyConnection, table: str, files: Sequence[
         f" FROM ({all_rows(table, files, expressions)})"
     )
     return [*_wrong(connection, table, first), *_contradicted(connection, table, first, list(places))]
+
+
+def _lengths(table: str) -> list[str]:
+    """The bytes of text in each column that has any, as expressions."""
+    return [_LENGTHS[kind].format(name) for name, kind in types(table).items() if kind in _LENGTHS]
+
+
+def _hash(names: Sequence[str]) -> str:
+    return f"hash({', '.join(names)})"
 
 
 def _wrong(connection: duckdb.DuckDBPyConnection, table: str, first: str) -> list[Broken]:

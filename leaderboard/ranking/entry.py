@@ -252,8 +252,7 @@ def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], en
         if plain.value is None or not all(readings.values()):
             return plain
         found = Replicated.mean_of({seed: drawn(reading) for seed, reading in readings.items()})
-        told = spread(found, key)
-        return Number(told.estimate, (told.low, told.high), plain.value, tuple(found.runs.values()))
+        return _with_interval(found, key, plain.value, share=True)
 
     return Matched(
         floor=floor,
@@ -295,9 +294,7 @@ def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dic
         plain = over_seeds({seed: estimate(run.headlines) for seed, run in runs.items()})
         if plain.value is None or not compared:
             return plain
-        found = replicated(of)
-        told = spread(found, key, (0.0, 1.0) if share else None)
-        return Number(told.estimate, (told.low, told.high), plain.value, tuple(found.runs.values()))
+        return _with_interval(replicated(of), key, plain.value, share=share)
 
     def on_curve(
         attack: str, estimate: Callable[[Headlines], Estimate | None], of: Callable[[Replicates], Array]
@@ -318,9 +315,7 @@ def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dic
     def per_item() -> Number:
         if not compared or any(run.replicates.per_item is None for run in runs.values()):
             return Number(None, reason="the answers to single questions are not known")
-        found = replicated(lambda run: run.per_item)
-        told = spread(found, key, None)
-        return Number(told.estimate, (told.low, told.high), None, tuple(found.runs.values()))
+        return _with_interval(replicated(lambda run: run.per_item), key, None, share=False)
 
     recovery = {
         attack: number(
@@ -352,6 +347,12 @@ def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dic
         if compared and headlines["score"].value is not None
         else None,
     }
+
+
+def _with_interval(found: Replicated, key: str, plain: float | None, *, share: bool) -> Number:
+    """A number of an entry with its interval, which for a share ends at 0 and 1."""
+    told = spread(found, key, (0.0, 1.0) if share else None)
+    return Number(told.estimate, (told.low, told.high), plain, tuple(found.runs.values()))
 
 
 HEADLINES = ("forgetting", "robustness", "robustness_harmonic", "utility", "score")
