@@ -155,29 +155,35 @@ def _scored(board: Board, wanted: Mapping[str, Sequence[Key]]) -> list[dict[str,
     keys: defaultdict[tuple[str, str], list[Key]] = defaultdict(list)
     for key in (key for same in wanted.values() for key in same):
         keys[key.samples, key.probe].append(key)
-    where = {"samples": sorted(wanted), "probe": sorted({probe for _, probe in keys})}
-    table = board.read("samples", where, _SAMPLE, most=MOST_ITEMS * len(keys))
     numbers: defaultdict[Key, list[tuple[str, float | None]]] = defaultdict(list)
-    for batch in table.to_batches(1024):
-        for row in batch.to_pylist():
-            sample = _sample(row)
-            for key in keys.get((row["samples"], row["probe"]), ()):
-                numbers[key].append((sample.item, _number(key.metric, sample)))
+    for asked, sample in _samples(board, keys):
+        for key in keys.get(asked, ()):
+            numbers[key].append((sample.item, _number(key.metric, sample)))
     return [row for key, found in numbers.items() if (row := _row(key, found)) is not None]
 
 
 def samples_of(board: Board, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], list[Sample]]:
     """Samples by evaluation and probe, those that the board has."""
     found: defaultdict[tuple[str, str], list[Sample]] = defaultdict(list)
-    where = {"samples": sorted({id_ for id_, _ in wanted}), "probe": sorted({probe for _, probe in wanted})}
     try:
-        table = board.read("samples", where, _SAMPLE, most=MOST_ITEMS * len(wanted)) if wanted else None
+        for asked, sample in _samples(board, wanted) if wanted else ():
+            found[asked].append(sample)
     except BoardError:  # more samples than a probe has items
         return {}
-    for batch in table.to_batches(1024) if table is not None else ():
-        for row in batch.to_pylist():
-            found[row["samples"], row["probe"]].append(_sample(row))
     return dict(found)
+
+
+def _samples(board: Board, wanted: Collection[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], Sample]]:
+    """The samples of some evaluations and probes, each with both; of other pairs of them too.
+
+    Raises:
+        BoardError: there are more than probes have items.
+    """
+    where = {"samples": sorted({id_ for id_, _ in wanted}), "probe": sorted({probe for _, probe in wanted})}
+    table = board.read("samples", where, _SAMPLE, most=MOST_ITEMS * len(wanted))
+    for batch in table.to_batches(1024):
+        for row in batch.to_pylist():
+            yield (row["samples"], row["probe"]), _sample(row)
 
 
 def _sample(row: dict[str, Any]) -> Sample:
