@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Self, TypeVar
@@ -133,10 +133,10 @@ class HeadlineMeasurements:
     def points(self, attack: str) -> frozenset[int]:
         return self._points.get(attack, frozenset())
 
-    @property
-    def attacks(self) -> Collection[str]:
+    @cached_property
+    def attacks(self) -> frozenset[str]:
         """The attacks that the model was measured under, as in rows."""
-        return self._points.keys()
+        return frozenset(self._points)
 
     @cached_property
     def _metrics(self) -> Mapping[str, frozenset[HeadlineMetric]]:
@@ -235,7 +235,9 @@ def headlines(
     """A trial's headlines from its own measurements, those of its anchors, and the attacks that R covers."""
     attacks = list(dict.fromkeys([NONE, *attacks]))
     failed = {attack: why for attack in attacks if (why := _failure(attack, unlearned, retrained))}
-    points = {attack: _points(attack, unlearned, target, retrained) for attack in attacks}
+    metrics = sorted(unlearned.metrics("knowledge") | target.metrics("knowledge"))
+    gaps = {q: anchor_gap(target.unattacked(q), retrained.unattacked(q)) for q in metrics}
+    points = {attack: _points(attack, unlearned, target, retrained, gaps) for attack in attacks}
     recovery = {
         attack: Estimate.null(f"{attack} {failed[attack]}") if attack in failed else largest(points[attack].values())
         for attack in attacks
@@ -275,11 +277,18 @@ def utility_share(model: HeadlineMeasurements, target: HeadlineMeasurements) -> 
 
 
 def _points(
-    attack: str, unlearned: HeadlineMeasurements, target: HeadlineMeasurements, retrained: HeadlineMeasurements
+    attack: str,
+    unlearned: HeadlineMeasurements,
+    target: HeadlineMeasurements,
+    retrained: HeadlineMeasurements,
+    gaps: Mapping[HeadlineMetric, Estimate],
 ) -> dict[int, Estimate]:
-    """Excess recovery at each point of an attack, the largest over the knowledge metrics; one null if undefined."""
-    metrics = sorted(unlearned.metrics("knowledge") | target.metrics("knowledge"))
-    if not metrics:
+    """Excess recovery at each point of an attack, the largest over the knowledge metrics; one null if undefined.
+
+    Args:
+        gaps: the distance between the anchors on each knowledge metric.
+    """
+    if not gaps:
         return {0: Estimate.null("knowledge was not measured")}
     if not retrained.estimates:
         return {0: Estimate.null("no retrained model was measured, so there is no zero to recover from")}
@@ -287,15 +296,12 @@ def _points(
         return {0: Estimate.null(f"not measured under {attack}")}
     if attack == NONE:
         return {
-            0: largest(
-                knowledge(unlearned.unattacked(q), target.unattacked(q), retrained.unattacked(q)) for q in metrics
-            )
+            0: largest(knowledge(unlearned.unattacked(q), target.unattacked(q), retrained.unattacked(q)) for q in gaps)
         }
-
-    gaps = {q: anchor_gap(target.unattacked(q), retrained.unattacked(q)) for q in metrics}
     return {
         point: largest(
-            share_of_gap(unlearned.under(attack, point, q), retrained.under(attack, point, q), gaps[q]) for q in metrics
+            share_of_gap(unlearned.under(attack, point, q), retrained.under(attack, point, q), gap)
+            for q, gap in gaps.items()
         )
         for point in sorted(unlearned.points(attack) | retrained.points(attack))
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, HeadlineMetric
@@ -66,14 +66,15 @@ class AttackNames:
     measured. A name that is itself in the set stands for no other of the set.
     """
 
-    def __init__(self, attacks: Iterable[str], model: HeadlineMeasurements, *others: HeadlineMeasurements) -> None:
+    def __init__(self, attacks: Iterable[str], measured: Collection[str], *others: Collection[str]) -> None:
         """
         Args:
-            others: models that an attack's seeds are those of as well, as far as they were measured under it.
+            measured: the names in the model's rows.
+            others: those of models that an attack's seeds are those of as well, as far as they were measured under it.
         """
         attacks = dict.fromkeys(attacks)
         by_rest: defaultdict[str, dict[int, str]] = defaultdict(dict)
-        for name in sorted(model.attacks):
+        for name in sorted(measured):
             rest, seed = attack_seed(name)
             by_rest[rest].setdefault(seed, name)
         self._names: dict[str, dict[int, str]] = {}
@@ -81,7 +82,7 @@ class AttackNames:
             rest, own = attack_seed(attack)
             found = {seed: name for seed, name in by_rest[rest].items() if name == attack or name not in attacks}
             for other in others:
-                found = {seed: name for seed, name in found.items() if name in other.attacks} or found
+                found = {seed: name for seed, name in found.items() if name in other} or found
             self._names[attack] = dict(sorted(found.items())) or {own: attack}
 
     @property

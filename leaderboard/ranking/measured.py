@@ -67,6 +67,7 @@ class TaskMeasurements:
     _shares: Mapping[tuple[str | None, str | None], set[float]]
     _models: dict[tuple[str | None, str, str, str | None], HeadlineMeasurements] = field(default_factory=dict)
     _anchors: dict[tuple[Any, ...], HeadlineMeasurements] = field(default_factory=dict)
+    _names: dict[tuple[Any, ...], AttackNames] = field(default_factory=dict)
 
     @classmethod
     def read(cls, source: Source, task: str, split: str) -> Self:
@@ -130,7 +131,10 @@ class TaskMeasurements:
         self, model: HeadlineMeasurements, row: Row, engine: str | None, attacks: Sequence[str]
     ) -> AttackNames:
         """What stands for the attacks of a set in the rows of a model on a trial's scale."""
-        return AttackNames(attacks, self.model(row["trial"], UNLEARNED, engine), model)
+        key = (tuple(attacks), self.model(row["trial"], UNLEARNED, engine).attacks, model.attacks)
+        if key not in self._names:  # nearly all trials of a board have the same
+            self._names[key] = AttackNames(*key)
+        return self._names[key]
 
     def anchor(
         self,
@@ -307,9 +311,8 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     if not pa.types.is_string(column.type):
         return column.to_pylist()
     values: list[Any] = []
-    for chunk in column.dictionary_encode().chunks:
-        texts = np.array([*chunk.dictionary.to_pylist(), None], dtype=object)
-        values += texts[chunk.indices.fill_null(len(texts) - 1).to_numpy()].tolist()
+    for chunk in column.dictionary_encode("encode").chunks:  # with null as one of the texts
+        values += np.array(chunk.dictionary.to_pylist(), dtype=object)[chunk.indices.to_numpy()].tolist()
     return values
 
 

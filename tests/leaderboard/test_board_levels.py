@@ -177,7 +177,7 @@ def test_a_seed_that_the_retrained_model_was_not_attacked_with_leaves_no_number(
 def test_attacks_of_a_set_that_differ_in_their_seed_stay_two_attacks():
     def names(*measured: int) -> AttackNames:
         model = HeadlineMeasurements.from_rows("unlearned", under("trial", "unlearned", dict.fromkeys(measured, 0.5)))
-        return AttackNames(["none", seeded(1), seeded(2)], model)
+        return AttackNames(["none", seeded(1), seeded(2)], model.attacks)
 
     both = {"none": ("none",), seeded(1): (seeded(1),), seeded(2): (seeded(2),)}
     assert names().of(None) == names(1, 2).of(None) == both
