@@ -17,6 +17,7 @@ from leaderboard.ranking.moved import Moved, moved_items
 from leaderboard.ranking.number import rounded
 from leaderboard.ranking.plain import plain
 from leaderboard.ranking.replicated import Replicating
+from leaderboard.ranking.retention_matching import matched_on
 from leaderboard.ranking.selection import Selection
 
 NUMBERS = {
@@ -64,6 +65,8 @@ class Comparison:
         lines: headlines, then attacks.
         items: questions whose answers differ most, the largest difference first.
         levels: sentences on the seeds of attacks and of anchors; none where neither has several.
+        matched: where the numbers are at matched utility, the floor and the questions on which utility is at it, in
+            words; null for the weights as they are. Then there are no `items`.
     """
 
     task: str
@@ -78,6 +81,7 @@ class Comparison:
     lines: tuple[Line, ...]
     items: tuple[Moved, ...]
     levels: tuple[str, ...] = ()
+    matched: str | None = None
 
     def sentences(self) -> list[str]:
         """The comparison in words."""
@@ -98,13 +102,15 @@ class Comparison:
             if self.seeds
             else f"Runs have other seeds ({self.runs[0]} and {self.runs[1]}) and are not paired."
         )
-        return [verdict, how, *self.levels]
+        where = [f"At matched utility: {self.matched}."] if self.matched else []
+        return [verdict, *where, how, *self.levels]
 
     def as_json(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars for `json.dumps`; a number that is not finite is null."""
         found = plain(asdict(self))
-        if not self.levels:
-            found.pop("levels")
+        for name in ("levels", "matched"):
+            if not found[name]:
+                found.pop(name)
         return found
 
 
@@ -117,17 +123,19 @@ def compare(
     attack_set: str | None = None,
     engine: str | None = None,
     mix_engines: bool = False,
+    floor: float | None = None,
 ) -> list[Comparison]:
     """The first entry against each of the others.
 
     Args:
         names: entries by label, by id or its beginning, or by a part of a label that no other has.
+        floor: compare at matched utility, with utility at this floor; by default the weights as they are.
 
     Raises:
         NotCompared: fewer than two entries, an unknown or ambiguous name, or an entry that cannot be compared.
         ValueError, BoardError: as for `leaderboard.ranking.rank.rank`.
     """
-    here = Selection.of(source, task, split, attack_set, None, engine=engine, mix_engines=mix_engines)
+    here = Selection.of(source, task, split, attack_set, floor, engine=engine, mix_engines=mix_engines)
     named = here.shown
     found = [_found(name, named) for name in names]
     if len(set(found)) < 2:
@@ -135,7 +143,9 @@ def compare(
     one, *others = dict.fromkeys(found)
     replicating = here.replicating([row for entry in (one, *others) for row in here.entries[entry]])
     trials = {entry: here.trials(entry, replicating) for entry in (one, *others)}
-    runs = {entry: _runs(named[entry], same) for entry, same in trials.items()}
+    if floor is not None and here.matched_floor is None:
+        raise NotCompared(f"nothing was measured at utility matched to {floor:g}. Set measure.match={floor:g}")
+    runs = {entry: _runs(named[entry], same, here.matched_floor) for entry, same in trials.items()}
     return [
         _compared(
             replicating,
@@ -167,16 +177,24 @@ def _listed(names: Any, most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _runs(label: str, trials: Sequence[Trial]) -> dict[str, Replicates]:
-    """An entry's runs by what they are paired by."""
+def _runs(label: str, trials: Sequence[Trial], floor: float | None) -> dict[str, Replicates]:
+    """An entry's runs by what they are paired by.
+
+    Args:
+        floor: utility floor of their matched weights; None for the weights as they are.
+    """
     counted = [trial for trial in trials if trial.row["status"] != Status.FAILED]
-    for trial in counted:
-        if trial.replicates is None:
-            why = trial.not_compared or trial.headlines.score.reason or "it has no score"
-            raise NotCompared(f"{label}, seed {trial.row['seed']}: {why}")
     if not counted:
         raise NotCompared(f"{label}: no run finished")
-    return {trial.pairing: trial.replicates for trial in counted if trial.replicates}
+    runs: dict[str, Replicates] = {}
+    for trial in counted:
+        found = trial if floor is None else trial.matched
+        if found is None or found.replicates is None:
+            missing = "not measured at matched utility" if found is None else found.headlines.score.reason
+            why = trial.not_compared or missing or "it has no score"
+            raise NotCompared(f"{label}, seed {trial.row['seed']}: {why}")
+        runs[trial.pairing] = found.replicates
+    return runs
 
 
 def _compared(
@@ -209,9 +227,17 @@ def _compared(
         (len(runs[0]), len(runs[1])),
         tuple(sorted(runs[0])) if paired else (),
         tuple(lines),
-        moved_items(replicating, *trials, _worst(lines)),
+        moved_items(replicating, *trials, _worst(lines)) if here.matched_floor is None else (),
         tuple(_of_levels(*(Replicated.of(found, lambda run: run.score) for found in runs))),
+        _matched(here, where[1], [trial for same in trials for trial in same]),
     )
+
+
+def _matched(here: Selection, split: str, trials: Sequence[Trial]) -> str | None:
+    if here.matched_floor is None:
+        return None
+    kinds = {trial.matched.kind for trial in trials if trial.matched}
+    return f"U = {here.matched_floor:g} on {matched_on(kinds, split)}"
 
 
 def _of_levels(one: Replicated, other: Replicated) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The headlines of trials in every replicate of their items, from the tables `measurements` and `items`."""
+"""The headlines of models in every replicate of their items, from the tables `measurements` and `items`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from leaderboard.board.items import Key, Scored, read_items, scored_items
-from leaderboard.board.schema import ANCHORS, MOST_SEEDS, RAW, UNLEARNED, matching, pairs_of
+from leaderboard.board.schema import ANCHORS, MOST_SEEDS, RAW, UNLEARNED, pairs_of
 from leaderboard.board.store import Board
 from leaderboard.ranking.comparison import (
     REPLICATES,
@@ -22,15 +22,12 @@ from leaderboard.ranking.comparison import (
     Resampling,
     Units,
     replicate,
-    smallest_share,
 )
 from leaderboard.ranking.comparison.resampling import Array
-from leaderboard.ranking.entry import HEADLINES, Trial
+from leaderboard.ranking.entry import HEADLINES
 from leaderboard.ranking.headlines import LARGEST, NONE, HeadlineMeasurements, HeadlineMetric, Headlines, at_chance
 from leaderboard.ranking.levels import TOGETHER, Alone, MeanMeasurements
 from leaderboard.ranking.measured import Row, Source, TaskMeasurements
-from leaderboard.ranking.mixing_curve import Reading, Unread, beside, read
-from leaderboard.ranking.retention_matching import CURVE
 from leaderboard.ranking.synthetic import SYNTHETIC, synthetic_key
 
 MOST_CELLS = 1000
@@ -50,7 +47,7 @@ class NoItems(Exception):
 
 @dataclass
 class Replicating:
-    """Makes the replicates of trials. The anchors' units are made once.
+    """Makes the replicates of models beside a trial's anchors, whose units are made once.
 
     Attributes:
         items: what the board has of the trials' headlines, item by item.
@@ -63,7 +60,7 @@ class Replicating:
     _units: dict[tuple[Any, ...], tuple[list[HeadlineMetric], Units]] = field(default_factory=dict)
     _drawn: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
     _zeros: dict[tuple[int, str, int, HeadlineMetric], Array] = field(default_factory=dict)
-    _targets: dict[tuple[Any, ...], Replicates] = field(default_factory=dict)
+    """By the `id` of a model, which is kept as long as what was measured."""
 
     @classmethod
     def read(
@@ -107,29 +104,6 @@ class Replicating:
             return cls(measured, read_items(source, wanted, unmeasured))
         return cls(measured, scored_items(source["items"]) if "items" in source else {})
 
-    def trial(self, trial: Trial, attacks: Sequence[str], floor: float | None) -> Trial:
-        """A trial with its replicates, or with the reason why there are none.
-
-        Args:
-            floor: utility of its matched weights; None for none.
-        """
-        why: list[str] = []
-
-        def replicates(found: Headlines, name: str) -> Replicates | None:
-            model = self.measured.model(trial.row["trial"], UNLEARNED, trial.engine, name)
-            return self.known(model, found, trial.row, trial.engine, attacks, why)
-
-        raw, matched = replicates(trial.headlines, RAW), trial.matched
-        if matched and floor is not None and matched.kind == CURVE:
-            try:
-                reading = self._read(trial, attacks, floor, raw) if matched.weight.known else None
-                matched = replace(matched, reading=reading, replicates=reading and reading.replicates)
-            except NoItems as missing:
-                why.append(str(missing))
-        elif matched and floor is not None:
-            matched = replace(matched, replicates=replicates(matched.headlines, matching(floor)))
-        return replace(trial, replicates=raw, matched=matched, not_compared=why[0] if why else None)
-
     def known(
         self,
         model: HeadlineMeasurements,
@@ -150,16 +124,16 @@ class Replicating:
         try:
             with np.errstate(all="ignore"):  # what is not finite is left out
                 levels = {
-                    level: {seed: _finite(self.of(model, row, engine, attacks, alone)) for seed, alone in seeds.items()}
-                    for level, seeds in self._levels([model], row, engine, attacks).items()
+                    level: {seed: finite(self.of(model, row, engine, attacks, alone)) for seed, alone in seeds.items()}
+                    for level, seeds in self.levels([model], row, engine, attacks).items()
                 }
-                return replace(_finite(self.of(model, row, engine, attacks)), levels=levels)
+                return replace(finite(self.of(model, row, engine, attacks)), levels=levels)
         except NoItems as missing:
             if why is not None:
                 why.append(str(missing))
             return None
 
-    def _levels(
+    def levels(
         self, models: Sequence[HeadlineMeasurements], row: Row, engine: str | None, attacks: Sequence[str]
     ) -> dict[str, dict[str, Alone]]:
         """As `TaskMeasurements.levels`; none of a mean, such as the targets', which is shown and not compared.
@@ -215,81 +189,10 @@ class Replicating:
             Cell(ANY, 0, index): reduce(best, answers[index]) - reduce(best, zeros[index])
             for index, best in enumerate(more)
         }
-        useful = self._useful(unlearned, row, engine, alone)
+        useful = self.useful(unlearned, row, engine, alone)
         return replicate(Cells.of(units, excess), useful, Cells.of(units, per_item))
 
-    def utility_along(self, row: Row, engine: str | None) -> dict[float, Array]:
-        """By mixing weight U in every replicate, of weights whose utility is known; at the target it is 1.
-
-        Raises:
-            NoItems: saying what is missing.
-        """
-        models = self.measured.along_curve(row, engine)
-        known = [weight for weight, found in self.measured.utility_along(row, engine).items() if found.known]
-        found = {weight: smallest_share(self._useful(models[weight], row, engine)) for weight in known}
-        if 0.0 in found and models[0.0] is self.measured.anchor(row["anchors"], ANCHORS[0], engine):
-            found[0.0] = np.ones_like(found[0.0])
-        if not found or not all(np.isfinite(utility).all() for utility in found.values()):
-            raise NoItems("not compared: with other questions, its utility is no number that can be")
-        return found
-
-    def _read(self, trial: Trial, attacks: Sequence[str], floor: float, raw: Replicates | None) -> Reading:
-        """A trial's numbers in every replicate, read along its curve.
-
-        Raises:
-            NoItems: saying what is missing.
-        """
-        row, engine, models = trial.row, trial.engine, self.measured.along_curve(trial.row, trial.engine)
-        with np.errstate(all="ignore"):
-            utility = self.utility_along(row, engine)
-            if not trial.matched.headlines.score.known:
-                return read(utility, {}, floor)
-            measured = [
-                weight
-                for weight in sorted(utility)
-                if self.measured.headlines_of(models[weight], row, engine, attacks).score.known
-            ]
-            found = {1.0: raw} if raw else {}
-            for weight in beside(measured, utility, floor):
-                if weight == 0:
-                    found[weight] = self._of_target(row, engine, attacks)
-                elif weight < 1:
-                    found[weight] = _finite(self.of(models[weight], row, engine, attacks))
-            try:
-                reading = read(utility, found, floor)
-                # With a seed alone the numbers are others, and the weights that they are read at the same.
-                sample = {weight: drawn[:1] for weight, drawn in utility.items()}
-                levels = {
-                    level: {
-                        seed: _finite(read(sample, self._alone(models, found, trial, attacks, alone), floor).replicates)
-                        for seed, alone in seeds.items()
-                    }
-                    for level, seeds in self._levels([models[weight] for weight in found], row, engine, attacks).items()
-                }
-            except Unread as why:
-                raise NoItems(f"not compared at matched utility: {why}") from None
-            return replace(reading, replicates=replace(_finite(reading.replicates), levels=levels))
-
-    def _alone(
-        self,
-        models: Mapping[float, HeadlineMeasurements],
-        weights: Iterable[float],
-        trial: Trial,
-        attacks: Sequence[str],
-        alone: Alone,
-    ) -> dict[float, Replicates]:
-        return {weight: _finite(self.of(models[weight], trial.row, trial.engine, attacks, alone)) for weight in weights}
-
-    def _of_target(self, row: Row, engine: str | None, attacks: Sequence[str]) -> Replicates:
-        """The headlines of a trial's target, once for all trials with the same seeds of attacks."""
-        target = self.measured.along_curve(row, engine)[0.0]
-        names = self.measured.attack_names(target, row, engine, attacks).of(None)
-        key = (row["anchors"], row["anchor_ids"], engine, *names.items())
-        if key not in self._targets:
-            self._targets[key] = _finite(self.of(target, row, engine, attacks))
-        return self._targets[key]
-
-    def _useful(self, model: HeadlineMeasurements, row: Row, engine: str | None, alone: Alone = TOGETHER) -> Cells:
+    def useful(self, model: HeadlineMeasurements, row: Row, engine: str | None, alone: Alone = TOGETHER) -> Cells:
         """What a model keeps of utility, item by item."""
         target = self.measured.anchor(row["anchors"], ANCHORS[0], engine, pair=alone.pair)
         metrics, useful_units = self._units_of("utility", row["anchors"], engine, target, None, alone)
@@ -335,7 +238,7 @@ class Replicating:
         """What counts as no knowledge: the retrained model's answers, or chance."""
         if zero_model is None:
             return target.chances.get(metric, 0.0)
-        key = id(zero_model), attack, point, metric  # models are kept as long as what was measured
+        key = id(zero_model), attack, point, metric
         if key not in self._zeros:
             self._zeros[key] = self._in_order(zero_model, attack, point, metric, draws)
         return self._zeros[key]
@@ -394,7 +297,7 @@ def _keys(model: HeadlineMeasurements) -> Iterator[tuple[Key, float]]:
             yield Key(samples, cell[2].probe, cell[2].metric), value
 
 
-def _finite(found: Replicates) -> Replicates:
+def finite(found: Replicates) -> Replicates:
     """The replicates, if they can be computed with.
 
     Raises:

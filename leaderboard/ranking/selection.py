@@ -13,7 +13,7 @@ from leaderboard.ranking.entry import Trial
 from leaderboard.ranking.groups import Group, chosen, grouped, is_null, on_scale
 from leaderboard.ranking.labels import labels
 from leaderboard.ranking.measured import Row, Rows, Source, TaskMeasurements, rows
-from leaderboard.ranking.replicated import Replicating
+from leaderboard.ranking.replicated_trials import ReplicatingTrials
 from tasks import TASKS, Split, attack_name
 
 
@@ -95,17 +95,17 @@ class Selection:
         measured = self.engines[row["trial"]] in self.measured.engines.get(row["trial"], ())
         return measured or row["status"] in (Status.FAILED, Status.DIVERGED)
 
-    def replicating(self, some: Rows) -> Replicating:
+    def replicating(self, some: Rows) -> ReplicatingTrials:
         """What makes replicates of these trials, with their items."""
         names = [RAW] if self.matched_floor is None else [RAW, matching(self.matched_floor)]
         trials = [(row, self.engines[row["trial"]]) for row in some]
-        return Replicating.read(self._source, self.measured, trials, names, self.matched_floor)
+        return ReplicatingTrials.read(self._source, self.measured, trials, names, self.matched_floor)
 
-    def trials(self, entry: str, replicating: Replicating) -> list[Trial]:
+    def trials(self, entry: str, replicating: ReplicatingTrials) -> list[Trial]:
         """An entry's trials, with their headlines and replicates, which are large."""
         return [self.trial(row, replicating) for row in self.entries[entry]]
 
-    def trial(self, row: Row, replicating: Replicating) -> Trial:
+    def trial(self, row: Row, replicating: ReplicatingTrials) -> Trial:
         """A trial with its headlines and replicates."""
         trial = self.measured.trial(row, self.engines[row["trial"]], self.attacks, self.matched_floor)
         return replicating.trial(trial, self.attacks, self.matched_floor)

@@ -89,6 +89,8 @@ def compare(
     attacks: AttackSetName = None,
     engine: Engine = None,
     mix_engines: MixEngines = False,
+    matched: Annotated[bool, typer.Option("--matched", help="Compare the numbers at matched utility.")] = False,
+    floor: Annotated[float, typer.Option(help="With --matched: the utility that is matched.", min=0, max=1)] = 0.9,
     out: Annotated[Path | None, typer.Option(help="File of the picture; STORE/report/compare.svg by default.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -104,7 +106,14 @@ def compare(
     path = output_file((out or store_folder(store) / "report" / "compare.svg").absolute(), "compare.svg")
     try:
         found = comparing.compare(
-            board, name, split, entries, attack_set=attack_set, engine=engine, mix_engines=mix_engines
+            board,
+            name,
+            split,
+            entries,
+            attack_set=attack_set,
+            engine=engine,
+            mix_engines=mix_engines,
+            floor=floor if matched else None,
         )
     except comparing.NotCompared as why:
         raise SpecError(str(why)) from None

@@ -1,0 +1,121 @@
+"""The replicates of trials: of the weights as they are, of matched ones, and read along the curve between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching
+from leaderboard.ranking.comparison import Replicates, smallest_share
+from leaderboard.ranking.comparison.resampling import Array
+from leaderboard.ranking.entry import Trial
+from leaderboard.ranking.headlines import HeadlineMeasurements, Headlines
+from leaderboard.ranking.levels import Alone
+from leaderboard.ranking.measured import Row
+from leaderboard.ranking.mixing_curve import Reading, Unread, beside, read
+from leaderboard.ranking.replicated import NoItems, Replicating, finite
+from leaderboard.ranking.retention_matching import CURVE
+
+
+@dataclass
+class ReplicatingTrials(Replicating):
+    """Makes the replicates of trials; those of a target at the end of many curves are made once."""
+
+    _targets: dict[tuple[Any, ...], Replicates] = field(default_factory=dict)
+
+    def trial(self, trial: Trial, attacks: Sequence[str], floor: float | None) -> Trial:
+        """A trial with its replicates, or with the reason why there are none.
+
+        Args:
+            floor: utility of its matched weights; None for none.
+        """
+        why: list[str] = []
+
+        def replicates(found: Headlines, name: str) -> Replicates | None:
+            model = self.measured.model(trial.row["trial"], UNLEARNED, trial.engine, name)
+            return self.known(model, found, trial.row, trial.engine, attacks, why)
+
+        raw, matched = replicates(trial.headlines, RAW), trial.matched
+        if matched and floor is not None and matched.kind == CURVE:
+            try:
+                reading = self._read(trial, attacks, floor, raw) if matched.weight.known else None
+                matched = replace(matched, reading=reading, replicates=reading and reading.replicates)
+            except NoItems as missing:
+                why.append(str(missing))
+        elif matched and floor is not None:
+            matched = replace(matched, replicates=replicates(matched.headlines, matching(floor)))
+        return replace(trial, replicates=raw, matched=matched, not_compared=why[0] if why else None)
+
+    def utility_along(self, row: Row, engine: str | None) -> dict[float, Array]:
+        """By mixing weight U in every replicate, of weights whose utility is known; at the target it is 1.
+
+        Raises:
+            NoItems: saying what is missing.
+        """
+        models = self.measured.along_curve(row, engine)
+        known = [weight for weight, found in self.measured.utility_along(row, engine).items() if found.known]
+        found = {weight: smallest_share(self.useful(models[weight], row, engine)) for weight in known}
+        if 0.0 in found and models[0.0] is self.measured.anchor(row["anchors"], ANCHORS[0], engine):
+            found[0.0] = np.ones_like(found[0.0])
+        if not found or not all(np.isfinite(utility).all() for utility in found.values()):
+            raise NoItems("not compared: with other questions, its utility is no number that can be")
+        return found
+
+    def _read(self, trial: Trial, attacks: Sequence[str], floor: float, raw: Replicates | None) -> Reading:
+        """A trial's numbers in every replicate, read along its curve.
+
+        Raises:
+            NoItems: saying what is missing.
+        """
+        row, engine, models = trial.row, trial.engine, self.measured.along_curve(trial.row, trial.engine)
+        with np.errstate(all="ignore"):
+            utility = self.utility_along(row, engine)
+            if not trial.matched.headlines.score.known:
+                return read(utility, {}, floor)
+            measured = [
+                weight
+                for weight in sorted(utility)
+                if self.measured.headlines_of(models[weight], row, engine, attacks).score.known
+            ]
+            found = {1.0: raw} if raw else {}
+            for weight in beside(measured, utility, floor):
+                if weight == 0:
+                    found[weight] = self._of_target(row, engine, attacks)
+                elif weight < 1:
+                    found[weight] = finite(self.of(models[weight], row, engine, attacks))
+            try:
+                reading = read(utility, found, floor)
+                # With a seed alone the numbers are others, and the weights that they are read at the same.
+                sample = {weight: drawn[:1] for weight, drawn in utility.items()}
+                levels = {
+                    level: {
+                        seed: finite(read(sample, self._alone(models, found, trial, attacks, alone), floor).replicates)
+                        for seed, alone in seeds.items()
+                    }
+                    for level, seeds in self.levels([models[weight] for weight in found], row, engine, attacks).items()
+                }
+            except Unread as why:
+                raise NoItems(f"not compared at matched utility: {why}") from None
+            return replace(reading, replicates=replace(finite(reading.replicates), levels=levels))
+
+    def _alone(
+        self,
+        models: Mapping[float, HeadlineMeasurements],
+        weights: Iterable[float],
+        trial: Trial,
+        attacks: Sequence[str],
+        alone: Alone,
+    ) -> dict[float, Replicates]:
+        return {weight: finite(self.of(models[weight], trial.row, trial.engine, attacks, alone)) for weight in weights}
+
+    def _of_target(self, row: Row, engine: str | None, attacks: Sequence[str]) -> Replicates:
+        """The headlines of a trial's target, once for all trials with the same seeds of attacks."""
+        target = self.measured.along_curve(row, engine)[0.0]
+        names = self.measured.attack_names(target, row, engine, attacks).of(None)
+        key = (row["anchors"], row["anchor_ids"], engine, *names.items())
+        if key not in self._targets:
+            self._targets[key] = finite(self.of(target, row, engine, attacks))
+        return self._targets[key]
