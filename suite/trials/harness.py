@@ -154,7 +154,7 @@ def headlines_of(rows: Iterable[Row], split: Split, attacks: Sequence[str], anch
             elif row["subject"] == UNLEARNED:
                 unlearned.append(row)
     model = HeadlineMeasurements.from_rows(UNLEARNED, unlearned)
-    names = AttackNames(attacks, model).of(None)
+    names = AttackNames(attacks, model.attacks).of(None)
     target, retrained = (
         mean_over([HeadlineMeasurements.from_rows(anchor, of) for of in pairs.values() or [[]]], names)
         for anchor, pairs in anchors.items()
