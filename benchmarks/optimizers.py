@@ -1,5 +1,5 @@
-"""Speed of the optimizers: a zeroth-order step over its forward passes, low-rank displacements in one pass over one by
-one, a hybrid over its parts, Adam over a plain torch loop. Ratios within one run, on a GPU where there is one.
+"""Speed of the optimizers: a zeroth-order step over its forward passes, displacements in one pass over one by one, a
+hybrid over its parts, Adam over a plain torch loop. Ratios within one run, on a GPU where there is one.
 
     python benchmarks/optimizers.py [--json FILE] [--threads N] [--repeats N] [--models 27m,1m]
 
@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from suite.adapters import ADAPTERS
 from suite.models.encoding import Tokens
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Optimizer, Run
@@ -31,7 +32,7 @@ from suite.optimizers.estimates import ZerothOrder
 from suite.oracle import noise
 from suite.oracle.base import Displacement, Part
 from suite.oracle.batch import Batch
-from suite.oracle.directions import LowRank
+from suite.oracle.directions import Directions, Kind, LowRank
 from suite.oracle.loss import LossOracle
 from suite.storage.environment import peak_bytes
 
@@ -214,6 +215,27 @@ def low_rank(name: str, clock: Clock, samples: int = 4) -> Iterator[tuple[str, f
     )
 
 
+def adapter(name: str, clock: Clock, samples: int) -> Iterator[tuple[str, float]]:
+    """Time of 2q displacements of LoRA of rank 1 on one layer's keys and values, in one pass over one by one."""
+    oracle = oracle_of(name, clock.device)
+    lora = ADAPTERS["lora"]
+    lora(lora.Settings(rank=1, targets=("*layers.0.*k_proj", "*layers.0.*v_proj")), oracle.model, 0)
+    few = LossOracle(oracle.model, oracle.objective)
+    few.batch = oracle.batch
+    directions = Directions(Kind.SPHERE, few.parameters, 0)
+    draws = [directions.held(n).tensors for n in range(samples)]
+    displacements = [Displacement.along(d, s) for d in draws for s in (1e-2, -1e-2)]
+
+    def one_by_one() -> None:
+        for displacement in displacements:
+            few.values(Part.TOTAL, [displacement])
+
+    yield (
+        f"{name}_adapter_together_over_apart_q{samples}",
+        clock.ratio(lambda: few.values(Part.TOTAL, displacements), one_by_one),
+    )
+
+
 def hybrid(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
     """Time of two first-order and two zeroth-order steps as a hybrid over its parts; and of one mixed step."""
     oracle = oracle_of(name, clock.device)
@@ -303,6 +325,8 @@ def main() -> None:
                 zeroth_order(name, clock, samples),
                 shares(name, clock),
                 low_rank(name, clock),
+                adapter(name, clock, 1),
+                adapter(name, clock, 4),
                 hybrid(name, clock),
                 adam(name, clock),
             ):

@@ -25,6 +25,9 @@ from suite.oracle.base import Displacement, Oracle, Part
 from suite.oracle.directions import Direction, Directions, Kind, LazyTensors, combination
 from suite.oracle.state import Stateful
 
+HELD = 1 << 22
+"""Numbers of a step's directions that are held together, 16 MB, so that one query serves them all: of an adapter's few
+parameters they share a forward pass (`suite/oracle/replicas.py`)."""
 ULPS = 10
 """A difference of fewer units in the last place of the loss (in fp32) may be due to rounding alone."""
 
@@ -76,6 +79,7 @@ class Estimate(Stateful):
         self.settings = settings
         self.directions = Directions(settings.direction, parameters, seed, settings.rank or 1, settings.memory)
         self.drawn = 0
+        self._size = sum(p.numel() for p in parameters)
         self._sum: list[Tensor] = []
 
     def slopes(self, oracle: Oracle, part: Part, directions: Sequence[Direction]) -> list[float]:
@@ -85,16 +89,28 @@ class Estimate(Stateful):
     def __call__(self, oracle: Oracle, part: Part = Part.TOTAL) -> Sequence[Tensor]:
         """The estimate, in fp32, shaped like the parameters; the next call may overwrite it."""
         numbers = range(self.drawn, self.drawn + self.settings.samples)
-        low_rank = self.settings.direction is Kind.LOW_RANK
-        if low_rank or self.settings.memory == "seed":  # all directions fit into memory, so one query serves them all
+        if self.settings.direction is Kind.LOW_RANK:  # all directions fit into memory, so one query serves them all
             directions = [self.directions(number) for number in numbers]
             slopes = self.slopes(oracle, part, directions)
-            weights = [slope * d.factor / len(numbers) for slope, d in zip(slopes, directions, strict=True)]
-            estimate = (combination if low_rank else _weighted_sum)([d.tensors for d in directions], weights)
+            estimate = combination([d.tensors for d in directions], self._weights(slopes, directions))
+        elif len(numbers) * self._size <= HELD:  # as above
+            directions = [self.directions.held(number) for number in numbers]
+            slopes = self.slopes(oracle, part, directions)
+            estimate = _weighted_sum([d.tensors for d in directions], self._weights(slopes, directions))
+            if len(directions) > 1:
+                estimate = list(estimate)  # once: it is summed in the first direction's memory
+        elif self.settings.memory == "seed":
+            directions = [self.directions(number) for number in numbers]
+            slopes = [slope for direction in directions for slope in self.slopes(oracle, part, [direction])]
+            estimate = _weighted_sum([d.tensors for d in directions], self._weights(slopes, directions))
         else:
             estimate = self._one_by_one(oracle, part, numbers)
         self.drawn = numbers.stop
         return estimate
+
+    @staticmethod
+    def _weights(slopes: Sequence[float], directions: Sequence[Direction]) -> list[float]:
+        return [slope * d.factor / len(directions) for slope, d in zip(slopes, directions, strict=True)]
 
     @torch.no_grad()
     def _one_by_one(self, oracle: Oracle, part: Part, numbers: range) -> Sequence[Tensor]:

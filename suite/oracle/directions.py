@@ -134,6 +134,11 @@ class Directions:
         self._draw_ahead(number + 1)
         return Direction(self._buffers[number % 2], self._factor(squares))
 
+    def held(self, number: int) -> Direction:
+        """Direction `number` in memory of its own, which nothing overwrites."""
+        direction = self(number)
+        return Direction([tensor.clone() for tensor in direction.tensors], direction.factor)
+
     def _draw(self, into: list[Tensor], number: int, first: int = 0, threads: int | None = None) -> list[float]:
         fill = noise.fill_signs if self.kind is Kind.RADEMACHER else noise.fill
         return fill(into, (self.seed, number), first, threads)

@@ -1,7 +1,8 @@
-"""Many low-rank displacements of one model in one forward pass, which reads the weights once for all of them.
+"""Many displacements of one model in one forward pass, which reads the weights once for all of them.
 
 A matrix displaced by s A B' gives x (W + s A B')' = x W' + s (x B) A'. So a batch that holds each text once per
-displacement ("place") goes through W as one, and through the thin factors of each displacement separately.
+displacement ("place") goes through W as one, and through the thin factors of each displacement separately. Where few
+parameters are trained, such as those of an adapter, a displacement U need not be thin: x W' + s x U'.
 """
 
 from __future__ import annotations
@@ -21,14 +22,20 @@ from suite.oracle.base import Displacement
 from suite.oracle.directions import LowRank
 from suite.oracle.displaced import reads_rows
 
+FEW = 8
+"""Displacements that are not thin share a pass where the model has this many times as many parameters as they move."""
+HELD = 1 << 23
+"""Numbers that such displacements may take in memory, over all places: 32 MB."""
+
 
 def can_replicate(model: nn.Module, displacements: Sequence[Displacement | None]) -> bool:
-    """Whether every displacement is one low-rank direction, and every trainable matrix belongs to a linear layer or to
-    the plain token embedding. (Positions are embedded once for all texts, so that output has no rows per place.)"""
+    """Whether every displacement is one low-rank direction, or few parameters are trained; and every trainable matrix
+    belongs to a linear layer or to the plain token embedding. (Positions are embedded once for all texts, so that
+    output has no rows per place.)"""
     moved = [d for d in displacements if d is not None]
     if len(displacements) < 2 or not moved:
         return False
-    if not all(len(d.terms) == 1 and isinstance(d.terms[0][1], LowRank) for d in moved):
+    if not are_thin(displacements) and not _are_few(model, len(displacements)):
         return False
     return all(
         isinstance(module, nn.Linear) or (reads_rows(module) and module is model.get_input_embeddings())
@@ -36,6 +43,16 @@ def can_replicate(model: nn.Module, displacements: Sequence[Displacement | None]
         for parameter in module.parameters(recurse=False)
         if parameter.requires_grad and parameter.dim() > 1
     )
+
+
+def are_thin(displacements: Sequence[Displacement | None]) -> bool:
+    """Whether each is one low-rank direction."""
+    return all(d is None or (len(d.terms) == 1 and isinstance(d.terms[0][1], LowRank)) for d in displacements)
+
+
+def _are_few(model: nn.Module, places: int) -> bool:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return places * trained <= HELD and FEW * trained <= sum(p.numel() for p in model.parameters())
 
 
 class Replicas:
@@ -78,17 +95,14 @@ def replicas(
     model: nn.Module, parameters: Sequence[Tensor], displacements: Sequence[Displacement | None]
 ) -> Iterator[Replicas]:
     """The model at all displacements at once. Requires `can_replicate`."""
-    terms = [None if d is None else d.terms[0] for d in displacements]
-    moved: LowRank = next(term[1] for term in terms if term is not None)  # type: ignore[assignment]
-    scales = torch.tensor([0.0 if t is None else t[0] for t in terms], device=parameters[0].device)
-    directions: list[LowRank] = [moved if t is None else t[1] for t in terms]  # type: ignore[misc]
+    stack = _thin if are_thin(displacements) else _dense
     index = {id(p): i for i, p in enumerate(parameters)}
     handles = []
     for module in model.modules():
         own = {n: index[id(p)] for n, p in module.named_parameters(recurse=False) if id(p) in index}
         if not own:
             continue
-        stacked = {name: _stack(directions, i, scales, parameters[i].dtype) for name, i in own.items()}
+        stacked = {name: stack(displacements, i, parameters[i]) for name, i in own.items()}
         kind = _Embedding if isinstance(module, nn.Embedding) else _Linear if isinstance(module, nn.Linear) else _Other
         handles.append(module.register_forward_hook(kind(stacked, len(displacements))))
     try:
@@ -101,14 +115,26 @@ def replicas(
 Stacked = Tensor | tuple[Tensor, Tensor]
 
 
-def _stack(directions: Sequence[LowRank], index: int, scales: Tensor, dtype: torch.dtype) -> Stacked:
-    """Stacked over places: (scale * A, B), each (places, size, k), or the dense displacement (places, *shape)."""
-    factors = [d.factors[index] for d in directions]
+def _thin(displacements: Sequence[Displacement | None], index: int, like: Tensor) -> Stacked:
+    """Stacked over places: (scale * A, B), each (places, size, k), or of a vector the displacement (places, size)."""
+    terms = [None if d is None else d.terms[0] for d in displacements]
+    moved: LowRank = next(term[1] for term in terms if term is not None)  # type: ignore[assignment]
+    scales = torch.tensor([0.0 if t is None else t[0] for t in terms], device=like.device)
+    factors = [(moved if t is None else t[1]).factors[index] for t in terms]  # type: ignore[union-attr]
     if isinstance(factors[0], Tensor):
         stacked = torch.stack(factors)  # type: ignore[arg-type]
-        return (stacked * scales.view(-1, *[1] * (stacked.dim() - 1))).to(dtype)
+        return (stacked * scales.view(-1, *[1] * (stacked.dim() - 1))).to(like.dtype)
     left = torch.stack([f[0] for f in factors]) * scales.view(-1, 1, 1)
-    return left.to(dtype), torch.stack([f[1] for f in factors]).to(dtype)
+    return left.to(like.dtype), torch.stack([f[1] for f in factors]).to(like.dtype)
+
+
+def _dense(displacements: Sequence[Displacement | None], index: int, like: Tensor) -> Tensor:
+    """The displacements, stacked over places: (places, *shape)."""
+    stacked = torch.zeros((len(displacements), *like.shape), device=like.device)
+    for place, displacement in zip(stacked, displacements, strict=True):
+        for scale, direction in displacement.terms if displacement else ():
+            place.add_(direction[index], alpha=scale)
+    return stacked.to(like.dtype)
 
 
 class _Hook:
@@ -122,10 +148,13 @@ class _Hook:
 class _Linear(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         displaced_output = output.view(self.places, -1, output.shape[-1])
-        if "weight" in self.stacked:
-            left, right = self.stacked["weight"]
-            thin = torch.bmm(args[0].reshape(self.places, -1, args[0].shape[-1]), right)
-            displaced_output = displaced_output.baddbmm_(thin, left.transpose(1, 2))
+        if (moved := self.stacked.get("weight")) is not None:
+            inputs = args[0].reshape(self.places, -1, args[0].shape[-1])
+            if isinstance(moved, Tensor):
+                displaced_output = displaced_output.baddbmm_(inputs, moved.transpose(1, 2))
+            else:
+                left, right = moved
+                displaced_output = displaced_output.baddbmm_(torch.bmm(inputs, right), left.transpose(1, 2))
         if "bias" in self.stacked:
             displaced_output = displaced_output.add_(self.stacked["bias"].unsqueeze(1))
         return displaced_output.view(output.shape)
@@ -133,9 +162,13 @@ class _Linear(_Hook):
 
 class _Embedding(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        left, right = self.stacked["weight"]
+        moved = self.stacked["weight"]
         ids = args[0].reshape(self.places, -1)
-        rows = left[torch.arange(self.places, device=ids.device).unsqueeze(1), ids]
+        of_place = torch.arange(self.places, device=ids.device).unsqueeze(1)
+        if isinstance(moved, Tensor):
+            return output + moved[of_place, ids].view(output.shape)
+        left, right = moved
+        rows = left[of_place, ids]
         return output.view(self.places, -1, output.shape[-1]).baddbmm_(rows, right.transpose(1, 2)).view(output.shape)
 
 

@@ -156,9 +156,12 @@ def test_published_code_divides_wrongly_for_several_samples_ours_is_their_mean()
 
 
 @pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("held", [0, 1 << 22])
 @pytest.mark.parametrize("name", ["zo_sgd", "r_adazo", "zo_adam", "zo_sign_sgd"])
-def test_memory_changes_nothing_but_memory(name, samples):
-    """Three steps of the same run on a language model with tied embeddings, directions kept or drawn again."""
+def test_memory_changes_nothing_but_memory(name, held, samples, monkeypatch):
+    """Three steps of the same run on a language model with tied embeddings, directions kept or drawn again; one by one,
+    as those of large models, or held together."""
+    monkeypatch.setattr("suite.optimizers.estimates.HELD", held)
 
     def run(memory: str):
         loss_oracle = oracle()
@@ -169,7 +172,10 @@ def test_memory_changes_nothing_but_memory(name, samples):
             optimizer.step(loss_oracle)
         return weights(loss_oracle)
 
-    assert same_bits(run("keep"), run("seed"))
+    kept = run("keep")
+    assert same_bits(kept, run("seed"))
+    monkeypatch.setattr("suite.optimizers.estimates.HELD", (1 << 22) - held)
+    assert same_bits(kept, run("keep"))
 
 
 def test_low_rank_places_asked_together_answer_as_one_by_one():

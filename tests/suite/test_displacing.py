@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from suite.adapters import ADAPTERS
 from suite.config.errors import SpecError
 from suite.objectives import OBJECTIVES
 from suite.oracle.base import Displacement, Diverged, Part
@@ -243,6 +244,70 @@ def test_every_objective_answers_low_rank_places_together_as_one_by_one(name):
     together, apart, at_once = together_and_apart(loss_oracle)
     assert at_once
     torch.testing.assert_close(together, apart, rtol=5e-6, atol=2e-6)
+
+
+def few_trained(model: nn.Module, names: tuple[str, ...]) -> LossOracle:
+    """A wider model of which only these parameters are trained."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(word in name for word in names))
+    return npo(model)
+
+
+def wide_llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=23, hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2,
+                    max_position_embeddings=32, initializer_range=0.2, attention_bias=True)
+    ).eval()  # fmt: skip
+
+
+def with_lora() -> nn.Module:
+    model = wide_llama()
+    adapter = ADAPTERS["lora"](ADAPTERS["lora"].Settings(rank=2, targets=("*k_proj", "*v_proj")), model, 0)
+    with torch.no_grad():
+        for parameter in adapter.parameters:
+            parameter.normal_(std=0.1)  # B starts at zero, where A does nothing
+    return model
+
+
+FEW_TRAINED = {
+    "an adapter": (with_lora, ("lora",)),
+    "gains of norms": (wide_llama, ("norm",)),
+    "matrices and biases": (wide_llama, ("layers.1.self_attn.v_proj", "layers.2.self_attn.k_proj")),
+    "the embedding": (wide_llama, ("embed_tokens",)),
+}
+
+
+@pytest.mark.parametrize("kind", [Kind.SPHERE, Kind.LOW_RANK])
+@pytest.mark.parametrize("which", FEW_TRAINED)
+def test_places_of_few_parameters_are_asked_together_as_one_by_one(which, kind):
+    make, names = FEW_TRAINED[which]
+    loss_oracle = few_trained(make(), names)
+    before = weights(loss_oracle)
+    directions = Directions(kind, loss_oracle.parameters, 0, rank=1)
+    ways = [directions.held(n).tensors if kind is Kind.SPHERE else directions(n).tensors for n in range(3)]
+    places = [None, *(Displacement.along(way, scale) for way in ways for scale in (0.05, -0.05))]
+    noisy = Displacement(((0.05, list(ways[0])), (0.02, list(ways[1]))))  # as a smoothing adds
+    places += [noisy] if kind is Kind.SPHERE else []
+    apart = torch.cat([loss_oracle.values(Part.TOTAL, [place]) for place in places])
+    assert can_replicate(loss_oracle.model, places)
+    torch.testing.assert_close(loss_oracle.values(Part.TOTAL, places), apart, rtol=2e-6, atol=2e-6)
+    assert float(apart.max() - apart.min()) > 1e-3
+    assert same_bits(before, weights(loss_oracle))
+
+
+def test_dense_places_of_all_weights_are_asked_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    """A displaced copy of every weight for each place would take more memory and time than it saves."""
+    loss_oracle = npo(wide_llama())
+    places = [Displacement.along(direction(loss_oracle, n), 0.02) for n in range(2)]
+    assert not can_replicate(loss_oracle.model, places)
+    few = few_trained(wide_llama(), ("norm",))
+    places = [Displacement.along(direction(few, n), 0.02) for n in range(2)]
+    assert can_replicate(few.model, places)
+    monkeypatch.setattr("suite.oracle.replicas.HELD", 2 * sum(p.numel() for p in few.parameters) - 1)
+    assert not can_replicate(few.model, places)
 
 
 def test_replicas_do_not_take_new_texts_for_old_ones_that_are_gone():
