@@ -22,6 +22,7 @@ from leaderboard.ranking.comparison import (
     Resampling,
     Units,
     replicate,
+    smallest_share,
 )
 from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.entry import HEADLINES
@@ -191,6 +192,21 @@ class Replicating:
         }
         useful = self.useful(unlearned, row, engine, alone)
         return replicate(Cells.of(units, excess), useful, Cells.of(units, per_item))
+
+    def utility_along(self, row: Row, engine: str | None) -> dict[float, Array]:
+        """By mixing weight U in every replicate, of weights whose utility is known; at the target it is 1.
+
+        Raises:
+            NoItems: saying what is missing.
+        """
+        models = self.measured.along_curve(row, engine)
+        known = [weight for weight, found in self.measured.utility_along(row, engine).items() if found.known]
+        found = {weight: smallest_share(self.useful(models[weight], row, engine)) for weight in known}
+        if 0.0 in found and models[0.0] is self.measured.anchor(row["anchors"], ANCHORS[0], engine):
+            found[0.0] = np.ones_like(found[0.0])
+        if not found or not all(np.isfinite(utility).all() for utility in found.values()):
+            raise NoItems("not compared: with other questions, its utility is no number that can be")
+        return found
 
     def useful(self, model: HeadlineMeasurements, row: Row, engine: str | None, alone: Alone = TOGETHER) -> Cells:
         """What a model keeps of utility, item by item."""

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, matching
-from leaderboard.ranking.comparison import Replicates, smallest_share
-from leaderboard.ranking.comparison.resampling import Array
+from leaderboard.board.schema import RAW, UNLEARNED, matching
+from leaderboard.ranking.comparison import Replicates
 from leaderboard.ranking.entry import Trial
 from leaderboard.ranking.headlines import HeadlineMeasurements, Headlines
 from leaderboard.ranking.levels import Alone
@@ -48,21 +47,6 @@ class ReplicatingTrials(Replicating):
         elif matched and floor is not None:
             matched = replace(matched, replicates=replicates(matched.headlines, matching(floor)))
         return replace(trial, replicates=raw, matched=matched, not_compared=why[0] if why else None)
-
-    def utility_along(self, row: Row, engine: str | None) -> dict[float, Array]:
-        """By mixing weight U in every replicate, of weights whose utility is known; at the target it is 1.
-
-        Raises:
-            NoItems: saying what is missing.
-        """
-        models = self.measured.along_curve(row, engine)
-        known = [weight for weight, found in self.measured.utility_along(row, engine).items() if found.known]
-        found = {weight: smallest_share(self.useful(models[weight], row, engine)) for weight in known}
-        if 0.0 in found and models[0.0] is self.measured.anchor(row["anchors"], ANCHORS[0], engine):
-            found[0.0] = np.ones_like(found[0.0])
-        if not found or not all(np.isfinite(utility).all() for utility in found.values()):
-            raise NoItems("not compared: with other questions, its utility is no number that can be")
-        return found
 
     def _read(self, trial: Trial, attacks: Sequence[str], floor: float, raw: Replicates | None) -> Reading:
         """A trial's numbers in every replicate, read along its curve.
