@@ -72,7 +72,10 @@ class SignSGD(Compressed):
 
 
 class SignAdam(Compressed):
-    """sign-Adam: the sign of Adam's direction (arXiv 2510.00761, Sec. 4)."""
+    """sign-Adam: the sign of Adam's direction (arXiv 2510.00761, Sec. 4); step by step `sign_sgd` with momentum 0.9.
+
+    A sign is that of Adam's first moment alone: the second moment, and so the second beta, cannot change it.
+    """
 
     source = "arXiv 2510.00761"
     uncompressed = Adam

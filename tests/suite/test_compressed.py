@@ -157,6 +157,17 @@ def test_sign_sgd_and_sign_adam_take_the_sign_of_the_direction():
         assert bowl.bits == [1] * 15
 
 
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.5)])
+def test_sign_adam_is_sign_sgd_with_momentum_bit_for_bit(betas):
+    one, other = Bowl(hilly()), Bowl(hilly())
+    adam = made(SignAdam.Settings(lr=0.01, betas=betas), one)
+    sgd = made(SignSGD.Settings(lr=0.01, momentum=0.9), other)
+    for _ in range(200):
+        adam.step(one)
+        sgd.step(other)
+        assert np.array_equal(one.x, other.x)
+
+
 def test_a_coordinate_whose_direction_is_zero_stays():
     """An embedding of a token that no batch has; torch.optim's own gives it no step either."""
     for name in ("sign_sgd", "sign_adam", "compressed_sgd", "compressed_adam"):
