@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -88,8 +89,10 @@ def read_items(
         return {}
     # On a large board a query that names every evaluation takes longer than to read them all and leave out the others.
     rows = board.read("items", {name: sorted({getattr(key, name) for key in wanted}) for name in ("probe", "metric")})
-    evaluations = pa.array(sorted({key.samples for key in (*wanted, *unmeasured)}))
-    found = right(scored_items(rows.filter(pc.is_in(rows["samples"], evaluations))))
+    found: dict[Key, Scored] = {}
+    if rows.num_rows:
+        evaluations = pa.array(sorted({key.samples for key in (*wanted, *unmeasured)}))
+        found = right(scored_items(rows.filter(pc.is_in(rows["samples"], evaluations))))
     if not any((board.path / "samples").glob("*.parquet")):
         return found
     missing: defaultdict[str, list[Key]] = defaultdict(list)
@@ -102,6 +105,11 @@ def read_items(
             board.append("items", [row for row in rows if Key(*(row[name] for name in Key._fields)) in made])
         found |= made
     return found
+
+
+def answers_known(board: Board) -> bool:
+    """Whether a board has tables of the answers to single questions: items, or the samples that they are made from."""
+    return any(os.path.lexists(board.path / table) for table in ("items", "samples"))
 
 
 def scored_items(table: pa.Table) -> dict[Key, Scored]:

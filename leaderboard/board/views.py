@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from leaderboard.board import schema
 from leaderboard.board.files import SPLIT, BoardError, Broken, Sound
@@ -192,17 +194,22 @@ def _columns(table: str, present: Sequence[str]) -> str:
     )
 
 
+@cache
 def types(table: str) -> dict[str, str]:
     """DuckDB's type of each column."""
-    if not _TYPES:
-        with connected() as connection:
-            for name, columns in schema.TABLES.items():
-                empty = connection.from_arrow(columns.empty_table())
-                _TYPES[name] = dict(zip(empty.columns, map(str, empty.types), strict=True))
-    return _TYPES[table]
+    return {column.name: _type(column.type) for column in schema.TABLES[table]}
 
 
-_TYPES: dict[str, dict[str, str]] = {}
+_TYPES = {pa.bool_(): "BOOLEAN", pa.int64(): "BIGINT", pa.float64(): "DOUBLE", pa.string(): "VARCHAR"}
+
+
+def _type(kind: pa.DataType) -> str:
+    # DuckDB would tell of an empty table, and import pandas for it, which takes longer than reading a small board.
+    if pa.types.is_list(kind):
+        return f"{_type(kind.value_type)}[]"
+    if pa.types.is_map(kind):
+        return f"MAP({_type(kind.key_type)}, {_type(kind.item_type)})"
+    return _TYPES[kind]
 
 
 def content(table: str) -> Sequence[str]:

@@ -19,6 +19,7 @@ from leaderboard.ranking.plain import plain
 from leaderboard.ranking.replicated import Replicating
 from leaderboard.ranking.retention_matching import matched_on
 from leaderboard.ranking.selection import Selection
+from leaderboard.ranking.uncollected import uncollected
 
 NUMBERS = {
     "score": "score",
@@ -114,6 +115,7 @@ class Comparison:
         return found
 
 
+@uncollected()
 def compare(
     source: Source,
     task: str,

@@ -312,7 +312,7 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
         return column.to_pylist()
     values: list[Any] = []
     for chunk in column.dictionary_encode("encode").chunks:  # with null as one of the texts
-        values += np.array(chunk.dictionary.to_pylist(), dtype=object)[chunk.indices.to_numpy()].tolist()
+        values += np.array(chunk.dictionary.to_pylist(), dtype=object)[np.from_dlpack(chunk.indices)].tolist()
     return values
 
 

@@ -29,6 +29,7 @@ from leaderboard.ranking.replicated import Replicating
 from leaderboard.ranking.retention_matching import matched_on
 from leaderboard.ranking.searches import Search, search_id, searches
 from leaderboard.ranking.selection import Selection, official
+from leaderboard.ranking.uncollected import uncollected
 from leaderboard.ranking.verdict import Verdict
 from tasks import Split
 
@@ -114,6 +115,7 @@ class Ranking:
         return plain(found)
 
 
+@uncollected()
 def rank(
     source: Source,
     task: str,

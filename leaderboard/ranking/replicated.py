@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from leaderboard.board.items import Key, Scored, read_items, scored_items
+from leaderboard.board.items import Key, Scored, answers_known, read_items, scored_items
 from leaderboard.board.schema import ANCHORS, MOST_SEEDS, RAW, UNLEARNED, pairs_of
 from leaderboard.board.store import Board
 from leaderboard.ranking.comparison import (
@@ -78,6 +78,8 @@ class Replicating:
             names: which weights: `raw`, or matched ones.
             floor: where curves are read; None for none.
         """
+        if isinstance(source, Board) and not answers_known(source):
+            return cls(measured, {})
         trials = list(trials)
         models = {
             key

@@ -45,7 +45,7 @@ def excess_recovery(
 def share_of_gap(attacked: Estimate, attacked_retrained: Estimate, gap: Estimate) -> Estimate:
     """Excess recovery, given the distance between the unattacked anchors (`anchor_gap`)."""
     for term in (attacked, attacked_retrained, gap):
-        if not term.known:
+        if term.value is None:
             return term
     share = (attacked.value - attacked_retrained.value) / gap.value
     error = math.hypot(attacked.error, attacked_retrained.error, share * gap.error) / abs(gap.value)
@@ -55,7 +55,7 @@ def share_of_gap(attacked: Estimate, attacked_retrained: Estimate, gap: Estimate
 def anchor_gap(target: Estimate, retrained: Estimate) -> Estimate:
     """Distance between the anchors, null where it is too small to serve as a unit."""
     for term in (target, retrained):
-        if not term.known:
+        if term.value is None:
             return term
     gap, error = target.value - retrained.value, math.hypot(target.error, retrained.error)
     if abs(gap) < max(SMALLEST_GAP, GAP_IN_STDERRS * error):
@@ -129,14 +129,13 @@ def area(curve: Mapping[int, Estimate]) -> Estimate:
 
 
 def _extreme(terms: Iterable[Estimate], *, largest: bool) -> Estimate:
-    terms = list(terms)
-    if not terms:
-        return Estimate.null("nothing was measured")
+    found: Estimate | None = None
     for term in terms:
-        if not term.known:
+        if term.value is None:
             return term
-    pick = max if largest else min
-    return pick(terms, key=lambda term: term.value)
+        if found is None or (term.value > found.value if largest else term.value < found.value):
+            found = term
+    return found or Estimate.null("nothing was measured")
 
 
 def _clip(value: float) -> float:
