@@ -114,7 +114,8 @@ def _differences(axes: Axes, comparison: Comparison) -> None:
     axes.axhline(first_attack + 0.5, color="#888888", linewidth=0.8, linestyle=":")
     axes.set_yticks(rows, [shortened(line.label, LONGEST_NAME) for line in lines], fontsize=8)
     names = [shortened(name, 36) for name in (comparison.one_label, comparison.other_label)]
-    axes.set_title(f"{names[0]} less {names[1]}", fontsize=8)
+    where = f", {comparison.matched}" if comparison.matched else ""
+    axes.set_title(f"{names[0]} less {names[1]}{where}", fontsize=8)
     axes.set_xlabel(
         "difference (lines: 95 %; ticks: single runs)\nround: more is better; square, under attack: less is", fontsize=7
     )
