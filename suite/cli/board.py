@@ -90,7 +90,9 @@ def compare(
     engine: Engine = None,
     mix_engines: MixEngines = False,
     matched: Annotated[bool, typer.Option("--matched", help="Compare the numbers at matched utility.")] = False,
-    floor: Annotated[float, typer.Option(help="With --matched: the utility that is matched.", min=0, max=1)] = 0.9,
+    floor: Annotated[
+        float | None, typer.Option(help="With --matched: the utility that is matched; 0.9 by default.", min=0, max=1)
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File of the picture; STORE/report/compare.svg by default.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -101,6 +103,10 @@ def compare(
     from suite.reports.plots import plot_comparisons
     from suite.storage.location import store_folder
 
+    if floor is not None and not matched:
+        raise SpecError(
+            "--floor: it is the utility of --matched. Give both, or neither to compare the weights as they are"
+        )
     board = open_board(store, split)
     name, attack_set = _one_task(board, store, task, attacks, engine, mix_engines)
     path = output_file((out or store_folder(store) / "report" / "compare.svg").absolute(), "compare.svg")
@@ -113,7 +119,7 @@ def compare(
             attack_set=attack_set,
             engine=engine,
             mix_engines=mix_engines,
-            floor=floor if matched else None,
+            floor=(0.9 if floor is None else floor) if matched else None,
         )
     except comparing.NotCompared as why:
         raise SpecError(str(why)) from None

@@ -70,3 +70,5 @@ def test_the_command_says_where_it_compares(tmp_path: Path):
     assert json.loads(regrade(*entries, "--json").stdout)[0]["matched"] == "U = 0.9 on test"
     only = regrade(*entries, "--floor", "0.5", "--json")  # there is one floor on the board: it is taken
     assert json.loads(only.stdout)[0]["matched"] == "U = 0.9 on test"
+    said = regrade(*entries[:-1], "--floor", "0.5", code=2).stderr
+    assert "--floor: it is the utility of --matched" in said
