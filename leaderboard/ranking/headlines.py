@@ -324,6 +324,8 @@ def _unknown(recovery: Mapping[str, Estimate], not_run: Sequence[str]) -> Estima
 
 def estimate(value: float | None, error: float | None, n: int, reason: str | None, metric: HeadlineMetric) -> Estimate:
     """A number of the table `measurements`; null where it is not finite, or no model can have it."""
+    if value is not None and error is not None and -LARGEST <= value <= LARGEST and -LARGEST <= error <= LARGEST:
+        return Estimate(value, error, n)  # nearly every one, of which a board has many
     if value is None or not math.isfinite(value):
         return Estimate.null(reason or f"{metric.probe} {metric.metric} has no value", n)
     if max(abs(value), error or 0.0) > LARGEST:

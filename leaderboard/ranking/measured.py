@@ -79,15 +79,15 @@ class TaskMeasurements:
         trials = rows(source, "trials", {"task": task}, ("trial", "anchor_ids"))
         anchors = {row["trial"]: row["anchor_ids"] for row in trials}
         of_weights = {"task": task, "probe": PROBE, "metric": METRIC}
-        metrics: dict[HeadlineMetric, HeadlineMetric] = {}  # one object of each
+        metrics: dict[tuple[str, ...], HeadlineMetric] = {}  # one object of each
         for row in _tuples(source, "measurements", [_headline_rows(task, split), of_weights], _COLUMNS):
-            trial, subject, asked, name, engine, anchor_ids, *of_metric = row[:10]
+            trial, subject, asked, name, engine, anchor_ids = row[:6]
             here = anchors.get(trial)
             if here and anchor_ids and anchor_ids != here:
                 left_out[trial] += 1
                 continue
-            metric = HeadlineMetric(*of_metric)
-            measured = Measured.of(metrics.setdefault(metric, metric), *row[10:])
+            metric = metrics.get(row[6:10]) or metrics.setdefault(row[6:10], HeadlineMetric(*row[6:10]))
+            measured = Measured.of(metric, *row[10:])
             if (metric.probe, metric.metric) == (PROBE, METRIC):
                 # One share was found on dev for both splits; a curve belongs to the split that it was measured on.
                 if asked == split or not of_curve(name):

@@ -48,8 +48,8 @@ def share_of_gap(attacked: Estimate, attacked_retrained: Estimate, gap: Estimate
         if term.value is None:
             return term
     share = (attacked.value - attacked_retrained.value) / gap.value
-    error = math.hypot(attacked.error, attacked_retrained.error, share * gap.error) / abs(gap.value)
-    return Estimate(share, error, attacked.n)
+    errors = attacked.stderr or 0.0, attacked_retrained.stderr or 0.0, share * (gap.stderr or 0.0)
+    return Estimate(share, math.hypot(*errors) / abs(gap.value), attacked.n)
 
 
 def anchor_gap(target: Estimate, retrained: Estimate) -> Estimate:
