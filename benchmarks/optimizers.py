@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Optimizer, Run
 from suite.optimizers.estimates import ZerothOrder
 from suite.oracle import noise
-from suite.oracle.base import Displacement, Part
+from suite.oracle.base import Displacement, Part, Tensors
 from suite.oracle.batch import Batch
 from suite.oracle.directions import Directions, Kind, LowRank
 from suite.oracle.loss import LossOracle
@@ -203,37 +203,30 @@ def low_rank(name: str, clock: Clock, samples: int = 4) -> Iterator[tuple[str, f
     """Time of 2q low-rank displacements in one pass over the same ones one by one."""
     oracle = oracle_of(name, clock.device)
     draws = [LowRank(oracle.parameters, 1, (0, n)) for n in range(samples)]
+    yield f"{name}_low_rank_together_over_apart_q{samples}", together_over_apart(oracle, draws, clock)
+
+
+def adapter(name: str, clock: Clock, samples: int) -> Iterator[tuple[str, float]]:
+    """Time of 2q displacements of LoRA of rank 1 on one layer's keys and values, in one pass over one by one."""
+    whole = oracle_of(name, clock.device)
+    lora = ADAPTERS["lora"]
+    lora(lora.Settings(rank=1, targets=("*layers.0.*k_proj", "*layers.0.*v_proj")), whole.model, 0)
+    oracle = LossOracle(whole.model, whole.objective)
+    oracle.batch = whole.batch
+    directions = Directions(Kind.SPHERE, oracle.parameters, 0)
+    draws = [directions.held(n).tensors for n in range(samples)]
+    yield f"{name}_adapter_together_over_apart_q{samples}", together_over_apart(oracle, draws, clock)
+
+
+def together_over_apart(oracle: LossOracle, draws: Sequence[Tensors], clock: Clock) -> float:
+    """Time of a query for all displacements, two along each direction, over that of one query for each."""
     displacements = [Displacement.along(d, s) for d in draws for s in (1e-2, -1e-2)]
 
     def one_by_one() -> None:
         for displacement in displacements:
             oracle.values(Part.TOTAL, [displacement])
 
-    yield (
-        f"{name}_low_rank_together_over_apart_q{samples}",
-        clock.ratio(lambda: oracle.values(Part.TOTAL, displacements), one_by_one),
-    )
-
-
-def adapter(name: str, clock: Clock, samples: int) -> Iterator[tuple[str, float]]:
-    """Time of 2q displacements of LoRA of rank 1 on one layer's keys and values, in one pass over one by one."""
-    oracle = oracle_of(name, clock.device)
-    lora = ADAPTERS["lora"]
-    lora(lora.Settings(rank=1, targets=("*layers.0.*k_proj", "*layers.0.*v_proj")), oracle.model, 0)
-    few = LossOracle(oracle.model, oracle.objective)
-    few.batch = oracle.batch
-    directions = Directions(Kind.SPHERE, few.parameters, 0)
-    draws = [directions.held(n).tensors for n in range(samples)]
-    displacements = [Displacement.along(d, s) for d in draws for s in (1e-2, -1e-2)]
-
-    def one_by_one() -> None:
-        for displacement in displacements:
-            few.values(Part.TOTAL, [displacement])
-
-    yield (
-        f"{name}_adapter_together_over_apart_q{samples}",
-        clock.ratio(lambda: few.values(Part.TOTAL, displacements), one_by_one),
-    )
+    return clock.ratio(lambda: oracle.values(Part.TOTAL, displacements), one_by_one)
 
 
 def hybrid(name: str, clock: Clock) -> Iterator[tuple[str, float]]:

@@ -98,6 +98,7 @@ def compare(
 ) -> None:
     """By how much the first entry differs from each of the others, with intervals, run by run."""
     from leaderboard.ranking import compare as comparing
+    from leaderboard.ranking.rank import FLOOR
     from suite.cli.compared import print_comparison
     from suite.config.errors import SpecError
     from suite.reports.plots import plot_comparisons
@@ -119,7 +120,7 @@ def compare(
             attack_set=attack_set,
             engine=engine,
             mix_engines=mix_engines,
-            floor=(0.9 if floor is None else floor) if matched else None,
+            floor=FLOOR if matched and floor is None else floor,
         )
     except comparing.NotCompared as why:
         raise SpecError(str(why)) from None

@@ -79,7 +79,6 @@ class Estimate(Stateful):
         self.settings = settings
         self.directions = Directions(settings.direction, parameters, seed, settings.rank or 1, settings.memory)
         self.drawn = 0
-        self._size = sum(p.numel() for p in parameters)
         self._sum: list[Tensor] = []
 
     def slopes(self, oracle: Oracle, part: Part, directions: Sequence[Direction]) -> list[float]:
@@ -89,28 +88,19 @@ class Estimate(Stateful):
     def __call__(self, oracle: Oracle, part: Part = Part.TOTAL) -> Sequence[Tensor]:
         """The estimate, in fp32, shaped like the parameters; the next call may overwrite it."""
         numbers = range(self.drawn, self.drawn + self.settings.samples)
-        if self.settings.direction is Kind.LOW_RANK:  # all directions fit into memory, so one query serves them all
-            directions = [self.directions(number) for number in numbers]
-            slopes = self.slopes(oracle, part, directions)
-            estimate = combination([d.tensors for d in directions], self._weights(slopes, directions))
-        elif len(numbers) * self._size <= HELD:  # as above
-            directions = [self.directions.held(number) for number in numbers]
-            slopes = self.slopes(oracle, part, directions)
-            estimate = _weighted_sum([d.tensors for d in directions], self._weights(slopes, directions))
-            if len(directions) > 1:
-                estimate = list(estimate)  # once: it is summed in the first direction's memory
-        elif self.settings.memory == "seed":
-            directions = [self.directions(number) for number in numbers]
-            slopes = [slope for direction in directions for slope in self.slopes(oracle, part, [direction])]
-            estimate = _weighted_sum([d.tensors for d in directions], self._weights(slopes, directions))
+        low_rank, few = self.settings.direction is Kind.LOW_RANK, len(numbers) * self.directions.size <= HELD
+        if low_rank or few or self.settings.memory == "seed":
+            draw = self.directions.held if few and not low_rank else self.directions
+            directions = [draw(number) for number in numbers]
+            # Where all displacements fit into memory, one query serves them all.
+            queries = [directions] if low_rank or few else [[direction] for direction in directions]
+            slopes = [slope for some in queries for slope in self.slopes(oracle, part, some)]
+            weights = [slope * d.factor / len(numbers) for slope, d in zip(slopes, directions, strict=True)]
+            estimate = (combination if low_rank else _weighted_sum)([d.tensors for d in directions], weights)
         else:
             estimate = self._one_by_one(oracle, part, numbers)
         self.drawn = numbers.stop
         return estimate
-
-    @staticmethod
-    def _weights(slopes: Sequence[float], directions: Sequence[Direction]) -> list[float]:
-        return [slope * d.factor / len(directions) for slope, d in zip(slopes, directions, strict=True)]
 
     @torch.no_grad()
     def _one_by_one(self, oracle: Oracle, part: Part, numbers: range) -> Sequence[Tensor]:
@@ -135,7 +125,7 @@ def _weighted_sum(directions: Sequence[Sequence[Tensor]], weights: Sequence[floa
         return Direction(directions[0], weights[0])
 
     def make(index: int) -> Tensor:
-        total = directions[0][index].mul_(weights[0])
+        total = directions[0][index] * weights[0]
         for tensors, weight in zip(directions[1:], weights[1:], strict=True):
             total.add_(tensors[index], alpha=weight)
         return total

@@ -103,6 +103,9 @@ class Directions:
     Args:
         memory: `keep` holds a direction as tensors, and draws the next one in the background meanwhile; `seed` draws
             each tensor again whenever it is accessed.
+
+    Attributes:
+        size: numbers of a direction.
     """
 
     def __init__(
@@ -113,7 +116,7 @@ class Directions:
         self.memory = memory
         self.seed = seed
         self._like = list(parameters)
-        self._size = sum(p.numel() for p in parameters)
+        self.size = sum(p.numel() for p in parameters)
         self._buffers: list[list[Tensor]] = []
         self._drawn_ahead: tuple[int, Future[list[float]]] | None = None
 
@@ -149,7 +152,7 @@ class Directions:
             self._drawn_ahead = (number, _AHEAD.submit(self._draw, self._buffers[number % 2], number, 0, 1))
 
     def _factor(self, squares: Sequence[float]) -> float:
-        return math.sqrt(self._size / math.fsum(squares)) if self.kind is Kind.SPHERE else 1.0
+        return math.sqrt(self.size / math.fsum(squares)) if self.kind is Kind.SPHERE else 1.0
 
     def _regenerated(self, number: int) -> Direction:
         def make(index: int) -> Tensor:

@@ -95,14 +95,14 @@ def replicas(
     model: nn.Module, parameters: Sequence[Tensor], displacements: Sequence[Displacement | None]
 ) -> Iterator[Replicas]:
     """The model at all displacements at once. Requires `can_replicate`."""
-    stack = _thin if are_thin(displacements) else _dense
+    stacked_of = (_Thin if are_thin(displacements) else _Dense)(displacements, parameters)
     index = {id(p): i for i, p in enumerate(parameters)}
     handles = []
     for module in model.modules():
         own = {n: index[id(p)] for n, p in module.named_parameters(recurse=False) if id(p) in index}
         if not own:
             continue
-        stacked = {name: stack(displacements, i, parameters[i]) for name, i in own.items()}
+        stacked = {name: stacked_of(i) for name, i in own.items()}
         kind = _Embedding if isinstance(module, nn.Embedding) else _Linear if isinstance(module, nn.Linear) else _Other
         handles.append(module.register_forward_hook(kind(stacked, len(displacements))))
     try:
@@ -115,26 +115,42 @@ def replicas(
 Stacked = Tensor | tuple[Tensor, Tensor]
 
 
-def _thin(displacements: Sequence[Displacement | None], index: int, like: Tensor) -> Stacked:
-    """Stacked over places: (scale * A, B), each (places, size, k), or of a vector the displacement (places, size)."""
-    terms = [None if d is None else d.terms[0] for d in displacements]
-    moved: LowRank = next(term[1] for term in terms if term is not None)  # type: ignore[assignment]
-    scales = torch.tensor([0.0 if t is None else t[0] for t in terms], device=like.device)
-    factors = [(moved if t is None else t[1]).factors[index] for t in terms]  # type: ignore[union-attr]
-    if isinstance(factors[0], Tensor):
-        stacked = torch.stack(factors)  # type: ignore[arg-type]
-        return (stacked * scales.view(-1, *[1] * (stacked.dim() - 1))).to(like.dtype)
-    left = torch.stack([f[0] for f in factors]) * scales.view(-1, 1, 1)
-    return left.to(like.dtype), torch.stack([f[1] for f in factors]).to(like.dtype)
+class _Thin:
+    """Low-rank displacements of a parameter, stacked over places: (scale * A, B), each (places, size, k).
+
+    Of a vector it is the displacement, (places, size).
+    """
+
+    def __init__(self, displacements: Sequence[Displacement | None], parameters: Sequence[Tensor]) -> None:
+        terms = [None if d is None else d.terms[0] for d in displacements]
+        moved: LowRank = next(term[1] for term in terms if term is not None)  # type: ignore[assignment]
+        self._scales = torch.tensor([0.0 if t is None else t[0] for t in terms], device=parameters[0].device)
+        self._directions: list[LowRank] = [moved if t is None else t[1] for t in terms]  # type: ignore[misc]
+        self._parameters = parameters
+
+    def __call__(self, index: int) -> Stacked:
+        factors, dtype = [d.factors[index] for d in self._directions], self._parameters[index].dtype
+        if isinstance(factors[0], Tensor):
+            stacked = torch.stack(factors)  # type: ignore[arg-type]
+            return (stacked * self._scales.view(-1, *[1] * (stacked.dim() - 1))).to(dtype)
+        left = torch.stack([f[0] for f in factors]) * self._scales.view(-1, 1, 1)
+        return left.to(dtype), torch.stack([f[1] for f in factors]).to(dtype)
 
 
-def _dense(displacements: Sequence[Displacement | None], index: int, like: Tensor) -> Tensor:
-    """The displacements, stacked over places: (places, *shape)."""
-    stacked = torch.zeros((len(displacements), *like.shape), device=like.device)
-    for place, displacement in zip(stacked, displacements, strict=True):
-        for scale, direction in displacement.terms if displacement else ():
-            place.add_(direction[index], alpha=scale)
-    return stacked.to(like.dtype)
+class _Dense:
+    """Displacements of a parameter, stacked over places: (places, *shape)."""
+
+    def __init__(self, displacements: Sequence[Displacement | None], parameters: Sequence[Tensor]) -> None:
+        self._displacements = displacements
+        self._parameters = parameters
+
+    def __call__(self, index: int) -> Tensor:
+        like = self._parameters[index]
+        stacked = torch.zeros((len(self._displacements), *like.shape), device=like.device)
+        for place, displacement in zip(stacked, self._displacements, strict=True):
+            for scale, direction in displacement.terms if displacement else ():
+                place.add_(direction[index], alpha=scale)
+        return stacked.to(like.dtype)
 
 
 class _Hook:
