@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import tempfile
 from pathlib import Path
@@ -18,38 +17,15 @@ from leaderboard.board import compact, schema, views
 from leaderboard.board.compact import CONTESTED, LEFT_OUT, PREFIX
 from leaderboard.board.store import Board, Broken
 from leaderboard.ranking.rank import rank
-from tests.support.board_compacting import (
-    fill,
-    sample_row,
-)
+from tests.support.board_compacting import counts, fill, left_out, names, sample_row, shown
 from tests.support.board_rows import Row, measurement_row, schema_tables, showcase, trial_row
 from tests.support.command import regrade
 from tests.support.hostile_board import FILES, bad_entry, good_board, put
-
-SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "board"
-
-
-def shown(path: Path) -> dict[str, list[Row]]:
-    """All that reading gives, to the last bit: a float's repr tells it from every other one, and NaN is itself."""
-    board = Board(path, lambda _: None)
-    return {table: repr(board.read(table).to_pylist()) for table in schema.TABLES}
-
-
-def left_out(path: Path) -> list[str]:
-    return sorted(map(str, Board(path).broken()))
-
-
-def names(path: Path, table: str = "trials") -> list[str]:
-    return sorted(file.name for file in (path / table).iterdir() if not file.name.startswith("."))
-
-
-def counts(path: Path) -> dict[str, tuple[int, int]]:
-    return {one.table: (one.before, one.after) for one in Board(path, lambda _: None).compact()}
 
 
 def test_many_files_become_one_per_table_and_show_the_same(path: Path):

@@ -18,14 +18,17 @@ import pytest
 from leaderboard.board import compact, files, schema, store, views
 from leaderboard.board.compact import PREFIX
 from leaderboard.board.store import Board, BoardError, Broken
-from tests.leaderboard.test_board_compact import counts, left_out, names, shown
 from tests.support.board_compacting import (
     POINTS,
     compact_and_die,
     compact_for_a_while,
     compact_forever,
     compact_once,
+    counts,
     fill,
+    left_out,
+    names,
+    shown,
     write_for_a_while,
 )
 from tests.support.board_rows import trial_row

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from leaderboard.board import schema
 from leaderboard.board.store import Board
 from tests.support.board_rows import Row, item_rows, measurement_row, trial_row
 
@@ -88,3 +89,21 @@ def compact_for_a_while(path: str, barrier: Any, seconds: float) -> None:
 def compact_once(path: str, barrier: Any) -> None:
     barrier.wait()
     Board(path).compact()
+
+
+def shown(path: Path) -> dict[str, list[Row]]:
+    """All that reading gives, to the last bit: a float's repr tells it from every other one, and NaN is itself."""
+    board = Board(path, lambda _: None)
+    return {table: repr(board.read(table).to_pylist()) for table in schema.TABLES}
+
+
+def left_out(path: Path) -> list[str]:
+    return sorted(map(str, Board(path).broken()))
+
+
+def names(path: Path, table: str = "trials") -> list[str]:
+    return sorted(file.name for file in (path / table).iterdir() if not file.name.startswith("."))
+
+
+def counts(path: Path) -> dict[str, tuple[int, int]]:
+    return {one.table: (one.before, one.after) for one in Board(path, lambda _: None).compact()}
