@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from suite.config import settings
-from suite.config.numbers import Few
+from suite.config.numbers import Count, Few
 from suite.oracle.base import Displacement, Oracle, Part
 from suite.oracle.directions import Direction, Directions, Kind, LazyTensors, combination
 from suite.oracle.state import Stateful
@@ -37,8 +37,10 @@ class RandomDirections(settings.Settings):
 
     Attributes:
         samples: random directions per step, q.
-        direction: sphere, gaussian, rademacher or low_rank (`suite/oracle/directions.py`).
+        direction: sphere, tensor_sphere, gaussian, rademacher or low_rank (`suite/oracle/directions.py`).
         rank: columns of the factors of `low_rank`; 1 if it is not given.
+        keep: steps for which `low_rank` keeps the subspace of its left factors; it is drawn anew for each direction if
+            it is not given.
         memory: `keep` holds a direction, and the next one, as tensors; `seed` draws them again for each module, so that
             a step needs only the memory of inference. Both give the same numbers.
     """
@@ -46,12 +48,14 @@ class RandomDirections(settings.Settings):
     samples: Few = 1
     direction: Kind = Field(Kind.SPHERE, strict=False)
     rank: Few | None = None
+    keep: Count | None = None
     memory: Literal["keep", "seed"] = "keep"
 
     @model_validator(mode="after")
     def _belong_together(self) -> RandomDirections:
-        if self.rank is not None and self.direction is not Kind.LOW_RANK:
-            raise ValueError(f"rank belongs to direction=low_rank, not to direction={self.direction}")
+        for name in ("rank", "keep"):
+            if getattr(self, name) is not None and self.direction is not Kind.LOW_RANK:
+                raise ValueError(f"{name} belongs to direction=low_rank, not to direction={self.direction}")
         if self.memory == "seed" and self.direction is Kind.LOW_RANK:
             raise ValueError("memory=seed belongs to dense directions: low_rank keeps its factors alone, which is less")
         return self
@@ -77,7 +81,8 @@ class Estimate(Stateful):
 
     def __init__(self, settings: RandomDirections, parameters: Sequence[Tensor], seed: int) -> None:
         self.settings = settings
-        self.directions = Directions(settings.direction, parameters, seed, settings.rank or 1, settings.memory)
+        keep = (settings.keep or 0) * settings.samples
+        self.directions = Directions(settings.direction, parameters, seed, settings.rank or 1, settings.memory, keep)
         self.drawn = 0
         self._sum: list[Tensor] = []
 

@@ -19,8 +19,10 @@ from suite.optimizers.zeroth_order import (
     ZOSGD,
     ForwardGradient,
     RAdaZO,
+    RAdaZOCode,
     ZOAdam,
     ZOConservative,
+    ZOMuon,
     ZOSignSGD,
     ZOSlopeSign,
 )
@@ -91,10 +93,12 @@ ZEROTH_ORDER = Parts(
     "zeroth-order optimizer",
     [
         RAdaZO,
+        RAdaZOCode,
         ZOSGD,
         ZOSignSGD,
         ZOSlopeSign,
         ZOAdam,
+        ZOMuon,
         ZOConservative,
         ForwardGradient,
     ],

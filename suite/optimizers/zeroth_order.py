@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from suite.config.numbers import Decay
+from suite.config.numbers import Count, Decay, Few
 from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.estimates import Differences, Estimate, ForwardMode, RandomDirections, ZerothOrder
 from suite.optimizers.first_order import zeros
 from suite.oracle.base import Displacement, Grade, Oracle, Part
-from suite.oracle.directions import LazyTensors
+from suite.oracle.directions import Factored, Kind, LazyTensors
 
 
 class ZerothOrderOptimizer(Optimizer):
@@ -167,7 +167,92 @@ class RAdaZO(TwoMoments):
         for mean, square, part in zip(self.mean, self.square, self.estimate(oracle), strict=True):
             mean.lerp_(part, 1 - b1)
             square.mul_(b2).addcmul_(mean, mean, value=1 - b2)
-        return LazyTensors(len(self.mean), lambda i: self.mean[i] / (self.square[i] + self.settings.eps).sqrt_())
+        return LazyTensors(len(self.mean), lambda i: self.scaled(self.mean[i], self.square[i]))
+
+    def scaled(self, mean: Tensor, square: Tensor) -> Tensor:
+        """The direction of a tensor from its averages."""
+        return mean / (square + self.settings.eps).sqrt_()
+
+
+class OneSpherePerTensor(ZerothOrder):
+    """`ZerothOrder` with the defaults of R-AdaZO's code."""
+
+    samples: Few = 2
+    direction: Kind = Field(Kind.TENSOR_SPHERE, strict=False)
+    difference: Literal["central", "forward"] = "forward"
+
+
+class RAdaZOCode(RAdaZO):
+    """R-AdaZO as its authors' code has it: eps outside of the root, and a sphere of its own for each tensor.
+
+        m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) m^2;  x <- x - lr m / (sqrt(v) + eps)
+
+    Their code displaces one tensor at a time, at the cost of one more query for each tensor; here all are displaced at
+    once, as in the paper.
+    """
+
+    source = "arXiv 2502.01014 (its code)"
+
+    class Settings(OptimizerSettings):
+        name: Literal["r_adazo_code"] = "r_adazo_code"
+        betas: tuple[Decay, Decay] = (0.9, 0.999)
+        eps: float = Field(1e-8, gt=0)
+        zo: OneSpherePerTensor = OneSpherePerTensor()
+
+    def scaled(self, mean: Tensor, square: Tensor) -> Tensor:
+        return mean / square.sqrt().add_(self.settings.eps)
+
+
+class KeptSubspace(ZerothOrder):
+    """`ZerothOrder` with the defaults of ZO-Muon's code."""
+
+    samples: Few = 4
+    direction: Kind = Field(Kind.LOW_RANK, strict=False)
+    rank: Few | None = 2
+    keep: Count | None = 100
+    difference: Literal["central", "forward"] = "forward"
+
+
+class ZOMuon(ZerothOrderOptimizer):
+    """Steps along the estimate's matrix sign, within a subspace that is kept for many steps (ZO-Muon).
+
+        G = A B' the estimate of a matrix, A of the subspace;  G <- A (A'A)^(-1/2) B (B'B)^(-1/2)';  x <- x - lr G
+
+    So every singular value of a step is 1. Here they are so exactly; the published code iterates toward it (Newton-
+    Schulz). Vectors, such as the gains of norms, do not move; there they move by a step size of 1e-7.
+    """
+
+    source = "arXiv 2602.17155"
+
+    class Settings(OptimizerSettings):
+        name: Literal["zo_muon"] = "zo_muon"
+        zo: KeptSubspace = KeptSubspace()
+
+        @model_validator(mode="after")
+        def _in_a_subspace(self) -> ZOMuon.Settings:
+            if self.zo.keep is None:
+                raise ValueError("zo_muon works in a subspace: set zo.direction=low_rank and zo.keep")
+            return self
+
+    @torch.no_grad()
+    def direction(self, oracle: Oracle) -> Sequence[Tensor]:
+        estimate = self.estimate(oracle).factors
+        return Factored(
+            [f.zero_() if isinstance(f, Tensor) else (_columns(f[0]), _matrix_sign(f[1])) for f in estimate]
+        )
+
+
+def _columns(orthogonal: Tensor) -> Tensor:
+    """Columns that are orthogonal and of one length, made of length 1."""
+    return orthogonal / orthogonal[:, 0].norm()
+
+
+def _matrix_sign(thin: Tensor) -> Tensor:
+    """B (B'B)^(-1/2), where singular values are 1 instead of what they were; directions in which B is 0 stay 0."""
+    wide = thin.double()
+    values, vectors = torch.linalg.eigh(wide.T @ wide)
+    small = values <= values[-1] * 1e-12
+    return (wide @ (vectors * values.clamp_min(0).rsqrt().masked_fill(small, 0)) @ vectors.T).to(thin.dtype)
 
 
 class ZOConservative(ZerothOrderOptimizer):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from suite.models.encoding import Tokens
 from suite.models.likelihood import hidden_states
 from suite.oracle.base import Displacement
-from suite.oracle.directions import LowRank
+from suite.oracle.directions import Factored
 from suite.oracle.displaced import reads_rows
 
 FEW = 8
@@ -47,7 +47,7 @@ def can_replicate(model: nn.Module, displacements: Sequence[Displacement | None]
 
 def are_thin(displacements: Sequence[Displacement | None]) -> bool:
     """Whether each is one low-rank direction."""
-    return all(d is None or (len(d.terms) == 1 and isinstance(d.terms[0][1], LowRank)) for d in displacements)
+    return all(d is None or (len(d.terms) == 1 and isinstance(d.terms[0][1], Factored)) for d in displacements)
 
 
 def _are_few(model: nn.Module, places: int) -> bool:
@@ -123,9 +123,9 @@ class _Thin:
 
     def __init__(self, displacements: Sequence[Displacement | None], parameters: Sequence[Tensor]) -> None:
         terms = [None if d is None else d.terms[0] for d in displacements]
-        moved: LowRank = next(term[1] for term in terms if term is not None)  # type: ignore[assignment]
+        moved: Factored = next(term[1] for term in terms if term is not None)  # type: ignore[assignment]
         self._scales = torch.tensor([0.0 if t is None else t[0] for t in terms], device=parameters[0].device)
-        self._directions: list[LowRank] = [moved if t is None else t[1] for t in terms]  # type: ignore[misc]
+        self._directions: list[Factored] = [moved if t is None else t[1] for t in terms]  # type: ignore[misc]
         self._parameters = parameters
 
     def __call__(self, index: int) -> Stacked:

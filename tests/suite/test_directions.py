@@ -72,7 +72,41 @@ def test_directions_have_root_mean_square_one_and_identity_covariance(kind):
         assert torch.allclose(draws.norm(dim=1), torch.tensor(math.sqrt(17), dtype=torch.float64), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [Kind.SPHERE, Kind.GAUSSIAN, Kind.RADEMACHER])
+def test_each_tensor_of_a_tensor_sphere_has_one_length():
+    like = [torch.empty(3, 4), torch.empty(5)]
+    directions = Directions(Kind.TENSOR_SPHERE, like, seed=2)
+    for number in range(3):
+        direction = directions(number)
+        assert direction.factor == 1
+        for tensor in direction.tensors:
+            assert float(tensor.norm()) == pytest.approx(math.sqrt(tensor.numel()), rel=1e-5)
+
+
+@pytest.mark.parametrize("rank", [2, 9])
+def test_a_kept_subspace_is_that_of_several_directions_and_covers_all_dimensions_in_time(rank):
+    """Within a subspace matrices share the space of their columns; over subspaces E[u u'] is the identity. A rank above
+    the number of rows is that number."""
+    like = [torch.empty(6, 5), torch.empty(4)]
+    directions = Directions(Kind.LOW_RANK, like, seed=3, rank=rank, keep=3)
+    draws = [directions(number).tensors for number in range(6000)]
+    lefts = [draw.factors[0][0] for draw in draws]
+    k = min(rank, 6)
+    for left in lefts[:4]:
+        torch.testing.assert_close(left.T @ left, 6 / k * torch.eye(k), atol=1e-5, rtol=1e-5)
+    assert torch.equal(lefts[0], lefts[2]) and torch.equal(lefts[3], lefts[5]) and not torch.equal(lefts[2], lefts[3])
+    assert not torch.equal(draws[0].factors[0][1], draws[1].factors[0][1])
+    covariance = torch.stack([flat(draw) for draw in draws])
+    covariance = covariance.T @ covariance / len(draws)
+    assert float((covariance - torch.eye(34)).abs().max()) < 0.2
+    again = Directions(Kind.LOW_RANK, like, seed=3, rank=rank, keep=3)
+    for number in (4, 0, 5):
+        assert same_bits(list(again(number).tensors), list(draws[number]))
+    added = combination(draws[:3], [0.5, -2.0, 3.0])
+    assert added.factors[0][0] is lefts[0]
+    torch.testing.assert_close(added[0], 0.5 * draws[0][0] - 2 * draws[1][0] + 3 * draws[2][0])
+
+
+@pytest.mark.parametrize("kind", [Kind.SPHERE, Kind.TENSOR_SPHERE, Kind.GAUSSIAN, Kind.RADEMACHER])
 def test_a_direction_is_the_same_whenever_and_in_whatever_memory_it_is_drawn(kind):
     like = [torch.empty(3, 4), torch.empty(5)]
     kept, made = Directions(kind, like, 9), Directions(kind, like, 9, memory="seed")
@@ -105,7 +139,7 @@ def test_the_central_difference_is_unbiased_on_a_quadratic(kind):
     assert float((mean - exact).norm() / exact.norm()) < 0.12  # sqrt(d / n) = 0.04; low rank is spread more
 
 
-@pytest.mark.parametrize("kind", [Kind.SPHERE, Kind.GAUSSIAN, Kind.RADEMACHER])
+@pytest.mark.parametrize("kind", [Kind.SPHERE, Kind.TENSOR_SPHERE, Kind.GAUSSIAN, Kind.RADEMACHER])
 def test_the_forward_difference_is_unbiased_on_a_quadratic_for_even_directions(kind):
     """f(x + ru) - f(x) has the extra term r/2 u'Au, and E[u'Au u] = 0 because -u is as likely as u."""
     quadratic = Quadratic(size=8)
@@ -208,6 +242,8 @@ def test_forward_differences_share_the_clean_value():
 def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match="rank belongs to direction=low_rank"):
         ZerothOrder(rank=2)
+    with pytest.raises(ValueError, match="keep belongs to direction=low_rank"):
+        ZerothOrder(keep=2)
     with pytest.raises(ValueError, match="memory=seed"):
         ZerothOrder(direction="low_rank", memory="seed")
 

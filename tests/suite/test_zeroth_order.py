@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -17,9 +18,12 @@ from suite.optimizers.hybrid import Hybrid
 from suite.optimizers.zeroth_order import (
     ZOSGD,
     ForwardGradient,
+    OneSpherePerTensor,
     RAdaZO,
+    RAdaZOCode,
     ZOAdam,
     ZOConservative,
+    ZOMuon,
     ZOSignSGD,
     ZOSlopeSign,
 )
@@ -96,6 +100,12 @@ def r_adazo(of: Reference, x: np.ndarray, memory: dict, t: int) -> np.ndarray:
     return x - LR * m / np.sqrt(v + 1e-8)
 
 
+def r_adazo_code(of: Reference, x: np.ndarray, memory: dict, t: int) -> np.ndarray:
+    m = memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * of.estimate(x)
+    v = memory["v"] = 0.999 * memory.get("v", 0) + 0.001 * m**2
+    return x - LR * m / (np.sqrt(v) + 0.05)
+
+
 def conservative(of: Reference, x: np.ndarray, memory: dict, t: int) -> np.ndarray:
     g = of.estimate(x)
     return min([x, x - LR * g, x + LR * g], key=of.value)
@@ -112,6 +122,7 @@ BY_THE_LINE = {
     "slope_sign": (ZOSlopeSign.Settings(lr=LR, zo=ZO), slope_sign),
     "adam": (ZOAdam.Settings(lr=LR, betas=(0.8, 0.95), eps=1e-6, zo=ZO), adam),
     "r_adazo": (RAdaZO.Settings(lr=LR, zo=ZO), r_adazo),
+    "r_adazo_code": (RAdaZOCode.Settings(lr=LR, eps=0.05, zo=OneSpherePerTensor(radius=0.1)), r_adazo_code),
     "conservative": (ZOConservative.Settings(lr=LR, zo=ZO), conservative),
 }
 
@@ -130,6 +141,38 @@ def test_every_step_is_its_formula(name):
         expected = step(reference, quadratic.x.numpy(), memory, t)
         optimizer.step(quadratic)
         np.testing.assert_allclose(quadratic.x.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_zo_muon_takes_the_matrix_sign_of_the_estimate(samples):
+    """Against singular values of the estimate as one plain matrix; matrices alone move, and stay in a kept subspace."""
+    loss_oracle = language_model()
+    zo = {"samples": samples, "rank": 3, "keep": 2, "radius": 1e-2}
+    settings = ZOMuon.Settings(lr=LR, zo=zo)
+    optimizer = ZOMuon(settings, loss_oracle.parameters, Run(4, SEED))
+    estimate = Differences(settings.zo, loss_oracle.parameters, SEED)
+    spaces = []
+    for _ in range(4):
+        dense = [t.clone() for t in estimate(loss_oracle)]
+        before = weights(loss_oracle)
+        optimizer.step(loss_oracle)
+        moved = [(old - new) / LR for old, new in zip(before, weights(loss_oracle), strict=True)]
+        for part, step in zip(dense, moved, strict=True):
+            if part.dim() != 2:
+                assert not step.any()
+                continue
+            left, values, right = torch.linalg.svd(part.double(), full_matrices=False)
+            assert values[2] > 100 * values[3], "the estimate has rank 3"
+            torch.testing.assert_close(step.double(), left[:, :3] @ right[:3], atol=2e-4, rtol=0)
+        spaces.append(torch.linalg.qr(next(m for m in moved if m.dim() == 2)[:, :3]).Q)
+    overlap = [float((a.T @ b).norm() ** 2) for a, b in itertools.pairwise(spaces)]
+    assert overlap[0] == pytest.approx(3, abs=1e-2) and overlap[2] == pytest.approx(3, abs=1e-2)
+    assert overlap[1] < 2.5, "the subspace is drawn anew after two steps"
+
+
+def test_zo_muon_needs_a_subspace_that_is_kept():
+    with pytest.raises(ValueError, match=r"zo\.direction=low_rank and zo\.keep"):
+        ZOMuon.Settings(lr=LR, zo={"keep": None})
 
 
 def test_published_code_calls_the_sign_of_one_slope_zo_sign_sgd_ours_is_that_of_each_coordinate():
