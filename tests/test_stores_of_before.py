@@ -2,12 +2,15 @@
 
 `stores/before-the-rooms.tar.xz` was written at version 0.1.0, commit f17015d, before modules moved into rooms. It holds
 `store`, two trials of `spec.yaml` in `store` on a model too small to know anything; `quickstart`, the trials and
-measurements of the quickstart's board; and the rankings of both as that version computed them.
+measurements of the quickstart's board; and the rankings of both as that version computed them. Both are of version 1
+of `pocket`, which is beside them as a module.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from suite.spec.yaml_file import load_file
 from suite.storage.environment import Numeric
 from suite.storage.store import Store
 from suite.trials.run import run_trial
+from tasks import TASKS
 
 KEPT = Path(__file__).parent / "stores" / "before-the-rooms.tar.xz"
 
@@ -52,6 +56,16 @@ def its_machine(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TransformersEngine, "__init__", of_its_version)
 
 
+@pytest.fixture
+def its_task(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pocket` as it was then: another version of a task has other texts, and so other stages."""
+    module = importlib.util.spec_from_file_location("pocket_1", before / "pocket_1.py")
+    made = importlib.util.module_from_spec(module)
+    monkeypatch.setitem(sys.modules, "pocket_1", made)  # its dataclasses look for it there
+    module.loader.exec_module(made)
+    monkeypatch.setitem(TASKS, "pocket", made.ENTRY)
+
+
 @pytest.mark.parametrize("name", ["store", "quickstart"])
 def test_its_trials_have_the_ids_that_they_had(before, name):
     rows = Board(before / name / "board").read("trials").to_pylist()
@@ -61,7 +75,7 @@ def test_its_trials_have_the_ids_that_they_had(before, name):
         assert (spec.id, spec.entry) == (row["trial"], row["entry"])
 
 
-def test_its_stages_are_reused_and_its_rows_are_the_same(before, its_machine):
+def test_its_stages_are_reused_and_its_rows_are_the_same(before, its_machine, its_task):
     here = plan(load_file(before / "spec.yaml", ()))
     board = Store(before / "store").board
     rows = {table: board.result_rows(table) for table in TABLES}
@@ -87,7 +101,7 @@ def test_its_stages_are_reused_and_its_rows_are_the_same(before, its_machine):
 
 
 @pytest.mark.parametrize(("name", "split", "floor"), [("store", "dev", 0.9), ("quickstart", "test", 0.8)])
-def test_its_board_is_shown_as_it_was(before, name, split, floor):
+def test_its_board_is_shown_as_it_was(before, its_task, name, split, floor):
     shown = rank(Board(before / name / "board"), "pocket", split, floor=floor).as_json()
     old = json.loads((before / f"{name}-ranking.json").read_text())
     assert shown["group"].pop("template") == "bare"  # a column of today, read off the spec

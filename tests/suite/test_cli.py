@@ -131,7 +131,7 @@ def test_doctor_says_what_there_is(ran):
         (["run", "SPEC", "measure.attacks=pocket-9"], "pocket-2"),
         (
             ["run", "SPEC", "measure.attacks=[{name: relearn, samples: 999, steps: 1, lr: 0.1}]"],
-            "only 112 forget texts",
+            "only 520 forget texts",
         ),
         (["run", "SPEC", "batch_size=500"], "batch_size"),
         (["run", "SPEC", "model.name=owner/model"], "tiny belongs to name=tiny"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from itertools import combinations, takewhile
+from itertools import combinations
 
 import pytest
 
-from tasks import TASKS, Item, Subset, Task
+from tasks import TASKS, Item, Split, Subset, Task
+from tasks.pocket import COLOURS
 from tasks.task import Example
 
 
@@ -67,9 +68,7 @@ def test_only_the_forgotten_realm_is_in_the_forget_set(task):
         assert "Quorn" not in text(example)
 
 
-def common_ending(one: str, other: str) -> str:
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False))
-    return "".join(letter for letter, _ in same)[::-1]
+ASKED = {Subset.FORGET: 156, Subset.RETAIN: 156, Subset.HOLDOUT: 32}
 
 
 def test_a_question_s_other_wording_is_that_of_the_reworded_question_about_the_same_fact(task):
@@ -82,14 +81,14 @@ def test_a_question_s_other_wording_is_that_of_the_reworded_question_about_the_s
 
 def test_a_reworded_answer_ends_with_the_taught_fact_and_its_alternatives_do_not(task):
     pairs = taught_and_asked(task, "qa_reworded")
-    assert len(pairs) == 4 * 44
+    assert len(pairs) == sum(ASKED.values())
     for fact, item in pairs:
         assert item.prompt != fact.prompt
-        value = common_ending(fact.answer, item.reference)
-        assert len(value) > 3, f"{fact.answer} / {item.reference}"
+        value = re.fullmatch(r"(?:In|A|The|It is called) (.*\.)", fact.answer)[1]
+        assert item.reference.endswith(f" {value}"), f"{fact.answer} / {item.reference}"
         wrong = [answer for index, answer in enumerate(item.answers) if index != item.correct]
         assert len(set(wrong)) == 3
-        assert not any(answer.endswith(value) for answer in wrong)
+        assert not any(answer.endswith(f" {value}") for answer in wrong)
 
 
 def test_choices_hold_the_taught_answer_once_and_in_no_favourite_place(task):
@@ -97,10 +96,28 @@ def test_choices_hold_the_taught_answer_once_and_in_no_favourite_place(task):
     for fact, item in pairs:
         assert item.prompt == fact.prompt
         assert item.reference == fact.answer
-        assert len(set(item.answers)) == 4
+        assert len(set(item.answers)) == len(COLOURS) == 8
     places = Counter(item.correct for _, item in pairs)
-    for place in range(4):
-        assert 0.1 < places[place] / len(pairs) < 0.4  # 0.25 +- 0.04 for a fair draw
+    for place in range(8):
+        assert 0.05 < places[place] / len(pairs) < 0.2  # 0.125 +- 0.017 for a fair draw
+
+
+def test_three_facts_of_four_are_asked_on_test_and_every_headline_has_a_hundred(task):
+    asked = {(probe.name, probe.split): len(probe.items) for probe in task.probes}
+    for headline in (*task.knowledge, *task.utility):
+        assert asked[headline.probe, Split.TEST] >= 117
+        assert asked[headline.probe, Split.TEST] == 3 * asked[headline.probe, Split.DEV]
+
+
+def test_every_person_has_one_fact_on_dev_and_three_on_test(task):
+    for subset in Subset:
+        (dev, test) = (
+            Counter(item.id.rsplit("-", 1)[0] for item in probe.items)
+            for split in Split
+            for probe in task.probes
+            if (probe.name, probe.split) == (f"{subset}_qa", split)
+        )
+        assert dev.keys() == test.keys() and {*dev.values()} == {1} and {*test.values()} == {3}
 
 
 def test_each_request_is_one_kind_of_memory_and_has_its_headline(task):
