@@ -34,9 +34,9 @@ def ran(tmp_path_factory) -> tuple[Path, Path]:
     spec = folder / "small.yaml"
     # A model that memorizes: otherwise the anchors are too close for any headline.
     learns = {
-        "model": {"tiny": {"hidden": 64, "layers": 1, "heads": 2, "vocabulary": 512}},
-        "anchors": {"epochs": 20, "lr": 1e-2},
-        "measure": {"limit": 12},
+        "model": {"tiny": {"hidden": 64, "layers": 2, "heads": 2, "vocabulary": 1024}},
+        "anchors": {"epochs": 16, "lr": 6e-3},
+        "measure": {"limit": 30},
     }
     spec.write_text(yaml.safe_dump({**SMALL, **learns}))
     regrade("run", spec, "--store", folder / "store")
@@ -133,7 +133,7 @@ def test_doctor_says_what_there_is(ran):
             ["run", "SPEC", "measure.attacks=[{name: relearn, samples: 999, steps: 1, lr: 0.1}]"],
             "only 520 forget texts",
         ),
-        (["run", "SPEC", "batch_size=500"], "batch_size"),
+        (["run", "SPEC", "batch_size=600"], "batch_size"),
         (["run", "SPEC", "model.name=owner/model"], "tiny belongs to name=tiny"),
         (["run", "POCKET", "model.name=/nowhere/at/all"], "model.name"),
         (["run", "SPEC", "runtime.device=cuda"], "runtime.device"),

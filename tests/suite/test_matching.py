@@ -47,8 +47,8 @@ from tests.support.small import SMALL
 LEARNT = merged(
     SMALL,
     {
-        "model": {"tiny": {"hidden": 64}},
-        "anchors": {"epochs": 12, "lr": 1e-2},
+        "model": {"tiny": {"hidden": 64, "vocabulary": 1024}},
+        "anchors": {"epochs": 16, "lr": 6e-3},
         "objective": {"retain_weight": 5},
         "optimizer": {"lr": 3e-3},
         "steps": 20,
@@ -158,10 +158,7 @@ def test_each_attacked_split_has_a_curve_of_its_own(store, tmp_path):
     outcome = run_trial(trial(LEARNT), mine, measure=MeasureSpec(attacks=(RTN,), splits=("dev", "test")))
     found = {split: matched(outcome, split=split) for split in Split}
     assert [read.headlines.utility.value for read in found.values()] == [0.9, 0.9]
-    # On dev the anchors are too close for a share of knowledge.
-    assert found[Split.TEST].headlines.score.known
-    why = outcome.headlines(Split.DEV).score.reason
-    assert why and found[Split.DEV].headlines.score.reason.startswith(f"{why} (")
+    assert all(read.headlines.score.known for read in found.values())
     assert found[Split.DEV].weight.value != found[Split.TEST].weight.value
     only_test = run_trial(trial(LEARNT), mine, measure=MeasureSpec(attacks=(RTN,), splits=("test", "all")))
     assert matched(only_test).headlines == found[Split.TEST].headlines
