@@ -1,7 +1,7 @@
 """Speed of the optimizers: a zeroth-order step over its forward passes, displacements in one pass over one by one, a
 hybrid over its parts, Adam over a plain torch loop. Ratios within one run, on a GPU where there is one.
 
-    python benchmarks/optimizers.py [--json FILE] [--threads N] [--repeats N] [--models 27m,1m]
+    python benchmarks/optimizers.py [--json FILE] [--threads N] [--repeats N] [--models 27m,1m,pocket]
 
 `textbook` does what published code does: noise is drawn four times from one generator, and added to and subtracted from
 the weights in place. It serves as the baseline; it leaves weights changed, and the benchmark measures how many.
@@ -30,9 +30,9 @@ from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Optimizer, Run
 from suite.optimizers.estimates import ZerothOrder
 from suite.oracle import noise
-from suite.oracle.base import Displacement, Part, Tensors
+from suite.oracle.base import Displacement, Part
 from suite.oracle.batch import Batch
-from suite.oracle.directions import Directions, Kind, LowRank
+from suite.oracle.directions import Directions, Kind
 from suite.oracle.loss import LossOracle
 from suite.storage.environment import peak_bytes
 
@@ -43,6 +43,13 @@ MODELS = {
         "num_hidden_layers": 7,
         "vocab_size": 8192,
         "batch": (8, 64),
+    },
+    "pocket": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "vocab_size": 2048,
+        "batch": (8, 20),
     },
     "1m": {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 2, "vocab_size": 1024, "batch": (16, 48)},
 }
@@ -199,34 +206,35 @@ def shares(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
     yield f"{name}_step_seconds", step
 
 
-def low_rank(name: str, clock: Clock, samples: int = 4) -> Iterator[tuple[str, float]]:
-    """Time of 2q low-rank displacements in one pass over the same ones one by one."""
-    oracle = oracle_of(name, clock.device)
-    draws = [LowRank(oracle.parameters, 1, (0, n)) for n in range(samples)]
-    yield f"{name}_low_rank_together_over_apart_q{samples}", together_over_apart(oracle, draws, clock)
+def places(name: str, clock: Clock, samples: Sequence[int]) -> Iterator[tuple[str, float]]:
+    """Loss values a second at 2q displacements that are asked one by one, and the time of one query for all over that.
 
+    Displacements are dense ones of all weights, low-rank ones of all weights, and dense ones of LoRA of rank 1 on one
+    layer's keys and values.
+    """
+    for kind in ("dense", "low_rank", "adapter"):
+        oracle = oracle_of(name, clock.device)
+        if kind == "adapter":
+            lora = ADAPTERS["lora"]
+            lora(lora.Settings(rank=1, targets=("*layers.0.*k_proj", "*layers.0.*v_proj")), oracle.model, 0)
+            batch = oracle.batch
+            oracle = LossOracle(oracle.model, oracle.objective)
+            oracle.batch = batch
+        directions = Directions(Kind.LOW_RANK if kind == "low_rank" else Kind.SPHERE, oracle.parameters, 0)
+        for q in samples:
+            draws = [(directions if kind == "low_rank" else directions.held)(n).tensors for n in range(q)]
+            displacements = [Displacement.along(d, s) for d in draws for s in (1e-2, -1e-2)]
 
-def adapter(name: str, clock: Clock, samples: int) -> Iterator[tuple[str, float]]:
-    """Time of 2q displacements of LoRA of rank 1 on one layer's keys and values, in one pass over one by one."""
-    whole = oracle_of(name, clock.device)
-    lora = ADAPTERS["lora"]
-    lora(lora.Settings(rank=1, targets=("*layers.0.*k_proj", "*layers.0.*v_proj")), whole.model, 0)
-    oracle = LossOracle(whole.model, whole.objective)
-    oracle.batch = whole.batch
-    directions = Directions(Kind.SPHERE, oracle.parameters, 0)
-    draws = [directions.held(n).tensors for n in range(samples)]
-    yield f"{name}_adapter_together_over_apart_q{samples}", together_over_apart(oracle, draws, clock)
+            def one_by_one(displacements=displacements, oracle=oracle) -> None:
+                for displacement in displacements:
+                    oracle.values(Part.TOTAL, [displacement])
 
+            def together(displacements=displacements, oracle=oracle) -> None:
+                oracle.values(Part.TOTAL, displacements)
 
-def together_over_apart(oracle: LossOracle, draws: Sequence[Tensors], clock: Clock) -> float:
-    """Time of a query for all displacements, two along each direction, over that of one query for each."""
-    displacements = [Displacement.along(d, s) for d in draws for s in (1e-2, -1e-2)]
-
-    def one_by_one() -> None:
-        for displacement in displacements:
-            oracle.values(Part.TOTAL, [displacement])
-
-    return clock.ratio(lambda: oracle.values(Part.TOTAL, displacements), one_by_one)
+            yield f"{name}_{kind}_values_a_second_q{q}", 2 * q / clock.median(one_by_one)
+            if kind != "dense":  # those of all weights never share a pass
+                yield f"{name}_{kind}_together_over_apart_q{q}", clock.ratio(together, one_by_one)
 
 
 def hybrid(name: str, clock: Clock) -> Iterator[tuple[str, float]]:
@@ -317,9 +325,7 @@ def main() -> None:
             for part in (
                 zeroth_order(name, clock, samples),
                 shares(name, clock),
-                low_rank(name, clock),
-                adapter(name, clock, 1),
-                adapter(name, clock, 4),
+                places(name, clock, samples),
                 hybrid(name, clock),
                 adam(name, clock),
             ):
