@@ -1,4 +1,4 @@
-"""What the documentation claims of zeroth order and of the hybrid: each beside its control, as `controls.yaml` has them.
+"""What the docs claim of zeroth order and of the hybrid: each beside its control, as `controls.yaml` has them.
 
 Trained from nothing, on test, with three of the six seeds: a quarter of an hour on two cores.
 """
