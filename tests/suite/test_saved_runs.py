@@ -108,30 +108,27 @@ def test_a_run_that_is_killed_at_any_step_ends_in_the_same_bits(method, warm, tm
     assert not list((store.root / "stages" / "unlearn").glob("*-unfinished"))
 
 
-def test_a_damaged_state_begins_the_run_anew(warm, tmp_path, monkeypatch):
-    spec = of("first")
-    undisturbed = ended(copied(warm, tmp_path / "undisturbed"), spec)
-    for content in (b"", b"cut short", None):
-        store = copied(warm, tmp_path / f"damaged-{content}")
-        saved = []
-        with monkeypatch.context() as killing:
+@pytest.mark.parametrize("damage", [b"", b"cut short", None], ids=["empty", "cut", "of another run"])
+def test_a_damaged_state_begins_the_run_anew(damage, warm, tmp_path, monkeypatch):
+    spec, store, save = of("first"), copied(warm, tmp_path / "damaged"), SavedRun.save
 
-            def save_and_die(self: SavedRun, *args: Any, save=SavedRun.save) -> None:
-                save(self, *args)
-                saved.append(self.folder / "state.pt")
-                raise Killed
+    def save_and_die(self: SavedRun, *args: Any) -> None:
+        save(self, *args)
+        raise Killed
 
-            killing.setattr(SavedRun, "save", save_and_die)
-            killing.setattr(SavedRun, "due", lambda self: True)
-            with pytest.raises(Killed):
-                ended(store, spec)
-        (file,) = saved
-        if content is None:
-            torch.save({"weights": [], "parts": {}, "own": {}}, file)
-        else:
-            file.write_bytes(content)
-        with pytest.warns(UserWarning, match="begun anew"):
-            assert ended(store, spec) == undisturbed
+    with monkeypatch.context() as killing:
+        killing.setattr(SavedRun, "save", save_and_die)
+        killing.setattr(SavedRun, "due", lambda self: True)
+        with pytest.raises(Killed):
+            ended(store, spec)
+    (file,) = (store.root / "stages" / "unlearn").glob("*-unfinished/state.pt")
+    if damage is None:
+        torch.save({"weights": [], "parts": {}, "own": {}}, file)
+    else:
+        file.write_bytes(damage)
+    with pytest.warns(UserWarning, match="begun anew"):
+        found = ended(store, spec)
+    assert found == ended(copied(warm, tmp_path / "undisturbed"), spec)
 
 
 def test_saving_takes_at_most_a_twentieth_of_a_run(tmp_path, monkeypatch):
