@@ -30,6 +30,7 @@ from suite.storage.stages import Artifact, StageStore
 from suite.training.anchors import Anchors
 from suite.training.batches import Batches
 from suite.training.saved_run import HasState, SavedRun
+from suite.training.step_log import FILE, StepLog
 from suite.training.weight_change import change
 from tasks.task import Example, Task, examples_digest
 
@@ -177,12 +178,14 @@ class _Unlearning:
         self.optimizer = OPTIMIZERS[spec.optimizer.name](spec.optimizer, self.oracle.parameters, run)
         self.done, self.kept, self.seconds = 0, list[int](), 0.0
         """Steps, the steps of the intermediate checkpoints, and time, of all processes that have worked on the run."""
+        self.log = StepLog(self.oracle, self.optimizer, self.metered.queries)
         self._parts: dict[str, HasState] = {
             "oracle": self.oracle,
             "smoothing": self.smoothed,
             "optimizer": self.optimizer,
             "asked": self.metered.queries,
             "cost": self.oracle.queries,
+            "log": self.log,
         }
 
     def resume(self, folder: Path) -> None:
@@ -202,10 +205,13 @@ class _Unlearning:
         started, status, reason = time.perf_counter() - self.seconds, "ok", None
         for batch in self.batches.draw(spec.batch_size, spec.steps, spec.seed, self.done):
             self.oracle.batch = batch
+            self.log.before()
             try:
                 self.optimizer.step(self.metered)
                 self.metered.stepped()
+                self.log.after(self.done + 1, time.perf_counter() - started)
             except Diverged as error:
+                self.log.after(self.done + 1, time.perf_counter() - started)
                 status, reason = "diverged", f"step {self.done + 1} of {spec.steps}: {error}"
                 break
             self.done += 1
@@ -220,6 +226,7 @@ class _Unlearning:
                         break
             if self.done < spec.steps and self.saved.due():
                 self._save(folder, time.perf_counter() - started)
+        self.log.write(folder / FILE)
         observed = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes(self.device)}
         cost = self.oracle.queries.as_dict()
         with self._exported() as model:

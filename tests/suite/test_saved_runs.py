@@ -20,6 +20,7 @@ from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
 from suite.storage.store import Store
+from suite.training import step_log
 from suite.training.saved_run import SavedRun
 from suite.trials.run import run_trial
 from tests.support.processes import run, start
@@ -68,8 +69,10 @@ def ended(store: Store, spec: Any) -> dict[str, Any]:
         if (found := json.loads(path.read_text()))["inputs"]["trial"]["steps"] == spec.steps
     )
     meta = {name: value for name, value in manifest["meta"].items() if name != "observed"}
-    files = {name: file["sha256"] for name, file in manifest["files"].items()}
-    return {"meta": meta, "files": files}
+    files = {name: file["sha256"] for name, file in manifest["files"].items() if name != step_log.FILE}
+    log = step_log.read(store.root / "stages" / "unlearn" / manifest["folder"] / step_log.FILE)
+    assert log["step"] == list(range(1, spec.steps + 1)) and log.pop("seconds")
+    return {"meta": meta, "files": files, "log": log}
 
 
 def copied(warm: Path, to: Path) -> Store:
@@ -168,6 +171,7 @@ def test_sigkill_at_ten_instants_changes_no_bit(method, warm, tmp_path):
             name: file["sha256"]
             for path in (store / "stages" / "unlearn").glob("*.json")
             for name, file in json.loads(path.read_text())["files"].items()
+            if name != step_log.FILE
             if json.loads(path.read_text())["inputs"]["trial"]["steps"] == LONG
         }
         for store in (one, other)
