@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ def plot_steps(board: Board, ranking: Ranking, folder: Path) -> list[Path]:
         return []
     lines: Counter[str] = Counter()
     of_entry: dict[str, str] = {}
+    sound: defaultdict[str, list[float]] = defaultdict(list)
     with drawing():
         figure, panels = figure_of(3.4 * len(DRAWN), 3.6 + 0.12 * len(ranking.entries), len(DRAWN), sharey=False)
         for run in runs:
@@ -55,10 +56,12 @@ def plot_steps(board: Board, ranking: Ranking, folder: Path) -> list[Path]:
                 xs, ys = _points(run["step"], run[name], logarithmic)
                 label = entry_name(entry) if first else None
                 axes.plot(xs, ys, of_entry[entry.entry], color=colour, alpha=0.8, linewidth=1, label=label)
-                if seed.status == Status.DIVERGED and xs:
+                if seed.status == Status.DIVERGED:
                     axes.plot(xs[-1:], ys[-1:], "x", color=colour, markersize=9, markeredgewidth=2)
-        for axes, (title, logarithmic) in zip(panels, DRAWN.values(), strict=True):
-            _finish(axes, title, logarithmic)
+                else:
+                    sound[name] += ys
+        for axes, (name, (title, logarithmic)) in zip(panels, DRAWN.items(), strict=True):
+            _finish(axes, title, logarithmic, sound[name])
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", fontsize=7, ncols=3)
         return [write(figure, folder / f"{stem(ranking.task)}-steps.svg")]
@@ -77,10 +80,18 @@ def _points(steps: Sequence[int], values: Sequence[float | None], logarithmic: b
     return xs, ys
 
 
-def _finish(axes: Axes, title: str, logarithmic: bool) -> None:
+def _finish(axes: Axes, title: str, logarithmic: bool, sound: Sequence[float]) -> None:
+    """
+    Args:
+        sound: values of runs that did not diverge: those of the others would leave no room for them.
+    """
     axes.set_title(title, fontsize=9)
     axes.set_xlabel("share of the run", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.2)
-    if logarithmic and axes.lines:
+    if logarithmic and any(len(line.get_xdata()) for line in axes.lines):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    elif sound:
+        room = 0.05 * (max(sound) - min(sound)) or 1.0
+        axes.set_ylim(min(sound) - room, max(sound) + room)
