@@ -185,7 +185,11 @@ class FolderStorage:
         return self.root / name
 
 
-def replace_file(path: Path, content: bytes | str) -> None:
+Writer = Callable[[BinaryIO], object]
+"""Writes content into an open file, for what is too large to be in memory twice."""
+
+
+def replace_file(path: Path, content: bytes | str | Writer) -> None:
     """Write an output file completely or not at all: the old content stays until the new one is on disk.
 
     A path that is no regular file (`/dev/stdout`, a pipe) is written to directly.
@@ -199,7 +203,8 @@ def replace_file(path: Path, content: bytes | str) -> None:
     with _readable_errors(path, "name another place, this one cannot be written", "what was there is still there"):
         before = path.stat().st_mode if path.exists() else None
         if before is not None and not stat.S_ISREG(before) and not stat.S_ISDIR(before):
-            path.write_bytes(content)
+            with path.open("wb") as file:
+                _write(content, file)
             return
         target = Path(os.path.realpath(path))  # follows symbolic links, as any program that writes to one does
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -285,22 +290,28 @@ def _temporary(folder: Path) -> Path:
 
 
 @contextmanager
-def _draft(folder: Path, content: bytes | memoryview | Path) -> Iterator[Path]:
+def _draft(folder: Path, content: bytes | memoryview | Path | Writer) -> Iterator[Path]:
     """Write the bytes to a temporary file, synced to disk; it is removed afterwards unless it was renamed."""
     draft = _temporary(folder)
     try:
         with draft.open("xb") as file:
-            if isinstance(content, Path):
-                with content.open("rb") as source:
-                    shutil.copyfileobj(source, file)
-            else:
-                file.write(content)
+            _write(content, file)
             file.flush()
             os.fsync(file.fileno())
         yield draft
     finally:
         with suppress(OSError):  # the final name is decided by now; a later writer removes the rest
             draft.unlink(missing_ok=True)
+
+
+def _write(content: bytes | memoryview | Path | Writer, file: BinaryIO) -> None:
+    if isinstance(content, Path):
+        with content.open("rb") as source:
+            shutil.copyfileobj(source, file)
+    elif callable(content):
+        content(file)
+    else:
+        file.write(content)
 
 
 def _linked(draft: Path, path: Path) -> bool:

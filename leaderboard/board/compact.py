@@ -45,7 +45,7 @@ GROUP_ROWS = 1 << 17
 """Most rows of a row group: DuckDB's own number."""
 BATCH = 2048
 """Rows that are read at a time."""
-AT_ONCE = {"trials": 1 << 20, "measurements": 1 << 20, "items": 1 << 12, "samples": 64}
+AT_ONCE = {"trials": 1 << 20, "measurements": 1 << 20, "items": 1 << 12, "steps": 1 << 12, "samples": 64}
 """Trials or evaluations whose repeated rows are compared at a time: samples have long texts."""
 
 COLUMNS = "it has columns that this version does not know"

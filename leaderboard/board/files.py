@@ -32,12 +32,12 @@ FOOTER = 16 << 20
 """Largest footer in bytes: a reader keeps all of it in memory."""
 COLUMNS = 1000
 """Most columns: a file may have some that the schema lacks, and they cost time."""
-ROWS = {"trials": 1_000_000, "measurements": 1_000_000, "samples": 100_000_000, "items": 1_000_000}
+ROWS = {"trials": 1_000_000, "measurements": 1_000_000, "samples": 100_000_000, "items": 1_000_000, "steps": 1_000_000}
 """Most rows of a file. A column of one value a million times takes a hundred bytes on disk."""
-BYTES = {"trials": 1 << 30, "measurements": 1 << 30, "samples": 1 << 40, "items": 1 << 30}
+BYTES = {"trials": 1 << 30, "measurements": 1 << 30, "samples": 1 << 40, "items": 1 << 30, "steps": 1 << 30}
 """Most bytes of a file once decompressed, by its footer. Samples are read a batch at a time."""
 VALUES = 20_000_000
-"""Most values of a file of items, whose rows are lists; the items of one attack are thousands."""
+"""Most values of a file of items or steps, whose rows are lists; the items of one attack are thousands."""
 
 READERS_OWN = ("filename", "file_row_number")
 """Columns that readers add to the rows of a file."""
@@ -175,7 +175,7 @@ def _too_large(path: Path, metadata: pq.FileMetaData, table: str) -> Broken | No
     if size > BYTES[table]:
         return Broken(path, f"it has {size:,} bytes decompressed, and the most is {BYTES[table]:,}", SPLIT)
     values = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
-    if table == "items" and values > VALUES:
+    if table in ("items", "steps") and values > VALUES:
         return Broken(path, f"it has {values:,} values, and the most is {VALUES:,}", SPLIT)
     return None
 

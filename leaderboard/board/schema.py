@@ -1,8 +1,9 @@
-"""The four tables of the board, and the only place where columns are defined.
+"""The five tables of the board, and the only place where columns are defined.
 
 `trials` has one row per trial, `measurements` one per number (long form), `samples` one per (evaluation, probe, item),
 so that every number can be computed again from the model's outputs. `items` has what each headline is the mean of, one
-row per (evaluation, probe, metric): entries are compared by it, and it can be made again from the samples.
+row per (evaluation, probe, metric): entries are compared by it, and it can be made again from the samples. `steps` has
+the log of an unlearning run, one row per (trial, forget request).
 
 Each column has a role. `result` columns are what a trial computes: two runs of one trial on one machine type, torch
 build and thread count agree in them bit for bit. `observed` columns (seconds, bytes, host, ...) may differ. `key`
@@ -239,7 +240,25 @@ ITEMS = _table(
     _column("value", pa.list_(_FLOAT), _R, "the metric on each question, whose mean is the measurement"),
 )
 
-TABLES: dict[str, pa.Schema] = {"trials": TRIALS, "measurements": MEASUREMENTS, "samples": SAMPLES, "items": ITEMS}
+STEPS = _table(
+    "steps",
+    _column("trial", _STRING, _K, "id of the trial"),
+    _column("request", _STRING, _K, "name of the forget request; all where there is one"),
+    _column("step", pa.list_(_INT), _R, "steps of the run, from 1, in order"),
+    _column("forget_loss", pa.list_(_FLOAT), _R, "weighted forget loss, the mean over what the step evaluated"),
+    _column("retain_loss", pa.list_(_FLOAT), _R, "weighted retain loss, the same"),
+    _column("gradient_norm", pa.list_(_FLOAT), _R, "L2 norm of the last gradient, or of the zeroth-order estimate"),
+    _column("update_norm", pa.list_(_FLOAT), _R, "L2 norm of the change of the weights"),
+    _column("lr", pa.list_(_FLOAT), _R, "step size; in a hybrid that of the first-order part"),
+    _column("value_queries", pa.list_(_INT), _R, "loss values and slopes that the optimizer asked for so far"),
+    _column("gradient_queries", pa.list_(_INT), _R, "gradients so far"),
+    _column("curvature_queries", pa.list_(_INT), _R, "curvature samples and Hessian products so far"),
+    _column("seconds", pa.list_(_FLOAT), _O, "time since the run began"),
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "trials": TRIALS, "measurements": MEASUREMENTS, "samples": SAMPLES, "items": ITEMS, "steps": STEPS,
+}  # fmt: skip
 
 
 @cache

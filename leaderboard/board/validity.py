@@ -26,6 +26,8 @@ LARGEST_NUMBER = 1e100
 """Largest chance level: it is a share, or a number of choices."""
 MOST_ITEMS = 20_000
 """Most items of one probe: MMLU, the largest, has 14,042. Drawing these again takes 2 GiB."""
+MOST_STEPS = 1_000_000
+"""Most steps of a run."""
 LONGEST_IDS = 4 << 20
 """Bytes of the ids of one probe's items: they have tens of bytes each."""
 LONGEST_RUN = 1e12
@@ -57,7 +59,7 @@ class Rule(NamedTuple):
 @cache
 def rules(table: str) -> tuple[Rule, ...]:
     """What makes a row of a table wrong. Of samples only keys are checked: scoring checks their content."""
-    further = {"trials": _trials, "measurements": _measurements, "items": _items}
+    further = {"trials": _trials, "measurements": _measurements, "items": _items, "steps": _steps}
     return tuple([*_of_columns(table), *further.get(table, tuple)()])
 
 
@@ -118,6 +120,14 @@ def _items() -> Iterator[Rule]:
     yield Rule(f"CASE WHEN len(item) <= {MOST_ITEMS} THEN list_unique(item) < len(item) END", "an item is there twice")
     ends = f"list_min(value) >= -{LARGEST_NUMBER} AND list_max(value) <= {LARGEST_NUMBER}"  # NaN is the largest
     yield Rule(f"list_count(value) < len(value) OR NOT ({ends})", "a value is no number that can be")
+
+
+def _steps() -> Iterator[Rule]:
+    yield Rule(f"step IS NULL OR len(step) > {MOST_STEPS}", f"it has no steps, or more than {MOST_STEPS:,}")
+    yield Rule("list_count(step) < len(step) OR list_min(step) < 1", "its steps are not numbers from 1")
+    for field in schema.STEPS:
+        if pa.types.is_list(field.type) and field.name != "step":
+            yield Rule(f"len({field.name}) <> len(step)", f"it has not one {field.name} for each step")
 
 
 def _pair() -> Rule:

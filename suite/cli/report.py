@@ -27,6 +27,7 @@ def report(
     from suite.cli.ranked import print_ranking
     from suite.reports import plots as drawing
     from suite.reports import report as reports
+    from suite.reports.step_plot import plot_steps
     from suite.storage.location import store_folder
 
     board = open_board(store, split)
@@ -37,7 +38,9 @@ def report(
     if markdown:
         print("\n\n".join(map(_tables, rankings)))
         return
-    plots = {ranking.task: drawing.plot(ranking, folder) for ranking in rankings}
+    plots = {
+        ranking.task: [*drawing.plot(ranking, folder), *plot_steps(board, ranking, folder)] for ranking in rankings
+    }
     knobs = {ranking.task: reports.knobs(board, ranking) for ranking in rankings}
     if as_json:
         print_json(

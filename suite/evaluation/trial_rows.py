@@ -12,10 +12,13 @@ from leaderboard.board.schema import RANDOM_CHANGE, Status
 from suite.optimizers import OPTIMIZERS
 from suite.oracle.base import Grade
 from suite.spec.random_change import AnyTrial, RandomChange
+from suite.spec.trial import TrialSpec
 from suite.storage.environment import Numeric
 from suite.storage.provenance import observed, suite_version
 from suite.storage.stages import Artifact
+from suite.training import step_log
 from suite.training.anchors import Anchors
+from suite.training.unlearning import requests
 from suite.training.weight_change import Change
 from tasks.task import Task
 
@@ -61,6 +64,15 @@ def trial_row(spec: AnyTrial, task: Task, anchors: Anchors, stages: Sequence[Art
         "unlearn_seconds": sum(m["observed"]["seconds"] for m in metas),
         "peak_bytes": max(m["observed"]["peak_bytes"] for m in metas),
     }
+
+
+def step_rows(spec: TrialSpec, task: Task, stages: Sequence[Artifact]) -> list[Row]:
+    """The step logs of a trial's runs, one row per forget request. Stages of earlier versions have none."""
+    return [
+        {"trial": spec.id, "request": request.name, **step_log.read(stage.file(step_log.FILE))}
+        for request, stage in zip(requests(spec, task), stages, strict=True)
+        if stage.file(step_log.FILE).exists()
+    ]
 
 
 def _template_args(anchors: Anchors) -> str | None:

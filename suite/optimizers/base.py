@@ -102,6 +102,11 @@ class Optimizer(Stateful):
         """Step size of the next step."""
         return self.settings.lr * self.settings.factor(self.steps_done, self.run.steps)
 
+    @property
+    def estimate_norm(self) -> float | None:
+        """L2 norm of the zeroth-order estimate of the last step; None where there was none."""
+        return None
+
     def step(self, oracle: Oracle) -> None:
         """One step on the oracle's batch.
 

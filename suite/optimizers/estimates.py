@@ -11,6 +11,7 @@ its variance grows with the curvature of the loss.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Literal
@@ -75,7 +76,12 @@ class ZerothOrder(RandomDirections):
 
 
 class Estimate(Stateful):
-    """An estimate of the gradient along q random directions: g = 1/q sum_i slope_i u_i."""
+    """An estimate of the gradient along q random directions: g = 1/q sum_i slope_i u_i.
+
+    Attributes:
+        norm: L2 norm of the last estimate, as if its directions were orthogonal and as long as they are on average,
+            sqrt(d): with few directions among many dimensions they nearly are.
+    """
 
     state = ("drawn",)
 
@@ -84,6 +90,7 @@ class Estimate(Stateful):
         keep = (settings.keep or 0) * settings.samples
         self.directions = Directions(settings.direction, parameters, seed, settings.rank or 1, settings.memory, keep)
         self.drawn = 0
+        self.norm: float | None = None
         self._sum: list[Tensor] = []
 
     def slopes(self, oracle: Oracle, part: Part, directions: Sequence[Direction]) -> list[float]:
@@ -100,6 +107,7 @@ class Estimate(Stateful):
             # Where all displacements fit into memory, one query serves them all.
             queries = [directions] if low_rank or few else [[direction] for direction in directions]
             slopes = [slope for some in queries for slope in self.slopes(oracle, part, some)]
+            self._note(slopes)
             weights = [slope * d.factor / len(numbers) for slope, d in zip(slopes, directions, strict=True)]
             estimate = (combination if low_rank else _weighted_sum)([d.tensors for d in directions], weights)
         else:
@@ -107,12 +115,18 @@ class Estimate(Stateful):
         self.drawn = numbers.stop
         return estimate
 
+    def _note(self, slopes: Sequence[float]) -> None:
+        self.norm = math.sqrt(math.fsum(s * s for s in slopes) * self.directions.size) / self.settings.samples
+
     @torch.no_grad()
     def _one_by_one(self, oracle: Oracle, part: Part, numbers: range) -> Sequence[Tensor]:
         """Evaluate and add each direction before the next one is fetched, so that only two are in memory."""
+        slopes: list[float] = []
         for number in numbers:
             direction = self.directions(number)
             (slope,) = self.slopes(oracle, part, [direction])
+            slopes.append(slope)
+            self._note(slopes)
             weight = slope * direction.factor / len(numbers)
             if len(numbers) == 1:
                 return Direction(direction.tensors, weight)

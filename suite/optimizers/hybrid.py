@@ -132,6 +132,10 @@ class Hybrid(Optimizer):
         """Number of differences so far that may be due to rounding alone."""
         return self.zeroth.lost_to_rounding
 
+    @property
+    def estimate_norm(self) -> float | None:
+        return self.zeroth.estimate_norm
+
     def move(self, oracle: Oracle) -> None:
         # both follow the run's schedule, not their own count
         self.first.steps_done = self.zeroth.steps_done = self.steps_done

@@ -35,6 +35,10 @@ class ZerothOrderOptimizer(Optimizer):
         """Number of differences so far that may be due to rounding alone."""
         return getattr(self.estimate, "lost_to_rounding", 0)
 
+    @property
+    def estimate_norm(self) -> float | None:
+        return self.estimate.norm
+
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         return self.estimate(oracle)
 

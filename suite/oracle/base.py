@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -107,6 +107,13 @@ class Queries:
         counts = asdict(self)
         counts.pop("bits")
         return counts
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.as_dict(), "bits": sorted(self.bits)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        for name, value in saved.items():
+            setattr(self, name, set(value) if name == "bits" else value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from suite.oracle.base import CurvatureSample, Displacement, Diverged, Part, Que
 from suite.oracle.batch import Batch
 from suite.oracle.displaced import Displacing, displaced
 from suite.oracle.replicas import are_thin, can_replicate, replicas
+from suite.oracle.seen import Seen
 from suite.oracle.state import Stateful
 
 REPLICATED = 1 << 26
@@ -63,6 +64,7 @@ class LossOracle(Stateful):
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.batch: Batch | None = None
         self.queries = Queries()
+        self.seen = Seen()
         self._displacing = Displacing(model, self.parameters)
         self._displaced_copy: list[Tensor] = []
         self._labels = torch.Generator(device=self.parameters[0].device).manual_seed(seed)
@@ -175,7 +177,9 @@ class LossOracle(Stateful):
             if part in (loss_part, Part.TOTAL):
                 self.queries.tokens += self.objective.tokens(loss_part, batch)
                 part_loss = self.objective.forget if loss_part is Part.FORGET else self.objective.retain
-                total = total + part_loss(model, batch)
+                loss = part_loss(model, batch)
+                self.seen.loss(loss_part, loss)
+                total = total + loss
         return total
 
     def _gradient(self, loss: Tensor) -> list[Tensor]:
@@ -185,7 +189,9 @@ class LossOracle(Stateful):
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         gradient = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, self.parameters, strict=True)]
         # One pass in fp32: a norm beyond its range counts as infinite.
-        _finite(float(torch.stack(torch._foreach_norm(gradient)).sum()))
+        norms = torch.stack(torch._foreach_norm(gradient))
+        _finite(float(norms.sum()))
+        self.seen.gradient_norm = norms.norm()
         return gradient
 
     @contextmanager

@@ -57,7 +57,7 @@ def _restored(now: Any, saved: Any) -> Any:
     if isinstance(now, list) and isinstance(saved, list) and len(now) == len(saved):
         return [_restored(n, s) for n, s in zip(now, saved, strict=True)]
     if isinstance(now, torch.Generator):
-        return now.set_state(saved)
+        return now.set_state(saved.cpu())
     if hasattr(now, "load_state_dict"):
         now.load_state_dict(copy.deepcopy(saved))  # torch's optimizers keep using the tensors that they are given
         return now

@@ -6,14 +6,8 @@ be far from 0 to 1, where nothing can be compared any more: the axes end before 
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import re
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from io import BytesIO
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,29 +16,16 @@ from leaderboard.ranking.compare import Comparison
 from leaderboard.ranking.comparison.difference import LEVEL
 from leaderboard.ranking.number import Number, rounded
 from leaderboard.ranking.rank import Entry, Ranking
-from leaderboard.storage import replace_file
+from suite.reports.figures import LINES, LONGEST_NAME, OTHER, drawing, entry_name, figure_of, stem, style, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# As on the page: colours that colour-blind readers can tell apart, and a marker per grade besides.
-GRADES = {
-    "second": ("#009E73", "s"),
-    "first": ("#0072B2", "o"),
-    "compressed": ("#E69F00", "D"),
-    "zeroth": ("#D55E00", "^"),
-    "hybrid": ("#AA4499", "*"),
-}
-OTHER = ("#555555", "o")
-LINES = ("-", "--", ":", "-.")
-"""Line styles that distinguish entries of one grade."""
 MOST_BARS = 4
 """Up to so many attacks are drawn as bars; for more, a heat map with numbers is easier to read."""
 DARK = 0.65
 """Numbers in the heat map above this recovery are white."""
-LONGEST_NAME = 60
-"""Characters of an entry's name."""
 FARTHEST = 2.0
 """Recovery beyond -1 and 2 is not drawn: knowledge is 0 to 1, and noise goes a little further."""
 RECOVERY = "excess recovery (share)"
@@ -62,11 +43,11 @@ def plot(ranking: Ranking, folder: Path) -> list[Path]:
     if not shown:
         return []
     attacks = _bars if len(ranking.attacks) <= MOST_BARS else _heat
-    with _drawing():
+    with drawing():
         figures = {"front": _front(ranking, shown), "attacks": attacks(ranking, shown)}
         if with_curves := [attack for attack in ranking.attacks if any(attack in entry.curves for entry in shown)]:
             figures["curves"] = _curves(ranking, shown, with_curves)
-        return [_write(figure, folder / f"{_stem(ranking.task)}-{name}.svg") for name, figure in figures.items()]
+        return [write(figure, folder / f"{stem(ranking.task)}-{name}.svg") for name, figure in figures.items()]
 
 
 def plot_comparisons(comparisons: Sequence[Comparison], path: Path) -> Path:
@@ -75,26 +56,13 @@ def plot_comparisons(comparisons: Sequence[Comparison], path: Path) -> Path:
     Raises:
         StorageError: the plot cannot be written. The previous file is still there.
     """
-    with _drawing():
-        figure, panels = _figure(2.2 + 3.6 * len(comparisons), 1.4 + 0.27 * len(comparisons[0].lines), len(comparisons))
+    with drawing():
+        figure, panels = figure_of(
+            2.2 + 3.6 * len(comparisons), 1.4 + 0.27 * len(comparisons[0].lines), len(comparisons)
+        )
         for axes, comparison in zip(panels, comparisons, strict=True):
             _differences(axes, comparison)
-        return _write(figure, path)
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    """Matplotlib without a screen, without formulas in foreign text, and without a word.
-
-    It tells about its caches and of fonts, and warns of characters that the font lacks, which are drawn as boxes.
-    """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+        return write(figure, path)
 
 
 def _differences(axes: Axes, comparison: Comparison) -> None:
@@ -121,17 +89,6 @@ def _differences(axes: Axes, comparison: Comparison) -> None:
     )
 
 
-def _stem(task: str) -> str:
-    """A task's name as the beginning of a file name."""
-    stem = task.replace("/", "-")
-    return stem if len(stem.encode()) <= 100 else f"{stem[:20]}-{hashlib.sha256(task.encode()).hexdigest()[:16]}"
-
-
-def _name(entry: Entry) -> str:
-    """An entry's name in a legend, which leaves out names that begin with an underscore."""
-    return re.sub("^_", " _", shortened(entry.label, LONGEST_NAME))
-
-
 def _bar(number: Number) -> tuple[float, float]:
     """How far the 95 % interval reaches below and above a number, as far as it can be seen."""
     if number.value is None or not number.interval:
@@ -146,9 +103,9 @@ def _near(value: float) -> float:
 
 
 def _front(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
-    figure, [axes] = _figure(6.4, 4.6)
+    figure, [axes] = figure_of(6.4, 4.6)
     for entry in entries:
-        colour, marker = _style(entry)
+        colour, marker = style(entry)
         robustness = entry.robustness.value
         axes.errorbar(
             entry.utility.value,
@@ -160,7 +117,7 @@ def _front(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
             # the more opaque, the more robust
             alpha=0.25 + 0.75 * (robustness or 0.0),
             markersize=9,
-            label=f"{_name(entry)} (R {'–' if robustness is None else f'{robustness:.2f}'})",
+            label=f"{entry_name(entry)} (R {'–' if robustness is None else f'{robustness:.2f}'})",
         )
     axes.axvline(ranking.floor, linestyle="--", color="#888888", linewidth=1)
     axes.set(xlim=(-0.03, 1.05), ylim=(-0.03, 1.05), xlabel="utility U", ylabel="forgetting F", title=_title(ranking))
@@ -169,7 +126,7 @@ def _front(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
 
 
 def _bars(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
-    figure, [axes] = _figure(6.4, 1.8 + 0.45 * len(entries))
+    figure, [axes] = figure_of(6.4, 1.8 + 0.45 * len(entries))
     height = 0.8 / max(1, len(ranking.attacks))
     for index, attack in enumerate(ranking.attacks):
         values = [_near(e.recovery[attack].value or 0.0) for e in entries]
@@ -187,7 +144,9 @@ def _bars(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
                     verticalalignment="center",
                     style="italic",
                 )
-    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(entries))], [_name(e) for e in entries], fontsize=8)
+    axes.set_yticks(
+        [row + 0.4 - height / 2 for row in range(len(entries))], [entry_name(e) for e in entries], fontsize=8
+    )
     axes.invert_yaxis()
     axes.set(xlabel=RECOVERY, title=_title(ranking))
     figure.legend(fontsize=7, loc="outside lower center", ncols=2)
@@ -196,7 +155,7 @@ def _bars(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
 
 def _heat(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
     columns, rows = len(ranking.attacks), len(entries)
-    figure, [axes] = _figure(2.4 + 0.5 * columns, 1.8 + 0.3 * rows)
+    figure, [axes] = figure_of(2.4 + 0.5 * columns, 1.8 + 0.3 * rows)
     values = [[e.recovery[attack].value for attack in ranking.attacks] for e in entries]
     numbers = [[float("nan") if value is None else _near(value) for value in row] for row in values]
     image = axes.imshow(numbers, cmap="Oranges", vmin=0.0, vmax=1.0, aspect="auto")
@@ -215,7 +174,7 @@ def _heat(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
             )
     labels = [ranking.attack_labels[attack] for attack in ranking.attacks]
     axes.set_xticks(range(columns), labels, fontsize=8, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(rows), [_name(e) for e in entries], fontsize=8)
+    axes.set_yticks(range(rows), [entry_name(e) for e in entries], fontsize=8)
     axes.tick_params(length=0)
     axes.set_title(_title(ranking))
     figure.colorbar(image, ax=axes, label=RECOVERY, fraction=0.04).ax.tick_params(labelsize=7)
@@ -224,11 +183,11 @@ def _heat(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
 
 def _curves(ranking: Ranking, entries: Sequence[Entry], attacks: Sequence[str]) -> Figure:
     """One panel per attack: recovery at each point, with the 95 % interval over seeds, or over examples without one."""
-    figure, panels = _figure(4.2 * len(attacks) + 0.4, 3.6 + 0.1 * len(entries), len(attacks))
+    figure, panels = figure_of(4.2 * len(attacks) + 0.4, 3.6 + 0.1 * len(entries), len(attacks))
     for axes, attack in zip(panels, attacks, strict=True):
         lines: Counter[str] = Counter()
         for entry in entries:
-            colour, marker = _style(entry)
+            colour, marker = style(entry)
             curve = {point: it for point, it in entry.curves.get(attack, {}).items() if it.value is not None}
             points = list(curve)
             # Entries without a curve are labelled too, so that all panels share one legend.
@@ -240,7 +199,7 @@ def _curves(ranking: Ranking, entries: Sequence[Entry], attacks: Sequence[str]) 
                 marker=marker,
                 markersize=4,
                 linewidth=1.2,
-                label=_name(entry),
+                label=entry_name(entry),
             )
             lines[colour] += 1
             bounds = [it.interval or (it.value, it.value) for it in curve.values()]
@@ -263,24 +222,3 @@ def _recovery_text(entry: Entry, attack: str) -> str:
 
 def _title(ranking: Ranking) -> str:
     return shortened(ranking.task, LONGEST_NAME)
-
-
-def _style(entry: Entry) -> tuple[str, str]:
-    return GRADES.get(entry.grade or "", OTHER)
-
-
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, panels, figsize=(width, height), layout="constrained", sharey=True, squeeze=False)
-    return figure, list(axes[0])
-
-
-def _write(figure: Figure, path: Path) -> Path:
-    from matplotlib import pyplot
-
-    content = BytesIO()
-    figure.savefig(content, format="svg")
-    pyplot.close(figure)
-    replace_file(path, content.getvalue())
-    return path

@@ -31,6 +31,9 @@ ABANDONED_AFTER = 24 * 3600.0
 """Seconds without a heartbeat after which a folder that no manifest names counts as abandoned by a dead writer. A day
 tolerates clocks that differ, and networks that are down for hours."""
 
+UNFINISHED, UNFINISHED_AFTER = "-unfinished", 30 * ABANDONED_AFTER
+"""Ending of the folders that computations go on from, and the age at which nobody will: a month."""
+
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
@@ -113,8 +116,14 @@ class StageStore:
             with self._new_folder(kind, key) as folder:
                 meta = compute(folder)
                 artifact = self._publish(kind, key, folder, inputs, meta)
+            shutil.rmtree(self.unfinished(kind, inputs), ignore_errors=True)
         self.computed.setdefault(kind, []).append(key)
         return artifact
+
+    def unfinished(self, kind: str, inputs: Mapping[str, Any]) -> Path:
+        """The folder in which a computation may save what it needs to go on after a kill; deleted once the stage is
+        published, and when nobody has written into it for long."""
+        return self._files.path(f"{kind}/{self.key(kind, inputs)[:16]}{UNFINISHED}")
 
     def damaged(self) -> list[str]:
         """Files of published stages that are missing or have another size, one sentence each."""
@@ -182,7 +191,8 @@ class StageStore:
         for name in self._files.list(f"{kind}/"):
             folder, key = self._files.path(name), Path(name).name.partition("-")[0]
             with suppress(FileNotFoundError):  # another worker sweeps too
-                if time.time() - folder.stat().st_mtime < ABANDONED_AFTER or not folder.is_dir():
+                after = UNFINISHED_AFTER if folder.name.endswith(UNFINISHED) else ABANDONED_AFTER
+                if time.time() - folder.stat().st_mtime < after or not folder.is_dir():
                     continue
                 if self._named(folder.name, manifests[key]) or self.leases.at_work(f"{kind}-{key}", ABANDONED_AFTER):
                     continue

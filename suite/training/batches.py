@@ -63,13 +63,19 @@ class Batches:
             if self.forget_refusals is not None:
                 self.forget_refusals_reference = reference_logprobs(reference.model, self.forget_refusals, device)
 
-    def draw(self, size: int, steps: int, seed: int) -> Iterator[Batch]:
-        """A batch of `size` forget and `size` retain texts for each step; the same seed gives the same batches."""
+    def draw(self, size: int, steps: int, seed: int, done: int = 0) -> Iterator[Batch]:
+        """A batch of `size` forget and `size` retain texts for each step; the same seed gives the same batches.
+
+        Args:
+            done: steps at the beginning whose batches are left out.
+        """
         rng = random.Random(seed)
         forget_draws = draws(len(self.forget), size, rng)
         retain_draws = draws(len(self.retain), size, rng)
-        for _ in range(steps):
+        for step in range(steps):
             forget, retain = next(forget_draws), next(retain_draws)
+            if step < done:
+                continue
             yield Batch(
                 Tokens.collate([self.forget[i] for i in forget], self.device),
                 Tokens.collate([self.retain[i] for i in retain], self.device),

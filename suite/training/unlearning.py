@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -28,6 +29,8 @@ from suite.storage.environment import Numeric, numeric, peak_bytes
 from suite.storage.stages import Artifact, StageStore
 from suite.training.anchors import Anchors
 from suite.training.batches import Batches
+from suite.training.saved_run import HasState, SavedRun
+from suite.training.step_log import FILE, StepLog
 from suite.training.weight_change import change
 from tasks.task import Example, Task, examples_digest
 
@@ -104,11 +107,29 @@ def unlearn(
             "numeric": Numeric.of(runtime).as_dict(),
         }
 
-        def compute(folder: Path, start: SavedCheckpoint = start, request: ForgetRequest = request) -> dict[str, Any]:
-            with numeric(runtime) as device:
-                unlearning = _Unlearning(spec, task, anchors, request, start, device)
+        saved = SavedRun(store.unfinished("unlearn", inputs), runtime.save_minutes)
+
+        def compute(
+            folder: Path,
+            start: SavedCheckpoint = start,
+            request: ForgetRequest = request,
+            saved: SavedRun = saved,
+        ) -> dict[str, Any]:
+            def begun() -> _Unlearning:
+                unlearning = _Unlearning(spec, task, anchors, request, start, device, saved)
                 if runtime.gradient_checkpointing:
                     checkpoint_blocks(unlearning.model)
+                return unlearning
+
+            with numeric(runtime) as device:
+                unlearning = begun()
+                if saved.exists:
+                    try:
+                        unlearning.resume(folder)
+                    except Exception as error:  # whatever a damaged file raises
+                        warnings.warn(f"{saved.folder}: cannot be gone on from ({error}); begun anew", stacklevel=2)
+                        saved.discard()
+                        unlearning = begun()
                 return unlearning.run(folder, criterion)
 
         stages.append(store.run("unlearn", inputs, compute))
@@ -127,8 +148,9 @@ class _Unlearning:
         request: ForgetRequest,
         start: SavedCheckpoint,
         device: torch.device,
+        saved: SavedRun,
     ) -> None:
-        self.spec, self.encoder, self.device = spec, anchors.base.encoder, device
+        self.spec, self.encoder, self.device, self.saved = spec, anchors.base.encoder, device, saved
         self.model = start.model(device)
         trainable = 0
         for name, parameter in self.model.named_parameters():
@@ -154,46 +176,73 @@ class _Unlearning:
         self.smoothed = SMOOTHINGS[spec.smoothing.name](self.oracle, spec.smoothing, run)
         self.metered = Metered(self.smoothed)
         self.optimizer = OPTIMIZERS[spec.optimizer.name](spec.optimizer, self.oracle.parameters, run)
+        self.done, self.kept, self.seconds = 0, list[int](), 0.0
+        """Steps, the steps of the intermediate checkpoints, and time, of all processes that have worked on the run."""
+        self.log = StepLog(self.oracle, self.optimizer, self.metered.queries)
+        self._parts: dict[str, HasState] = {
+            "oracle": self.oracle,
+            "smoothing": self.smoothed,
+            "optimizer": self.optimizer,
+            "asked": self.metered.queries,
+            "cost": self.oracle.queries,
+            "log": self.log,
+        }
+
+    def resume(self, folder: Path) -> None:
+        """Go on from what was saved; its intermediate checkpoints are copied into the folder."""
+        own = self.saved.load(self.oracle.parameters, self._parts)
+        self.done, self.kept, self.seconds = own["done"], own["kept"], own["seconds"]
+        for step in self.kept:
+            self.saved.bring(f"step{step}", folder)
+
+    def _save(self, folder: Path, seconds: float) -> None:
+        own = {"done": self.done, "kept": self.kept, "seconds": seconds}
+        self.saved.save(self.oracle.parameters, self._parts, own, [folder / f"step{step}" for step in self.kept])
 
     def run(self, folder: Path, criterion: EarlyStopping | None) -> dict[str, Any]:
         """Make the steps, write the checkpoints into the folder, and return the stage's metadata."""
         spec, every, bound = self.spec, self.spec.checkpoints.every, self.spec.until_knowledge
-        started, done, status, reason = time.perf_counter(), 0, "ok", None
-        kept: list[int] = []  # steps of the intermediate checkpoints
-        for batch in self.batches.draw(spec.batch_size, spec.steps, spec.seed):
+        started, status, reason = time.perf_counter() - self.seconds, "ok", None
+        for batch in self.batches.draw(spec.batch_size, spec.steps, spec.seed, self.done):
             self.oracle.batch = batch
+            self.log.before()
             try:
                 self.optimizer.step(self.metered)
                 self.metered.stepped()
+                self.log.after(self.done + 1, time.perf_counter() - started)
             except Diverged as error:
-                status, reason = "diverged", f"step {done + 1} of {spec.steps}: {error}"
+                self.log.after(self.done + 1, time.perf_counter() - started)
+                status, reason = "diverged", f"step {self.done + 1} of {spec.steps}: {error}"
                 break
-            done += 1
-            if every and done % every == 0 and done < spec.steps:
-                kept.append(done)
+            self.done += 1
+            if every and self.done % every == 0 and self.done < spec.steps:
+                self.kept.append(self.done)
                 with self._exported() as model:
-                    save(model, self.encoder.tokenizer, folder / f"step{done}")
+                    save(model, self.encoder.tokenizer, folder / f"step{self.done}")
                 if bound is not None and criterion is not None:
-                    knowledge = criterion(SavedCheckpoint(folder / f"step{done}"))
+                    knowledge = criterion(SavedCheckpoint(folder / f"step{self.done}"))
                     if knowledge is not None and knowledge <= bound:
-                        status, reason = "stopped", f"{spec.until} at step {done}"
+                        status, reason = "stopped", f"{spec.until} at step {self.done}"
                         break
+            if self.done < spec.steps and self.saved.due():
+                self._save(folder, time.perf_counter() - started)
+        self.log.write(folder / FILE)
         observed = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes(self.device)}
         cost = self.oracle.queries.as_dict()
         with self._exported() as model:
             if not all(bool(p.isfinite().all()) for p in model.parameters()):
-                status, reason = "diverged", f"weights are not finite after step {done} of {spec.steps}"
+                status, reason = "diverged", f"weights are not finite after step {self.done} of {spec.steps}"
             save(model, self.encoder.tokenizer, folder / "final")
             digest = weights_digest(model)
             changed = change(self.adapter.before, model)
         return {
             "status": status,
             "reason": reason,
-            "steps_done": done,
-            "kept": kept,
+            "steps_done": self.done,
+            "kept": self.kept,
             "weights": digest,
             "asked": self.metered.queries.as_dict(),
-            "grade": str(self.metered.queries.grade()) if done else None,
+            "grade": str(self.metered.queries.grade()) if self.done else None,
             "cost": cost,
             **asdict(changed if status != "diverged" else changed.for_nonfinite_weights()),
             "drowned": getattr(self.optimizer, "lost_to_rounding", None),  # its name on the board, kept

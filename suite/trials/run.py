@@ -17,7 +17,7 @@ from suite.config.runtime import RuntimeSpec
 from suite.engines import Engine
 from suite.engines.choosing import chosen_engine
 from suite.evaluation.landscape import landscape
-from suite.evaluation.trial_rows import Row, trial_row
+from suite.evaluation.trial_rows import Row, step_rows, trial_row
 from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint
 from suite.models.encoding import Encoder
 from suite.spec.measure import MeasureSpec
@@ -105,6 +105,7 @@ def run_trial(
         else:
             criterion = KnowledgeOnDev(data.task, anchors, harness.engine) if spec.until else None
             stages = unlearn(spec, data.task, anchors, store.stages, runtime, criterion)
+            store.board.append("steps", step_rows(spec, data.task, stages))
         trial = trial_row(spec, data.task, anchors, stages, environment) | {"search": search}
         on_stage("unlearn", [])
 

@@ -81,8 +81,9 @@ def _rows(table: str) -> st.SearchStrategy[list[Row]]:
         for field in schema.TABLES[table]
     }
     fields |= {name: values for name, values in TRUE.items() if name in fields}
-    if table == "items":
-        return st.lists(_items(fields), max_size=4, unique_by=lambda row: _key(table, row))
+    if table in ("items", "steps"):
+        rows = _items(fields) if table == "items" else _steps(fields)
+        return st.lists(rows, max_size=4, unique_by=lambda row: _key(table, row))
     return st.lists(st.fixed_dictionaries(fields), max_size=4, unique_by=lambda row: _key(table, row))
 
 
@@ -93,6 +94,18 @@ def _items(draw: st.DrawFn, fields: dict[str, st.SearchStrategy[Any]]) -> Row:
     ids = draw(st.lists(_values(pa.string()), min_size=1, max_size=3, unique=True))
     values = draw(st.lists(st.floats(-1e100, 1e100), min_size=len(ids), max_size=len(ids)))
     return row | {"item": ids, "value": values}
+
+
+@st.composite
+def _steps(draw: st.DrawFn, fields: dict[str, st.SearchStrategy[Any]]) -> Row:
+    """A row with a value, or none, for each step."""
+    row = draw(st.fixed_dictionaries(fields))
+    steps = draw(st.lists(st.integers(1, 1 << 40), max_size=3))
+    for field in schema.STEPS:
+        if pa.types.is_list(field.type):
+            one = st.none() | _values(field.type.value_type)
+            row[field.name] = draw(st.none() | st.lists(one, min_size=len(steps), max_size=len(steps)))
+    return row | {"step": steps}
 
 
 def _key(table: str, row: Row) -> tuple[Any, ...]:

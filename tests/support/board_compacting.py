@@ -12,7 +12,7 @@ from typing import Any
 
 from leaderboard.board import schema
 from leaderboard.board.store import Board
-from tests.support.board_rows import Row, item_rows, measurement_row, trial_row
+from tests.support.board_rows import Row, item_rows, measurement_row, step_row, trial_row
 
 POINTS = ("open", "link", "unlink", "fsync")
 """Calls of the system by which a file is written, gets its name, is deleted, and is synced."""
@@ -40,6 +40,7 @@ def fill(path: Path, files: int = 6) -> None:
         board.append("trials", [trial_row(f"e{number}", seed) for seed in (1, 2)])
         board.append("measurements", measured)
         board.append("items", item_rows(measured))
+        board.append("steps", [step_row(f"t{number}")])
         board.append("samples", [sample_row(f"s{number}", item) for item in range(3)], f"s{number}")
 
 

@@ -225,6 +225,14 @@ def sample_rows(items: Iterable[Row]) -> list[Row]:
     ]
 
 
+def step_row(trial: str, steps: int = 3) -> Row:
+    """The log of a run of so many steps."""
+    counts, norms = list(range(1, steps + 1)), [1 / step for step in range(1, steps + 1)]
+    losses = {"forget_loss": norms, "retain_loss": norms, "gradient_norm": norms, "update_norm": norms, "lr": norms}
+    queries = {"value_queries": [0] * steps, "gradient_queries": counts, "curvature_queries": [0] * steps}
+    return {"trial": trial, "request": "all", "step": counts, **losses, **queries, "seconds": norms}
+
+
 def tables(*entries: tuple[Row, list[Row]], anchors: Iterable[Row] | None = None) -> dict[str, pa.Table]:
     """The tables `trials` and `measurements` of a world."""
     measured = [*(anchor_rows() if anchors is None else anchors), *(row for _, rows in entries for row in rows)]

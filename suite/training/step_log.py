@@ -1,0 +1,97 @@
+"""What happened in each step of an unlearning run: losses, norms, step size, queries, time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from suite.optimizers import Optimizer
+from suite.oracle.base import Queries
+from suite.oracle.loss import LossOracle
+
+COLUMNS = (
+    "step", "forget_loss", "retain_loss", "gradient_norm", "update_norm", "lr",
+    "value_queries", "gradient_queries", "curvature_queries", "seconds",
+)  # fmt: skip
+FILE = "steps.parquet"
+"""Its file in the stage."""
+WATCHED = 1 << 20
+"""Weights whose change gives the norm of an update: all of a small model, evenly spread ones of a large one, so that
+watching neither takes memory nor time."""
+
+
+class StepLog:
+    """A row per step.
+
+    `forget_loss` and `retain_loss` are means over what the step evaluated, weighted as in the objective: at the weights
+    for a first-order step, at the displaced ones for a zeroth-order step. `gradient_norm` is that of the last gradient,
+    or of the zeroth-order estimate. `update_norm` is the L2 norm of the change of the weights, of a model of more than
+    a million estimated from so many. `value_queries` and so on count the optimizer's queries so far.
+    What a step did not have is null.
+    """
+
+    def __init__(self, oracle: LossOracle, optimizer: Optimizer, asked: Queries) -> None:
+        self._oracle, self._optimizer, self._asked = oracle, optimizer, asked
+        self._rows: list[list[Tensor | float | None]] = []
+        total = sum(p.numel() for p in oracle.parameters)
+        self._stride = max(1, -(-total // WATCHED))
+        self._watched = [p.detach().view(-1)[:: self._stride] for p in oracle.parameters]
+        self._share = sum(w.numel() for w in self._watched) / total
+        self._before: list[Tensor] = []
+        self._started = time.perf_counter()
+
+    def before(self) -> None:
+        """A step begins."""
+        self._before = [w.clone() for w in self._watched]
+        self._lr = self._optimizer.lr
+
+    def after(self, step: int, seconds: float) -> None:
+        """It has ended.
+
+        Args:
+            step: its number, from 1.
+            seconds: since the run began.
+        """
+        forget, retain, gradient = self._oracle.seen.take()
+        if gradient is None:
+            gradient = self._optimizer.estimate_norm
+        moved = torch.stack(torch._foreach_norm(torch._foreach_sub(self._watched, self._before))).norm()
+        asked = self._asked
+        update = moved / math.sqrt(self._share)
+        queries = asked.value + asked.directional, asked.gradient, asked.curvature
+        self._rows.append([step, forget, retain, gradient, update, self._lr, *queries, seconds])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self._rows = list(saved["rows"])
+
+    def rows(self) -> list[list[float | None]]:
+        """Plain numbers; one that is not finite is null."""
+        for row in reversed(self._rows):
+            if not any(isinstance(value, Tensor) for value in row):
+                break
+            row[:] = [float(value) if isinstance(value, Tensor) else value for value in row]
+        return [[v if v is None or math.isfinite(v) else None for v in row] for row in self._rows]  # type: ignore[arg-type]
+
+    def write(self, path: Path) -> None:
+        """The log as Parquet, a column for each of `COLUMNS`."""
+        columns = list(zip(*self.rows(), strict=True)) or [()] * len(COLUMNS)
+        whole = {"step", "value_queries", "gradient_queries", "curvature_queries"}
+        types = [pa.int64() if name in whole else pa.float64() for name in COLUMNS]
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
+        pq.write_table(pa.table(arrays, names=list(COLUMNS)), path)
+
+
+def read(path: Path) -> dict[str, Sequence[Any]]:
+    """A log that was written, column by column."""
+    return pq.read_table(path).to_pydict()
