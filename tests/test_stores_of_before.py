@@ -88,6 +88,7 @@ def test_its_stages_are_reused_and_its_rows_are_the_same(before, its_machine, it
             "samples": 2 * (3 * (1 + 1 + 2) + 1),  # splits; models, plain and under two attacks; one kept checkpoint
         }
     assert not rows.pop("items").num_rows and board.result_rows("items").num_rows  # a table of today
+    assert not rows.pop("steps").num_rows and not board.result_rows("steps").num_rows  # these stages have no log
     for table, old in rows.items():
         now = board.result_rows(table)
         if table == "measurements":  # today utility is matched on each split, and here neither is known
