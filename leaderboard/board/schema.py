@@ -249,7 +249,7 @@ STEPS = _table(
     _column("retain_loss", pa.list_(_FLOAT), _R, "weighted retain loss, the same"),
     _column("gradient_norm", pa.list_(_FLOAT), _R, "L2 norm of the last gradient, or of the zeroth-order estimate"),
     _column("update_norm", pa.list_(_FLOAT), _R, "L2 norm of the change of the weights"),
-    _column("lr", pa.list_(_FLOAT), _R, "step size; in a hybrid that of the first-order part"),
+    _column("lr", pa.list_(_FLOAT), _R, "step size; where two directions are mixed, that of the first-order one"),
     _column("value_queries", pa.list_(_INT), _R, "loss values and slopes that the optimizer asked for so far"),
     _column("gradient_queries", pa.list_(_INT), _R, "gradients so far"),
     _column("curvature_queries", pa.list_(_INT), _R, "curvature samples and Hessian products so far"),

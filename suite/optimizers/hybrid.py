@@ -133,6 +133,12 @@ class Hybrid(Optimizer):
         return self.zeroth.lost_to_rounding
 
     @property
+    def lr(self) -> float:
+        """Step size of the part whose step is next; in a mix that of the first-order part."""
+        part = self.zeroth if self.settings.kind == "alternate" and self._is_zeroth[self.steps_done] else self.first
+        return part.settings.lr * part.settings.factor(self.steps_done, self.run.steps)
+
+    @property
     def estimate_norm(self) -> float | None:
         return self.zeroth.estimate_norm
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ class StepLog:
         self._watched = [p.detach().view(-1)[:: self._stride] for p in oracle.parameters]
         self._share = sum(w.numel() for w in self._watched) / total
         self._before: list[Tensor] = []
-        self._started = time.perf_counter()
+        self._lr = 0.0
 
     def before(self) -> None:
         """A step begins."""

@@ -126,6 +126,8 @@ def unlearn(
                 if saved.exists:
                     try:
                         unlearning.resume(folder)
+                    except torch.OutOfMemoryError:
+                        raise  # says nothing about the file
                     except Exception as error:  # whatever a damaged file raises
                         warnings.warn(f"{saved.folder}: cannot be gone on from ({error}); begun anew", stacklevel=2)
                         saved.discard()
