@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from suite.config.numbers import Count, Decay, Few
+from suite.config.numbers import Decay
 from suite.optimizers.base import Optimizer, OptimizerSettings, Run
 from suite.optimizers.estimates import Differences, Estimate, ForwardMode, RandomDirections, ZerothOrder
 from suite.optimizers.first_order import zeros
 from suite.oracle.base import Displacement, Grade, Oracle, Part
-from suite.oracle.directions import Factored, Kind, LazyTensors
+from suite.oracle.directions import Factored, Factors, LazyTensors
 
 
 class ZerothOrderOptimizer(Optimizer):
@@ -178,21 +178,13 @@ class RAdaZO(TwoMoments):
         return mean / (square + self.settings.eps).sqrt_()
 
 
-class OneSpherePerTensor(ZerothOrder):
-    """`ZerothOrder` with the defaults of R-AdaZO's code."""
-
-    samples: Few = 2
-    direction: Kind = Field(Kind.TENSOR_SPHERE, strict=False)
-    difference: Literal["central", "forward"] = "forward"
-
-
 class RAdaZOCode(RAdaZO):
-    """R-AdaZO as its authors' code has it: eps outside of the root, and a sphere of its own for each tensor.
+    """R-AdaZO as its authors' code has it: eps outside of the root, and a slower second moment.
 
         m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) m^2;  x <- x - lr m / (sqrt(v) + eps)
 
-    Their code displaces one tensor at a time, at the cost of one more query for each tensor; here all are displaced at
-    once, as in the paper.
+    With it go zo.direction=tensor_sphere, zo.difference=forward and zo.samples=2. Their code displaces one tensor at a
+    time, at the cost of one more query for each tensor; here all are displaced at once, as in the paper.
     """
 
     source = "arXiv 2502.01014 (its code)"
@@ -201,62 +193,52 @@ class RAdaZOCode(RAdaZO):
         name: Literal["r_adazo_code"] = "r_adazo_code"
         betas: tuple[Decay, Decay] = (0.9, 0.999)
         eps: float = Field(1e-8, gt=0)
-        zo: OneSpherePerTensor = OneSpherePerTensor()
+        zo: ZerothOrder = ZerothOrder()
 
     def scaled(self, mean: Tensor, square: Tensor) -> Tensor:
         return mean / square.sqrt().add_(self.settings.eps)
 
 
-class KeptSubspace(ZerothOrder):
-    """`ZerothOrder` with the defaults of ZO-Muon's code."""
-
-    samples: Few = 4
-    direction: Kind = Field(Kind.LOW_RANK, strict=False)
-    rank: Few | None = 2
-    keep: Count | None = 100
-    difference: Literal["central", "forward"] = "forward"
-
-
 class ZOMuon(ZerothOrderOptimizer):
-    """Steps along the estimate's matrix sign, within a subspace that is kept for many steps (ZO-Muon).
+    """Steps along the matrix sign of the estimate (ZO-Muon): U V' of its singular value decomposition U S V'.
 
-        G = A B' the estimate of a matrix, A of the subspace;  G <- A (A'A)^(-1/2) B (B'B)^(-1/2)';  x <- x - lr G
+        G <- U V' of each matrix of the estimate;  x <- x - lr G
 
-    So every singular value of a step is 1. Here they are so exactly; the published code iterates toward it (Newton-
-    Schulz). Vectors, such as the gains of norms, do not move; there they move by a step size of 1e-7.
+    Published with estimates in a subspace that is kept: zo.direction=low_rank, rank=2, keep=100, samples=4 and
+    difference=forward. There the signs of a few columns are taken. Here they are exact; the published code iterates
+    toward them (Newton-Schulz). Vectors, such as the gains of norms, do not move; there they move by steps of 1e-7.
     """
 
     source = "arXiv 2602.17155"
 
     class Settings(OptimizerSettings):
         name: Literal["zo_muon"] = "zo_muon"
-        zo: KeptSubspace = KeptSubspace()
-
-        @model_validator(mode="after")
-        def _in_a_subspace(self) -> ZOMuon.Settings:
-            if self.zo.keep is None:
-                raise ValueError("zo_muon works in a subspace: set zo.direction=low_rank and zo.keep")
-            return self
+        zo: ZerothOrder = ZerothOrder()
 
     @torch.no_grad()
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
-        estimate = self.estimate(oracle).factors
-        return Factored(
-            [f.zero_() if isinstance(f, Tensor) else (_columns(f[0]), _matrix_sign(f[1])) for f in estimate]
-        )
+        estimate = self.estimate(oracle)
+        if isinstance(estimate, Factored):
+            return Factored([_signed(factors) for factors in estimate.factors])
+        return LazyTensors(len(estimate), lambda i: _dense_sign(estimate[i]))
 
 
-def _columns(orthogonal: Tensor) -> Tensor:
-    """Columns that are orthogonal and of one length, made of length 1."""
-    return orthogonal / orthogonal[:, 0].norm()
+def _signed(factors: Factors) -> Factors:
+    """The matrix sign of A B', as factors again; of a vector nothing."""
+    if isinstance(factors, Tensor):
+        return 0 * factors
+    (a, above), (b, below) = (torch.linalg.qr(factor) for factor in factors)
+    return a @ _matrix_sign(above @ below.T), b
 
 
-def _matrix_sign(thin: Tensor) -> Tensor:
-    """B (B'B)^(-1/2), where singular values are 1 instead of what they were; directions in which B is 0 stay 0."""
-    wide = thin.double()
-    values, vectors = torch.linalg.eigh(wide.T @ wide)
-    small = values <= values[-1] * 1e-12
-    return (wide @ (vectors * values.clamp_min(0).rsqrt().masked_fill(small, 0)) @ vectors.T).to(thin.dtype)
+def _dense_sign(tensor: Tensor) -> Tensor:
+    return _matrix_sign(tensor) if tensor.dim() == 2 else 0 * tensor
+
+
+def _matrix_sign(matrix: Tensor) -> Tensor:
+    """U V' of U S V'. Directions in which the matrix is 0 stay 0."""
+    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return ((u * (s > s[0] * 1e-6)) @ v).to(matrix.dtype)
 
 
 class ZOConservative(ZerothOrderOptimizer):

@@ -36,7 +36,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "compressed": {"optimizer": {"name": "compressed_adam", "lr": 1e-3, "bits": 2, "error_feedback": True}},
     "zeroth": {"optimizer": {"name": "r_adazo", "lr": 1e-3, "zo": ZO}},
     "zeroth, without memory": {"optimizer": {"name": "zo_sgd", "lr": 1e-5, "zo": {**ZO, "memory": "seed"}}},
-    "zeroth, in subspaces": {"optimizer": {"name": "zo_muon", "lr": 1e-3, "zo": {"keep": 4, "samples": 2}}},
+    "zeroth, in subspaces": {
+        "optimizer": {"name": "zo_muon", "lr": 1e-3, "zo": {**ZO, "direction": "low_rank", "keep": 4, "samples": 2}}
+    },
     "hybrid": {"optimizer": {"name": "hybrid", "lr": 1e-3, "block": 4, "zo": ZO}},
     "averages": {"optimizer": {"name": "adam", "lr": 1e-3}, "smoothing": {"name": "wa", "start": 2, "every": 2}},
     "an adapter": {"optimizer": {"name": "adam", "lr": 1e-3}, "adapter": {"name": "lora", "rank": 2}},
