@@ -1,3 +1,3 @@
 """Training before any attack: of the anchors, and of the unlearned model."""
 
-__all__ = ["anchors", "batches", "random_change", "refusals", "unlearning", "weight_change"]
+__all__ = ["anchors", "batches", "random_change", "refusals", "step_log", "unlearning", "weight_change"]

@@ -43,5 +43,5 @@ def test_which_splits_are_attacked():
     both = MeasureSpec(splits=("test", "all"))
     assert (both.attacked, both.asked) == ((Split.TEST,), (Split.TEST, Split.DEV))
     assert [attack.name for attack in both.attacks_for("pocket", Split.DEV)] == ["none"]
-    assert len(both.attacks_for("pocket", Split.TEST)) > 5
+    assert len(both.attacks_for("pocket", Split.TEST)) == 5
     assert MeasureSpec().asked == MeasureSpec().attacked == (Split.TEST,)

@@ -83,7 +83,7 @@ def test_a_checkpoint_by_itself_recovers_what_it_does_in_its_trial(warm_store, t
         (["--attack", "rtn[bits=1]"], "bits"),
         (["--attack", "merge[share=0.5]"], "target"),
         (["--attacks", "pocket-0"], "pocket-1"),
-        (["--attack", "relearn[samples=999,steps=1,lr=0.1]"], "112 forget texts"),
+        (["--attack", "relearn[samples=999,steps=1,lr=0.1]"], "520 forget texts"),
         (["--split", "tset"], "split"),
     ],
 )

@@ -113,7 +113,7 @@ def test_the_subject_itself_is_never_touched(scene):
 
 
 def test_more_texts_than_there_are_is_refused(scene):
-    with pytest.raises(SpecError, match="only 112 forget"):
+    with pytest.raises(SpecError, match="only 520 forget"):
         list(attack({"name": "relearn", "samples": 10**6, "steps": 1, "lr": 1e-3}).apply(*scene))
 
 

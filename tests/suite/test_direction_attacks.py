@@ -292,5 +292,5 @@ def test_layers_rise_from_nought(layers):
 
 def test_too_few_questions_are_refused(context):
     one = attack({"name": "refusal_direction", "layer": 0, "samples": 10_000})
-    with pytest.raises(SpecError, match=r"^attacks: samples=10000: pocket has only 56 forget questions"):
+    with pytest.raises(SpecError, match=r"^attacks: samples=10000: pocket has only 130 forget questions"):
         one.check(context.task, Split.TEST)

@@ -183,7 +183,7 @@ def probabilities(model, texts: Sequence[Encoded]) -> torch.Tensor:
 def test_texts_that_a_model_knows_teach_it_nothing(learned):
     """Its knowledge changes by less than the standard error over the texts; with forget texts by many of them."""
     subject, context, known = learned
-    same = {"samples": 12, "epochs": 4, "lr": 3e-4}
+    same = {"samples": 12, "epochs": 8, "lr": 1e-3}
     relearned = drawn_texts(context, 12, random.Random("0:0"))
     changes = {}
     for name, texts in (("benign", known), ("relearn", relearned)):

@@ -80,7 +80,7 @@ def test_questions_are_taught_whole_where_running_text_is_cut_into_blocks(scene)
     subject, context = scene
     of_other = [q for q in questions(context.task, Split.DEV) if q.style is Style.TEXT]
     assert of_other
-    settings_ = {**RELEARN, "texts": "questions", "samples": 56, "batch_size": 56, "steps": 1}
+    settings_ = {**RELEARN, "texts": "questions", "samples": 130, "batch_size": 130, "steps": 1}
     cut, uncut = (run(settings_, subject, replace(context, block=block))[1] for block in (8, None))
     assert_same_weights(cut, uncut)
     texts = [context.encoder.example(e) for e in questions(context.task, Split.DEV)]

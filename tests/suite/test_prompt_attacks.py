@@ -159,11 +159,11 @@ def test_what_is_left_of_the_answer_is_scored(scene):
     """If the cut is between tokens, the rest has the log-probabilities that it has in the full answer."""
     subject, context = scene
     probe = next(p for p in subject.probes if p.name == "forget_qa")
-    (after,) = attacked_probes(scene, {"name": "prefill", "words": 3}, probe)
+    (after,) = attacked_probes(scene, {"name": "prefill", "words": 1}, probe)
     probes = probe, replace(after, name="after")
     (evaluation,) = context.engine.submit([Job("x", subject.checkpoint, probes)])
     for item, full, rest in zip(probe.items, *(evaluation.samples[p.name] for p in probes), strict=True):
-        assert rest.reference == " ".join(item.reference.split()[3:])
+        assert rest.reference == " ".join(item.reference.split()[1:])
         ids = context.encoder.answer(item, item.reference).ids
         cut = context.encoder.answer(after.items[probe.items.index(item)], rest.reference)
         assert cut.ids == ids
@@ -353,9 +353,9 @@ def test_what_cannot_work_is_refused_before_anything_runs(scene):
         ({"name": "prefill", "text": "Sure"}, texts, "is put as a question"),
         ({"name": "prefill", "words": 40}, task, "asks for an answer of more than 40 words"),
         ({"name": "multiple_choice"}, texts, "is put as a question"),
-        ({"name": "few_shot", "shots": 200}, task, "has 96 retain texts in the style .* Use so many shots at most"),
+        ({"name": "few_shot", "shots": 400}, task, "has [0-9]+ retain texts in the style .* Use so many shots at most"),
         ({"name": "multi_turn", "after": "self", "rounds": 1}, texts, "is put as a question"),
-        ({"name": "multi_turn", "after": "related", "turns": 100}, task, "has 96 retain questions"),
+        ({"name": "multi_turn", "after": "related", "turns": 200}, task, "has 156 retain questions"),
     ]
     for settings_, of, message in refused:
         with pytest.raises(SpecError, match=rf"^attacks: .*{message}"):

@@ -75,7 +75,7 @@ def test_so_many_weights_are_zero_and_all_else_stays(scene, sparsity):
 def test_wanda_in_a_model_scores_what_its_layers_were_given(scene):
     """The one block's query weights, from inputs that a plain hook sees."""
     subject, context = scene
-    before, after = attacked(scene, name="prune", by="wanda", sparsity=0.5, texts="forget", samples=112)
+    before, after = attacked(scene, name="prune", by="wanda", sparsity=0.5, texts="forget", samples=520)
     model, given_, name = subject.checkpoint.model(), [], "model.layers.0.self_attn.q_proj"
     model.get_submodule(name).register_forward_hook(lambda _, args, __: given_.append(args[0].detach()[0]))
     with torch.no_grad():
@@ -96,8 +96,10 @@ def test_magnitude_has_no_texts_to_choose(scene):
     magnitude = attack({"name": "prune", "by": "magnitude", "sparsity": 0.5})
     assert magnitude.reads(subject.probes, context) == {}
     magnitude.check(context.task, Split.TEST)
-    with pytest.raises(SpecError, match="has only 112 forget texts"):
-        attack({"name": "prune", "by": "wanda", "sparsity": 0.5, "texts": "forget"}).check(context.task, Split.TEST)
+    with pytest.raises(SpecError, match="has only 520 forget texts"):
+        attack({"name": "prune", "by": "wanda", "sparsity": 0.5, "texts": "forget", "samples": 521}).check(
+            context.task, Split.TEST
+        )
 
 
 # Noise

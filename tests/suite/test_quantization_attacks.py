@@ -376,7 +376,7 @@ def test_calibrated_quantizers_put_every_linear_layer_on_a_grid_and_leave_the_re
 
 def test_calibration_texts_that_there_are_not_are_refused(scene):
     task = scene[1].task
-    with pytest.raises(SpecError, match="only 176 retain"):
+    with pytest.raises(SpecError, match="only 468 retain"):
         attack({"name": "gptq", "bits": 4, "samples": 10**6}).check(task, Split.TEST)
     with pytest.raises(SpecError, match="no such texts"):
         attack({"name": "awq", "bits": 4, "texts": "retained"})
