@@ -220,19 +220,15 @@ class ZOMuon(ZerothOrderOptimizer):
         estimate = self.estimate(oracle)
         if isinstance(estimate, Factored):
             return Factored([_signed(factors) for factors in estimate.factors])
-        return LazyTensors(len(estimate), lambda i: _dense_sign(estimate[i]))
+        return LazyTensors(len(estimate), lambda i: _signed(estimate[i]))
 
 
 def _signed(factors: Factors) -> Factors:
-    """The matrix sign of A B', as factors again; of a vector nothing."""
+    """The matrix sign, of A B' as factors again; of a vector nothing."""
     if isinstance(factors, Tensor):
-        return 0 * factors
+        return _matrix_sign(factors) if factors.dim() == 2 else 0 * factors
     (a, above), (b, below) = (torch.linalg.qr(factor) for factor in factors)
     return a @ _matrix_sign(above @ below.T), b
-
-
-def _dense_sign(tensor: Tensor) -> Tensor:
-    return _matrix_sign(tensor) if tensor.dim() == 2 else 0 * tensor
 
 
 def _matrix_sign(matrix: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class LowRank(Factored):
     """A direction whose matrices are A B' (the factor 1 / sqrt(k) is in A) and whose other tensors are dense.
 
     Args:
-        left: the factor A of each matrix, without 1 / sqrt(k), where it is not to be drawn.
+        left: the factor A of each matrix, with its 1 / sqrt(k), where it is not to be drawn.
     """
 
     def __init__(

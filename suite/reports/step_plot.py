@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leaderboard.board.schema import Status
 from leaderboard.board.store import Board
@@ -25,8 +25,6 @@ DRAWN = {
 """What is drawn: its name, and whether on a logarithmic axis."""
 POINTS = 200
 """Points of a line: a run of more steps is drawn by the means of so many stretches."""
-
-Run = Mapping[str, Sequence[Any]]
 
 
 def plot_steps(board: Board, ranking: Ranking, folder: Path) -> list[Path]:
