@@ -5,14 +5,12 @@ A log of 100 MB is read in about four seconds; the whole of it is in memory.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from leaderboard.ranking.uncollected import uncollected
 from tasks.plain_text import Unreadable, check_characters, check_ordinary, decoded, once
 from tasks.task import TaskError
 
@@ -45,7 +43,7 @@ def load(file: Path) -> dict[str, Any]:
             raise Unreadable(f"larger than {LARGEST >> 20} MiB, the largest that is read")
         text = _text(content)
         del content
-        with without_collector():
+        with uncollected():
             found = _JSON.decode(text)
     except Unreadable as error:
         raise TaskError(f"{file}: {error}") from None
@@ -70,18 +68,6 @@ def characters(text: str, where: str) -> None:
         check_characters(text)
     except Unreadable as error:
         raise TaskError(f"{where}: {error}") from None
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Python's search for reference cycles takes half of the time among millions of values, which have none."""
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()
 
 
 def _text(content: bytes) -> str:

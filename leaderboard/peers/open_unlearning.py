@@ -13,8 +13,8 @@ from leaderboard.peers import comparing, examples
 from leaderboard.peers.answers import CHOICES, GENERATED, LIKELY, MEMBERSHIP, MEMORIZATION, PERTURBED, samples_of
 from leaderboard.peers.examples import Model
 from leaderboard.peers.line import Line
-from leaderboard.peers.log_file import without_collector
 from leaderboard.peers.logs import PEER, Log
+from leaderboard.ranking.uncollected import uncollected
 from tasks.task import TaskError
 
 __all__ = ["COMPARING", "OF_EXAMPLES", "PEER", "Imported", "read"]
@@ -59,7 +59,7 @@ def read(log: Log, retrained: Log | None = None) -> Imported:
     """
     if retrained and retrained.benchmark != log.benchmark:
         raise TaskError(f"{retrained.file}: a log of {retrained.benchmark}, and {log.file} is one of {log.benchmark}")
-    with without_collector():
+    with uncollected():
         model = Model(log, samples_of(log))
         other = Model(retrained, samples_of(retrained)) if retrained else None
         lines = [line for key in log.published if (line := _line(model, other, key))]

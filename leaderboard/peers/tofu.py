@@ -28,9 +28,10 @@ from leaderboard.peers.answers import AGAIN, CHOICES, GENERATED, samples_of
 from leaderboard.peers.comparing import NO_LOG, other_examples
 from leaderboard.peers.examples import Model, Numbers, differing, scored
 from leaderboard.peers.line import Line, Variant
-from leaderboard.peers.log_file import load, without_collector
+from leaderboard.peers.log_file import load
 from leaderboard.peers.logs import Log
 from leaderboard.peers.open_unlearning import Imported
+from leaderboard.ranking.uncollected import uncollected
 from tasks.plain_text import Unreadable, cut, read_text, shown
 from tasks.scoring import METRICS, Estimate, headline, summarise
 from tasks.task import Sample, TaskError
@@ -94,7 +95,7 @@ def read(log: Log, retrained: Log | None = None) -> Imported:
     Raises:
         TaskError: a value is missing or malformed, or two fields of a table have different indices.
     """
-    with without_collector():
+    with uncollected():
         model = Model(log, samples_of(log))
         other = Model(retrained, samples_of(retrained)) if retrained else None
         lines: list[Line] = []

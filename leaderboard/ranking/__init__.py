@@ -18,5 +18,6 @@ __all__ = [
     "searches",
     "specs",
     "synthetic",
+    "uncollected",
     "verdict",
 ]

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Context in which cycles are not looked for: among a board's measurements that took a quarter of the time."""
+    """Context in which cycles are not looked for: that took a quarter of the time among a board's measurements, half of
+    it among the millions of values of a log."""
     was_on = gc.isenabled()
     gc.disable()
     try:
