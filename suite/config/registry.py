@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Protocol, TypeVar
@@ -10,14 +10,14 @@ from typing import Annotated, Any, Protocol, TypeVar
 from pydantic import Field
 
 from suite.config.errors import SpecError
-from suite.config.settings import Settings, nearest
+from suite.config.settings import nearest
 from tasks.plain_text import cut
 
 
 class Registered(Protocol):
     """A registered class: it has a docstring and `Settings`, whose `name` is a literal with a default."""
 
-    Settings: type[Settings]
+    Settings: type[Any]
 
 
 E = TypeVar("E", bound=type[Registered])
@@ -42,7 +42,7 @@ class Registry(Mapping[str, E]):
             hint = nearest(name, self._entries)
             raise SpecError(f"{self.axis}: unknown: {cut(name)}.{hint} (allowed: {known})") from None
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
     def __len__(self) -> int:

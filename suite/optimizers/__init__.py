@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from suite.config.registry import Registry
 from suite.optimizers.adahessian import AdaHessian
 from suite.optimizers.base import Optimizer, OptimizerSettings, Run
@@ -19,7 +21,7 @@ from suite.optimizers.second_order import Sophia
 
 __all__ = ["OPTIMIZERS", "Optimizer", "OptimizerSettings", "Run", "base", "hybrid"]
 
-OPTIMIZERS: Registry[type[Optimizer]] = Registry(
+OPTIMIZERS: Registry[type[Optimizer[Any]]] = Registry(
     "optimizer",
     [
         Sophia,

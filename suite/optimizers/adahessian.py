@@ -33,7 +33,7 @@ def spatial_average(diagonal: Tensor, block: int) -> Tensor:
     return means.repeat_interleave(block, -1)[..., :width].reshape(diagonal.shape)
 
 
-class AdaHessian(Optimizer):
+class AdaHessian(Optimizer["AdaHessian.Settings"]):
     """AdaHessian (Yao et al. 2021, arXiv 2006.00719, Alg. 1, and its published code for decay and eps).
 
         m <- b1 m + (1 - b1) g;  D = |z * Hz| with z of random signs, spatially averaged;
@@ -66,7 +66,7 @@ class AdaHessian(Optimizer):
         every: Count = 1
         weight_decay: float = Field(0.0, ge=0)
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: Settings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
         self.mean, self.square = zeros(parameters), zeros(parameters)
         self.own_steps = 0  # its own steps: in a hybrid they are fewer than the run's

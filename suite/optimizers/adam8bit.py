@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.config.errors import SpecError
-from suite.optimizers.first_order import Adam
+from suite.optimizers.first_order import Adam, AdamSettings
 
 
 class Adam8bit(Adam):
@@ -28,7 +28,7 @@ class Adam8bit(Adam):
 
     source = "arXiv 2110.02861"
 
-    class Settings(Adam.Settings):
+    class Settings(AdamSettings):
         name: Literal["adam8bit"] = "adam8bit"
         weight_decay: float = Field(0.01, ge=0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from pydantic import Field
@@ -28,11 +28,13 @@ class OptimizerSettings(settings.Settings):
         lr: the largest step size.
         schedule: how the step size decays towards the last step.
         warmup: number of steps over which the step size first rises.
+        name: of the optimizer; each one's settings have their own, as a literal.
     """
 
     lr: float = Field(gt=0)
     schedule: Schedule = "constant"
     warmup: Whole = 0
+    name: str
 
     def factor(self, step: int, steps: int) -> float:
         """Fraction of `lr` used at a step, counted from 0, of a run of `steps` steps."""
@@ -51,7 +53,10 @@ class Run:
     seed: int = 0
 
 
-class Optimizer(Stateful):
+S = TypeVar("S", bound=OptimizerSettings)
+
+
+class Optimizer(Stateful, Generic[S]):
     """Moves the weights, in place, by the results of oracle queries. Its state belongs to one run and starts empty.
 
     A subclass computes its `direction`; this class moves the weights against it by the step size.
@@ -60,7 +65,7 @@ class Optimizer(Stateful):
         parameters: the oracle's parameters.
     """
 
-    Settings: ClassVar[type[OptimizerSettings]] = OptimizerSettings
+    Settings: type[S]
     grade: ClassVar[Grade]
     source: ClassVar[str]
     queries_per_step: ClassVar[str]
@@ -68,9 +73,9 @@ class Optimizer(Stateful):
     `every`). `queries` parses it, and a test compares it with the queries that are counted."""
     control: ClassVar[bool] = False
     """Whether it is a control: an optimizer to compare with rather than to use."""
-    state = ("steps_done",)
+    state = (*Stateful.state, "steps_done")
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: S, parameters: Sequence[Tensor], run: Run) -> None:
         self.settings = settings
         self.parameters = parameters
         self.run = run
@@ -85,16 +90,17 @@ class Optimizer(Stateful):
         """
 
     @classmethod
-    def queries(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
+    def queries(cls, settings: S, steps: int) -> dict[str, int]:
         """Oracle queries of a run of `steps` steps, by kind, as `Metered` will count them."""
+        given: dict[str, Any] = dict(settings)  # the notation names settings that not all optimizers have
         counts = dict.fromkeys(KINDS, 0)
         for term in cls.queries_per_step.split(" + "):
             number, kind, *interval = term.split(" ", 2)
             times = int(number.rstrip("q"))
             if number.endswith("q"):
-                forward = getattr(settings.zo, "difference", "") == "forward"
-                times = settings.zo.samples + 1 if forward else times * settings.zo.samples
-            counts[kind] += times * (-(-steps // settings.every) if interval else steps)
+                forward = getattr(given["zo"], "difference", "") == "forward"
+                times = given["zo"].samples + 1 if forward else times * given["zo"].samples
+            counts[kind] += times * (-(-steps // given["every"]) if interval else steps)
         return counts
 
     @property
@@ -131,6 +137,6 @@ class Optimizer(Stateful):
     def apply(self, direction: Sequence[Tensor], lr: float) -> None:
         """Move the weights by -lr times a direction, computed in the direction's precision and rounded once."""
         if isinstance(direction, Direction):
-            direction, lr = direction.tensors, lr * direction.factor
+            lr, direction = lr * direction.factor, direction.tensors
         for weight, part in zip(self.parameters, direction, strict=True):
             weight.add_(part, alpha=-lr)

@@ -12,19 +12,28 @@ optimizers are here as controls, of grade first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from suite.optimizers.base import Optimizer, OptimizerSettings, Run
-from suite.optimizers.first_order import SGD, Adam, TorchOptimizer, renamed, zeros
+from suite.optimizers.first_order import (
+    SGD,
+    Adam,
+    AdamSettings,
+    SGDSettings,
+    TorchOptimizer,
+    TorchSettings,
+    renamed,
+    zeros,
+)
 from suite.optimizers.quantization import Scale, quantize, scaled_sign
 from suite.oracle.base import Grade, Oracle
 
 
-class BitsSettings(OptimizerSettings):
+class BitsSettings(TorchSettings):
     """bits: bits per coordinate. scale: which coordinates share a scale."""
 
     bits: int = Field(4, ge=1, le=8)
@@ -41,17 +50,20 @@ class ErrorFeedbackSettings(BitsSettings):
         return self if self.bits > 1 or self.error_feedback else renamed(self, kind)
 
 
-class Compressed(Optimizer):
+T = TypeVar("T", bound=TorchSettings)
+
+
+class Compressed(Optimizer[T]):
     """Q of another optimizer's direction."""
 
     grade = Grade.COMPRESSED
     queries_per_step = "1 gradient"
     state = (*Optimizer.state, "inner")
-    uncompressed: ClassVar[type[TorchOptimizer]]
+    uncompressed: ClassVar[type[TorchOptimizer[Any]]]
     bits: int = 1
     scale: Scale = "tensor"
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: T, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
         self.inner = self.uncompressed(settings, parameters, run)
 
@@ -61,17 +73,17 @@ class Compressed(Optimizer):
         return [quantize(part, self.bits, self.scale) for part in direction]
 
 
-class SignSGD(Compressed):
+class SignSGD(Compressed["SignSGD.Settings"]):
     """sign-SGD: the sign of the gradient (Bernstein et al. 2018), or of its running mean with momentum (Signum)."""
 
     source = "arXiv 1802.04434"
     uncompressed = SGD
 
-    class Settings(SGD.Settings):
+    class Settings(SGDSettings):
         name: Literal["sign_sgd"] = "sign_sgd"
 
 
-class SignAdam(Compressed):
+class SignAdam(Compressed["SignAdam.Settings"]):
     """sign-Adam: the sign of Adam's direction (arXiv 2510.00761, Sec. 4); step by step `sign_sgd` with momentum 0.9.
 
     A sign is that of Adam's first moment alone: the second moment, and so the second beta, cannot change it.
@@ -80,11 +92,14 @@ class SignAdam(Compressed):
     source = "arXiv 2510.00761"
     uncompressed = Adam
 
-    class Settings(Adam.Settings):
+    class Settings(AdamSettings):
         name: Literal["sign_adam"] = "sign_adam"
 
 
-class Quantized(Compressed):
+F = TypeVar("F", bound=ErrorFeedbackSettings)
+
+
+class Quantized(Compressed[F]):
     """Q(m; b) for any number of bits, with or without error feedback (Karimireddy et al. 2019, arXiv 1901.09847).
 
     With feedback, the compression error of a step is added to the next one (Alg. 1),
@@ -95,7 +110,7 @@ class Quantized(Compressed):
 
     state = (*Compressed.state, "error")
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: F, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
         self.bits, self.scale = settings.bits, settings.scale
         self.error = zeros(parameters) if settings.error_feedback else []
@@ -122,33 +137,36 @@ class Quantized(Compressed):
         return step
 
 
-class CompressedSGD(Quantized):
+class CompressedSGD(Quantized["CompressedSGD.Settings"]):
     """The direction of SGD (momentum and decay included) in b bits per coordinate."""
 
     source = "arXiv 2510.00761"
     uncompressed = SGD
 
-    class Settings(SGD.Settings, ErrorFeedbackSettings):
+    class Settings(SGDSettings, ErrorFeedbackSettings):
         name: Literal["compressed_sgd"] = "compressed_sgd"
 
         def plainest(self) -> OptimizerSettings:
             return self.as_sign(SignSGD.Settings)
 
 
-class CompressedAdam(Quantized):
+class CompressedAdam(Quantized["CompressedAdam.Settings"]):
     """The direction of Adam (decay included) in b bits per coordinate."""
 
     source = "arXiv 2510.00761"
     uncompressed = Adam
 
-    class Settings(Adam.Settings, ErrorFeedbackSettings):
+    class Settings(AdamSettings, ErrorFeedbackSettings):
         name: Literal["compressed_adam"] = "compressed_adam"
 
         def plainest(self) -> OptimizerSettings:
             return self.as_sign(SignAdam.Settings)
 
 
-class OnQuantizedGradient(TorchOptimizer):
+B = TypeVar("B", bound=BitsSettings)
+
+
+class OnQuantizedGradient(TorchOptimizer[B]):
     """A torch optimizer that receives Q(g; b). Its direction has 32 bits again, so its grade is first."""
 
     source = "control"
@@ -158,15 +176,15 @@ class OnQuantizedGradient(TorchOptimizer):
         return [quantize(part, self.settings.bits, self.settings.scale) for part in oracle.gradient()]
 
 
-class SGDOnQuantizedGradient(OnQuantizedGradient, SGD):
+class SGDOnQuantizedGradient(OnQuantizedGradient["SGDOnQuantizedGradient.Settings"], SGD):
     """SGD on a gradient of b bits per coordinate: momentum averages compressed gradients."""
 
-    class Settings(SGD.Settings, BitsSettings):
+    class Settings(SGDSettings, BitsSettings):
         name: Literal["sgd_on_quantized_gradient"] = "sgd_on_quantized_gradient"
 
 
-class AdamOnQuantizedGradient(OnQuantizedGradient, Adam):
+class AdamOnQuantizedGradient(OnQuantizedGradient["AdamOnQuantizedGradient.Settings"], Adam):
     """Adam on a gradient of b bits per coordinate: both moments average compressed gradients."""
 
-    class Settings(Adam.Settings, BitsSettings):
+    class Settings(AdamSettings, BitsSettings):
         name: Literal["adam_on_quantized_gradient"] = "adam_on_quantized_gradient"

@@ -7,7 +7,7 @@ with the loss values that the zeroth-order optimizer would query, so these value
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import model_validator
@@ -15,22 +15,23 @@ from torch import Tensor
 
 from suite.config.numbers import Count
 from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Run
-from suite.optimizers.estimates import Differences, ZerothOrder
-from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, standalone_settings
+from suite.optimizers.estimates import Differences
+from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, FirstPart, Parts, ZerothPart, standalone_settings
+from suite.optimizers.zeroth_order import ZerothOrderOptimizer, ZerothOrderSettings
 from suite.oracle import noise
-from suite.oracle.base import Displacement, Grade, Oracle, Part, norm
-from suite.oracle.directions import LazyTensors
+from suite.oracle.base import Displacement, Grade, Oracle, Part, Wrapping, norm
+from suite.oracle.directions import Direction, LazyTensors
 
 NOISE = 1 << 40
 """Separates the keys of the controls' noise from those of the estimators' directions, which count from zero."""
 
 
-class _Noisy:
+class _Noisy(Wrapping):
     """An oracle that adds Gaussian noise to the gradients of the oracle inside it."""
 
     def __init__(self, oracle: Oracle, deviation: float, key: noise.Key) -> None:
-        self.oracle, self.deviation, self.key = oracle, deviation, key
-        self.parameters = oracle.parameters
+        super().__init__(oracle)
+        self.deviation, self.key = deviation, key
 
     def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[Tensor]:
         gradient = self.oracle.gradient(part, at)
@@ -38,7 +39,7 @@ class _Noisy:
         return [g.add(z.to(g.dtype), alpha=self.deviation) for g, z in zip(gradient, drawn, strict=True)]
 
 
-class FirstWithZONoise(Optimizer):
+class FirstWithZONoise(Optimizer["FirstWithZONoise.Settings"]):
     """A first-order optimizer whose gradient carries the noise of a zeroth-order estimate: same variance, no smoothing.
 
     An estimate from q directions has the variance (E[slope^2] - |g|^2 / d) / q in each coordinate, whatever the
@@ -50,25 +51,27 @@ class FirstWithZONoise(Optimizer):
     control = True
     source = "control: arXiv 2510.00761's reviews"
     queries_per_step = "1 gradient + 2q value every k"
-    state = ("steps_done", "first", "measure", "squares", "slopes")
+    state = (*Optimizer.state, "first", "measure", "squares", "slopes")
 
-    class Settings(OptimizerSettings):
+    class Settings(ZerothOrderSettings):
         """every: steps between two measurements of the variance. zo: settings of the estimate that is imitated."""
 
         name: Literal["first_with_zo_noise"] = "first_with_zo_noise"
-        first: FIRST_ORDER.parts = FIRST_ORDER.default("adam")  # type: ignore[name-defined]
+        first: FirstPart = FIRST_ORDER.default("adam")
         every: Count = 1
-        zo: ZerothOrder = ZerothOrder()
 
         @model_validator(mode="after")
-        def _belong_together(self) -> FirstWithZONoise.Settings:
-            standalone_settings(FIRST_ORDER, self.first, self, lr=self.lr)
+        def _belong_together(self) -> Self:
+            self.first_settings()
             return self
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        def first_settings(self) -> OptimizerSettings:
+            return standalone_settings(FIRST_ORDER, self.first, self, lr=self.lr)
+
+    def __init__(self, settings: Settings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
-        first = standalone_settings(FIRST_ORDER, settings.first, settings, lr=settings.lr)
-        self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, run)
+        first = settings.first_settings()
+        self.first: Optimizer[Any] = FIRST_ORDER[first.name](first, parameters, run)
         self.measure = _Slopes(settings.zo, parameters, run.seed)
         self.squares, self.slopes = 0.0, 0
 
@@ -95,35 +98,52 @@ class _Slopes(Differences):
 
     last: Sequence[float] = ()
 
-    def slopes(self, *query) -> list[float]:
-        slopes = super().slopes(*query)
+    def slopes(self, oracle: Oracle, part: Part, directions: Sequence[Direction]) -> list[float]:
+        slopes = super().slopes(oracle, part, directions)
         self.last = [*self.last, *slopes]
         return slopes
 
-    def __call__(self, *query) -> Sequence[Tensor]:
+    def __call__(self, oracle: Oracle, part: Part = Part.TOTAL) -> Sequence[Tensor]:
         self.last = []
-        return super().__call__(*query)
+        return super().__call__(oracle, part)
 
 
-class _AtZONorm(Optimizer):
+class _LengthSettings(ZerothOrderSettings):
+    """zeroth: the zeroth-order optimizer, the length of whose steps is taken."""
+
+    zeroth: ZerothPart = ZEROTH_ORDER.default("r_adazo")
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        self.parts()
+        return self
+
+    def zeroth_settings(self) -> OptimizerSettings:
+        return standalone_settings(ZEROTH_ORDER, self.zeroth, self, lr=self.lr, zo=self.zo)
+
+    def parts(self) -> list[tuple[Parts[Any], OptimizerSettings]]:
+        """The registries and the settings of all optimizers whose directions are taken."""
+        return [(ZEROTH_ORDER, self.zeroth_settings())]
+
+
+L = TypeVar("L", bound=_LengthSettings)
+
+
+class _AtZONorm(Optimizer[L]):
     """Steps as long as those of a zeroth-order optimizer. `lr` is the step size of that optimizer."""
 
     control = True
     source = "control: arXiv 2510.00761's reviews"
+    state = (*Optimizer.state, "zeroth")
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: L, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
-        zeroth = standalone_settings(ZEROTH_ORDER, settings.zeroth, settings, lr=settings.lr, zo=settings.zo)
-        self.zeroth: Optimizer = ZEROTH_ORDER[zeroth.name](zeroth, parameters, run)
+        zeroth = settings.zeroth_settings()
+        self.zeroth: ZerothOrderOptimizer[Any] = ZEROTH_ORDER[zeroth.name](zeroth, parameters, run)
 
     @classmethod
-    def queries(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
-        parts = [
-            (ZEROTH_ORDER, standalone_settings(ZEROTH_ORDER, settings.zeroth, settings, lr=settings.lr, zo=settings.zo))
-        ]
-        if "first" in type(settings).model_fields:
-            parts.append((FIRST_ORDER, standalone_settings(FIRST_ORDER, settings.first, settings, lr=settings.lr)))
-        counts = [registry[part.name].queries(part, steps) for registry, part in parts]
+    def queries(cls, settings: L, steps: int) -> dict[str, int]:
+        counts = [registry[part.name].queries(part, steps) for registry, part in settings.parts()]
         return {kind: sum(count[kind] for count in counts) for kind in KINDS}
 
     @property
@@ -137,29 +157,27 @@ class _AtZONorm(Optimizer):
         return float(norm(self.zeroth.direction(oracle)))
 
 
-class FirstAtZONorm(_AtZONorm):
+class FirstAtZONorm(_AtZONorm["FirstAtZONorm.Settings"]):
     """A first-order direction scaled to the norm of the zeroth-order one: same distance travelled, no noise."""
 
     grade = Grade.HYBRID
     queries_per_step = "1 gradient + 2q value"
-    state = ("steps_done", "first", "zeroth")
+    state = (*_AtZONorm.state, "first")
 
-    class Settings(OptimizerSettings):
+    class Settings(_LengthSettings):
         name: Literal["first_at_zo_norm"] = "first_at_zo_norm"
-        first: FIRST_ORDER.parts = FIRST_ORDER.default("adam")  # type: ignore[name-defined]
-        zeroth: ZEROTH_ORDER.parts = ZEROTH_ORDER.default("r_adazo")  # type: ignore[name-defined]
-        zo: ZerothOrder = ZerothOrder()
+        first: FirstPart = FIRST_ORDER.default("adam")
 
-        @model_validator(mode="after")
-        def _belong_together(self) -> FirstAtZONorm.Settings:
-            standalone_settings(FIRST_ORDER, self.first, self, lr=self.lr)
-            standalone_settings(ZEROTH_ORDER, self.zeroth, self, lr=self.lr, zo=self.zo)
-            return self
+        def first_settings(self) -> OptimizerSettings:
+            return standalone_settings(FIRST_ORDER, self.first, self, lr=self.lr)
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+        def parts(self) -> list[tuple[Parts[Any], OptimizerSettings]]:
+            return [(FIRST_ORDER, self.first_settings()), *super().parts()]
+
+    def __init__(self, settings: Settings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
-        first = standalone_settings(FIRST_ORDER, settings.first, settings, lr=settings.lr)
-        self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, run)
+        first = settings.first_settings()
+        self.first: Optimizer[Any] = FIRST_ORDER[first.name](first, parameters, run)
 
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         length = self.length(oracle)
@@ -169,22 +187,14 @@ class FirstAtZONorm(_AtZONorm):
         return LazyTensors(len(direction), lambda i: direction[i] * (length / own if own else 0.0))
 
 
-class RandomAtZONorm(_AtZONorm):
+class RandomAtZONorm(_AtZONorm["RandomAtZONorm.Settings"]):
     """A random direction scaled to the norm of the zeroth-order one: the same random walk, but without the slope."""
 
     grade = Grade.ZEROTH
     queries_per_step = "2q value"
-    state = ("steps_done", "zeroth")
 
-    class Settings(OptimizerSettings):
+    class Settings(_LengthSettings):
         name: Literal["random_at_zo_norm"] = "random_at_zo_norm"
-        zeroth: ZEROTH_ORDER.parts = ZEROTH_ORDER.default("r_adazo")  # type: ignore[name-defined]
-        zo: ZerothOrder = ZerothOrder()
-
-        @model_validator(mode="after")
-        def _belong_together(self) -> RandomAtZONorm.Settings:
-            standalone_settings(ZEROTH_ORDER, self.zeroth, self, lr=self.lr, zo=self.zo)
-            return self
 
     @torch.no_grad()
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:

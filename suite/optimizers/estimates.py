@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -75,7 +75,10 @@ class ZerothOrder(RandomDirections):
     difference: Literal["central", "forward"] = "central"
 
 
-class Estimate(Stateful):
+D = TypeVar("D", bound=RandomDirections)
+
+
+class Estimate(Stateful, Generic[D]):
     """An estimate of the gradient along q random directions: g = 1/q sum_i slope_i u_i.
 
     Attributes:
@@ -83,9 +86,9 @@ class Estimate(Stateful):
             sqrt(d): with few directions among many dimensions they nearly are.
     """
 
-    state = ("drawn",)
+    state = (*Stateful.state, "drawn")
 
-    def __init__(self, settings: RandomDirections, parameters: Sequence[Tensor], seed: int) -> None:
+    def __init__(self, settings: D, parameters: Sequence[Tensor], seed: int) -> None:
         self.settings = settings
         keep = (settings.keep or 0) * settings.samples
         self.directions = Directions(settings.direction, parameters, seed, settings.rank or 1, settings.memory, keep)
@@ -152,7 +155,7 @@ def _weighted_sum(directions: Sequence[Sequence[Tensor]], weights: Sequence[floa
     return LazyTensors(len(directions[0]), make)
 
 
-class Differences(Estimate):
+class Differences(Estimate[ZerothOrder]):
     """Slopes by differences of loss values.
 
     Attributes:
@@ -194,7 +197,7 @@ class Differences(Estimate):
         return ahead - behind
 
 
-class ForwardMode(Estimate):
+class ForwardMode(Estimate[RandomDirections]):
     """Slopes by forward-mode differentiation: exact, without a radius, in the memory of one forward pass."""
 
     def slopes(self, oracle: Oracle, part: Part, directions: Sequence[Direction]) -> list[float]:

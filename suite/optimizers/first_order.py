@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -32,7 +32,16 @@ def renamed(settings: OptimizerSettings, kind: type[S]) -> S:
     return kind(**{key: value for key, value in settings if key in kind.model_fields and key != "name"})
 
 
-class TorchOptimizer(Optimizer):
+class TorchSettings(OptimizerSettings):
+    """Settings that optimizers of torch.optim have: weight_decay, the share of each weight added to its direction."""
+
+    weight_decay: float = Field(0.0, ge=0)
+
+
+T = TypeVar("T", bound=TorchSettings)
+
+
+class TorchOptimizer(Optimizer[T]):
     """An optimizer of torch.optim that receives the oracle's gradient.
 
     It steps on the weights themselves, in torch's own kernel and the weights' dtype. Once its direction is requested,
@@ -45,7 +54,7 @@ class TorchOptimizer(Optimizer):
     decoupled: ClassVar[bool]
     """Whether weight decay is kept out of the averages (AdamW) or is part of the gradient (SGD)."""
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: T, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
         self.inner = self.build(parameters)
         self.shadow: list[Tensor] = []
@@ -69,7 +78,7 @@ class TorchOptimizer(Optimizer):
         if not self.directed:
             self._move_to_shadow()
         if decay and not self.decoupled:
-            gradient = torch._foreach_add(gradient, fp32(self.parameters), alpha=decay)
+            gradient = list(torch._foreach_add(gradient, fp32(self.parameters), alpha=decay))
         # The shadow weights are zero, so torch's own decay adds nothing and the step is the direction without decay.
         torch._foreach_zero_(self.shadow)
         feed(self.inner, self.shadow, gradient, lr=1.0)
@@ -91,25 +100,27 @@ class TorchOptimizer(Optimizer):
         self.directed = True
 
 
-class SGD(TorchOptimizer):
+class SGDSettings(TorchSettings):
+    """nesterov: step along the gradient plus the decayed momentum, as if one step ahead."""
+
+    momentum: float = Field(0.0, ge=0, lt=1)
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead along the momentum, and momentum is 0. Set momentum too")
+        return self
+
+
+class SGD(TorchOptimizer[SGDSettings]):
     """Stochastic gradient descent, with momentum if it is set."""
 
     source = "torch.optim.SGD"
     decoupled = False
 
-    class Settings(OptimizerSettings):
-        """nesterov: step along the gradient plus the decayed momentum, as if one step ahead."""
-
+    class Settings(SGDSettings):
         name: Literal["sgd"] = "sgd"
-        momentum: float = Field(0.0, ge=0, lt=1)
-        weight_decay: float = Field(0.0, ge=0)
-        nesterov: bool = False
-
-        @model_validator(mode="after")
-        def _nesterov_has_momentum(self) -> OptimizerSettings:
-            if self.nesterov and not self.momentum:
-                raise ValueError("nesterov looks ahead along the momentum, and momentum is 0. Set momentum too")
-            return self
 
     def build(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         s = self.settings
@@ -118,17 +129,21 @@ class SGD(TorchOptimizer):
         )
 
 
-class Adam(TorchOptimizer):
+class AdamSettings(TorchSettings):
+    """Settings of Adam in all its forms."""
+
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+
+
+class Adam(TorchOptimizer[AdamSettings]):
     """Adam (Kingma and Ba 2015); with weight decay, AdamW's decoupled form (Loshchilov and Hutter 2019)."""
 
     source = "torch.optim.AdamW"
     decoupled = True
 
-    class Settings(OptimizerSettings):
+    class Settings(AdamSettings):
         name: Literal["adam"] = "adam"
-        betas: tuple[Decay, Decay] = (0.9, 0.999)
-        eps: float = Field(1e-8, gt=0)
-        weight_decay: float = Field(0.0, ge=0)
 
     def build(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         s = self.settings
@@ -140,7 +155,7 @@ class AdamW(Adam):
 
     source = "arXiv 1711.05101"
 
-    class Settings(Adam.Settings):
+    class Settings(AdamSettings):
         name: Literal["adamw"] = "adamw"
         weight_decay: float = Field(0.01, ge=0)
 
@@ -148,7 +163,7 @@ class AdamW(Adam):
             return renamed(self, Adam.Settings)
 
 
-class MeanOfSigns(Optimizer):
+class MeanOfSigns(Optimizer["MeanOfSigns.Settings"]):
     """Descent along an average of gradient signs, m <- beta m + (1 - beta) sign(g).
 
     Often presented as sign-Adam, which is the sign of an average. Its direction has more than one bit per coordinate,
@@ -165,7 +180,7 @@ class MeanOfSigns(Optimizer):
         name: Literal["mean_of_signs"] = "mean_of_signs"
         beta: float = Field(0.9, ge=0, lt=1)
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: Settings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
         self.mean = zeros(parameters)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from suite.optimizers.base import KINDS, Optimizer, OptimizerSettings, Run
-from suite.optimizers.estimates import ZerothOrder
-from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, standalone_settings
+from suite.optimizers.parts import FIRST_ORDER, ZEROTH_ORDER, FirstPart, ZerothPart, standalone_settings
+from suite.optimizers.zeroth_order import ZerothOrderOptimizer, ZerothOrderSettings
 from suite.oracle.base import Grade, Oracle
 from suite.oracle.directions import LazyTensors
 
@@ -48,7 +48,7 @@ def _ending_on(steps: int, ratio: float, block: int, total: int) -> list[bool]:
     return schedule[::-1]
 
 
-class Hybrid(Optimizer):
+class Hybrid(Optimizer["Hybrid.Settings"]):
     """A first-order and a zeroth-order optimizer in one run, each with its own state.
 
     `alternate`: blocks of first-order and blocks of zeroth-order steps (the paper's). `mix`: every step is
@@ -58,9 +58,9 @@ class Hybrid(Optimizer):
     grade = Grade.HYBRID
     source = "arXiv 2510.00761"
     queries_per_step = "1 gradient, or 2q value"
-    state = ("steps_done", "first", "zeroth")
+    state = (*Optimizer.state, "first", "zeroth")
 
-    class Settings(OptimizerSettings):
+    class Settings(ZerothOrderSettings):
         """The two parts, and how they are alternated or mixed.
 
         Attributes:
@@ -79,12 +79,11 @@ class Hybrid(Optimizer):
         ends: Literal["zeroth", "first"] = "zeroth"
         mix_weight: float | None = Field(None, ge=0, le=1)
         zo_lr: float | None = Field(None, gt=0)
-        first: FIRST_ORDER.parts = FIRST_ORDER.default("adam")  # type: ignore[name-defined]
-        zeroth: ZEROTH_ORDER.parts = ZEROTH_ORDER.default("r_adazo")  # type: ignore[name-defined]
-        zo: ZerothOrder = ZerothOrder()
+        first: FirstPart = FIRST_ORDER.default("adam")
+        zeroth: ZerothPart = ZEROTH_ORDER.default("r_adazo")
 
         @model_validator(mode="after")
-        def _belong_together(self) -> Hybrid.Settings:
+        def _belong_together(self) -> Self:
             if self.kind == "mix":
                 if self.mix_weight is None:
                     raise ValueError("kind=mix needs mix_weight, the weight of the zeroth-order direction: 0..1")
@@ -113,18 +112,18 @@ class Hybrid(Optimizer):
             return (self.zeroth_settings() if self.share else self.first_settings()).plainest()
 
     @classmethod
-    def queries(cls, settings: OptimizerSettings, steps: int) -> dict[str, int]:
+    def queries(cls, settings: Settings, steps: int) -> dict[str, int]:
         zeroth = steps if settings.kind == "mix" else zeroth_steps(steps, settings.zo_ratio)
         first_part, zeroth_part = settings.first_settings(), settings.zeroth_settings()
         first = FIRST_ORDER[first_part.name].queries(first_part, steps if settings.kind == "mix" else steps - zeroth)
         other = ZEROTH_ORDER[zeroth_part.name].queries(zeroth_part, zeroth)
         return {kind: first[kind] + other[kind] for kind in KINDS}
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: Settings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
         first, zeroth = settings.first_settings(), settings.zeroth_settings()
-        self.first: Optimizer = FIRST_ORDER[first.name](first, parameters, run)
-        self.zeroth: Optimizer = ZEROTH_ORDER[zeroth.name](zeroth, parameters, run)
+        self.first: Optimizer[Any] = FIRST_ORDER[first.name](first, parameters, run)
+        self.zeroth: ZerothOrderOptimizer[Any] = ZEROTH_ORDER[zeroth.name](zeroth, parameters, run)
         self._is_zeroth = layout(run.steps, settings.zo_ratio, settings.block, settings.ends)
 
     @property
@@ -145,14 +144,13 @@ class Hybrid(Optimizer):
     def move(self, oracle: Oracle) -> None:
         # both follow the run's schedule, not their own count
         self.first.steps_done = self.zeroth.steps_done = self.steps_done
-        if self.settings.kind == "mix":
-            self._mix(oracle)
+        if self.settings.mix_weight is not None:
+            self._mix(oracle, self.settings.mix_weight)
         else:
             (self.zeroth if self._is_zeroth[self.steps_done] else self.first).move(oracle)
 
     @torch.no_grad()
-    def _mix(self, oracle: Oracle) -> None:
-        weight = self.settings.mix_weight
+    def _mix(self, oracle: Oracle, weight: float) -> None:
         with torch.enable_grad():
             first = self.first.direction(oracle)
         zeroth = self.zeroth.direction(oracle)  # both directions are computed before the weights move

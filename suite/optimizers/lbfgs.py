@@ -45,7 +45,7 @@ def dot(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum(dtype=torch.float64))
 
 
-class LBFGS(Optimizer):
+class LBFGS(Optimizer["LBFGS.Settings"]):
     """Descent along H^-1 v: v the gradient of the total, H the Hessian of the retain loss (arXiv 2511.18039).
 
     Every k steps a pair is added: s, the change of the weights since the last pair (at first, the gradient) scaled to
@@ -74,7 +74,7 @@ class LBFGS(Optimizer):
         damping: float = Field(0.1, ge=0)
         floor: float = Field(1e-4, gt=0)
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: Settings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
         self.s: list[Tensor] = []
         self.y: list[Tensor] = []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache, reduce
+from functools import cached_property, reduce
 from operator import or_
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import Field, create_model
 
@@ -20,6 +20,7 @@ from suite.optimizers.zeroth_order import (
     ForwardGradient,
     RAdaZO,
     RAdaZOCode,
+    ZerothOrderOptimizer,
     ZOAdam,
     ZOConservative,
     ZOMuon,
@@ -27,34 +28,46 @@ from suite.optimizers.zeroth_order import (
     ZOSlopeSign,
 )
 
-SHARED_SETTINGS = {*OptimizerSettings.model_fields, "zo"}
+SHARED_SETTINGS = {*OptimizerSettings.model_fields, "zo"} - {"name"}
 """Settings that a part takes from the optimizer that contains it."""
 
 
-class Parts(Registry[type[Optimizer]]):
+class PartSettings(settings.Settings):
+    """An optimizer's settings without step size, schedule and directions, which it takes from its container."""
+
+    name: str
+
+
+P = TypeVar("P", bound=type[Optimizer[Any]])
+
+
+class Parts(Registry[P]):
     """A registry of optimizers that can be part of another."""
+
+    @cached_property
+    def _settings(self) -> dict[str, type[PartSettings]]:
+        return {name: part_settings(kind) for name, kind in self.items()}
 
     @property
     def parts(self) -> Any:
         """Type of a settings field that holds any of them, without the settings of the containing optimizer."""
-        return Annotated[reduce(or_, map(part_settings, self.values())), Field(discriminator="name")]
+        return Annotated[reduce(or_, self._settings.values()), Field(discriminator="name")]
 
     def default(self, name: str) -> Any:
         """Default of such a field: this part with its default settings."""
-        return Field(default_factory=lambda: part_settings(self[name])())
+        return Field(default_factory=lambda: self._settings[name](name=name))
 
 
-@cache
-def part_settings(kind: type[Optimizer]) -> type[settings.Settings]:
-    """The optimizer's settings without step size, schedule and directions."""
+def part_settings(kind: type[Optimizer[Any]]) -> type[PartSettings]:
+    """The settings of an optimizer as a part."""
     own = {name: field for name, field in kind.Settings.model_fields.items() if name not in SHARED_SETTINGS}
     fields: dict[str, Any] = {name: (field.annotation, field) for name, field in own.items()}
-    return create_model(f"{kind.__name__}Part", __base__=settings.Settings, __doc__=kind.Settings.__doc__, **fields)
+    return create_model(f"{kind.__name__}Part", __base__=PartSettings, __doc__=kind.Settings.__doc__, **fields)
 
 
 def standalone_settings(
-    registry: Parts,
-    part: settings.Settings,
+    registry: Parts[Any],
+    part: PartSettings,
     parent: OptimizerSettings,
     *,
     lr: float,
@@ -75,7 +88,7 @@ def standalone_settings(
     return kind(lr=lr, schedule=parent.schedule, warmup=parent.warmup, **values)
 
 
-FIRST_ORDER = Parts(
+FIRST_ORDER: Parts[type[Optimizer[Any]]] = Parts(
     "first-order optimizer",
     [
         Adam,
@@ -89,7 +102,7 @@ FIRST_ORDER = Parts(
     ],
 )
 
-ZEROTH_ORDER = Parts(
+ZEROTH_ORDER: Parts[type[ZerothOrderOptimizer[Any]]] = Parts(
     "zeroth-order optimizer",
     [
         RAdaZO,
@@ -103,3 +116,11 @@ ZEROTH_ORDER = Parts(
         ForwardGradient,
     ],
 )
+
+# Types of settings fields that hold any first-order, or any zeroth-order part.
+if TYPE_CHECKING:
+    FirstPart = PartSettings
+    ZerothPart = PartSettings
+else:
+    FirstPart = FIRST_ORDER.parts
+    ZerothPart = ZEROTH_ORDER.parts

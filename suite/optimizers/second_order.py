@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -25,18 +25,24 @@ def clipped(mean: Tensors, curvature: Tensors, gamma: float, eps: float) -> list
     return list(direction)
 
 
-class Clipped(Optimizer):
+class ClippedSettings(OptimizerSettings):
+    """gamma: factor of the curvature; a larger one means smaller steps along curved coordinates."""
+
+    betas: tuple[Decay, Decay] = (0.965, 0.99)
+    gamma: float = Field(0.05, gt=0)
+    eps: float = Field(1e-12, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+C = TypeVar("C", bound=ClippedSettings)
+
+
+class Clipped(Optimizer[C]):
     """m <- b1 m + (1 - b1) g;  x <- x - lr (clip(m / max(gamma h, eps), 1) + decay x), h from a subclass."""
 
     state = (*Optimizer.state, "own_steps", "mean", "curvature")
 
-    class Settings(OptimizerSettings):
-        betas: tuple[Decay, Decay] = (0.965, 0.99)
-        gamma: float = Field(0.05, gt=0)
-        eps: float = Field(1e-12, gt=0)
-        weight_decay: float = Field(0.0, ge=0)
-
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: C, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
         self.mean, self.curvature = zeros(parameters), zeros(parameters)
         self.own_steps = 0  # its own steps: in a hybrid they are fewer than the run's
@@ -63,7 +69,7 @@ class Clipped(Optimizer):
         torch._foreach_addcmul_(self.curvature, list(gradient), list(gradient), value=(1 - decay) * count)
 
 
-class Sophia(Clipped):
+class Sophia(Clipped["Sophia.Settings"]):
     """Sophia-G: clipped descent preconditioned by a Gauss-Newton-Bartlett diagonal (arXiv 2305.14342, Alg. 3).
 
         m <- b1 m + (1 - b1) g;  every k steps h <- b2 h + (1 - b2) B ghat^2;
@@ -77,7 +83,7 @@ class Sophia(Clipped):
     source = "arXiv 2305.14342"
     queries_per_step = "1 gradient + 1 curvature every k"
 
-    class Settings(Clipped.Settings):
+    class Settings(ClippedSettings):
         """gamma: factor of the curvature; a larger one means smaller steps along curved coordinates.
 
         every: steps between two curvature samples.
@@ -92,7 +98,7 @@ class Sophia(Clipped):
             self.average(fp32(sample.gradient), sample.count)
 
 
-class EmpiricalFisher(Clipped):
+class EmpiricalFisher(Clipped["EmpiricalFisher.Settings"]):
     """Sophia's step with the squared minibatch gradient as curvature, in every step: h <- b2 h + (1 - b2) B g^2.
 
     This is what published "second-order" unlearning code computes (without its second averaging of m in the same step).
@@ -104,7 +110,7 @@ class EmpiricalFisher(Clipped):
     control = True
     queries_per_step = "1 gradient"
 
-    class Settings(Clipped.Settings):
+    class Settings(ClippedSettings):
         """labels: the constant B. Published code uses 5120, whatever the batch."""
 
         name: Literal["empirical_fisher"] = "empirical_fisher"

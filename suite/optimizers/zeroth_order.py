@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -17,18 +17,33 @@ from suite.oracle.base import Displacement, Grade, Oracle, Part
 from suite.oracle.directions import Factored, Factors, LazyTensors
 
 
-class ZerothOrderOptimizer(Optimizer):
+class DirectionsSettings(OptimizerSettings):
+    """zo: the random directions of the estimate."""
+
+    zo: RandomDirections = RandomDirections()
+
+
+class ZerothOrderSettings(DirectionsSettings):
+    """zo: how the gradient is estimated from loss values."""
+
+    zo: ZerothOrder = ZerothOrder()
+
+
+Z = TypeVar("Z", bound=DirectionsSettings)
+
+
+class ZerothOrderOptimizer(Optimizer[Z]):
     """An optimizer that uses an estimate of the gradient. Its averages are fp32 whatever the weights' dtype."""
 
     grade = Grade.ZEROTH
     queries_per_step = "2q value"
     state = (*Optimizer.state, "estimate")
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: Z, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
-        self.estimate: Estimate = self.estimator(settings.zo, parameters, run.seed)
+        self.estimate: Estimate[Any] = self.estimator(settings.zo, parameters, run.seed)
 
-    estimator: type[Estimate] = Differences
+    estimator: type[Estimate[Any]] = Differences
 
     @property
     def lost_to_rounding(self) -> int:
@@ -43,7 +58,7 @@ class ZerothOrderOptimizer(Optimizer):
         return self.estimate(oracle)
 
 
-class ZOSGD(ZerothOrderOptimizer):
+class ZOSGD(ZerothOrderOptimizer["ZOSGD.Settings"]):
     """Descent along the estimate (ZO-SGD; MeZO, arXiv 2305.17333), or along its running sum with momentum.
 
     m <- momentum m + g;  x <- x - lr m
@@ -52,12 +67,11 @@ class ZOSGD(ZerothOrderOptimizer):
     source = "arXiv 1309.5549"
     state = (*ZerothOrderOptimizer.state, "mean")
 
-    class Settings(OptimizerSettings):
+    class Settings(ZerothOrderSettings):
         name: Literal["zo_sgd"] = "zo_sgd"
         momentum: float = Field(0.0, ge=0, lt=1)
-        zo: ZerothOrder = ZerothOrder()
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: Settings, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
         self.mean = zeros(parameters) if settings.momentum else []
 
@@ -69,7 +83,7 @@ class ZOSGD(ZerothOrderOptimizer):
         return self.mean or estimate
 
 
-class ZOSignSGD(ZerothOrderOptimizer):
+class ZOSignSGD(ZerothOrderOptimizer["ZOSignSGD.Settings"]):
     """The sign of the estimate, coordinate by coordinate (ZO-signSGD, Liu et al. 2019).
 
     With one sample and a dense direction u it is the sign of the slope times the signs of u.
@@ -77,9 +91,8 @@ class ZOSignSGD(ZerothOrderOptimizer):
 
     source = "openreview BJe-DsC5Fm"
 
-    class Settings(OptimizerSettings):
+    class Settings(ZerothOrderSettings):
         name: Literal["zo_sign_sgd"] = "zo_sign_sgd"
-        zo: ZerothOrder = ZerothOrder()
 
     @torch.no_grad()
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
@@ -87,7 +100,7 @@ class ZOSignSGD(ZerothOrderOptimizer):
         return LazyTensors(len(estimate), lambda i: estimate[i].sign())
 
 
-class ZOSlopeSign(ZerothOrderOptimizer):
+class ZOSlopeSign(ZerothOrderOptimizer["ZOSlopeSign.Settings"]):
     """Steps of equal length along the directions: 1/q sum_i sign(slope_i) u_i.
 
     Published code calls this ZO-signSGD, but takes the sign of one slope per direction, not of each coordinate.
@@ -95,9 +108,8 @@ class ZOSlopeSign(ZerothOrderOptimizer):
 
     source = "arXiv 2402.11592 (its code)"
 
-    class Settings(OptimizerSettings):
+    class Settings(ZerothOrderSettings):
         name: Literal["zo_slope_sign"] = "zo_slope_sign"
-        zo: ZerothOrder = ZerothOrder()
 
     class _Signs(Differences):
         def slopes(self, *query) -> list[float]:
@@ -106,17 +118,17 @@ class ZOSlopeSign(ZerothOrderOptimizer):
     estimator = _Signs
 
 
-class TwoMoments(ZerothOrderOptimizer):
+class TwoMoments(ZerothOrderOptimizer[Z]):
     """An optimizer with running averages of first and second moments."""
 
     state = (*ZerothOrderOptimizer.state, "mean", "square")
 
-    def __init__(self, settings: OptimizerSettings, parameters: Sequence[Tensor], run: Run) -> None:
+    def __init__(self, settings: Z, parameters: Sequence[Tensor], run: Run) -> None:
         super().__init__(settings, parameters, run)
         self.mean, self.square = zeros(parameters), zeros(parameters)
 
 
-class ZOAdam(TwoMoments):
+class ZOAdam(TwoMoments["ZOAdam.Settings"]):
     """Adam on the estimate (ZO-Adam, arXiv 2402.11592), with Adam's bias correction.
 
     m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  x <- x - lr mhat / (sqrt(vhat) + eps)
@@ -124,11 +136,10 @@ class ZOAdam(TwoMoments):
 
     source = "arXiv 2402.11592"
 
-    class Settings(OptimizerSettings):
+    class Settings(ZerothOrderSettings):
         name: Literal["zo_adam"] = "zo_adam"
         betas: tuple[Decay, Decay] = (0.9, 0.999)
         eps: float = Field(1e-8, gt=0)
-        zo: ZerothOrder = ZerothOrder()
 
     @torch.no_grad()
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
@@ -147,7 +158,14 @@ class ZOAdam(TwoMoments):
         return LazyTensors(len(self.mean), step)
 
 
-class RAdaZO(TwoMoments):
+class RAdaZOSettings(ZerothOrderSettings):
+    """betas: decay of the first moment, and of the average of squared first moments."""
+
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
+    eps: float = Field(1e-8, gt=0)
+
+
+class RAdaZO(TwoMoments[RAdaZOSettings]):
     """R-AdaZO (Shu et al. 2025, arXiv 2502.01014): Adam whose second moment comes from the *smoothed* estimate.
 
         m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) m^2;  x <- x - lr m / sqrt(v + eps)
@@ -157,13 +175,8 @@ class RAdaZO(TwoMoments):
 
     source = "arXiv 2502.01014"
 
-    class Settings(OptimizerSettings):
-        """betas: decay of the first moment, and of the average of squared first moments."""
-
+    class Settings(RAdaZOSettings):
         name: Literal["r_adazo"] = "r_adazo"
-        betas: tuple[Decay, Decay] = (0.9, 0.99)
-        eps: float = Field(1e-8, gt=0)
-        zo: ZerothOrder = ZerothOrder()
 
     @torch.no_grad()
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
@@ -189,17 +202,15 @@ class RAdaZOCode(RAdaZO):
 
     source = "arXiv 2502.01014 (its code)"
 
-    class Settings(OptimizerSettings):
+    class Settings(RAdaZOSettings):
         name: Literal["r_adazo_code"] = "r_adazo_code"
         betas: tuple[Decay, Decay] = (0.9, 0.999)
-        eps: float = Field(1e-8, gt=0)
-        zo: ZerothOrder = ZerothOrder()
 
     def scaled(self, mean: Tensor, square: Tensor) -> Tensor:
         return mean / square.sqrt().add_(self.settings.eps)
 
 
-class ZOMuon(ZerothOrderOptimizer):
+class ZOMuon(ZerothOrderOptimizer["ZOMuon.Settings"]):
     """Steps along the matrix sign of the estimate (ZO-Muon): U V' of its singular value decomposition U S V'.
 
         G <- U V' of each matrix of the estimate;  x <- x - lr G
@@ -211,22 +222,26 @@ class ZOMuon(ZerothOrderOptimizer):
 
     source = "arXiv 2602.17155"
 
-    class Settings(OptimizerSettings):
+    class Settings(ZerothOrderSettings):
         name: Literal["zo_muon"] = "zo_muon"
-        zo: ZerothOrder = ZerothOrder()
 
     @torch.no_grad()
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
         estimate = self.estimate(oracle)
         if isinstance(estimate, Factored):
-            return Factored([_signed(factors) for factors in estimate.factors])
+            return Factored([_signed_factors(factors) for factors in estimate.factors])
         return LazyTensors(len(estimate), lambda i: _signed(estimate[i]))
 
 
-def _signed(factors: Factors) -> Factors:
-    """The matrix sign, of A B' as factors again; of a vector nothing."""
+def _signed(tensor: Tensor) -> Tensor:
+    """The matrix sign; of a vector nothing."""
+    return _matrix_sign(tensor) if tensor.dim() == 2 else 0 * tensor
+
+
+def _signed_factors(factors: Factors) -> Factors:
+    """The matrix sign, of A B' as factors again."""
     if isinstance(factors, Tensor):
-        return _matrix_sign(factors) if factors.dim() == 2 else 0 * factors
+        return _signed(factors)
     (a, above), (b, below) = (torch.linalg.qr(factor) for factor in factors)
     return a @ _matrix_sign(above @ below.T), b
 
@@ -237,7 +252,7 @@ def _matrix_sign(matrix: Tensor) -> Tensor:
     return ((u * (s > s[0] * 1e-6)) @ v).to(matrix.dtype)
 
 
-class ZOConservative(ZerothOrderOptimizer):
+class ZOConservative(ZerothOrderOptimizer["ZOConservative.Settings"]):
     """The best of three: a step down the estimate, a step up it, or none (ZO-Conservative, arXiv 2402.11592).
 
     All three are compared on the step's batch, so the loss on it never rises if exactly this step is taken. A mix, or a
@@ -247,9 +262,8 @@ class ZOConservative(ZerothOrderOptimizer):
     source = "arXiv 2402.11592"
     queries_per_step = "2q value + 3 value"
 
-    class Settings(OptimizerSettings):
+    class Settings(ZerothOrderSettings):
         name: Literal["zo_conservative"] = "zo_conservative"
-        zo: ZerothOrder = ZerothOrder()
 
     @torch.no_grad()
     def direction(self, oracle: Oracle) -> Sequence[Tensor]:
@@ -260,7 +274,7 @@ class ZOConservative(ZerothOrderOptimizer):
         return LazyTensors(len(estimate), lambda i: estimate[i] * sign)
 
 
-class ForwardGradient(ZerothOrderOptimizer):
+class ForwardGradient(ZerothOrderOptimizer["ForwardGradient.Settings"]):
     """Descent along 1/q sum_i (gradient . u_i) u_i, the slopes by forward-mode differentiation (arXiv 2202.08587).
 
     Unbiased for the gradient itself: without a radius there is no smoothing and no rounding of differences.
@@ -270,6 +284,5 @@ class ForwardGradient(ZerothOrderOptimizer):
     queries_per_step = "1q directional"
     estimator = ForwardMode
 
-    class Settings(OptimizerSettings):
+    class Settings(DirectionsSettings):
         name: Literal["forward_gradient"] = "forward_gradient"
-        zo: RandomDirections = RandomDirections()

@@ -130,8 +130,10 @@ class CurvatureSample:
 class Oracle(Protocol):
     """Evaluates the objective on the step's batch. Within a step the batch is fixed and dropout is off."""
 
-    parameters: Sequence[Tensor]
-    """The trainable weights. Only the optimizer moves them, in place; a query leaves every bit of them alone."""
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """The trainable weights. Only the optimizer moves them, in place; a query leaves every bit of them alone."""
+        ...
 
     def values(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
         """Loss at each displacement (None: at the weights themselves): float64, shape (len(displacements),)."""
@@ -162,7 +164,39 @@ class Oracle(Protocol):
         ...
 
 
-class Metered:
+class Wrapping:
+    """An oracle that passes every query on to the one inside it; a subclass overrides the queries that it changes."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        return self.oracle.parameters
+
+    def values(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
+        return self.oracle.values(part, displacements)
+
+    def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[Tensor]:
+        return self.oracle.gradient(part, at)
+
+    def directional(self, part: Part, direction: Tensors, at: Displacement | None = None) -> float:
+        return self.oracle.directional(part, direction, at)
+
+    def curvature_sample(self) -> CurvatureSample:
+        return self.oracle.curvature_sample()
+
+    def hvp(self, part: Part, direction: Tensors, at: Displacement | None = None) -> list[Tensor]:
+        return self.oracle.hvp(part, direction, at)
+
+    def compressed(self, bits: int) -> None:
+        self.oracle.compressed(bits)
+
+    def stepped(self) -> None:
+        self.oracle.stepped()
+
+
+class Metered(Wrapping):
     """An oracle that counts the queries to the oracle inside it and passes them on.
 
     Around the outermost oracle it counts the optimizer's queries, which determine its grade. The innermost oracle
@@ -170,39 +204,32 @@ class Metered:
     """
 
     def __init__(self, oracle: Oracle) -> None:
-        self.oracle = oracle
+        super().__init__(oracle)
         self.queries = Queries()
-
-    @property
-    def parameters(self) -> Sequence[Tensor]:
-        return self.oracle.parameters
 
     def values(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
         self.queries.value += len(displacements)
-        return self.oracle.values(part, displacements)
+        return super().values(part, displacements)
 
     def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[Tensor]:
         self.queries.gradient += 1
-        return self.oracle.gradient(part, at)
+        return super().gradient(part, at)
 
     def directional(self, part: Part, direction: Tensors, at: Displacement | None = None) -> float:
         self.queries.directional += 1
-        return self.oracle.directional(part, direction, at)
+        return super().directional(part, direction, at)
 
     def curvature_sample(self) -> CurvatureSample:
         self.queries.curvature += 1
-        return self.oracle.curvature_sample()
+        return super().curvature_sample()
 
     def hvp(self, part: Part, direction: Tensors, at: Displacement | None = None) -> list[Tensor]:
         self.queries.curvature += 1
-        return self.oracle.hvp(part, direction, at)
+        return super().hvp(part, direction, at)
 
     def compressed(self, bits: int) -> None:
         self.queries.bits.add(bits)
-        self.oracle.compressed(bits)
-
-    def stepped(self) -> None:
-        self.oracle.stepped()
+        super().compressed(bits)
 
 
 def norm(tensors: Tensors) -> Tensor:
