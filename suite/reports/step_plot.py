@@ -12,6 +12,7 @@ from leaderboard.board.schema import Status
 from leaderboard.board.store import Board
 from leaderboard.ranking.rank import Ranking
 from suite.reports.figures import LINES, drawing, entry_name, figure_of, stem, style, write
+from suite.training.step_log import onset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +29,8 @@ POINTS = 200
 
 
 def plot_steps(board: Board, ranking: Ranking, folder: Path) -> list[Path]:
-    """Plot the runs of a ranking's entries whose steps are on the board; a cross is where a run diverged.
+    """Plot the runs of a ranking's entries whose steps are on the board; a ring is where a run began to diverge, a cross
+    where it ended.
 
     Raises:
         StorageError: the plot cannot be written. The previous file is still there.
@@ -56,6 +58,9 @@ def plot_steps(board: Board, ranking: Ranking, folder: Path) -> list[Path]:
                 axes.plot(xs, ys, of_entry[entry.entry], color=colour, alpha=0.8, linewidth=1, label=label)
                 if seed.status == Status.DIVERGED:
                     axes.plot(xs[-1:], ys[-1:], "x", color=colour, markersize=9, markeredgewidth=2)
+                    if began := onset(run):
+                        at = next((i for i, x in enumerate(xs) if x >= began[0] / max(run["step"])), len(xs))
+                        axes.plot(xs[at : at + 1], ys[at : at + 1], "o", color=colour, markersize=9, fillstyle="none")
                 else:
                     sound[name] += ys
         for axes, (name, (title, logarithmic)) in zip(panels, DRAWN.items(), strict=True):

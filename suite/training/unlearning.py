@@ -30,7 +30,7 @@ from suite.storage.stages import Artifact, StageStore
 from suite.training.anchors import Anchors
 from suite.training.batches import Batches
 from suite.training.saved_run import HasState, SavedRun
-from suite.training.step_log import FILE, StepLog
+from suite.training.step_log import FILE, StepLog, onset
 from suite.training.weight_change import change
 from tasks.task import Example, Task, examples_digest
 
@@ -214,7 +214,7 @@ class _Unlearning:
                 self.log.after(self.done + 1, time.perf_counter() - started)
             except Diverged as error:
                 self.log.after(self.done + 1, time.perf_counter() - started)
-                status, reason = "diverged", f"step {self.done + 1} of {spec.steps}: {error}"
+                status, reason = "diverged", f"step {self.done + 1} of {spec.steps}: {error}{self._began()}"
                 break
             self.done += 1
             if every and self.done % every == 0 and self.done < spec.steps:
@@ -233,7 +233,8 @@ class _Unlearning:
         cost = self.oracle.queries.as_dict()
         with self._exported() as model:
             if not all(bool(p.isfinite().all()) for p in model.parameters()):
-                status, reason = "diverged", f"weights are not finite after step {self.done} of {spec.steps}"
+                reason = f"weights are not finite after step {self.done} of {spec.steps}{self._began()}"
+                status = "diverged"
             save(model, self.encoder.tokenizer, folder / "final")
             digest = weights_digest(model)
             changed = change(self.adapter.before, model)
@@ -250,6 +251,11 @@ class _Unlearning:
             "drowned": getattr(self.optimizer, "lost_to_rounding", None),  # its name on the board, kept
             "observed": observed,
         }
+
+    def _began(self) -> str:
+        """Where a run began to diverge, as the end of its reason."""
+        began = onset(self.log.columns())
+        return f"; it began at step {began[0]}, where {began[1]} left its range" if began else ""
 
     def _exported(self) -> AbstractContextManager[torch.nn.Module]:
         """The model with the weights to export now: smoothed, merged, edited, and rounded once. Training is unaffected.
