@@ -29,8 +29,8 @@ POINTS = 200
 
 
 def plot_steps(board: Board, ranking: Ranking, folder: Path) -> list[Path]:
-    """Plot the runs of a ranking's entries whose steps are on the board; a ring is where a run began to diverge, a cross
-    where it ended.
+    """Plot the runs of a ranking's entries whose steps are on the board; where one began to diverge is a ring, where it
+    ended a cross.
 
     Raises:
         StorageError: the plot cannot be written. The previous file is still there.

@@ -18,7 +18,7 @@ def row_of(**changes: Any) -> dict[str, Any]:
     numbers = ("forget_loss", "retain_loss", "gradient_norm", "update_norm", "lr", "seconds")
     counts = ("value_queries", "gradient_queries", "curvature_queries")
     row = {"trial": "t", "request": "all", "step": [1, 2, 3]}
-    return row | dict.fromkeys(numbers, [0.1, None, 0.3]) | dict.fromkeys(counts, [1, 2, 3]) | changes
+    return row | {name: [0.1, None, 0.3] for name in numbers} | {name: [1, 2, 3] for name in counts} | changes
 
 
 ROWS: dict[str, tuple[dict[str, Any], str]] = {
