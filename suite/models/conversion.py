@@ -24,8 +24,9 @@ from suite.models.layout import Layout, listed, skeleton
 from suite.models.weight_files import FLOATS, Header
 
 if TYPE_CHECKING:
-    from suite.models.causal_lm import CausalLM
     from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+    from suite.models.causal_lm import CausalLM
 
 State = dict[str, Tensor]
 

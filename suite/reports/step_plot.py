@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from leaderboard.board.schema import Status
 from leaderboard.board.store import Board
 from leaderboard.ranking.rank import Ranking
@@ -92,7 +94,7 @@ def _finish(axes: Axes, title: str, logarithmic: bool, sound: Sequence[float]) -
     axes.set_xlabel("share of the run", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.2)
-    if logarithmic and any(len(line.get_xdata()) for line in axes.lines):
+    if logarithmic and any(np.size(line.get_xdata()) for line in axes.lines):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     elif sound:

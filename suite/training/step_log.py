@@ -48,7 +48,8 @@ class StepLog:
 
     def __init__(self, oracle: LossOracle, optimizer: Optimizer, asked: Queries) -> None:
         self._oracle, self._optimizer, self._asked = oracle, optimizer, asked
-        self._rows: list[list[Tensor | float | None]] = []
+        self._rows: list[list[float | None]] = []
+        self._unread: list[list[Tensor | float | None]] = []  # a device is not waited for after every step
         total = sum(p.numel() for p in oracle.parameters)
         self._stride = max(1, -(-total // WATCHED))
         self._watched = [p.detach().view(-1)[:: self._stride] for p in oracle.parameters]
@@ -68,28 +69,25 @@ class StepLog:
             step: its number, from 1.
             seconds: since the run began.
         """
-        forget, retain, gradient = self._oracle.seen.take()
-        if gradient is None:
-            gradient = self._optimizer.estimate_norm
+        forget, retain, seen = self._oracle.seen.take()
+        gradient = self._optimizer.estimate_norm if seen is None else seen
         moved = torch.stack(torch._foreach_norm(torch._foreach_sub(self._watched, self._before))).norm()
         asked = self._asked
         update = moved / math.sqrt(self._share)
         queries = asked.value + asked.directional, asked.gradient, asked.curvature
-        self._rows.append([step, forget, retain, gradient, update, self._lr, *queries, seconds])
+        self._unread.append([step, forget, retain, gradient, update, self._lr, *queries, seconds])
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self._rows = list(saved["rows"])
+        self._rows, self._unread = list(saved["rows"]), []
 
     def rows(self) -> list[list[float | None]]:
         """Plain numbers; one that is not finite is null."""
-        for row in reversed(self._rows):
-            if not any(isinstance(value, Tensor) for value in row):
-                break
-            row[:] = [float(value) if isinstance(value, Tensor) else value for value in row]
-        return [[v if v is None or math.isfinite(v) else None for v in row] for row in self._rows]  # type: ignore[arg-type]
+        self._rows += [[_plain(value) for value in row] for row in self._unread]
+        self._unread.clear()
+        return list(self._rows)
 
     def columns(self) -> dict[str, Sequence[float | None]]:
         """The log, column by column."""
@@ -100,6 +98,11 @@ class StepLog:
         columns = self.columns().values()
         arrays = [pa.array(column, kind) for column, kind in zip(columns, TYPES.values(), strict=True)]
         pq.write_table(pa.table(arrays, names=list(COLUMNS)), path)
+
+
+def _plain(value: Tensor | float | None) -> float | None:
+    number = float(value) if isinstance(value, Tensor) else value
+    return number if number is not None and math.isfinite(number) else None
 
 
 def onset(log: Mapping[str, Sequence[Any]]) -> tuple[int, str] | None:

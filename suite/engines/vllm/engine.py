@@ -69,7 +69,7 @@ class _PendingJob:
 
     job: Job
     questions: Questions
-    reply: Any
+    reply: ray.ObjectRef[PoolReply]
     texts: Sequence[Encoded]
     scores: dict[Encoded, Score]
     norms: Sequence[float]
@@ -112,7 +112,7 @@ class VllmEngine:
         }
 
     def submit(self, jobs: Iterable[Job]) -> Iterator[JobResult]:
-        pending: dict[Any, _PendingJob] = {}
+        pending: dict[ray.ObjectRef[PoolReply], _PendingJob] = {}
         for job in jobs:
             try:
                 outcome = self._start_job(job)
@@ -244,7 +244,7 @@ class VllmEngine:
             for r in questions.generation_requests
         )
 
-    def _finished(self, pending: dict[Any, _PendingJob], at_least: int) -> Iterator[JobResult]:
+    def _finished(self, pending: dict[ray.ObjectRef[PoolReply], _PendingJob], at_least: int) -> Iterator[JobResult]:
         """Yield the results of finished jobs, waiting for at least so many."""
         ready, _ = (
             ray.wait(list(pending), num_returns=at_least)
