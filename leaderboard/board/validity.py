@@ -127,7 +127,8 @@ def _steps() -> Iterator[Rule]:
     yield Rule("list_count(step) < len(step) OR list_min(step) < 1", "its steps are not numbers from 1")
     for field in schema.STEPS:
         if pa.types.is_list(field.type) and field.name != "step":
-            yield Rule(f"len({field.name}) <> len(step)", f"it has not one {field.name} for each step")
+            missing = "FALSE" if schema.role(field) is Role.OBSERVED else f"{field.name} IS NULL"
+            yield Rule(f"{missing} OR len({field.name}) <> len(step)", f"it has not one {field.name} for each step")
 
 
 def _pair() -> Rule:

@@ -45,14 +45,14 @@ def print_comparison(comparison: Comparison) -> None:
 
 def _row(line: Line, seeds: list[str]) -> list[str]:
     found = line.difference
-    plain = line.plain.estimate if line.plain else None
+    plain = f"{_two(line.plain.estimate)} {_range(*line.plain.over_items)}" if line.plain else "–"
     return [
         line.label,
         *map(_two, (line.one, line.other, found.estimate)),
         _range(found.low, found.high),
         "–" if found.p is None else f"{found.p:.2g}",
         _range(*found.over_items),
-        "–" if plain is None else f"{_two(plain)} {_range(*line.plain.over_items)}",
+        plain,
         *(_two(found.per_seed[seed]) for seed in seeds),
     ]
 

@@ -62,13 +62,13 @@ def eval_(
     splits = list(Split) if split == BOTH_SPLITS else [split]
     if cross_check:
         _cross_check(
-            *(checkpoint, task, {"splits": splits, "limit": limit or CROSS_CHECK_LIMIT, "also": also or ()}),
-            *(
-                model_settings(dtype, template, template_arg),
-                {"device": device, "threads": threads},
-                tensor_parallel,
-                as_json,
-            ),
+            checkpoint,
+            task,
+            {"splits": splits, "limit": limit or CROSS_CHECK_LIMIT, "also": also or ()},
+            model_settings(dtype, template, template_arg),
+            {"device": device, "threads": threads},
+            tensor_parallel,
+            as_json,
         )
         return
     result = measure_from_options(

@@ -61,13 +61,14 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
                 for name, extra in EXTRAS.items()
             ]
         case Axis.METRICS:
-            from tasks.scoring import METRICS, SUMMARIES
+            from tasks.scoring import METRICS, SUMMARIES, Metric, SummaryMetric
 
+            metrics: list[Metric | SummaryMetric] = [*METRICS.values(), *SUMMARIES.values()]
             probe = {m.name: str(m.kind) for m in METRICS.values()}
             probe |= {m.name: f"summary beside {m.against}" if m.against else "summary" for m in SUMMARIES.values()}
             return [
                 {"name": m.name, "probe": probe[m.name], "more knowledge": "up" if m.up else "down", "source": m.source}
-                for m in (*METRICS.values(), *SUMMARIES.values())
+                for m in metrics
             ]
         case Axis.OPTIMIZERS:
             from suite.optimizers import OPTIMIZERS
@@ -98,14 +99,16 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
             ]
         case _:
             from suite.adapters import ADAPTERS
+            from suite.config.registry import Registry
             from suite.objectives import OBJECTIVES
             from suite.smoothing import SMOOTHINGS
 
-            registry = {
+            registries: dict[Axis, Registry[Any]] = {
                 Axis.OBJECTIVES: OBJECTIVES,
                 Axis.SMOOTHINGS: SMOOTHINGS,
                 Axis.ADAPTERS: ADAPTERS,
-            }[axis]
+            }
+            registry = registries[axis]
             return [{"name": name, "summary": registry.summary(name)} for name in registry]
 
 

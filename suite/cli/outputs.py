@@ -66,7 +66,7 @@ def _status(path: Path) -> os.stat_result | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _error(path, error.errno, ELSEWHERE) from None
+        raise _error(path, error.errno or errno.EIO, ELSEWHERE) from None
 
 
 def _check_folder(folder: Path, path: Path) -> None:

@@ -64,20 +64,20 @@ def print_ranking(ranking: Ranking) -> None:
     view.add_column("s", justify="right")
     for entry in ranking.entries:
         numbers = ranking.shown(entry)
-        matched_numbers = entry.matched
-        extra = [matched_numbers and matched_numbers.mixing_weight] * ranking.matched
-        extra += [matched_numbers and matched_numbers.barrier] * barriers
-        extra += [matched_numbers and matched_numbers.score] * matched_score
+        there = entry.matched
+        extra = [there.mixing_weight if there else None] * ranking.matched
+        extra += [there.barrier if there else None] * barriers
+        extra += [there.score if there else None] * matched_score
         view.add_row(
             str(entry.rank or "–"),
             _text(entry.label),
             _text(entry.grade or "–"),
             *[Text("\n".join(map(shortened, entry.engines)) or "–")] * mixes,
-            _number(numbers and numbers.score),
-            _number(numbers and numbers.forgetting),
-            _number(numbers and numbers.robustness, dim=entry.did_not_forget),
-            _number(numbers and numbers.robustness_harmonic, dim=entry.did_not_forget),
-            _number(numbers and numbers.utility),
+            _number(numbers.score if numbers else None),
+            _number(numbers.forgetting if numbers else None),
+            _number(numbers.robustness if numbers else None, dim=entry.did_not_forget),
+            _number(numbers.robustness_harmonic if numbers else None, dim=entry.did_not_forget),
+            _number(numbers.utility if numbers else None),
             *map(_number, extra),
             _worst(numbers, ranking),
             _count(entry.cost.value_calls),
@@ -117,10 +117,11 @@ def print_ranking(ranking: Ranking) -> None:
         out.print(Text(visible(f"{search_text(search)} ({', '.join(of[:MOST_NAMED])}{more})"), style="dim"))
     if undeclared := len(ranking.entries) - len({name for search in ranking.searches for name in search.entries}):
         out.print(Text(f"no search declared: {undeclared} entr{'y' if undeclared == 1 else 'ies'}", style="dim"))
+    own = ranking.group
     for group in ranking.left_out:
-        if not ranking.group.differs_only_in_engines(group):
+        if own is not None and not own.differs_only_in_engines(group):
             engines = shortened(", ".join(group.engines)) or "no engine"
-            other = " and ".join(ranking.group.differences(group))
+            other = " and ".join(own.differences(group))
             trials = f"{group.trials} trial{'s' * (group.trials != 1)}"
             out.print(Text(f"left out: {trials} with other {other} ({engines})", style="dim"))
     if ranking.left_out_by_engine:
@@ -174,10 +175,11 @@ def _worst(numbers: Numbers | None, ranking: Ranking) -> Text:
     if numbers is None or numbers.worst_attack is None:
         return Text("–")
     attack = numbers.worst_attack
+    recovery = numbers.recovery[attack].value
     often = numbers.worst_share.get(attack)
     share = "" if often is None else f" {often:.0%}"
     per_item = "" if numbers.per_item.value is None else f"\nany {rounded(numbers.per_item.value)}"
-    worst = f"{rounded(numbers.recovery[attack].value)} {ranking.attack_labels.get(attack, attack)}{share}"
+    worst = f"{'–' if recovery is None else rounded(recovery)} {ranking.attack_labels.get(attack, attack)}{share}"
     return Text(f"{shortened(worst)}{per_item}")
 
 

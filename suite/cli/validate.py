@@ -39,8 +39,8 @@ def validate(
     nulls = len(random_changes(beside, {s.id: 1.0 for s in beside}, bool(plan.measure.nulls), len(beside)))
     if as_json:
         listed = [{"trial": s.id, "label": s.label, "spec": s.canonical, "cost": c.as_dict()} for s, c in checked]
-        search = plan.search.changed() if search else None
-        found = {"valid": True, "search": search, "trials": listed, "null_trials": nulls}
+        searched = plan.search.changed() if search else None
+        found = {"valid": True, "search": searched, "trials": listed, "null_trials": nulls}
         print_json({**found, "places": asdict(placement)})
         return
     rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -74,7 +75,7 @@ def connect(address: str | None = None, *, first_gpu: bool = True) -> None:
             ray.init(
                 address=address or "local",
                 log_to_driver=False,
-                logging_level="CRITICAL",  # a lost worker is our message, not a traceback
+                logging_level=logging.CRITICAL,  # a lost worker is our message, not a traceback
                 runtime_env={"env_vars": variables},
                 job_config=_OwnModules(),
                 **local_options,

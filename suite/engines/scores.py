@@ -140,8 +140,8 @@ def _packed(
         longest = max((len(requests[i].text.ids) for i in row_scores), default=0) - 1
         if row.branches and longest > packing.checked:
             plain = score_plainly(model, [requests[i] for i in row_scores], batch_tokens)
-            ways = ([x for score in way for x in score.logprobs] for way in (row_scores.values(), plain))
-            if not packing.compare(*ways, longest, model.dtype):
+            fast, slow = ([x for score in way for x in score.logprobs] for way in (row_scores.values(), plain))
+            if not packing.compare(fast, slow, longest, model.dtype):
                 return []
         scores |= row_scores
     again = [i for i in range(len(requests)) if i not in scores]

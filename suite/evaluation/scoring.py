@@ -160,7 +160,7 @@ class Scorer:
                 kind = SUMMARIES[metric]
                 other = self._reference(measured, kind.against) if kind.against else None
                 number = _failed(measured) or summarise(
-                    metric, _tables(summary, samples), other and _tables(summary, other)
+                    metric, _tables(summary, samples), _tables(summary, other) if other else None
                 )
                 yield self._row(measured, trial, summary.name, summary.subset, metric, number, _direction(kind))
 
@@ -180,8 +180,8 @@ class Scorer:
         direction: str | None = None,
         role: tuple[str | None, float | None] = (None, None),
     ) -> Row:
-        own = measured.subject in ANCHORS or self.scale is None
-        anchors, anchor_ids = (self.anchors, self.anchor_ids) if own else self.scale
+        scale = None if measured.subject in ANCHORS else self.scale
+        anchors, anchor_ids = scale or (self.anchors, self.anchor_ids)
         return {
             "trial": trial,
             "subject": measured.subject,

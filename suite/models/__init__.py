@@ -4,6 +4,7 @@ Nothing here depends on unlearning.
 """
 
 __all__ = [
+    "causal_lm",
     "checkpoints",
     "config_file",
     "conversion",

@@ -159,7 +159,7 @@ def lora_config(file: Path) -> Any:
     from peft import LoraConfig  # seconds to import
 
     settings = adapter_settings(file)
-    start = settings.get("init_lora_weights")
+    start: Any = settings.get("init_lora_weights")
     given = {key: settings[key] for key in PASSED if settings.get(key) is not None}
     with library(file, "adapter", CheckpointError):
         return LoraConfig(

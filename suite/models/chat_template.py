@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from suite.config.errors import SpecError
 from suite.config.settings import nearest
@@ -68,12 +68,12 @@ class ChatTemplate:
         told = json.dumps([source, dict(sorted(self.args.items()))], ensure_ascii=True)
         self.digest = hashlib.sha256(told.encode()).hexdigest()[:8]
         self._date = datetime.strptime(str(self.args.get("date_string", DATE)), DATE_FORMAT)
-        self._values = {name: value for name, value in self.args.items() if name != "system"}
+        self._values: dict[str, Any] = {name: value for name, value in self.args.items() if name != "system"}
         self.system = [{"role": "system", "content": str(self.args["system"])}] if "system" in self.args else []
         rehearse_template(tokenizer, self._values, self._date, self.system)
         self._read_turns(thinks=any(given.get(name) and "think" in name for name in given))
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, answers: bool = True) -> str:
+    def render(self, messages: Sequence[dict[str, str]], *, answers: bool = True) -> str:
         """The text of a conversation.
 
         Args:
@@ -83,7 +83,7 @@ class ChatTemplate:
             SpecError: the template refuses it.
         """
         try:
-            return self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 list(messages),
                 add_generation_prompt=answers,
                 tokenize=False,
@@ -95,6 +95,7 @@ class ChatTemplate:
                 f"{self._where} refuses a conversation of {len(messages)} turns: "
                 f"{one_line(error)}. Use model.template=plain"
             ) from None
+        return str(text)  # as tokenize=False says
 
     def _read_turns(self, thinks: bool) -> None:
         """Read off a short conversation what is around an answer.
@@ -135,7 +136,7 @@ class ChatTemplate:
             "parts in place of a text). Use model.template=plain"
         )
 
-    def _tried(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _tried(self, messages: Sequence[dict[str, str]]) -> str:
         """The text of a conversation; none where the template refuses it: then nobody asks with such a one."""
         try:
             return self.render(messages, answers=False)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from warnings import catch_warnings, simplefilter
 
 import torch
@@ -26,18 +26,23 @@ from suite.models.folder import library
 from suite.models.layout import dtype_of, listed, load_state, skeleton, untie
 from suite.models.weight_files import FLOATS, Header, open_tensors, read_headers, shapes_of, weight_files
 
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
+
 
 class Checkpoint(Protocol):
     """Weights, and the architecture that they belong to."""
 
-    architecture: Path
-    """Folder with config.json and the tokenizer's files."""
+    @property
+    def architecture(self) -> Path:
+        """Folder with config.json and the tokenizer's files."""
+        ...
 
     def state(self) -> State:
         """Tensors by name, on the CPU. A tied tensor may be listed under only one of its names."""
         ...
 
-    def model(self, device: torch.device | str = "cpu") -> torch.nn.Module:
+    def model(self, device: torch.device | str = "cpu") -> CausalLM:
         """A new model with these weights, in eval mode."""
         ...
 
@@ -57,12 +62,9 @@ class KeyedCheckpoint:
 
 
 class _Loadable:
-    architecture: Path
+    """Makes a checkpoint's model of its state."""
 
-    def state(self) -> State:
-        raise NotImplementedError
-
-    def model(self, device: torch.device | str = "cpu") -> torch.nn.Module:
+    def model(self: Checkpoint, device: torch.device | str = "cpu") -> CausalLM:
         state = self.state()
         try:
             model = skeleton(self.architecture, dtype_of(state))
@@ -75,7 +77,7 @@ class _Loadable:
         return model.to(device)
 
 
-def _say_whether_tied(model: nn.Module) -> None:
+def _say_whether_tied(model: CausalLM) -> None:
     """Write into a model's config that its output layer is not that of its embeddings, where the weights say so."""
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not embeddings.weight:
@@ -91,7 +93,7 @@ class SavedCheckpoint(_Loadable):
     dtype: torch.dtype | None = None
 
     @property
-    def architecture(self) -> Path:  # type: ignore[override]
+    def architecture(self) -> Path:
         return self.path
 
     @property
@@ -163,7 +165,7 @@ class LoraCheckpoint(_Loadable):
     WEIGHTS: ClassVar[str] = "adapter_model.safetensors"
 
     @property
-    def architecture(self) -> Path:  # type: ignore[override]
+    def architecture(self) -> Path:
         return self.base.architecture
 
     @property
@@ -223,7 +225,8 @@ class LoraCheckpoint(_Loadable):
                     "with its own config"
                 )
             tensors = {name: torch.empty(header.shape) for name, header in given.items()}
-            unknown = set_peft_model_state_dict(adapted, tensors).unexpected_keys
+            loaded: Any = set_peft_model_state_dict(adapted, tensors)  # peft annotates it with no type
+            unknown = loaded.unexpected_keys
             _part_tied(adapted)
             adapted.merge_and_unload()
         if unknown:
@@ -294,7 +297,7 @@ class EditedCheckpoint(_Loadable):
     name: str
 
     @property
-    def architecture(self) -> Path:  # type: ignore[override]
+    def architecture(self) -> Path:
         return self.base.architecture
 
     def state(self) -> State:
@@ -361,8 +364,8 @@ def heads_of(folder: Path) -> Heads:
 def weights_digest(model: torch.nn.Module) -> str:
     """SHA-256 over the names, shapes, dtypes and bytes of a model's weights; tied tensors count once."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(dict(model.named_parameters()).items()):
-        tensor = tensor.detach().cpu().contiguous()
+    for name, parameter in sorted(dict(model.named_parameters()).items()):
+        tensor = parameter.detach().cpu().contiguous()
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
         digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()

@@ -13,15 +13,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from suite.config.errors import CheckpointError
 from suite.models.folder import library, one_line
 from suite.models.layout import Layout, listed, skeleton
 from suite.models.weight_files import FLOATS, Header
+
+if TYPE_CHECKING:
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+    from suite.models.causal_lm import CausalLM
 
 State = dict[str, Tensor]
 
@@ -55,8 +60,8 @@ class Form:
     words: frozenset[str]
     ignored: re.Pattern[str] | None
     prefix: str
-    renamings: tuple[Any, ...]
-    converters: tuple[Any, ...]
+    renamings: list[WeightRenaming]
+    converters: list[WeightConverter]
 
     @classmethod
     def of(cls, folder: Path, dtype: torch.dtype) -> Form:
@@ -76,11 +81,10 @@ class Form:
 
     @classmethod
     def _made(cls, folder: Path, dtype: torch.dtype) -> Form:
-        from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
         model = _empty(folder, dtype)
-        mapping = get_model_conversion_mapping(model)
+        steps = _conversion(model)
         patterns = set(model._keys_to_ignore_on_load_unexpected or ())
         return cls(
             folder,
@@ -90,8 +94,8 @@ class Form:
             frozenset(_word_tensors(model)),
             re.compile("|".join(f"({pattern})" for pattern in sorted(patterns))) if patterns else None,
             model.base_model_prefix,
-            tuple(one for one in mapping if isinstance(one, WeightRenaming)),
-            tuple(one for one in mapping if isinstance(one, WeightConverter)),
+            [one for one in steps if isinstance(one, WeightRenaming)],
+            [one for one in steps if isinstance(one, WeightConverter)],
         )
 
     def counted(self, headers: Mapping[str, Header]) -> dict[str, Header]:
@@ -139,7 +143,6 @@ class Form:
         Raises:
             CheckpointError: a tensor is missing, unknown, of another shape, or cannot be converted, by name.
         """
-        from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
         from transformers.utils import logging
@@ -151,7 +154,7 @@ class Form:
             device_map={"": device},
             dtype=self.dtype,
             dtype_plan=model._get_dtype_plan(self.dtype),
-            weight_mapping=get_model_conversion_mapping(model),
+            weight_mapping=_conversion(model),
         )
         with library(self.folder, "weights", CheckpointError):
             found, _ = convert_and_load_state_dict_in_model(model, dict(tensors), settings)
@@ -206,7 +209,7 @@ class Form:
         return bool(mask or LEFT_OVER.search(name) or (self.ignored and self.ignored.search(found)))
 
 
-def _word_tensors(model: nn.Module) -> Iterator[str]:
+def _word_tensors(model: CausalLM) -> Iterator[str]:
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         yield from (f"{name}.weight" for name, module in model.named_modules() if module is layer)
 
@@ -214,9 +217,17 @@ def _word_tensors(model: nn.Module) -> Iterator[str]:
 _FORMS: dict[tuple[bytes, torch.dtype], Form] = {}
 
 
-def _empty(folder: Path, dtype: torch.dtype) -> nn.Module:
+def _empty(folder: Path, dtype: torch.dtype) -> CausalLM:
     with torch.device("meta"):
         return skeleton(folder, dtype)
+
+
+def _conversion(model: CausalLM) -> list[WeightConverter | WeightRenaming]:
+    """What transformers does to a checkpoint's tensors, in this order."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+    return [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightConverter | WeightRenaming)]
 
 
 def prevailing(headers: Mapping[str, Header]) -> torch.dtype:

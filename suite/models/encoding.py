@@ -167,7 +167,7 @@ class Encoder:
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """Generated text without special tokens, cut at the first stop text and stripped."""
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = self._text_of(ids)
         return text[: min((text.index(s) for s in stop if s in text), default=len(text))].strip()
 
     def stops(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
@@ -177,7 +177,7 @@ class Encoder:
         # A token has at least one byte, so this many hold the longest stop text; one more, as some decoders strip the
         # first one.
         reach = max(len(s.encode()) for s in stop) + 1
-        text = self.tokenizer.decode(ids[-reach:], skip_special_tokens=True)
+        text = self._text_of(ids[-reach:])
         return any(s in text for s in stop)
 
     def stop_ids(self, stop: Sequence[str]) -> frozenset[int]:
@@ -191,7 +191,10 @@ class Encoder:
 
     def cut(self, text: str, tokens: int) -> str:
         """The beginning of a text: so many tokens, special tokens counted but not decoded."""
-        return self.tokenizer.decode(self._joined(PromptText(text, True), "").ids[:tokens], skip_special_tokens=True)
+        return self._text_of(self._joined(PromptText(text, True), "").ids[:tokens])
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))  # one text, not a list of them
 
     def _text(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,9 +100,14 @@ def matrices_of(model: nn.Module) -> dict[str, Stored]:
     return {name: stored for name, _, stored in weights_of(model) if stored is not None}
 
 
-def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList | None:
+def config_of(model: object) -> Any:
+    """The config of a transformers model; None where it has none."""
+    return getattr(model, "config", None)
+
+
+def blocks_of(model: object) -> torch.nn.ModuleList | None:
     """The blocks of a transformers model: the outermost module list with as many entries as the config has layers."""
-    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    count = getattr(config_of(model), "num_hidden_layers", None)
     if count is None or not isinstance(model, torch.nn.Module):
         return None
     return next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count), None)
@@ -109,7 +115,7 @@ def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList | None:
 
 def carries_state(model: nn.Module) -> bool:
     """Whether a model has layers that carry a state or mix neighbours, where padding is not masked as in attention."""
-    config = getattr(model, "config", None)
+    config = config_of(model)
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
     return (
         bool(getattr(model, "_is_stateful", False))
@@ -123,7 +129,7 @@ def counts_columns(model: nn.Module) -> bool:
 
     GPT-Neo's local layers do. Texts that share a row, or a cache whose rows have different lengths, get wrong windows.
     """
-    kinds = getattr(getattr(model, "config", None), "attention_layers", None)
+    kinds = getattr(config_of(model), "attention_layers", None)
     return isinstance(kinds, list | tuple) and "local" in kinds
 
 
@@ -133,7 +139,7 @@ def rope_switch(model: nn.Module) -> int | None:
     LongRoPE (Phi-3, Phi-4-mini) has a table for short texts and one for long ones, and takes for all texts of a batch
     that of the longest.
     """
-    config = getattr(model, "config", None)
+    config = config_of(model)
     rope = getattr(config.get_text_config(), "rope_parameters", None) if config is not None else None
     kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))] if isinstance(rope, dict) else []
     lengths = (one.get("original_max_position_embeddings") for one in kinds if one.get("rope_type") == "longrope")
@@ -148,7 +154,7 @@ def _stored(module: nn.Module, own: str, parameter: nn.Parameter) -> Stored | No
     if isinstance(module, Conv1D):
         return Stored(transposed=True)
     if type(module).__name__ == "DbrxExpertGLU":  # all experts' rows in one matrix
-        return Stored(module.moe_num_experts, transposed=own == "w2")
+        return Stored(vars(module)["moe_num_experts"], transposed=own == "w2")
     transposed = EXPERTS.get(type(module).__name__, getattr(module, "is_transposed", None))
     if parameter.ndim == 3 and transposed is not None:
         return Stored(len(parameter), transposed)

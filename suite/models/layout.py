@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,17 @@ from suite.config.errors import CheckpointError
 from suite.models.config_file import read_config
 from suite.models.folder import library
 
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
+
+INITIALIZED = "_is_hf_initialized"
+"""The mark of what transformers leaves alone when it initializes a model."""
+
 SHOWN = 3
 """Names in a message."""
 
 
-def skeleton(architecture: Path, dtype: torch.dtype) -> nn.Module:
+def skeleton(architecture: Path, dtype: torch.dtype) -> CausalLM:
     """A model of this architecture with arbitrary weights, in eval mode.
 
     Raises:
@@ -32,14 +39,14 @@ def skeleton(architecture: Path, dtype: torch.dtype) -> nn.Module:
     # Random initialization takes a hundred times as long as allocation. Where a module draws its weights all the same,
     # the caller's random state must not change.
     with library(architecture, "model", CheckpointError), no_init_weights(), torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
+        model: CausalLM = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
         model.tie_weights()  # otherwise done by the initialization
         _widen(model, dtype)
         _compute_constants(model)
     return model
 
 
-def _compute_constants(model: nn.Module) -> None:
+def _compute_constants(model: CausalLM) -> None:
     """Compute the buffers that no checkpoint holds (angles of positions) in fp32.
 
     As `from_pretrained` does. `from_config` computes them in the model's own dtype: GPT-J's and CodeGen's in bf16 turn
@@ -48,13 +55,13 @@ def _compute_constants(model: nn.Module) -> None:
     if any(tensor.is_meta for tensor in model.buffers()):
         return
     for tensor in model.state_dict(keep_vars=True).values():
-        tensor._is_hf_initialized = True  # to be left alone
+        setattr(tensor, INITIALIZED, True)
     for module in model.modules():
-        module._is_hf_initialized = not module._non_persistent_buffers_set
+        setattr(module, INITIALIZED, not module._non_persistent_buffers_set)
     model.initialize_weights()
 
 
-def _widen(model: nn.Module, dtype: torch.dtype) -> None:
+def _widen(model: CausalLM, dtype: torch.dtype) -> None:
     """Keep in fp32 what transformers keeps in fp32 in a model of fewer bits: a router's correction, for instance.
 
     As `from_pretrained` does, and `from_config` does not.
@@ -127,7 +134,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return same or torch.equal(one, other)
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_state(model: CausalLM, state: Mapping[str, Tensor]) -> None:
     """Copy weights into a model of the same architecture, in place.
 
     Tensors that the architecture ties and that these weights give different values are untied, as transformers does.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,21 +15,38 @@ from suite.models.encoding import Tokens
 from suite.models.layers import blocks_of
 
 
-def answer_logits(model: torch.nn.Module, tokens: Tokens) -> Tensor:
+class LanguageModel(Protocol):
+    """A causal language model, or what stands for one."""
+
+    def __call__(self, *, input_ids: Tensor, **options: Any) -> Any:
+        """An output as transformers' models give it, with `logits`."""
+        ...
+
+
+@runtime_checkable
+class Replicated(Protocol):
+    """One model at several displacements, evaluated together."""
+
+    replicated: torch.nn.Module
+
+    def hidden_states(self, tokens: Tokens, layer: int) -> Tensor: ...
+
+
+def answer_logits(model: LanguageModel, tokens: Tokens) -> Tensor:
     """Logits that predict positions start..length-1 of each sequence: (sequences, length - start, vocabulary), fp32.
 
     Where the architecture allows it, the output layer runs on these positions alone: for a small model it is a fifth of
     the computation.
     """
     length = tokens.ids.shape[1]
-    if _keeps_logits(type(getattr(model, "replicated", model))):
+    if _keeps_logits(model.replicated if isinstance(model, Replicated) else model):
         logits = model(input_ids=tokens.ids, use_cache=False, logits_to_keep=length - tokens.start + 1).logits
     else:
         logits = model(input_ids=tokens.ids, use_cache=False).logits[:, tokens.start - 1 :]
     return logits[:, :-1].float()
 
 
-def logits_at(model: torch.nn.Module, positions: Sequence[int], **inputs: Any) -> Tensor:
+def logits_at(model: LanguageModel, positions: Sequence[int], **inputs: Any) -> Tensor:
     """Logits at the given positions of each sequence: (sequences, positions, vocabulary), fp32.
 
     Args:
@@ -37,7 +54,7 @@ def logits_at(model: torch.nn.Module, positions: Sequence[int], **inputs: Any) -
     """
     at = torch.tensor(positions, device=inputs["input_ids"].device)
     inputs = {"use_cache": "past_key_values" in inputs, **inputs}
-    if _keeps_logits(type(model)):
+    if _keeps_logits(model):
         return model(logits_to_keep=at, **inputs).logits.float()
     return model(**inputs).logits[:, at].float()
 
@@ -56,13 +73,13 @@ def token_logprobs(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     return ((chosen - logits.logsumexp(-1)).double()).masked_fill(~mask, 0.0)
 
 
-def sequence_logprobs(model: torch.nn.Module, tokens: Tokens) -> Tensor:
+def sequence_logprobs(model: LanguageModel, tokens: Tokens) -> Tensor:
     """log p(answer | prompt) summed over the answer's tokens, in nats: float64, (sequences,)."""
     labels, mask = answer_labels(tokens)
     return token_logprobs(answer_logits(model, tokens), labels, mask).sum(-1)
 
 
-def mean_nll(model: torch.nn.Module, tokens: Tokens) -> Tensor:
+def mean_nll(model: LanguageModel, tokens: Tokens) -> Tensor:
     """Cross-entropy per answer token over the whole batch, in nats: float64, 0-dimensional."""
     return -sequence_logprobs(model, tokens).sum() / tokens.answer.sum()
 
@@ -72,7 +89,7 @@ def answer_mean(values: Tensor, mask: Tensor) -> Tensor:
     return values.double().masked_fill(~mask, 0.0).sum() / mask.sum()
 
 
-def hidden_states(model: torch.nn.Module, tokens: Tokens, layer: int) -> Tensor:
+def hidden_states(model: LanguageModel, tokens: Tokens, layer: int) -> Tensor:
     """Output of block `layer`, counted from 0, at every position: (sequences, length, hidden units), fp32.
 
     The embeddings are not a block, and no norm is applied after the last one. Later blocks are not run. A model whose
@@ -82,7 +99,7 @@ def hidden_states(model: torch.nn.Module, tokens: Tokens, layer: int) -> Tensor:
     Raises:
         SpecError: the model has no such block.
     """
-    if hasattr(model, "replicated"):  # one model at several displacements, evaluated together
+    if isinstance(model, Replicated):
         return model.hidden_states(tokens, layer)
     blocks = blocks_of(model)
     if blocks is None:
@@ -115,6 +132,11 @@ def _within(layer: int, blocks: int) -> int:
     return layer
 
 
+def _keeps_logits(model: LanguageModel) -> bool:
+    kind = type(model)
+    return _takes(getattr(kind, "forward", kind.__call__), "logits_to_keep")
+
+
 @cache
-def _keeps_logits(model: type) -> bool:
-    return "logits_to_keep" in signature(getattr(model, "forward", model.__call__)).parameters
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    return name in signature(function).parameters

@@ -32,7 +32,7 @@ from tasks import TASKS
 from tasks.task import Task, examples_digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHAT_TEMPLATE = "chat_template.jinja"
 
@@ -163,7 +163,7 @@ def model_with_adapter(spec: ModelSpec, path: Path, key: str, *, finite: bool = 
     """A model with an adapter; the adapter's config names the base model. A tokenizer beside the adapter counts."""
     named, base_key = adapters_base(path, key)
     base = resolve_model(spec, named, base_key, finite=finite)
-    checkpoint = LoraCheckpoint(base.checkpoint, path)
+    checkpoint = LoraCheckpoint(SavedCheckpoint(base.checkpoint.architecture, getattr(torch, spec.dtype)), path)
     with naming(key):
         _check_adapter(checkpoint)
         if finite:
@@ -280,7 +280,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return tokenizer
 
 
-def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save weights, config and tokenizer in the format that transformers and vLLM read."""
     transformers.utils.logging.disable_progress_bar()  # otherwise shown even for a megabyte
     model.save_pretrained(folder)

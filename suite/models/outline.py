@@ -9,7 +9,16 @@ from pathlib import Path
 
 import torch
 
-from suite.models.layers import PLAIN, Stored, blocks_of, carries_state, counts_columns, rope_switch, weights_of
+from suite.models.layers import (
+    PLAIN,
+    Stored,
+    blocks_of,
+    carries_state,
+    config_of,
+    counts_columns,
+    rope_switch,
+    weights_of,
+)
 from suite.models.layout import skeleton
 
 
@@ -73,7 +82,7 @@ def model_outline(model: torch.nn.Module) -> Outline:
         if tensor.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "wte", "wpe", "norm"))
     }
     return Outline(
-        kind=f"{type(model).__name__} ({model.config.model_type})",
+        kind=f"{type(model).__name__} ({config_of(model).model_type})",
         matrices=matrices,
         unknown=tuple(sorted(unknown, key=lambda name: (-unknown[name], name))),
         share=_share(sizes.values()) or 0.0,

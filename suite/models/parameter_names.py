@@ -23,5 +23,5 @@ def model_without_weights(spec: ModelSpec, name: str, key: str = "model.name") -
 
     with torch.device("meta"):
         if name == "tiny":
-            return LlamaForCausalLM(tiny_config(spec.tiny, spec.tiny.vocabulary, pad_token_id=None))
+            return LlamaForCausalLM(tiny_config(spec.tiny, spec.tiny.vocabulary))
         return skeleton(architecture_folder(name, key), torch.float32)

@@ -43,7 +43,7 @@ def environment() -> Any:
     import jinja2.sandbox
 
     class Generation(jinja2.ext.Extension):
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012  # jinja2 declares it as an attribute of instances
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

@@ -105,11 +105,13 @@ def _near(value: float) -> float:
 def _front(ranking: Ranking, entries: Sequence[Entry]) -> Figure:
     figure, [axes] = figure_of(6.4, 4.6)
     for entry in entries:
+        utility, forgetting, robustness = entry.utility.value, entry.forgetting.value, entry.robustness.value
+        if utility is None or forgetting is None:
+            continue
         colour, marker = style(entry)
-        robustness = entry.robustness.value
         axes.errorbar(
-            entry.utility.value,
-            entry.forgetting.value,
+            utility,
+            forgetting,
             xerr=[[side] for side in _bar(entry.utility)],
             yerr=[[side] for side in _bar(entry.forgetting)],
             fmt=marker,
@@ -188,12 +190,16 @@ def _curves(ranking: Ranking, entries: Sequence[Entry], attacks: Sequence[str]) 
         lines: Counter[str] = Counter()
         for entry in entries:
             colour, marker = style(entry)
-            curve = {point: it for point, it in entry.curves.get(attack, {}).items() if it.value is not None}
+            curve = {
+                point: (it.value, it.interval or (it.value, it.value))
+                for point, it in entry.curves.get(attack, {}).items()
+                if it.value is not None
+            }
             points = list(curve)
             # Entries without a curve are labelled too, so that all panels share one legend.
             axes.plot(
                 points,
-                [_near(it.value) for it in curve.values()],
+                [_near(value) for value, _ in curve.values()],
                 LINES[lines[colour] % len(LINES)],
                 color=colour,
                 marker=marker,
@@ -202,10 +208,10 @@ def _curves(ranking: Ranking, entries: Sequence[Entry], attacks: Sequence[str]) 
                 label=entry_name(entry),
             )
             lines[colour] += 1
-            bounds = [it.interval or (it.value, it.value) for it in curve.values()]
-            bounds = [(_near(low), _near(high)) for low, high in bounds]
-            if bounds:
-                axes.fill_between(points, *zip(*bounds, strict=True), color=colour, alpha=0.08, linewidth=0)
+            lows = [_near(low) for _, (low, _) in curve.values()]
+            highs = [_near(high) for _, (_, high) in curve.values()]
+            if points:
+                axes.fill_between(points, lows, highs, color=colour, alpha=0.08, linewidth=0)
         axes.axhline(0.0, color="#888888", linewidth=0.8)
         axes.set(xlabel="point of the attack (steps)", title=ranking.attack_labels[attack])
     panels[0].set_ylabel(RECOVERY)

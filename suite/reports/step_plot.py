@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from leaderboard.board.schema import Status
 from leaderboard.board.store import Board
 from leaderboard.ranking.rank import Ranking
 from suite.reports.figures import LINES, drawing, entry_name, figure_of, stem, style, write
+from suite.training.step_log import onset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +31,8 @@ POINTS = 200
 
 
 def plot_steps(board: Board, ranking: Ranking, folder: Path) -> list[Path]:
-    """Plot the runs of a ranking's entries whose steps are on the board; a cross is where a run diverged.
+    """Plot the runs of a ranking's entries whose steps are on the board; where one began to diverge is a ring, where it
+    ended a cross.
 
     Raises:
         StorageError: the plot cannot be written. The previous file is still there.
@@ -56,6 +60,9 @@ def plot_steps(board: Board, ranking: Ranking, folder: Path) -> list[Path]:
                 axes.plot(xs, ys, of_entry[entry.entry], color=colour, alpha=0.8, linewidth=1, label=label)
                 if seed.status == Status.DIVERGED:
                     axes.plot(xs[-1:], ys[-1:], "x", color=colour, markersize=9, markeredgewidth=2)
+                    if began := onset(run):
+                        at = next((i for i, x in enumerate(xs) if x >= began[0] / max(run["step"])), len(xs))
+                        axes.plot(xs[at : at + 1], ys[at : at + 1], "o", color=colour, markersize=9, fillstyle="none")
                 else:
                     sound[name] += ys
         for axes, (name, (title, logarithmic)) in zip(panels, DRAWN.items(), strict=True):
@@ -87,7 +94,7 @@ def _finish(axes: Axes, title: str, logarithmic: bool, sound: Sequence[float]) -
     axes.set_xlabel("share of the run", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.2)
-    if logarithmic and any(len(line.get_xdata()) for line in axes.lines):
+    if logarithmic and any(np.size(line.get_xdata()) for line in axes.lines):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     elif sound:

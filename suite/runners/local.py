@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from suite.runners.base import OnOutcome, TrialJob, lease_name, run_one
 from suite.storage.store import Store
@@ -19,4 +20,4 @@ def run_here(
         leases = Store(pending[0].store).stages.leases
         job = next((job for job in pending if leases.free(lease_name(job.spec))), pending[0])
         pending.remove(job)
-        on_outcome(run_one(job, lambda stage, job=job: on_stage(job, stage)))
+        on_outcome(run_one(job, partial(on_stage, job)))

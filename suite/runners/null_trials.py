@@ -45,7 +45,8 @@ def null_jobs(jobs: Sequence[TrialJob], done: int) -> list[TrialJob]:
         for row in rows
         if row["status"] in (Status.OK, Status.STOPPED) and 0 < (row["change_norm"] or 0.0) <= LARGEST
     }
-    found = random_changes([job.spec for job in jobs], norms, bool(jobs[0].measure.nulls), done)
+    trials = [job.spec for job in jobs if isinstance(job.spec, TrialSpec)]
+    found = random_changes(trials, norms, bool(jobs[0].measure.nulls), done)
     return [replace(jobs[0], spec=spec, search=None) for spec in found]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from suite.config.errors import SpecError
@@ -40,7 +41,7 @@ def search_here(
         except SpecError as error:  # the drawn settings are valid one by one but not together
             outcome = refused(str(error))
         else:
-            outcome = run_one(job, lambda stage, job=job: on_stage(job, stage))
+            outcome = run_one(job, partial(on_stage, job))
         study.tell(draw, [outcome.objective(name) for name in plan.search.maximize])
         on_outcome(outcome)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from suite.config.registry import Registry
 from suite.smoothing.averaging import ExponentialMovingAverage, WeightAveraging
-from suite.smoothing.base import NoSmoothing, Smoothing
+from suite.smoothing.base import NoSmoothing, Smoothing, SmoothingSettings
 from suite.smoothing.extrapolation import Extrapolation
 from suite.smoothing.invariance import Invariance
 from suite.smoothing.penalties import CurvaturePenalty, GradientPenalty
@@ -13,7 +13,7 @@ from suite.smoothing.sharpness_aware import AdaptiveSharpnessAware, SharpnessAwa
 from suite.smoothing.stable_un import StableUnlearning
 from suite.smoothing.universal_sam import UniversalSharpness
 
-__all__ = ["SMOOTHINGS", "Smoothing"]
+__all__ = ["SMOOTHINGS", "Smoothing", "SmoothingSettings"]
 
 SMOOTHINGS: Registry[type[Smoothing]] = Registry(
     "smoothing",

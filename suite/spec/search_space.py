@@ -178,8 +178,12 @@ def plan(data: Mapping[str, Any]) -> Plan:
     given = {name: {} if (section := data.get(name)) is None else section for name in SECTIONS}
     _check_top(base)
     _check_axes(given["search"])
-    sections = {name: parse(kind, given[name], f"{name}.") for name, kind in SECTIONS.items()}
-    parsed = Plan.model_construct(base=base, **sections)
+    parsed = Plan.model_construct(
+        base=base,
+        measure=parse(MeasureSpec, given["measure"], "measure."),
+        runtime=parse(RuntimeSpec, given["runtime"], "runtime."),
+        search=parse(SearchSpec, given["search"], "search."),
+    )
     if space := parsed.search.space:
         types = types_of(TrialSpec, None)
         for key, values in space.items():
@@ -230,7 +234,9 @@ def _check_known(kind: str, unknown: Iterable[str], known: Iterable[str]) -> Non
         raise SpecError(f"search.{kind}: {dotted('', key)}: {what}.{nearest_key(key, known)}")
 
 
-def grid_points(data: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], used: set[str]) -> Iterator[dict[str, Any]]:
+def grid_points(
+    data: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], used: set[str]
+) -> Iterator[Mapping[str, Any]]:
     """Every combination of the axes that exist for it. Names are chosen first: they decide which other keys exist.
 
     Args:

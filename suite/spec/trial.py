@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +25,17 @@ from suite.oracle.base import Grade, Order
 from suite.smoothing import SMOOTHINGS
 from tasks import TASKS
 from tasks.plain_text import cut
+
+if TYPE_CHECKING:
+    from suite.adapters import AdapterSettings
+    from suite.objectives import ObjectiveSettings
+    from suite.optimizers import OptimizerSettings
+    from suite.smoothing import SmoothingSettings
+else:  # the settings of any entry of the axis; their `name` says of which
+    AdapterSettings = ADAPTERS.settings
+    ObjectiveSettings = OBJECTIVES.settings
+    OptimizerSettings = OPTIMIZERS.settings
+    SmoothingSettings = SMOOTHINGS.settings
 
 
 class AnchorSpec(Settings):
@@ -66,10 +77,21 @@ class AnchorSpec(Settings):
         return self.source == "trained" and self.target is None
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """One for each pair of anchors."""
+        return self.seed if isinstance(self.seed, tuple) else (self.seed,)
+
+    @property
     def pairs(self) -> tuple[AnchorSpec, ...]:
         """The same with each seed alone; the first is of the target that is unlearned."""
-        seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,)
-        return tuple(self.model_copy(update={"seed": seed}) for seed in seeds)
+        return tuple(self.model_copy(update={"seed": seed}) for seed in self.seeds)
+
+    @property
+    def training(self) -> tuple[int, float]:
+        """Epochs and step size of anchors that are trained here."""
+        if self.epochs is None or self.lr is None:
+            raise ValueError("nothing is trained where the checkpoints are given")
+        return self.epochs, self.lr
 
     @model_validator(mode="after")
     def _one_origin(self) -> AnchorSpec:
@@ -103,6 +125,10 @@ class Identified(Settings):
 
     Whoever derives from it has the fields `anchors` and `model`.
     """
+
+    if TYPE_CHECKING:
+        model: ModelSpec
+        anchors: AnchorSpec
 
     @cached_property
     def canonical(self) -> dict[str, Any]:
@@ -140,10 +166,10 @@ class TrialSpec(Identified):
     task: str
     model: ModelSpec = ModelSpec()
     anchors: AnchorSpec
-    objective: OBJECTIVES.settings
-    smoothing: SMOOTHINGS.settings = Field(default_factory=lambda: SMOOTHINGS["none"].Settings())
-    optimizer: OPTIMIZERS.settings
-    adapter: ADAPTERS.settings = Field(default_factory=lambda: ADAPTERS["full"].Settings())
+    objective: ObjectiveSettings
+    smoothing: SmoothingSettings = Field(default_factory=lambda: SMOOTHINGS["none"].Settings())
+    optimizer: OptimizerSettings
+    adapter: AdapterSettings = Field(default_factory=lambda: ADAPTERS["full"].Settings())
     forget: tuple[str, ...] = ("all",)
     trainable: tuple[str, ...] = Field(("*",), min_length=1)
     steps: int = Field(ge=1, le=10_000_000)  # a hybrid's order of steps is a list
@@ -183,7 +209,8 @@ class TrialSpec(Identified):
     @property
     def until_knowledge(self) -> float | None:
         """The bound in `until`."""
-        return None if self.until is None else float(_UNTIL.fullmatch(self.until)[1])
+        found = None if self.until is None else _UNTIL.fullmatch(self.until)
+        return float(found[1]) if found else None
 
 
 _UNTIL = re.compile(r"knowledge\s*<=\s*(0|1|0?\.\d+|1\.0*|0\.\d*)")
@@ -222,7 +249,7 @@ def check(spec: TrialSpec) -> None:
             f"{spec.model.tiny.layers - 1}, or more model.tiny.layers"
         )
     if spec.until is not None:
-        if not _UNTIL.fullmatch(spec.until):
+        if spec.until_knowledge is None:
             raise ValueError(f"until: not understood: {cut(spec.until)}. Write knowledge<=0.2")
         if spec.checkpoints.every is None:
             raise ValueError("until: is checked at intermediate checkpoints. Set checkpoints.every too")

@@ -18,7 +18,7 @@ from suite.config.canonical import digest
 from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import nearest
-from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint, weights_digest
+from suite.models.checkpoints import Checkpoint, KeyedCheckpoint, SavedCheckpoint, weights_digest
 from suite.models.finetuning import finetune
 from suite.models.gradient_checkpointing import checkpoint_blocks
 from suite.models.loading import BaseModel, base_model, resolve_model, save
@@ -84,7 +84,7 @@ class Anchors:
         target = {"target": self.target}
         return target | {"retrained": self.retrained} if self.retrained else target
 
-    def checkpoint(self, subject: str) -> SavedCheckpoint:
+    def checkpoint(self, subject: str) -> Checkpoint:
         return self.subjects[subject].checkpoint
 
 
@@ -102,7 +102,8 @@ def prepare_anchors(spec: AnyTrial, task: Task, store: StageStore, runtime: Runt
 
 def _trained_pair(model: ModelSpec, recipe: AnchorSpec, task: Task, store: StageStore, runtime: RuntimeSpec) -> Anchors:
     """The anchors of one seed."""
-    base = base_model(model, task, recipe.seed, store)
+    (seed,) = recipe.seeds
+    base = base_model(model, task, seed, store)
     retain = task.retain * recipe.retain_repeats
     everything = (*task.forget_examples(), *retain)
     target = _train("target", base, everything, base.block(task), recipe, store, runtime)
@@ -154,6 +155,7 @@ def _train(
     store: StageStore,
     runtime: RuntimeSpec,
 ) -> Anchor:
+    (seed,), (epochs, lr) = recipe.seeds, recipe.training
     inputs = {
         "version": VERSION,
         "base": dict(base.identity),
@@ -169,14 +171,14 @@ def _train(
             if runtime.gradient_checkpointing:
                 checkpoint_blocks(model)
             encoded = base.encoder.examples(texts, block)
-            steps = recipe.epochs * -(-len(encoded) // recipe.batch_size)
+            steps = epochs * -(-len(encoded) // recipe.batch_size)
             for _ in finetune(
                 model,
                 encoded,
                 steps=steps,
-                lr=recipe.lr,
+                lr=lr,
                 batch_size=recipe.batch_size,
-                seed=recipe.seed,
+                seed=seed,
                 warmup=recipe.warmup,
                 schedule="linear",
                 betas=recipe.betas,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -30,9 +31,12 @@ from suite.storage.stages import Artifact, StageStore
 from suite.training.anchors import Anchors
 from suite.training.batches import Batches
 from suite.training.saved_run import HasState, SavedRun
-from suite.training.step_log import FILE, StepLog
+from suite.training.step_log import FILE, StepLog, onset
 from suite.training.weight_change import change
 from tasks.task import Example, Task, examples_digest
+
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
 VERSION = 3
 """Increased when the same trial gives other weights or more metadata."""
@@ -89,7 +93,7 @@ def unlearn(
         criterion: early-stopping criterion, evaluated at intermediate checkpoints when the trial has `until`.
     """
     stages: list[Artifact] = []
-    start: SavedCheckpoint = anchors.checkpoint("target")
+    start = anchors.checkpoint("target")
     started_from = anchors.target.key
     for request in requests(spec, task):
         inputs = {
@@ -111,7 +115,7 @@ def unlearn(
 
         def compute(
             folder: Path,
-            start: SavedCheckpoint = start,
+            start: Checkpoint = start,
             request: ForgetRequest = request,
             saved: SavedRun = saved,
         ) -> dict[str, Any]:
@@ -148,7 +152,7 @@ class _Unlearning:
         task: Task,
         anchors: Anchors,
         request: ForgetRequest,
-        start: SavedCheckpoint,
+        start: Checkpoint,
         device: torch.device,
         saved: SavedRun,
     ) -> None:
@@ -173,7 +177,8 @@ class _Unlearning:
         self.batches = Batches(*texts, self.encoder, spec.objective, task.name, device, reference, block)
         if not kind.needs_reference(spec.objective):
             reference = None  # its log-probabilities are in the batches; the model need not stay in memory
-        self.oracle = LossOracle(self.model, kind(spec.objective, reference), seed=spec.seed)
+        self.objective = kind(spec.objective, reference)
+        self.oracle = LossOracle(self.model, self.objective, seed=spec.seed)
         run = Run(spec.steps, spec.seed)
         self.smoothed = SMOOTHINGS[spec.smoothing.name](self.oracle, spec.smoothing, run)
         self.metered = Metered(self.smoothed)
@@ -214,7 +219,7 @@ class _Unlearning:
                 self.log.after(self.done + 1, time.perf_counter() - started)
             except Diverged as error:
                 self.log.after(self.done + 1, time.perf_counter() - started)
-                status, reason = "diverged", f"step {self.done + 1} of {spec.steps}: {error}"
+                status, reason = "diverged", f"step {self.done + 1} of {spec.steps}: {error}{self._began()}"
                 break
             self.done += 1
             if every and self.done % every == 0 and self.done < spec.steps:
@@ -233,7 +238,8 @@ class _Unlearning:
         cost = self.oracle.queries.as_dict()
         with self._exported() as model:
             if not all(bool(p.isfinite().all()) for p in model.parameters()):
-                status, reason = "diverged", f"weights are not finite after step {self.done} of {spec.steps}"
+                reason = f"weights are not finite after step {self.done} of {spec.steps}{self._began()}"
+                status = "diverged"
             save(model, self.encoder.tokenizer, folder / "final")
             digest = weights_digest(model)
             changed = change(self.adapter.before, model)
@@ -251,11 +257,18 @@ class _Unlearning:
             "observed": observed,
         }
 
-    def _exported(self) -> AbstractContextManager[torch.nn.Module]:
+    def _began(self) -> str:
+        """Where a run began to diverge, as the end of its reason."""
+        began = onset(self.log.columns())
+        return f"; it began at step {began[0]}, where {began[1]} left its range" if began else ""
+
+    @contextmanager
+    def _exported(self) -> Iterator[CausalLM]:
         """The model with the weights to export now: smoothed, merged, edited, and rounded once. Training is unaffected.
 
         Intermediate checkpoints (also for the early-stopping criterion) and the final weights with their digest and
         statistics all come from here.
         """
         merged = self.adapter.merged(self.smoothed.final_weights())
-        return self.adapter.exported(self.oracle.objective.edited(self.adapter.before, merged))
+        with self.adapter.exported(self.objective.edited(self.adapter.before, merged)):
+            yield self.model

@@ -55,9 +55,9 @@ def change(before: Mapping[str, Tensor], model: torch.nn.Module) -> Change:
         differ_bf16 += int((now.bfloat16() != origin.bfloat16()).sum())
         total += now.numel()
         if stored := matrices.get(name):
-            for pair in zip(*map(stored.matrices, (origin, now)), strict=True):
+            for old, new in zip(stored.matrices(origin), stored.matrices(now), strict=True):
                 for bits in flips:
-                    flips[bits] += flipped(*pair, bits)
+                    flips[bits] += flipped(old, new, bits)
             codes += now.numel()
     share = {bits: count / codes if codes else None for bits, count in flips.items()}
     return Change(square**0.5, differ / total, differ_bf16 / total, share[4], share[8])

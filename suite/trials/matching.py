@@ -68,7 +68,7 @@ class MixingCurve:
                 rows += self.harness.measure(self._unattacked(share, [split]))
                 plain, utility = self._utility(split)
             self._publish(split, plain)
-            for share in weights_to_attack(utility, plain.value, self.floor) if plain.known else ():
+            for share in () if plain.value is None else weights_to_attack(utility, plain.value, self.floor):
                 models = {UNLEARNED: mixed_weights(share, self.unlearned, self.anchors)}
                 attacked += self.harness.attacked(models, mixed_name(share), [split])
         return rows, attacked

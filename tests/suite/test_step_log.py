@@ -94,6 +94,26 @@ def test_a_diverged_run_is_logged_up_to_where_it_began(tmp_path):
     assert row["update_norm"][-1] == 0, "a step that fails moves nothing"
     assert max(row["gradient_norm"][:-1]) > 100 * row["gradient_norm"][0]
     assert not any(isinstance(value, float) and math.isnan(value) for value in row["forget_loss"])
+    began, what = step_log.onset(row)
+    assert f"; it began at step {began}, where {what} left its range" in outcome.row["reason"]
+    assert 1 < began <= outcome.row["steps_done"]
+
+
+def log_of(**columns: list[float | None]) -> dict[str, list[float | None]]:
+    """A log in which what is not given stays at 1."""
+    length = len(next(iter(columns.values())))
+    return {name: columns.get(name, [1.0] * length) for name in step_log.COLUMNS} | {"step": list(range(1, length + 1))}
+
+
+def test_a_divergence_began_where_the_first_number_left_its_range_for_good():
+    assert step_log.onset(log_of(retain_loss=[1, 2, 1, 2, 50, 300, None])) == (5, "the retain loss")
+    spike = log_of(retain_loss=[1, 2, 50, 2, 1, 2, 300], gradient_norm=[1, 1, 1, 1, 1, 99, 1e9])
+    assert step_log.onset(spike) == (6, "the norm of the gradient")
+    assert step_log.onset(log_of(update_norm=[1, 1, 30, 40, 0.0])) == (3, "the norm of the step"), "a failed step is 0"
+    assert step_log.onset(log_of(forget_loss=[-1, -2, -40])) == (3, "the forget loss")
+    assert step_log.onset(log_of(forget_loss=[1, 2, 3, None])) is None
+    assert step_log.onset(log_of(forget_loss=[])) is None
+    assert step_log.onset(log_of(gradient_norm=[None, None, 3.0])) is None
 
 
 def test_two_requests_have_a_row_each(tmp_path):

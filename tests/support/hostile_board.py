@@ -49,7 +49,7 @@ def put(store: Path, table: str, rows: list[Row], name: str = "bad", **options: 
 
 def put_table(store: Path, table: str, content: pa.Table, name: str = "bad", **options: Any) -> Path:
     path = store / "board" / table / f"{name}.parquet"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(content, path, **options)
     return path
 

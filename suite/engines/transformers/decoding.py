@@ -10,20 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from suite.engines.sampling import Draw, drawn
 from suite.engines.scores import batches
 from suite.engines.transformers.continuation import Continuation, GenerationRequest
 from suite.engines.transformers.grouped_attention import grouped
 from suite.engines.transformers.packing import pack
-from suite.engines.transformers.row_cache import RowCache
+from suite.engines.transformers.row_cache import RowCache, states_of
 from suite.engines.transformers.shortcut import Shortcut
 from suite.models.layers import carries_state, rope_switch
 from suite.models.likelihood import logits_at
+
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
 REFILL_DIVISOR = 8
 """Prompts are prefilled once an eighth of the rows is free: a handful together costs little more than one."""
@@ -33,7 +37,7 @@ WITNESSES = 3
 
 
 def continued(
-    model: PreTrainedModel,
+    model: CausalLM,
     requests: Sequence[GenerationRequest],
     *,
     ends: Collection[int],
@@ -51,17 +55,19 @@ def continued(
         batch_tokens: positions of a batch, new tokens included; see `decode`.
         decoding: whether the architecture is known to support `decode`.
     """
-    limits = {"ends": ends, "row_tokens": row_tokens, "batch_tokens": batch_tokens}
+
+    def together(some: Sequence[GenerationRequest]) -> list[list[int] | None]:
+        return _together(model, some, ends=ends, row_tokens=row_tokens, batch_tokens=batch_tokens, decoding=decoding)
+
     switch = rope_switch(model)
     if switch is None:
-        return _together(model, requests, **limits, decoding=decoding)
+        return together(requests)
     # A text takes the angles of the longest one beside it, and of a cache the angles that its keys once had.
     found: dict[int, list[int] | None] = {}
     below = [i for i, request in enumerate(requests) if request.longest <= switch]
     beyond = [i for i, request in enumerate(requests) if len(request.prompt) > switch]
     for places in (below, beyond):
-        new = _together(model, [requests[i] for i in places], **limits, decoding=decoding)
-        found |= dict(zip(places, new, strict=True))
+        found |= zip(places, together([requests[i] for i in places]), strict=True)
     neither = Shortcut(sound=False)
     for i in found.keys() ^ set(range(len(requests))):
         (one,) = _as_alone(model, [requests[i]], ends, _Ways(padded=neither, batched=neither, cached=neither))
@@ -70,7 +76,7 @@ def continued(
 
 
 def _together(
-    model: PreTrainedModel,
+    model: CausalLM,
     requests: Sequence[GenerationRequest],
     *,
     ends: Collection[int],
@@ -91,7 +97,7 @@ def _together(
     return decode_plainly(model, requests, ends=ends, batch_tokens=batch_tokens)
 
 
-def _alone(model: PreTrainedModel, continuation: Continuation, ends: Collection[int]) -> list[int] | None:
+def _alone(model: CausalLM, continuation: Continuation, ends: Collection[int]) -> list[int] | None:
     """The new tokens of a prompt that had no finite logits in a batch; None where it has none alone either.
 
     In a packed row, and in the cache's rows, one prompt's NaN is the others' too, whatever the mask says.
@@ -103,7 +109,7 @@ def _alone(model: PreTrainedModel, continuation: Continuation, ends: Collection[
 
 
 def decode(
-    model: PreTrainedModel,
+    model: CausalLM,
     requests: Sequence[GenerationRequest],
     *,
     ends: Collection[int],
@@ -131,7 +137,7 @@ def decode(
 
 
 def decode_plainly(
-    model: PreTrainedModel, requests: Sequence[GenerationRequest], *, ends: Collection[int], batch_tokens: int
+    model: CausalLM, requests: Sequence[GenerationRequest], *, ends: Collection[int], batch_tokens: int
 ) -> list[list[int] | None]:
     """New tokens after each prompt by `model.generate`, in the largest batches that change nothing.
 
@@ -160,7 +166,7 @@ class _Ways:
 
 
 def _as_alone(
-    model: PreTrainedModel, requests: Sequence[GenerationRequest], ends: Collection[int], ways: _Ways
+    model: CausalLM, requests: Sequence[GenerationRequest], ends: Collection[int], ways: _Ways
 ) -> list[Continuation]:
     """The continuations that each prompt has alone, in the order of the requests."""
     by_length: dict[int, list[int]] = {}
@@ -178,14 +184,14 @@ def _as_alone(
     if one_text:
         return generated(model, requests, ends, use_cache=False)
     parts = [[place] for place in range(len(requests))] if one_length else by_length.values()
-    pieces = {}
+    pieces: dict[int, Continuation] = {}
     for places in parts:
         pieces.update(zip(places, _as_alone(model, [requests[i] for i in places], ends, ways), strict=True))
     return [pieces[place] for place in range(len(requests))]
 
 
 def generated(
-    model: PreTrainedModel,
+    model: CausalLM,
     requests: Sequence[GenerationRequest],
     ends: Collection[int],
     use_cache: bool = True,
@@ -221,7 +227,7 @@ def generated(
     return found
 
 
-def _compared(model: PreTrainedModel, found: Sequence[Continuation], way: Shortcut) -> bool:
+def _compared(model: CausalLM, found: Sequence[Continuation], way: Shortcut) -> bool:
     """Whether a batch gave what passes over its texts alone give, for the most padded text and the most varied ones."""
     shortest = min(found, key=lambda c: len(c.request.prompt))
     witnesses = {id(c): c for c in (shortest, *sorted(found, key=lambda c: -len(set(c.text)))[:WITNESSES])}.values()
@@ -257,7 +263,7 @@ class _Steps(LogitsProcessor):
         return masked
 
 
-def plain_best(model: PreTrainedModel, continuation: Continuation) -> list[float]:
+def plain_best(model: CausalLM, continuation: Continuation) -> list[float]:
     """The largest logit at each step of a continuation, computed in one pass over its text, without a cache."""
     first = len(continuation.request.prompt) - 1
     ids = torch.tensor([continuation.text], device=model.device)
@@ -265,7 +271,7 @@ def plain_best(model: PreTrainedModel, continuation: Continuation) -> list[float
     return logits[0].amax(-1).tolist()
 
 
-def _verified(model: PreTrainedModel, found: Sequence[Continuation], decoding: Shortcut) -> bool:
+def _verified(model: CausalLM, found: Sequence[Continuation], decoding: Shortcut) -> bool:
     """Whether continuations of this length have been compared before, or agree now with a pass over their texts."""
     by_length = sorted(found, key=lambda c: -len(c.text))
     length = len(by_length[0].text)
@@ -284,7 +290,7 @@ class _Batch:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: CausalLM,
         columns: int,
         max_rows: int,
         ends: Collection[int],
@@ -295,7 +301,7 @@ class _Batch:
         self.live: list[Continuation] = []
         probe = DynamicCache()
         logits = logits_at(model, [0], input_ids=torch.tensor([[0]], device=model.device), past_key_values=probe)
-        cache_bytes = sum(states.nbytes for layer in probe.layers for states in (layer.keys, layer.values))
+        cache_bytes = sum(states.nbytes for layer in states_of(probe) for states in layer)
         positions = max(batch_tokens, batch_tokens * logits.nbytes // cache_bytes)
         self.cache = RowCache(probe, min(max_rows, max(1, positions // columns)), columns)
 

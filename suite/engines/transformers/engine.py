@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from suite.engines.base import Job, JobResult
 from suite.engines.questions import QuestionCache, Questions
@@ -23,6 +23,9 @@ from suite.engines.transformers.shortcut import Shortcut
 from suite.models.checkpoints import Checkpoint, dtype_of, load_state, skeleton
 from suite.models.encoding import Encoded, Encoder
 from suite.models.layers import carries_state, counts_columns
+
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
 REVISION = 2
 """Incremented when the same request on the same weights gives other numbers, even in the last bits."""
@@ -50,7 +53,7 @@ class TransformersEngine:
         self.row_tokens = min(ROW_TOKENS, batch_tokens) if device.type == "cpu" else batch_tokens
         self.name = f"transformers-{dtype}"
         self.version = transformers.__version__
-        self._model: PreTrainedModel | None = None
+        self._model: CausalLM | None = None
         self._architecture: tuple[str, torch.dtype] | None = None
         self._packing, self._decoding = Shortcut(), Shortcut()
         self._questions = QuestionCache(encoder)
@@ -97,12 +100,12 @@ class TransformersEngine:
         with self._loaded(checkpoint) as model:
             return self._continuations(model, questions)
 
-    def _continuations(self, model: PreTrainedModel, questions: Questions) -> list[list[int] | None]:
+    def _continuations(self, model: CausalLM, questions: Questions) -> list[list[int] | None]:
         ends = self.encoder.ends
         return continued(model, questions.generation_requests, ends=ends, decoding=self._decoding, **self._limits)
 
     def _likelihoods(
-        self, model: PreTrainedModel, requests: Sequence[ScoreRequest], gradient_texts: Sequence[Encoded]
+        self, model: CausalLM, requests: Sequence[ScoreRequest], gradient_texts: Sequence[Encoded]
     ) -> tuple[list[Score], list[float]]:
         scores = scored(model, requests, packing=self._packing, **self._limits)
         return scores, [gradient_norm(model, text) for text in gradient_texts]
@@ -112,7 +115,7 @@ class TransformersEngine:
         return {"row_tokens": self.row_tokens, "batch_tokens": self.batch_tokens}
 
     @contextmanager
-    def _loaded(self, checkpoint: Checkpoint) -> Iterator[PreTrainedModel]:
+    def _loaded(self, checkpoint: Checkpoint) -> Iterator[CausalLM]:
         """The model with the checkpoint's weights. The model in memory is reused if the architecture is the same."""
         try:
             state = checkpoint.state()

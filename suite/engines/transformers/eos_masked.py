@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from suite.engines.questions import Questions
 from suite.engines.scores import Score, ScoreRequest, batches, score_plainly
@@ -27,6 +26,9 @@ from suite.engines.transformers.gradient_norms import gradient_norm
 from suite.models.encoding import Encoded
 from suite.models.layers import carries_state
 
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
+
 
 class EosMaskedEngine(TransformersEngine):
     """Runs probes with one model in memory at a time; see `TransformersEngine`."""
@@ -36,7 +38,7 @@ class EosMaskedEngine(TransformersEngine):
         self.name = f"{self.name}-eos-masked"
 
     def _likelihoods(
-        self, model: PreTrainedModel, requests: Sequence[ScoreRequest], gradient_texts: Sequence[Encoded]
+        self, model: CausalLM, requests: Sequence[ScoreRequest], gradient_texts: Sequence[Encoded]
     ) -> tuple[list[Score], list[float]]:
         scores = {i: Score((), ()) if not a.vocabulary else Score((), (), (), ()) for i, a in enumerate(requests)}
         asked = [i for i, a in enumerate(requests) if a.text.answer]
@@ -45,7 +47,7 @@ class EosMaskedEngine(TransformersEngine):
             norms = [gradient_norm(model, text) for text in gradient_texts]
         return list((scores | dict(zip(asked, computed, strict=True))).values()), norms
 
-    def _continuations(self, model: PreTrainedModel, questions: Questions) -> list[list[int] | None]:
+    def _continuations(self, model: CausalLM, questions: Questions) -> list[list[int] | None]:
         requests, found = questions.generation_requests, dict[int, Continuation]()
         # A layer that carries a state sees padding, whatever the mask says.
         limit = 0 if carries_state(model) else self.batch_tokens
@@ -56,7 +58,7 @@ class EosMaskedEngine(TransformersEngine):
 
 
 @contextmanager
-def _hidden(model: PreTrainedModel, token: int) -> Iterator[None]:
+def _hidden(model: CausalLM, token: int) -> Iterator[None]:
     """Every pass over whole texts masks the token."""
 
     def masked(_: torch.nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:

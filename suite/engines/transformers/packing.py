@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-Ids = Sequence[int]
+Ids = tuple[int, ...]
 
 ROW_COST = 24
 """Fixed cost of a row, in positions: the weights are read once per row whatever its length."""

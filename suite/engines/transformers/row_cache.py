@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin
 
 from suite.engines.transformers.packing import additive
 
@@ -24,15 +25,15 @@ class RowCache(Cache):
         super().__init__(layers=[])
         self.rows, self.columns = rows, columns
         self._states = [
-            (_allocate(layer.keys, rows, columns), _allocate(layer.values, rows, columns)) for layer in like.layers
+            (_allocate(keys, rows, columns), _allocate(values, rows, columns)) for keys, values in states_of(like)
         ]
         self._row = self._column = torch.empty(0, dtype=torch.long)
         self._width = 0
 
     def read(self, row: int, texts: DynamicCache, path: Tensor) -> None:
         """Copy a text into a row, from the positions of its tokens in a packed row."""
-        for states, layer in zip(self._states, texts.layers, strict=True):
-            for target, source in zip(states, (layer.keys, layer.values), strict=True):
+        for targets, sources in zip(self._states, states_of(texts), strict=True):
+            for target, source in zip(targets, sources, strict=True):
                 target[row, :, : len(path)] = source[0, :, path]
 
     def move(self, row: int, to: int, length: int) -> None:
@@ -72,6 +73,20 @@ class RowCache(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self._width, 0
+
+
+def states_of(cache: Cache) -> list[tuple[Tensor, Tensor]]:
+    """The keys and the values of each layer.
+
+    Raises:
+        TypeError: a layer holds none: it is not attention.
+    """
+    states = []
+    for layer in cache.layers:
+        if not isinstance(layer, CacheLayerMixin) or layer.keys is None or layer.values is None:
+            raise TypeError(f"{layer} holds no keys and values")
+        states.append((layer.keys, layer.values))
+    return states
 
 
 def _allocate(example: Tensor, rows: int, columns: int) -> Tensor:

@@ -66,12 +66,12 @@ class DrawnTokens(LogitsProcessor):
             self._nothing[numbers] |= ~logits.amax(-1).isfinite()[rows]
         if not self._rows:
             return logits
-        rows = list(self._rows)
+        sampled = list(self._rows)
         draws = [draw for draw, _ in self._rows.values()]
         uniforms = [draw.uniform(len(new)) for draw, new in self._rows.values()]
-        tokens = drawn(logits[rows], [draw.temperature for draw in draws], uniforms)
-        logits[rows] = -torch.inf
-        logits[rows, tokens] = 0.0
+        tokens = drawn(logits[sampled], [draw.temperature for draw in draws], uniforms)
+        logits[sampled] = -torch.inf
+        logits[sampled, tokens] = 0.0
         return logits
 
 

@@ -69,7 +69,7 @@ class _PendingJob:
 
     job: Job
     questions: Questions
-    reply: Any
+    reply: ray.ObjectRef[PoolReply]
     texts: Sequence[Encoded]
     scores: dict[Encoded, Score]
     norms: Sequence[float]
@@ -112,7 +112,7 @@ class VllmEngine:
         }
 
     def submit(self, jobs: Iterable[Job]) -> Iterator[JobResult]:
-        pending: dict[Any, _PendingJob] = {}
+        pending: dict[ray.ObjectRef[PoolReply], _PendingJob] = {}
         for job in jobs:
             try:
                 outcome = self._start_job(job)
@@ -180,7 +180,7 @@ class VllmEngine:
             split[not (fits and scored_by_vllm(request, self.build.gpu, parallel))].append(request)
         return split
 
-    def _send(self, checkpoint: Checkpoint, questions: Questions, texts: Sequence[Encoded]) -> Any:
+    def _send(self, checkpoint: Checkpoint, questions: Questions, texts: Sequence[Encoded]) -> ray.ObjectRef[PoolReply]:
         """Send the pool's part of a job, and return a reference to the reply."""
         scheduler, resources = self._pool_and_resources()
         if self.device.type == "cuda" and resources.shared:
@@ -207,13 +207,15 @@ class VllmEngine:
     def _pool_and_resources(self) -> tuple[ActorHandle, PoolResources]:
         """The pool's scheduler, and the resources of its engines."""
         if self._pool is None:
-            needed, runtime = pool_resources(self.settings.vllm), RuntimeSpec(device=self.device.type)
+            needed = pool_resources(self.settings.vllm)
+            runtime = RuntimeSpec(device="cpu" if self.device.type == "cpu" else "cuda")
             if not ray.is_initialized():
                 usable()
                 placement = plan_placement(local_resources(), needed, runtime)
                 connect(first_gpu=placement.pool.shared or self.device.type == "cpu")
             scheduler = find_pool() or open_pool(plan_placement(cluster_resources(), needed, runtime).pool)
-            self._pool = scheduler, ray.get(scheduler.resources.remote())
+            resources: ray.ObjectRef[PoolResources] = scheduler.resources.remote()
+            self._pool = scheduler, ray.get(resources)
         return self._pool
 
     def _engine_config(
@@ -242,17 +244,21 @@ class VllmEngine:
             for r in questions.generation_requests
         )
 
-    def _finished(self, pending: dict[Any, _PendingJob], at_least: int) -> Iterator[JobResult]:
+    def _finished(self, pending: dict[ray.ObjectRef[PoolReply], _PendingJob], at_least: int) -> Iterator[JobResult]:
         """Yield the results of finished jobs, waiting for at least so many."""
-        wait = {"num_returns": at_least} if at_least > 0 else {"num_returns": len(pending), "timeout": 0}
-        for reply in ray.wait(list(pending), **wait)[0]:
+        ready, _ = (
+            ray.wait(list(pending), num_returns=at_least)
+            if at_least > 0
+            else ray.wait(list(pending), num_returns=len(pending), timeout=0)
+        )
+        for reply in ready:
             pending_job = pending.pop(reply)
             try:
                 yield self._result(pending_job, self._wait_for(reply))
             except Exception as error:
                 yield JobResult(pending_job.job.key, {}, error.with_traceback(None))
 
-    def _wait_for(self, reference: Any) -> PoolReply:
+    def _wait_for(self, reference: ray.ObjectRef[PoolReply]) -> PoolReply:
         reply = ray.get(reference)
         if reply.error is not None:
             raise reply.error

@@ -24,7 +24,8 @@ from suite.engines.scores import Score
 from suite.engines.vllm.transport import FileSource, WeightSource
 from suite.models.encoding import Encoded
 
-Request, Answer = TypeVar("Request"), TypeVar("Answer")
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
 
 BLOCK = 32
 """Positions per block of the key-value cache on a CPU, the smallest that vLLM's kernels support there."""
@@ -252,10 +253,12 @@ def _sampling(prompt: Prompt, number: int) -> Any:
 
 
 def _score(text: Encoded, prompt_logprobs: Sequence[Mapping[int, Any] | None]) -> Score:
-    entries = [prompt_logprobs[place][text.ids[place]] for place in range(text.start, len(text.ids))]
-    logprobs = tuple(entry.logprob for entry in entries)
+    # Only a text's first token is not predicted.
+    predicted = [entries for entries in prompt_logprobs[text.start :] if entries is not None]
+    chosen = [entries[token] for entries, token in zip(predicted, text.answer, strict=True)]
+    logprobs = tuple(entry.logprob for entry in chosen)
     known = not any(map(math.isnan, logprobs))
-    return Score(logprobs, tuple(entry.rank == 1 for entry in entries) if known else None)
+    return Score(logprobs, tuple(entry.rank == 1 for entry in chosen) if known else None)
 
 
 @contextmanager

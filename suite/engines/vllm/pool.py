@@ -14,6 +14,7 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -160,17 +161,16 @@ class Scheduler:
 
     def _new_actor(self, index: int, config: EngineConfig) -> ActorHandle:
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
-        return (
-            ray.remote(EngineProcess)
-            .options(
-                name=f"regrade-engine-{index}-{uuid.uuid4().hex[:8]}",
-                num_cpus=self._resources.cpus,
-                num_gpus=self._resources.gpus,
-                scheduling_strategy=strategy,
-                runtime_env={"env_vars": environment(config, self._resources.threads)},
-            )
-            .remote()
+        engine: Any = ray.remote(
+            EngineProcess
+        ).options(  # by Ray's types its `remote` may give the class
+            name=f"regrade-engine-{index}-{uuid.uuid4().hex[:8]}",
+            num_cpus=self._resources.cpus,
+            num_gpus=self._resources.gpus,
+            scheduling_strategy=strategy,
+            runtime_env={"env_vars": environment(config, self._resources.threads)},
         )
+        return engine.remote()
 
     def _stop(self, slot: _Slot) -> None:
         if slot.actor is not None:
@@ -216,7 +216,7 @@ def open_pool(resources: PoolResources, notify: Callable[[], None] = lambda: Non
     group = placement_group([bundle] * resources.engines)
     while not group.wait(NOTICE_INTERVAL):
         notify()
-    scheduler = ray.remote(Scheduler).options(
+    scheduler: Any = ray.remote(Scheduler).options(
         name=NAME,
         num_cpus=0,
         max_concurrency=1000,

@@ -109,7 +109,7 @@ def _used_as_loaded(model: nn.Module) -> bool:
     return all(isinstance(method, plain) for method in methods if isinstance(method, QuantizeMethodBase))
 
 
-def _load_in_place(model: nn.Module, weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> None:
+def _load_in_place(model: Any, weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> None:
     """Repeat what vLLM does when it starts: half the copies of a reload, which makes new tensors first.
 
     Captured CUDA graphs go on reading the same memory, so it is an error if a parameter moves.
@@ -127,7 +127,8 @@ def _load_in_place(model: nn.Module, weights: Iterator[tuple[str, Tensor]], dtyp
 
 def _pack_again(model: nn.Module) -> None:
     """Repack matrix products that share a tensor with another module: vLLM's reload misses them."""
-    for module in model.modules():
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
         if hasattr(module, PACKED) and module.weight.numel():
             module.quant_method.process_weights_after_loading(module)
 
@@ -157,7 +158,7 @@ def _watch_packing() -> None:
 
     pack = utils.dispatch_cpu_unquantized_gemm
 
-    def recorded_pack(layer: nn.Module, remove_weight: bool) -> None:
+    def recorded_pack(layer: Any, remove_weight: bool) -> None:
         total = None if layer.weight.is_meta else word_sum(layer.weight)
         pack(layer, remove_weight)
         if total is not None:
