@@ -23,7 +23,7 @@ from torch import Tensor
 from suite.config import settings
 from suite.config.numbers import Count, Few
 from suite.oracle.base import Displacement, Oracle, Part
-from suite.oracle.directions import Direction, Directions, Kind, LazyTensors, combination
+from suite.oracle.directions import Direction, Directions, Factored, Kind, LazyTensors, combination
 from suite.oracle.state import Stateful
 
 HELD = 1 << 22
@@ -112,7 +112,9 @@ class Estimate(Stateful, Generic[D]):
             slopes = [slope for some in queries for slope in self.slopes(oracle, part, some)]
             self._note(slopes)
             weights = [slope * d.factor / len(numbers) for slope, d in zip(slopes, directions, strict=True)]
-            estimate = (combination if low_rank else _weighted_sum)([d.tensors for d in directions], weights)
+            drawn = [d.tensors for d in directions]
+            factored = [tensors for tensors in drawn if isinstance(tensors, Factored)]
+            estimate: Sequence[Tensor] = combination(factored, weights) if low_rank else _weighted_sum(drawn, weights)
         else:
             estimate = self._one_by_one(oracle, part, numbers)
         self.drawn = numbers.stop

@@ -134,13 +134,14 @@ def combination(directions: Sequence[Factored], weights: Sequence[float]) -> Fac
 
     def combined(index: int) -> Factors:
         factors = [d.factors[index] for d in directions]
-        if isinstance(factors[0], Tensor):
-            return _sum(factors, weights)
-        left = factors[0][0]
-        if all(a is left for a, _ in factors):
-            return left, _sum([b for _, b in factors], weights)
-        scaled = [a * w for (a, _), w in zip(factors, weights, strict=True)]
-        return torch.cat(scaled, dim=1), torch.cat([b for _, b in factors], dim=1)
+        if dense := [factor for factor in factors if isinstance(factor, Tensor)]:
+            return _sum(dense, weights)
+        pairs = [factor for factor in factors if not isinstance(factor, Tensor)]
+        left = pairs[0][0]
+        if all(a is left for a, _ in pairs):
+            return left, _sum([b for _, b in pairs], weights)
+        scaled = [a * w for (a, _), w in zip(pairs, weights, strict=True)]
+        return torch.cat(scaled, dim=1), torch.cat([b for _, b in pairs], dim=1)
 
     return Factored([combined(index) for index in range(len(directions[0]))])
 

@@ -55,15 +55,17 @@ class Displacing:
         if self.displacement is None:
             return
         for parameter in module._parameters.values():
+            if parameter is None:
+                continue
             index = self._index.get(id(parameter))
             if index is not None and index not in self._weights:
                 self._weights[index] = parameter.data
-                parameter.data = self._displaced(parameter.data, index)
+                parameter.data = self._displaced(parameter.data, self.displacement, index)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._weights:
             for parameter in module._parameters.values():
-                if (index := self._index.get(id(parameter))) in self._weights:
+                if parameter is not None and (index := self._index.get(id(parameter))) in self._weights:
                     parameter.data = self._weights.pop(index)
 
     def _rows(self, module: nn.Embedding, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -76,10 +78,10 @@ class Displacing:
             rows = torch.add(rows, direction[index][ids], alpha=scale)
         return rows.to(output.dtype)
 
-    def _displaced(self, weight: Tensor, index: int) -> Tensor:
+    def _displaced(self, weight: Tensor, displacement: Displacement, index: int) -> Tensor:
         can_reuse = weight.dtype is torch.float32 and len(self._weights) == 1 and weight.is_contiguous()
         out = self._buffer(weight) if can_reuse else None
-        return displaced(weight, self.displacement, index, out).to(weight.dtype)  # type: ignore[arg-type]
+        return displaced(weight, displacement, index, out).to(weight.dtype)
 
     def _buffer(self, like: Tensor) -> Tensor:
         """A buffer that all modules share: page faults of fresh memory cost more than the sum does."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from suite.models.likelihood import LanguageModel
 from suite.oracle.base import CurvatureSample, Displacement, Diverged, Part, Queries, Tensors, norm
 from suite.oracle.batch import Batch
 from suite.oracle.displaced import Displacing, displaced
-from suite.oracle.replicas import are_thin, can_replicate, replicas
+from suite.oracle.replicas import as_thin, can_replicate, replicas
 from suite.oracle.seen import Seen
 from suite.oracle.state import Stateful
+
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
 REPLICATED = 1 << 26
 """Logits that may be in memory at once when displacements share a forward pass: a quarter of a GiB in fp32."""
@@ -28,19 +32,20 @@ take .65 to .9 of the time that they take one by one, and more take longer, sinc
 class Losses(Protocol):
     """The part of an objective that the oracle uses; `suite.objectives.Objective` implements it."""
 
-    parts: Sequence[Part]
+    @property
+    def parts(self) -> Sequence[Part]: ...
 
-    def forget(self, model: Any, batch: Batch) -> Tensor: ...
+    def forget(self, model: LanguageModel, batch: Batch) -> Tensor: ...
 
-    def retain(self, model: Any, batch: Batch) -> Tensor: ...
+    def retain(self, model: LanguageModel, batch: Batch) -> Tensor: ...
 
-    def relearn(self, model: Any, batch: Batch) -> Tensor: ...
+    def relearn(self, model: LanguageModel, batch: Batch) -> Tensor: ...
 
     def tokens(self, part: Part, batch: Batch) -> int: ...
 
-    def resampled(self, model: Any, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]: ...
+    def resampled(self, model: LanguageModel, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]: ...
 
-    def stepped(self, model: Any, batch: Batch) -> int: ...
+    def stepped(self, model: LanguageModel, batch: Batch) -> int: ...
 
 
 class LossOracle(Stateful):
@@ -58,7 +63,7 @@ class LossOracle(Stateful):
 
     state = ("_labels", "objective")
 
-    def __init__(self, model: torch.nn.Module, objective: Losses, seed: int = 0) -> None:
+    def __init__(self, model: CausalLM, objective: Losses, seed: int = 0) -> None:
         self.model = model
         self.objective = objective
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -101,7 +106,7 @@ class LossOracle(Stateful):
         with self._at(at), torch.no_grad(), _plain_attention():
             weights = {key: p.detach() for key, p in zip(keys, self.parameters, strict=True)}
             tangents = {key: d.to(p.dtype) for key, d, p in zip(keys, direction, self.parameters, strict=True)}
-            _, slope = torch.func.jvp(loss, (weights,), (tangents,))
+            slope = torch.func.jvp(loss, (weights,), (tangents,))[1]
         self.queries.directional += 1
         return _finite(float(slope))
 
@@ -121,8 +126,8 @@ class LossOracle(Stateful):
             if not loss.requires_grad:
                 return [torch.zeros_like(p) for p in self.parameters]
             gradient = torch.autograd.grad(loss, self.parameters, create_graph=True, materialize_grads=True)
-            product = torch.autograd.grad(gradient, self.parameters, grad_outputs=list(direction), allow_unused=True)
-        product = [torch.zeros_like(w) if p is None else p for p, w in zip(product, self.parameters, strict=True)]
+            products = torch.autograd.grad(gradient, self.parameters, grad_outputs=list(direction), allow_unused=True)
+        product = [torch.zeros_like(w) if p is None else p for p, w in zip(products, self.parameters, strict=True)]
         _finite(float(norm(product)))
         return product
 
@@ -162,12 +167,12 @@ class LossOracle(Stateful):
         batch = self._current()
         positions = max(batch.forget.size, batch.retain.size)
         size = max(2, REPLICATED // (positions * self.model.get_output_embeddings().weight.shape[0]))
-        if self.parameters[0].device.type == "cpu" and not are_thin(displacements):
+        if self.parameters[0].device.type == "cpu" and as_thin(displacements) is None:
             size = min(size, max(1, IN_CACHE // positions))
         yield from (displacements[i : i + size] for i in range(0, len(displacements), size))
 
-    def _loss(self, part: Part, model: Callable[..., Any] | None = None) -> Tensor:
-        model = model or self.model
+    def _loss(self, part: Part, given: LanguageModel | None = None) -> Tensor:
+        model = given or self.model
         batch = self._current()
         if part is Part.RELEARN:
             self.queries.tokens += batch.forget.size

@@ -110,7 +110,7 @@ def _secret(key: Key) -> bytes:
 def _bits(words: np.ndarray, secret: bytes, start: int) -> np.ndarray:
     """Fill `words` with the secret's stream from word `start` on, a multiple of the four words of a block."""
     stream = Cipher(algorithms.AES(secret), modes.CTR((start // 4).to_bytes(16, "big"))).encryptor()
-    out = memoryview(words).cast("B")
+    out = words.data.cast("B")
     for i in range(0, len(out), len(_ZEROS)):
         stream.update_into(_ZEROS[: len(out) - i], out[i:])
     return words

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +22,23 @@ from suite.oracle.base import Displacement
 from suite.oracle.directions import Factored
 from suite.oracle.displaced import reads_rows
 
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
+
 FEW = 8
 """Displacements that are not thin share a pass where the model has this many times as many parameters as they move."""
 HELD = 1 << 23
 """Numbers that such displacements may take in memory, over all places: 32 MB."""
 
 
-def can_replicate(model: nn.Module, displacements: Sequence[Displacement | None]) -> bool:
+def can_replicate(model: CausalLM, displacements: Sequence[Displacement | None]) -> bool:
     """Whether every displacement is one low-rank direction, or few parameters are trained; and every trainable matrix
     belongs to a linear layer or to the plain token embedding. (Positions are embedded once for all texts, so that
     output has no rows per place.)"""
     moved = [d for d in displacements if d is not None]
     if len(displacements) < 2 or not moved:
         return False
-    if not are_thin(displacements) and not _are_few(model, len(displacements)):
+    if as_thin(displacements) is None and not _are_few(model, len(displacements)):
         return False
     return all(
         isinstance(module, nn.Linear) or (reads_rows(module) and module is model.get_input_embeddings())
@@ -45,9 +48,16 @@ def can_replicate(model: nn.Module, displacements: Sequence[Displacement | None]
     )
 
 
-def are_thin(displacements: Sequence[Displacement | None]) -> bool:
-    """Whether each is one low-rank direction."""
-    return all(d is None or (len(d.terms) == 1 and isinstance(d.terms[0][1], Factored)) for d in displacements)
+def as_thin(displacements: Sequence[Displacement | None]) -> list[tuple[float, Factored] | None] | None:
+    """Each displacement as one low-rank direction and its scale; None where one of them is another kind."""
+    thin: list[tuple[float, Factored] | None] = []
+    for displacement in displacements:
+        terms = displacement.terms if displacement else ()
+        factored = [(scale, direction) for scale, direction in terms if isinstance(direction, Factored)]
+        if displacement is not None and not len(terms) == len(factored) == 1:
+            return None
+        thin.append(factored[0] if factored else None)
+    return thin
 
 
 def _are_few(model: nn.Module, places: int) -> bool:
@@ -62,7 +72,7 @@ class Replicas:
     displacements are stored until they are needed.
     """
 
-    def __init__(self, model: nn.Module, places: int) -> None:
+    def __init__(self, model: CausalLM, places: int) -> None:
         self.replicated = model
         self.place = 0
         self._places = places
@@ -92,10 +102,11 @@ class Replicas:
 
 @contextmanager
 def replicas(
-    model: nn.Module, parameters: Sequence[Tensor], displacements: Sequence[Displacement | None]
+    model: CausalLM, parameters: Sequence[Tensor], displacements: Sequence[Displacement | None]
 ) -> Iterator[Replicas]:
     """The model at all displacements at once. Requires `can_replicate`."""
-    stacked_of = (_Thin if are_thin(displacements) else _Dense)(displacements, parameters)
+    thin = as_thin(displacements)
+    stacked_of = _Dense(displacements, parameters) if thin is None else _Thin(thin, parameters)
     index = {id(p): i for i, p in enumerate(parameters)}
     handles = []
     for module in model.modules():
@@ -121,20 +132,20 @@ class _Thin:
     Of a vector it is the displacement, (places, size).
     """
 
-    def __init__(self, displacements: Sequence[Displacement | None], parameters: Sequence[Tensor]) -> None:
-        terms = [None if d is None else d.terms[0] for d in displacements]
-        moved: Factored = next(term[1] for term in terms if term is not None)  # type: ignore[assignment]
+    def __init__(self, terms: Sequence[tuple[float, Factored] | None], parameters: Sequence[Tensor]) -> None:
+        moved = next(term[1] for term in terms if term is not None)
         self._scales = torch.tensor([0.0 if t is None else t[0] for t in terms], device=parameters[0].device)
-        self._directions: list[Factored] = [moved if t is None else t[1] for t in terms]  # type: ignore[misc]
+        self._directions = [moved if t is None else t[1] for t in terms]
         self._parameters = parameters
 
     def __call__(self, index: int) -> Stacked:
         factors, dtype = [d.factors[index] for d in self._directions], self._parameters[index].dtype
-        if isinstance(factors[0], Tensor):
-            stacked = torch.stack(factors)  # type: ignore[arg-type]
+        if dense := [factor for factor in factors if isinstance(factor, Tensor)]:
+            stacked = torch.stack(dense)
             return (stacked * self._scales.view(-1, *[1] * (stacked.dim() - 1))).to(dtype)
-        left = torch.stack([f[0] for f in factors]) * self._scales.view(-1, 1, 1)
-        return left.to(dtype), torch.stack([f[1] for f in factors]).to(dtype)
+        pairs = [factor for factor in factors if not isinstance(factor, Tensor)]
+        left = torch.stack([a for a, _ in pairs]) * self._scales.view(-1, 1, 1)
+        return left.to(dtype), torch.stack([b for _, b in pairs]).to(dtype)
 
 
 class _Dense:
@@ -171,8 +182,8 @@ class _Linear(_Hook):
             else:
                 left, right = moved
                 displaced_output = displaced_output.baddbmm_(torch.bmm(inputs, right), left.transpose(1, 2))
-        if "bias" in self.stacked:
-            displaced_output = displaced_output.add_(self.stacked["bias"].unsqueeze(1))
+        if isinstance(bias := self.stacked.get("bias"), Tensor):
+            displaced_output = displaced_output.add_(bias.unsqueeze(1))
         return displaced_output.view(output.shape)
 
 
@@ -199,7 +210,9 @@ class _Other(_Hook):
         if self.running:
             return None
         weights = dict(module.named_parameters(recurse=False))
-        displaced_weights = {name: weights[name].detach() + move for name, move in self.stacked.items()}
+        displaced_weights = {
+            name: weights[name].detach() + move for name, move in self.stacked.items() if isinstance(move, Tensor)
+        }
         per_place = [a.view(self.places, -1, *a.shape[1:]) for a in args]
 
         def run(weights: dict[str, Tensor], *args: Tensor) -> Tensor:
