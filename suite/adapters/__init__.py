@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from suite.adapters.base import Adapter, AdapterSettings, Full
 from suite.adapters.bounded import Bounded
 from suite.adapters.lora import LoRA
@@ -9,7 +11,7 @@ from suite.config.registry import Registry
 
 __all__ = ["ADAPTERS", "Adapter", "AdapterSettings", "lora", "low_rank"]
 
-ADAPTERS: Registry[type[Adapter]] = Registry(
+ADAPTERS: Registry[type[Adapter[Any]]] = Registry(
     "adapter",
     [
         Full,

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
 from suite.config import settings
 from suite.oracle.base import Tensors
 
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
+
 
 class AdapterSettings(settings.Settings):
-    """Settings that every adapter has: none yet."""
+    """Settings that every adapter has: none yet but its name, which is a literal of its own."""
+
+    name: str
 
 
-class Adapter:
+S = TypeVar("S", bound=AdapterSettings)
+
+
+class Adapter(Generic[S]):
     """What is trained instead of the weights. Creating it inserts it into the model, in place, and freezes the rest.
 
     Args:
@@ -31,15 +39,15 @@ class Adapter:
         before: the ordinary weights that it changes, by parameter name, as they were when it was created.
     """
 
-    Settings: ClassVar[type[AdapterSettings]] = AdapterSettings
+    Settings: type[S]
     source: ClassVar[str] = ""
 
     before: dict[str, Tensor]
 
-    def __init__(self, settings: AdapterSettings, model: nn.Module, seed: int) -> None:
+    def __init__(self, settings: S, model: CausalLM, seed: int) -> None:
         self.settings = settings
         self.model = model
-        self._ordinary: dict[str, nn.Module] = {}
+        self._ordinary: Mapping[str, nn.Module] = {}
         """Modules that the adapter replaces, by name."""
 
     @property
@@ -56,7 +64,7 @@ class Adapter:
         raise NotImplementedError
 
     @contextmanager
-    def exported(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    def exported(self, weights: Mapping[str, Tensor]) -> Iterator[CausalLM]:
         """The model as an ordinary one with these weights, rounded once; on exit it is restored bit for bit.
 
         Args:
@@ -79,13 +87,13 @@ class Adapter:
                 self.model.set_submodule(name, module)
 
 
-class Full(Adapter):
+class Full(Adapter["Full.Settings"]):
     """The weights themselves."""
 
     class Settings(AdapterSettings):
         name: Literal["full"] = "full"
 
-    def __init__(self, settings: AdapterSettings, model: nn.Module, seed: int) -> None:
+    def __init__(self, settings: Settings, model: CausalLM, seed: int) -> None:
         super().__init__(settings, model, seed)
         self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.before = {name: weight.clone() for name, weight in self.merged().items()}

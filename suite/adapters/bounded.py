@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from suite.adapters.low_rank import LowRankAdapter, LowRankSettings
 
 
-class Bounded(LowRankAdapter):
+class Bounded(LowRankAdapter["Bounded.Settings"]):
     """Bounded changes of the MLP layers: W + s sin(w B A), no entry changed by more than s (arXiv 2509.24166).
 
     Stable Forgetting bounds the adapters of the feed-forward layers, where gradient ascent diverges; the sine of a
@@ -34,12 +34,13 @@ class Bounded(LowRankAdapter):
 
     def _insert(self, seed: int) -> Mapping[str, tuple[nn.Parameter, nn.Parameter]]:
         draw = torch.Generator().manual_seed(seed)
-        pairs = {}
+        pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         for name, linear in self._ordinary.items():
             a = torch.empty(self.settings.rank, linear.in_features)
             nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=draw)
             b = torch.zeros(linear.out_features, self.settings.rank)
-            pairs[name] = tuple(nn.Parameter(t.to(linear.weight.device)) for t in (a, b))
+            device = linear.weight.device
+            pairs[name] = nn.Parameter(a.to(device)), nn.Parameter(b.to(device))
             self.model.set_submodule(name, _Changed(linear, *pairs[name], self))
         return pairs
 

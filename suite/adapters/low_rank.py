@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from pydantic import Field, field_validator
@@ -16,6 +16,9 @@ from suite.config.errors import SpecError
 from suite.config.numbers import Few
 from suite.oracle.base import Tensors
 from tasks.plain_text import shown
+
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
 
 class LowRankSettings(AdapterSettings):
@@ -38,17 +41,20 @@ class LowRankSettings(AdapterSettings):
         return (targets,) if isinstance(targets, str) else targets
 
 
-class LowRankAdapter(Adapter):
+L = TypeVar("L", bound=LowRankSettings)
+
+
+class LowRankAdapter(Adapter[L]):
     """An adapter that adds delta(A, B) to the weight of each of its layers.
 
     A and B are fp32 whatever the model's dtype: they are small, and in bf16 their small steps would be rounded away.
     """
 
-    settings: Any
+    _ordinary: Mapping[str, nn.Linear]
 
-    def __init__(self, settings: AdapterSettings, model: nn.Module, seed: int) -> None:
+    def __init__(self, settings: L, model: CausalLM, seed: int) -> None:
         super().__init__(settings, model, seed)
-        self._ordinary = dict(linear_layers(model, self.settings.targets))
+        self._ordinary = linear_layers(model, self.settings.targets)
         self.before = {f"{name}.weight": layer.weight.detach() for name, layer in self._ordinary.items()}
         model.requires_grad_(False)
         self._factors = {f"{name}.weight": pair for name, pair in self._insert(seed).items()}
@@ -78,7 +84,7 @@ class LowRankAdapter(Adapter):
         return LazyWeights(self._factors, merge)
 
 
-def linear_layers(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Linear]:
+def linear_layers(model: CausalLM, patterns: Sequence[str]) -> dict[str, nn.Linear]:
     """Linear layers whose names match one of the patterns, without the output layer.
 
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from suite.config.registry import Registry
 from suite.objectives.ascent import GradientAscent, GradientDifference
 from suite.objectives.base import Objective, ObjectiveSettings
@@ -16,7 +18,7 @@ from suite.objectives.weighted import WGA, SatImp
 
 __all__ = ["OBJECTIVES", "Objective", "ObjectiveSettings", "Reference", "base", "task_vector"]
 
-OBJECTIVES: Registry[type[Objective]] = Registry(
+OBJECTIVES: Registry[type[Objective[Any]]] = Registry(
     "objective",
     [
         GradientAscent,

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.models.likelihood import mean_nll
+from suite.models.likelihood import LanguageModel, mean_nll
 from suite.objectives.base import Objective, ObjectiveSettings
 from suite.oracle.batch import Batch
 
 
-class GradientAscent(Objective):
+class GradientAscent(Objective[ObjectiveSettings]):
     """Gradient ascent: -L_f (Thudi et al. 2022; Jang et al. 2023). Unbounded; no retain loss by default."""
 
     class Settings(ObjectiveSettings):
         name: Literal["gradient_ascent"] = "gradient_ascent"
         retain_weight: float = Field(0.0, ge=0)
 
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         return -mean_nll(model, batch.forget)
 
 

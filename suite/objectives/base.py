@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from suite.config import settings
 from suite.models.encoding import Tokens
-from suite.models.likelihood import answer_labels, answer_logits, answer_mean, mean_nll, token_logprobs
+from suite.models.likelihood import LanguageModel, answer_labels, answer_logits, answer_mean, mean_nll, token_logprobs
 from suite.objectives.reference import Reference
 from suite.oracle.base import Part
 from suite.oracle.batch import Batch
@@ -24,14 +24,19 @@ class ObjectiveSettings(settings.Settings):
     Attributes:
         forget_weight, retain_weight: factors of the two losses. With a retain weight of 0, retain texts are never read.
         retain: `nll`, cross-entropy on the retain answers; `kl`, KL(reference || model) over their tokens.
+        name: of the objective; each one's settings have their own, as a literal.
     """
 
     forget_weight: float = Field(1.0, gt=0)
     retain: Literal["nll", "kl"] = "nll"
     retain_weight: float = Field(1.0, ge=0)
+    name: str
 
 
-class Objective(Stateful):
+S = TypeVar("S", bound=ObjectiveSettings)
+
+
+class Objective(Stateful, Generic[S]):
     """A forget loss and a retain loss on a batch; the total is their weighted sum.
 
     Objectives receive the model, not its logits: some read hidden states. Losses are 0-dimensional float64 tensors.
@@ -40,37 +45,37 @@ class Objective(Stateful):
         reference: the model before unlearning; required if `needs_reference`.
     """
 
-    Settings: ClassVar[type[ObjectiveSettings]] = ObjectiveSettings
+    Settings: type[S]
     uses_forget_reference: ClassVar[bool] = False
     """Whether `Batch.forget_reference` is required, and `forget_refusals_reference` if there are refusals."""
     uses_forget_refusals: ClassVar[bool] = False
     """Whether `Batch.forget_refusals` is required."""
 
-    def __init__(self, settings: ObjectiveSettings, reference: Reference | None = None) -> None:
+    def __init__(self, settings: S, reference: Reference | None = None) -> None:
         if self.needs_reference(settings) and reference is None:
             raise ValueError(f"{settings.name} with these settings compares with a reference model")
         self.settings = settings
         self.reference = reference
-        self.parts = (Part.FORGET, Part.RETAIN) if settings.retain_weight else (Part.FORGET,)
+        self.parts: tuple[Part, ...] = (Part.FORGET, Part.RETAIN) if settings.retain_weight else (Part.FORGET,)
 
     @classmethod
-    def needs_reference(cls, settings: ObjectiveSettings) -> bool:
+    def needs_reference(cls, settings: S) -> bool:
         """Whether the reference model runs in every step, and so has to stay in memory."""
         return settings.retain == "kl" and settings.retain_weight > 0
 
     @classmethod
-    def needs_retain_refusals(cls, settings: ObjectiveSettings) -> bool:
+    def needs_retain_refusals(cls, settings: S) -> bool:
         """Whether `Batch.retain_refusals` is required."""
         return False
 
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         """The forget loss, which unlearning minimizes, without its weight.
 
         Gradients and differences of values must agree, because a zeroth-order optimizer uses values alone.
         """
         raise NotImplementedError
 
-    def retain_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def retain_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         """The retain loss, without its weight: the setting `retain` selects it."""
         if self.settings.retain == "nll":
             return mean_nll(model, batch.retain)
@@ -81,11 +86,11 @@ class Objective(Stateful):
         """Number of token positions that one evaluation of the forget or retain loss passes through the model."""
         return batch.tokens(part)
 
-    def relearn(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def relearn(self, model: LanguageModel, batch: Batch) -> Tensor:
         """The loss that relearning minimizes: the cross-entropy of the forget answers."""
         return mean_nll(model, batch.forget)
 
-    def stepped(self, model: torch.nn.Module, batch: Batch) -> int:
+    def stepped(self, model: LanguageModel, batch: Batch) -> int:
         """Called after the optimizer has moved the weights. Returns the tokens that this passed through the model."""
         return 0
 
@@ -93,13 +98,13 @@ class Objective(Stateful):
         """The weights to export, by name, from those before and after the steps. Most objectives export the latter."""
         return after
 
-    def forget(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget(self, model: LanguageModel, batch: Batch) -> Tensor:
         return self.settings.forget_weight * self.forget_loss(model, batch)
 
-    def retain(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def retain(self, model: LanguageModel, batch: Batch) -> Tensor:
         return self.settings.retain_weight * self.retain_loss(model, batch)
 
-    def resampled(self, model: torch.nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
+    def resampled(self, model: LanguageModel, batch: Batch, generator: torch.Generator) -> tuple[Tensor, int]:
         """Mean cross-entropy of labels drawn from the model at the answers' positions, and the number of labels.
 
         Its gradient g gives the Gauss-Newton-Bartlett estimate count * g^2 of the curvature of the model's own loss

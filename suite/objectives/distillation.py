@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.config.numbers import Whole
-from suite.models.likelihood import answer_labels, answer_logits, answer_mean
+from suite.models.likelihood import LanguageModel, answer_labels, answer_logits, answer_mean
 from suite.objectives.base import Objective, ObjectiveSettings
 from suite.oracle.batch import Batch
 
@@ -49,7 +49,7 @@ def without_first(mask: Tensor, skip: int) -> Tensor:
     return mask & (order > order[:, -1:].sub(1).clamp(max=skip))
 
 
-class Undial(Objective):
+class Undial(Objective["Undial.Settings"]):
     """Self-distillation from the old model with the true token's logit lowered (Dong et al., arXiv 2402.10052)."""
 
     class Settings(ObjectiveSettings):
@@ -60,16 +60,16 @@ class Undial(Objective):
         retain_weight: float = Field(0.0, ge=0)
 
     @classmethod
-    def needs_reference(cls, settings: ObjectiveSettings) -> bool:
+    def needs_reference(cls, settings: Settings) -> bool:
         return True
 
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         assert self.reference is not None
         logits = answer_logits(model, batch.forget)
         return undial(self.reference.logits(batch.forget), logits, *answer_labels(batch.forget), self.settings.strength)
 
 
-class CEU(Objective):
+class CEU(Objective["CEU.Settings"]):
     """Cross-entropy to the model's own distribution without the true token (Yang 2025, arXiv 2503.01224)."""
 
     class Settings(ObjectiveSettings):
@@ -79,6 +79,6 @@ class CEU(Objective):
         skip: Whole = 1
         retain_weight: float = Field(0.0, ge=0)
 
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         labels, mask = answer_labels(batch.forget)
         return ce_u(answer_logits(model, batch.forget), labels, without_first(mask, self.settings.skip))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from suite.models.likelihood import answer_labels, answer_logits, answer_mean, sequence_logprobs
+from suite.models.likelihood import LanguageModel, answer_labels, answer_logits, answer_mean, sequence_logprobs
 from suite.objectives.base import Objective, ObjectiveSettings
 from suite.oracle.base import Part
 from suite.oracle.batch import Batch
@@ -31,7 +30,7 @@ def answer_preservation(answers: Tensor, refusals: Tensor, beta: float) -> Tenso
     return -logsigmoid(beta * (answers - refusals)).mean() / beta
 
 
-class MaximumEntropy(Objective):
+class MaximumEntropy(Objective["MaximumEntropy.Settings"]):
     """ME+AP: uniform predictions on forget answers, no refusals on the rest (Yuan et al. 2024, arXiv 2410.08109)."""
 
     class Settings(ObjectiveSettings):
@@ -41,18 +40,18 @@ class MaximumEntropy(Objective):
         """
 
         name: Literal["me_ap"] = "me_ap"
-        retain: Literal["nll", "kl", "preservation"] = "preservation"  # type: ignore[assignment]
+        retain: Literal["nll", "kl", "preservation"] = "preservation"  # type: ignore[assignment]  # one way more than others have
         beta: float = Field(0.1, gt=0)
 
     @classmethod
-    def needs_retain_refusals(cls, settings: ObjectiveSettings) -> bool:
+    def needs_retain_refusals(cls, settings: Settings) -> bool:
         return settings.retain == "preservation" and settings.retain_weight > 0
 
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         _, mask = answer_labels(batch.forget)
         return uniform_kl(answer_logits(model, batch.forget), mask)
 
-    def retain_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def retain_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         if self.settings.retain != "preservation":
             return super().retain_loss(model, batch)
         assert batch.retain_refusals is not None

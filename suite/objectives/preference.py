@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from suite.models.likelihood import sequence_logprobs
+from suite.models.likelihood import LanguageModel, sequence_logprobs
 from suite.objectives.base import Objective, ObjectiveSettings
 from suite.oracle.base import Part
 from suite.oracle.batch import Batch
@@ -47,7 +46,7 @@ def dpo(winner: Tensor, loser: Tensor, beta: float) -> Tensor:
     return -(2 / beta) * logsigmoid(beta * (winner - loser)).mean()
 
 
-class NPO(Objective):
+class NPO(Objective["NPO.Settings"]):
     """Negative preference optimization against the model before unlearning (Zhang et al. 2024, arXiv 2404.05868)."""
 
     uses_forget_reference = True
@@ -58,12 +57,12 @@ class NPO(Objective):
         name: Literal["npo"] = "npo"
         beta: float = Field(0.1, gt=0)
 
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         assert batch.forget_reference is not None
         return npo(sequence_logprobs(model, batch.forget), batch.forget_reference, self.settings.beta)
 
 
-class SimNPO(Objective):
+class SimNPO(Objective["SimNPO.Settings"]):
     """NPO with the answer's length in place of a reference model (Fan et al. 2024, arXiv 2410.07163)."""
 
     class Settings(ObjectiveSettings):
@@ -73,12 +72,12 @@ class SimNPO(Objective):
         beta: float = Field(4.5, gt=0)
         margin: float = Field(0.0, ge=0)
 
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         lengths = batch.forget.answer.sum(-1)
         return simnpo(sequence_logprobs(model, batch.forget), lengths, self.settings.beta, self.settings.margin)
 
 
-class DPO(Objective):
+class DPO(Objective["DPO.Settings"]):
     """Direct preference optimization of a refusal over the answer, IdkDPO (Rafailov et al. 2023, arXiv 2305.18290)."""
 
     uses_forget_reference = True
@@ -90,7 +89,7 @@ class DPO(Objective):
         name: Literal["dpo"] = "dpo"
         beta: float = Field(0.1, gt=0)
 
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         assert batch.forget_reference is not None and batch.forget_refusals is not None
         assert batch.forget_refusals_reference is not None
         winner = sequence_logprobs(model, batch.forget_refusals) - batch.forget_refusals_reference

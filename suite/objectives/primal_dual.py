@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.config.numbers import Whole
-from suite.models.likelihood import answer_labels, answer_logits, answer_mean
+from suite.models.likelihood import LanguageModel, answer_labels, answer_logits, answer_mean
 from suite.objectives.base import Objective, ObjectiveSettings
 from suite.objectives.reference import Reference
 from suite.oracle.batch import Batch
@@ -25,7 +25,7 @@ def logit_margin(logits: Tensor, mask: Tensor) -> Tensor:
     return answer_mean((logits.amax(-1) - logits.mean(-1)).square(), mask)
 
 
-class PDU(Objective):
+class PDU(Objective["PDU.Settings"]):
     """Primal-dual unlearning: flat forget logits under a bound on the retain loss (PDU, arXiv 2506.05314).
 
     The Lagrangian is forget_weight * forget + dual * (L_r - retain_bound). Within a step the dual variable is a
@@ -34,7 +34,7 @@ class PDU(Objective):
     to 0.
     """
 
-    state = ("dual", "steps_done")
+    state = (*Objective.state, "dual", "steps_done")
 
     class Settings(ObjectiveSettings):
         """retain_weight: initial dual variable. retain_bound: bound on the retain loss, in nats per token.
@@ -48,20 +48,20 @@ class PDU(Objective):
         dual_step: float = Field(5.0, ge=0)
         dual_warmup: Whole = 0
 
-    def __init__(self, settings: ObjectiveSettings, reference: Reference | None = None) -> None:
+    def __init__(self, settings: Settings, reference: Reference | None = None) -> None:
         super().__init__(settings, reference)
         self.dual = settings.retain_weight
         self.steps_done = 0
 
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         _, mask = answer_labels(batch.forget)
         return logit_margin(answer_logits(model, batch.forget), mask)
 
-    def retain(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def retain(self, model: LanguageModel, batch: Batch) -> Tensor:
         return self.dual * (self.retain_loss(model, batch) - self.settings.retain_bound)
 
     @torch.no_grad()
-    def stepped(self, model: torch.nn.Module, batch: Batch) -> int:
+    def stepped(self, model: LanguageModel, batch: Batch) -> int:
         self.steps_done += 1
         if self.steps_done <= self.settings.dual_warmup:
             return 0

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from suite.models.encoding import Tokens
-from suite.models.likelihood import answer_logits, hidden_states
+from suite.models.likelihood import LanguageModel, answer_logits, hidden_states
 
 
 class Reference:
     """The model before unlearning. It runs once per batch, however often the batch is used."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self.model = model
         self._cache: list[tuple[Tokens, int | None, Tensor]] = []
 

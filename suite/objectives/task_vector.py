@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.models.likelihood import mean_nll
+from suite.models.likelihood import LanguageModel, mean_nll
 from suite.objectives.base import Objective, ObjectiveSettings
 from suite.oracle.batch import Batch
 
@@ -19,7 +18,7 @@ def negated(before: Tensor, after: Tensor, scale: float) -> Tensor:
     return (before.float() - scale * (after.float() - before.float())).to(before.dtype)
 
 
-class TaskVector(Objective):
+class TaskVector(Objective["TaskVector.Settings"]):
     """Task vector: minimize cross-entropy on the forget answers, then subtract the change (arXiv 2212.04089)."""
 
     class Settings(ObjectiveSettings):
@@ -29,7 +28,7 @@ class TaskVector(Objective):
         scale: float = Field(1.0, gt=0)
         retain_weight: float = Field(0.0, ge=0)
 
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         return mean_nll(model, batch.forget)
 
     def edited(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

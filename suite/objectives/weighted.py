@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.models.encoding import Tokens
-from suite.models.likelihood import answer_labels, answer_logits, answer_mean, token_logprobs
+from suite.models.likelihood import LanguageModel, answer_labels, answer_logits, answer_mean, token_logprobs
 from suite.objectives.base import Objective, ObjectiveSettings
 from suite.oracle.batch import Batch
 
@@ -60,7 +60,7 @@ def _quadrature(power: float) -> tuple[list[float], list[float]]:
     return ((nodes + 1) / 2).tolist(), (weights / 2**power).tolist()
 
 
-class WGA(Objective):
+class WGA(Objective["WGA.Settings"]):
     """Weighted gradient ascent: each token has the weight p^beta (Wang et al. 2025, arXiv 2502.19301)."""
 
     class Settings(ObjectiveSettings):
@@ -69,11 +69,11 @@ class WGA(Objective):
         name: Literal["wga"] = "wga"
         beta: float = Field(1.0, gt=0)
 
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         return wga(*_answer_logprobs(model, batch.forget), self.settings.beta)
 
 
-class SatImp(Objective):
+class SatImp(Objective["SatImp.Settings"]):
     """Saturation and importance: each token has the weight p^beta1 (1-p)^beta2 (Yang et al. 2025, arXiv 2505.11953).
 
     Published settings disagree on which of the two losses is weighted by 0.1; here both weights are 1.
@@ -86,10 +86,10 @@ class SatImp(Objective):
         beta1: float = Field(5.0, gt=0)
         beta2: float = Field(1.0, ge=0)
 
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         return satimp(*_answer_logprobs(model, batch.forget), self.settings.beta1, self.settings.beta2)
 
 
-def _answer_logprobs(model: torch.nn.Module, tokens: Tokens) -> tuple[Tensor, Tensor]:
+def _answer_logprobs(model: LanguageModel, tokens: Tokens) -> tuple[Tensor, Tensor]:
     labels, mask = answer_labels(tokens)
     return token_logprobs(answer_logits(model, tokens), labels, mask), mask

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from suite.config.registry import Registry
 from suite.smoothing.averaging import ExponentialMovingAverage, WeightAveraging
 from suite.smoothing.base import NoSmoothing, Smoothing, SmoothingSettings
@@ -15,7 +17,7 @@ from suite.smoothing.universal_sam import UniversalSharpness
 
 __all__ = ["SMOOTHINGS", "Smoothing", "SmoothingSettings"]
 
-SMOOTHINGS: Registry[type[Smoothing]] = Registry(
+SMOOTHINGS: Registry[type[Smoothing[Any]]] = Registry(
     "smoothing",
     [
         NoSmoothing,

@@ -18,7 +18,7 @@ from suite.oracle.base import Oracle
 from suite.smoothing.base import Smoothing, SmoothingSettings
 
 
-class WeightAveraging(Smoothing):
+class WeightAveraging(Smoothing["WeightAveraging.Settings"]):
     """Exports the mean of the weights after steps start, start + every, ...; the steps themselves are unaffected.
 
     (WA in arXiv 2502.05374; stochastic weight averaging, arXiv 1803.05407.) The published start is for 125 steps.
@@ -28,7 +28,7 @@ class WeightAveraging(Smoothing):
     """
 
     source = "arXiv 1803.05407"
-    state = ("steps", "count", "total")
+    state = (*Smoothing.state, "count", "total")
 
     class Settings(SmoothingSettings):
         """
@@ -65,7 +65,7 @@ class WeightAveraging(Smoothing):
         return [(t / self.count).to(p.dtype) for t, p in zip(self.total, self.parameters, strict=True)]
 
 
-class ExponentialMovingAverage(Smoothing):
+class ExponentialMovingAverage(Smoothing["ExponentialMovingAverage.Settings"]):
     """Every few steps the weights are set to their moving average, and training continues there (arXiv 2508.12531).
 
         shadow <- decay * shadow + (1 - decay) * theta;  theta <- shadow
@@ -76,7 +76,7 @@ class ExponentialMovingAverage(Smoothing):
     """
 
     source = "arXiv 2508.12531"
-    state = ("steps", "shadow")
+    state = (*Smoothing.state, "shadow")
 
     class Settings(SmoothingSettings):
         """

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
 
 from suite.config import settings
 from suite.optimizers.base import Run
-from suite.oracle.base import CurvatureSample, Displacement, Oracle, Order, Part, Tensors
+from suite.oracle.base import Displacement, Oracle, Order, Part, Tensors, Wrapping
 from suite.oracle.state import Stateful
 from suite.smoothing.arithmetic import combined
 
 
 class SmoothingSettings(settings.Settings):
-    """Settings that every smoothing has: none yet."""
+    """Settings that every smoothing has: none yet but its name, which is a literal of its own."""
+
+    name: str
 
 
-class Smoothing(Stateful):
+S = TypeVar("S", bound=SmoothingSettings)
+
+
+class Smoothing(Wrapping, Stateful, Generic[S]):
     """An oracle that passes every query on to the oracle inside it; a subclass overrides the queries that it changes.
 
     Args:
@@ -28,44 +33,22 @@ class Smoothing(Stateful):
         steps: number of steps that the optimizer has made.
     """
 
-    Settings: ClassVar[type[SmoothingSettings]] = SmoothingSettings
+    Settings: type[S]
     smooths: ClassVar[frozenset[Order]] = frozenset(Order)
     """Orders of the queries whose results it changes, or with which it has an effect after the step. With an optimizer
     that makes none of them it would have no effect, so such a trial is refused."""
     source: ClassVar[str] = ""
-    state = ("steps",)
+    state = (*Stateful.state, "steps")
 
-    def __init__(self, oracle: Oracle, settings: SmoothingSettings, run: Run) -> None:
-        self.oracle = oracle
+    def __init__(self, oracle: Oracle, settings: S, run: Run) -> None:
+        super().__init__(oracle)
         self.settings = settings
         self.run = run
         self.steps = 0
 
-    @property
-    def parameters(self) -> Sequence[Tensor]:
-        return self.oracle.parameters
-
-    def values(self, part: Part, displacements: Sequence[Displacement | None]) -> Tensor:
-        return self.oracle.values(part, displacements)
-
-    def gradient(self, part: Part = Part.TOTAL, at: Displacement | None = None) -> list[Tensor]:
-        return self.oracle.gradient(part, at)
-
-    def directional(self, part: Part, direction: Tensors, at: Displacement | None = None) -> float:
-        return self.oracle.directional(part, direction, at)
-
-    def curvature_sample(self) -> CurvatureSample:
-        return self.oracle.curvature_sample()
-
-    def hvp(self, part: Part, direction: Tensors, at: Displacement | None = None) -> list[Tensor]:
-        return self.oracle.hvp(part, direction, at)
-
-    def compressed(self, bits: int) -> None:
-        self.oracle.compressed(bits)
-
     def stepped(self) -> None:
         """Called after the optimizer has moved the weights; averages of iterates are updated here."""
-        self.oracle.stepped()
+        super().stepped()
         self.steps += 1
 
     def final_weights(self) -> list[Tensor] | None:
@@ -73,14 +56,14 @@ class Smoothing(Stateful):
         return None
 
 
-class NoSmoothing(Smoothing):
+class NoSmoothing(Smoothing["NoSmoothing.Settings"]):
     """No smoothing: the loss at the weights themselves."""
 
     class Settings(SmoothingSettings):
         name: Literal["none"] = "none"
 
 
-class ForgetSmoothing(Smoothing):
+class ForgetSmoothing(Smoothing[S]):
     """A smoothing of the forget loss. Retain and relearn queries are passed on unchanged.
 
     A subclass overrides the `forget_` methods. `smooths` says which of them are used; derivatives along a direction

@@ -15,7 +15,7 @@ from suite.smoothing.base import Smoothing, SmoothingSettings
 from suite.smoothing.neighbourhood import Neighbourhood
 
 
-class Extrapolation(Smoothing):
+class Extrapolation(Smoothing["Extrapolation.Settings"]):
     """Gradients of all parts at theta - gamma * (gradient of the step before) (Extrap-SGD, arXiv 2006.05720).
 
     With `kind: noise` the displacement is a random direction of that gradient's norm instead, so the two kinds differ
@@ -25,7 +25,7 @@ class Extrapolation(Smoothing):
 
     smooths = frozenset({Order.GRADIENT})
     source = "arXiv 2006.05720"
-    state = ("steps", "previous", "length")
+    state = (*Smoothing.state, "previous", "length")
 
     class Settings(SmoothingSettings):
         """gamma: distance ahead, in units of the parameter per unit of gradient; kind: its direction."""

@@ -14,7 +14,7 @@ from suite.smoothing.arithmetic import combined, displaced_weights, dot
 from suite.smoothing.base import ForgetSmoothing, SmoothingSettings
 
 
-class Invariance(ForgetSmoothing):
+class Invariance(ForgetSmoothing["Invariance.Settings"]):
     """+ weight * sum_e (d/dw L_e(w theta) at w = 1)^2 = weight * sum_e <grad L_e, theta>^2, e in relearn and retain.
 
     This is the penalty of IRMv1 (arXiv 1907.02893) with the scale of the trainable weights as the dummy classifier, as

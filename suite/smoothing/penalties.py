@@ -6,7 +6,7 @@ A penalty is a function of the gradient, so its own gradient needs Hessian-vecto
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 from torch import Tensor
@@ -30,7 +30,10 @@ class PenaltySettings(SmoothingSettings):
     radius: float = Field(1e-3, gt=0)
 
 
-class Penalty(ForgetSmoothing):
+P = TypeVar("P", bound=PenaltySettings)
+
+
+class Penalty(ForgetSmoothing[P]):
     """The forget loss plus weight * penalty; only gradients include the penalty.
 
     A penalty's value is computed from gradients, which a zeroth-order optimizer must not receive. So values are those
@@ -53,7 +56,7 @@ class Penalty(ForgetSmoothing):
         return combined([(length / radius, ahead), (-length / radius, gradient)], like=direction)
 
 
-class GradientPenalty(Penalty):
+class GradientPenalty(Penalty["GradientPenalty.Settings"]):
     """+ weight * ||grad L_f||_2 (GP in arXiv 2502.05374). Its gradient is H v with v = g / ||g||.
 
     Where the gradient is zero the norm is not differentiable, and the penalty adds nothing.
@@ -73,7 +76,7 @@ class GradientPenalty(Penalty):
         )
 
 
-class CurvaturePenalty(Penalty):
+class CurvaturePenalty(Penalty["CurvaturePenalty.Settings"]):
     """+ weight * ||g(theta + rho v) - g(theta)||_2, v = g / ||g||, g = grad L_f (CR in arXiv 2502.05374).
 
     With u the unit vector along the difference, H and H' the Hessians at theta and at theta + rho v, and w = H' u, the

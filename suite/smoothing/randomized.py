@@ -17,7 +17,7 @@ from suite.smoothing.base import ForgetSmoothing, SmoothingSettings
 from suite.smoothing.neighbourhood import Neighbourhood
 
 
-class RandomizedSmoothing(ForgetSmoothing):
+class RandomizedSmoothing(ForgetSmoothing["RandomizedSmoothing.Settings"]):
     """The mean of L_f(theta + sigma xi_i) over n draws of xi ~ N(0, I) (RS in arXiv 2502.05374).
 
     Values, gradients, derivatives along a direction and Hessian products are all those of this one function, whose

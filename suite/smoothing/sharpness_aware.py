@@ -14,7 +14,7 @@ from suite.smoothing.arithmetic import displaced_weights
 from suite.smoothing.base import ForgetSmoothing, SmoothingSettings
 
 
-class SharpnessAware(ForgetSmoothing):
+class SharpnessAware(ForgetSmoothing["SharpnessAware.Settings"]):
     """Forget gradients at the worst point within rho, retain gradients at the weights (arXiv 2502.05374, Eq. 6).
 
     Loss values are those at the weights: the worst point is found with a gradient, and a zeroth-order optimizer must
@@ -38,7 +38,7 @@ class SharpnessAware(ForgetSmoothing):
         return self.oracle.gradient(Part.FORGET, Displacement.along(ascent, self.settings.rho / length) + at)
 
 
-class AdaptiveSharpnessAware(ForgetSmoothing):
+class AdaptiveSharpnessAware(ForgetSmoothing["AdaptiveSharpnessAware.Settings"]):
     """SAM in a ball that grows with each weight: rescaling a layer does not change its sharpness.
 
     The worst point is e = rho T^2 g / ||T g|| away, with T = |w| + eta for each weight (ASAM, arXiv 2102.11600),

@@ -15,7 +15,7 @@ from suite.smoothing.base import Smoothing, SmoothingSettings
 from suite.smoothing.neighbourhood import Neighbourhood
 
 
-class StableUnlearning(Smoothing):
+class StableUnlearning(Smoothing["StableUnlearning.Settings"]):
     """Gradients after a look-ahead step (arXiv 2509.20230), reconstructed by us from its description.
 
     1. The inner step: theta' = theta - inner_lr * grad L.
@@ -35,7 +35,7 @@ class StableUnlearning(Smoothing):
 
     smooths = frozenset({Order.GRADIENT})
     source = "arXiv 2509.20230"
-    state = ("steps", "history")
+    state = (*Smoothing.state, "history")
 
     class Settings(SmoothingSettings):
         """

@@ -23,7 +23,7 @@ from suite.smoothing.neighbourhood import Neighbourhood
 Form = Literal["trace", "frobenius"]
 
 
-class UniversalSharpness(ForgetSmoothing):
+class UniversalSharpness(ForgetSmoothing["UniversalSharpness.Settings"]):
     """The forget loss plus weight * tr H, or weight * ||H||_F^2, estimated without a second derivative.
 
     The measures are those of arXiv 2406.03682 (Frob-SAM is its Frobenius form); unbiased estimators and defaults are
