@@ -34,7 +34,7 @@ from tasks.plain_text import shown
 
 __all__ = ["ATTACKS", "Attack", "AttackContext", "Subject", "attack", "weights"]
 
-ATTACKS: Registry[type[Attack]] = Registry(
+ATTACKS: Registry[type[Attack[Any]]] = Registry(
     "attack",
     [
         NoAttack,
@@ -64,7 +64,7 @@ ATTACKS: Registry[type[Attack]] = Registry(
 )
 
 
-def attack(settings: Mapping[str, Any]) -> Attack:
+def attack(settings: Mapping[str, Any]) -> Attack[Any]:
     """The attack that these settings describe.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from suite.config import settings
 from suite.models.checkpoints import Checkpoint, EditedCheckpoint, State
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from suite.engines import Engine
+    from suite.models.causal_lm import CausalLM
 
 
 class Access(StrEnum):
@@ -89,13 +90,18 @@ class AttackContext:
 
 
 class AttackSettings(settings.Settings):
-    """Settings that every attack has: none but its name."""
+    """Settings that every attack has: none but its name, which is a literal of its own."""
+
+    name: str
 
 
-class Attack:
+S = TypeVar("S", bound=AttackSettings)
+
+
+class Attack(Generic[S]):
     """One attack with its budget. Attacks evaluate one's own model."""
 
-    Settings: ClassVar[type[AttackSettings]] = AttackSettings
+    Settings: type[S]
     access: ClassVar[Access]
     source: ClassVar[str] = ""
     """Where the attack comes from: paper and section."""
@@ -104,7 +110,7 @@ class Attack:
     version: ClassVar[int] = 1
     """Increased when the attack computes something else than before; measurements of older versions are kept."""
 
-    def __init__(self, settings: AttackSettings) -> None:
+    def __init__(self, settings: S) -> None:
         self.settings = settings
 
     @property
@@ -142,7 +148,7 @@ class Attack:
             SpecError: too few texts, a package that is not installed, ...; the message says what to change.
         """
 
-    def check_model(self, model: torch.nn.Module) -> None:
+    def check_model(self, model: CausalLM) -> None:
         """Check that the attack can be carried out on models of an architecture, before anything is computed.
 
         Args:
@@ -165,7 +171,7 @@ class Attack:
         raise NotImplementedError
 
 
-class WeightEdit(Attack):
+class WeightEdit(Attack[S]):
     """An attack that is one edit of the weights, made when the weights are loaded."""
 
     access = Access.WEIGHTS
@@ -182,7 +188,7 @@ class WeightEdit(Attack):
         yield 0, Subject(checkpoint, subject.probes)
 
 
-class PromptEdit(Attack):
+class PromptEdit(Attack[S]):
     """An attack that rewrites each prompt independently of the others."""
 
     access = Access.PROMPTS

@@ -8,7 +8,7 @@ from typing import Literal
 from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 
 
-class NoAttack(Attack):
+class NoAttack(Attack["NoAttack.Settings"]):
     """The subject without an attack."""
 
     access = Access.NOTHING

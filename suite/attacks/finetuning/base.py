@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-import torch
 from pydantic import Field, model_validator
 
 from suite.adapters.lora import LoRA
@@ -21,6 +20,9 @@ from suite.models.encoding import Encoded
 from suite.models.finetuning import Schedule, finetune
 from suite.models.gradient_checkpointing import checkpoint_blocks
 from tasks.task import Probe, Split, Task, examples_digest
+
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
 OWN = (Texts.FORGET, Texts.UNASKED, Texts.RETAIN)
 """Sources determined by the task's forget and retain texts and by the probes, which are part of stage keys anyway."""
@@ -58,7 +60,7 @@ class FineTuningSettings(AttackSettings):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _consistent(self) -> FineTuningSettings:
+    def _consistent(self) -> Self:
         given = {key: value for key in ("steps", "epochs") if (value := getattr(self, key)) is not None}
         if len(given) != 1:
             raise ValueError("set one of steps and epochs: how long the attacker trains")
@@ -70,7 +72,10 @@ class FineTuningSettings(AttackSettings):
         return self
 
 
-class FineTuning(Attack):
+F = TypeVar("F", bound=FineTuningSettings)
+
+
+class FineTuning(Attack[F]):
     """An attack that trains the subject on texts and measures it at points along the way."""
 
     access = Access.WEIGHTS
@@ -84,7 +89,7 @@ class FineTuning(Attack):
     def length(self) -> int:
         """Total number of steps or epochs."""
         s = self.settings
-        return s.epochs if s.steps is None else s.steps
+        return s.steps if s.steps is not None else s.epochs or 0  # one of them is set
 
     @property
     def points(self) -> tuple[int, ...]:
@@ -99,7 +104,7 @@ class FineTuning(Attack):
     def check(self, task: Task, split: Split) -> None:
         at_least(self.settings.samples, self.settings.texts, task, split)
 
-    def check_model(self, model: torch.nn.Module) -> None:
+    def check_model(self, model: CausalLM) -> None:
         if self.settings.adapter == "lora" and not self.changes_nothing:
             try:
                 linear_layers(model, LoRA.Settings().targets)
@@ -118,7 +123,7 @@ class FineTuning(Attack):
         return {"taught": self._texts_digest}
 
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
-        checkpoints = ((point, subject.checkpoint) for point in self.points)
+        checkpoints: Iterator[tuple[int, Checkpoint]] = ((point, subject.checkpoint) for point in self.points)
         if not self.changes_nothing:
             checkpoints = self.train(subject.checkpoint, subject.split, context)
         for point, checkpoint in checkpoints:

@@ -14,7 +14,7 @@ from suite.attacks.finetuning.base import FineTuning, FineTuningSettings
 from suite.attacks.texts import Texts
 
 
-class Benign(FineTuning):
+class Benign(FineTuning["Benign.Settings"]):
     """Fine-tuning on n texts that do not contain what was forgotten: retain texts, Wikipedia, or another task's."""
 
     source = "Lucki et al. 2024, arXiv 2409.18025; Qi et al. 2024, arXiv 2310.03693"

@@ -21,7 +21,7 @@ from typing import Literal
 from suite.attacks.finetuning.base import FineTuning, FineTuningSettings
 
 
-class Relearning(FineTuning):
+class Relearning(FineTuning["Relearning.Settings"]):
     """Fine-tuning on n of the forget texts with its own AdamW, measured at points along the way."""
 
     source = "Fan et al. 2025, arXiv 2502.05374"

@@ -20,7 +20,7 @@ from suite.objectives.task_vector import negated
 from tasks.task import Split
 
 
-class NegatedForgetting(FineTuning):
+class NegatedForgetting(FineTuning["NegatedForgetting.Settings"]):
     """Gradient ascent on n forget texts, then `scale` times the change subtracted: w - scale (w after ascent - w)."""
 
     source = "Ilharco et al. 2023, arXiv 2212.04089"

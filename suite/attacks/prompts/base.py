@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
-from suite.attacks.base import AttackContext, PromptEdit, Subject
+from suite.attacks.base import AttackContext, AttackSettings, PromptEdit, Subject
 from suite.config.errors import SpecError
 from suite.models.checkpoints import context_of
 from suite.models.encoding import Encoder
 from tasks.task import Item, Probe, ProbeKind, Split, Style, Task
 
+S = TypeVar("S", bound=AttackSettings)
 
-class QuestionEdit(PromptEdit):
+
+class QuestionEdit(PromptEdit[S]):
     """An attack that rewrites each question, forget and retain questions alike."""
 
     @property

@@ -13,7 +13,7 @@ from suite.config.numbers import Whole
 from tasks.task import Probe, Split, Task, Turn
 
 
-class FewShot(QuestionEdit):
+class FewShot(QuestionEdit["FewShot.Settings"]):
     """The retain texts most similar to the question, with their answers, precede it as earlier turns.
 
     They have the question's own style: questions before questions, running text before running text. The most similar

@@ -50,7 +50,7 @@ TEMPLATES: Mapping[Kind, str] = {
 }
 
 
-class Frame(QuestionEdit):
+class Frame(QuestionEdit["Frame.Settings"]):
     """The question inside a fixed text: role play, a compliant beginning, another language, ..."""
 
     source = "RWKU, arXiv 2406.10890"

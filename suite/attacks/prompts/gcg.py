@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import model_validator
 
 from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
-from suite.attacks.prompts.gcg_places import Question, placed, printable, start
+from suite.attacks.prompts.gcg_places import Question, placed, printable, read_back, start
 from suite.attacks.texts import Texts, texts_of
 from suite.config.errors import SpecError
 from suite.config.numbers import Count, Seed, Whole
@@ -27,7 +28,7 @@ ALL = ""
 """Key of a text for all items: no item's id is empty."""
 
 
-class GreedyCoordinateGradient(Attack):
+class GreedyCoordinateGradient(Attack["GreedyCoordinateGradient.Settings"]):
     """A text per question, or one for all, that greedy coordinate gradients (GCG) optimise until the model answers.
 
     The text is separated from the question by a new line: a space would become a part of its first token. Texts that
@@ -60,7 +61,7 @@ class GreedyCoordinateGradient(Attack):
         seed: Seed = 0
 
         @model_validator(mode="after")
-        def _its_own(self) -> GreedyCoordinateGradient.Settings:
+        def _its_own(self) -> Self:
             if self.scope == "each" and not {"samples", "texts"}.isdisjoint(self.changed()):
                 raise ValueError("samples and texts are of scope=universal; scope=each optimises on the probe itself")
             return self
@@ -93,7 +94,7 @@ class GreedyCoordinateGradient(Attack):
         limit = context_of(subject.checkpoint.architecture)
         longer = self._with_texts(subject, {key: groups[key][0].text(ids) for key, ids in starts.items()})
         check_lengths(replace(context.task, forget={}, retain=()), context.encoder, limit, longer)
-        allowed = printable(context.encoder, model.get_input_embeddings().weight.shape[0])
+        allowed = printable(context.encoder, len(model.get_input_embeddings().get_parameter("weight")))
         texts = {}
         for key, questions in groups.items():
             rng = random.Random(f"{context.seed}:{s.seed}:{key}")
@@ -105,7 +106,7 @@ class GreedyCoordinateGradient(Attack):
                 candidates=s.candidates,
                 top_k=s.top_k,
                 allowed=allowed,
-                survives=lambda ids, questions=questions: all(question.reads_back(ids) for question in questions),
+                survives=partial(read_back, questions),
                 generator=torch.Generator().manual_seed(rng.randrange(2**31)),
             )
             texts[key] = questions[0].text(best.ids)

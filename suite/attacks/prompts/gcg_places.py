@@ -69,7 +69,7 @@ class Question:
         return cls(encoder, lambda text: asked(text).prompt, split)
 
     def text(self, ids: Ids) -> str:
-        return self.encoder.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return self.encoder.tokenizer.batch_decode([list(ids)], clean_up_tokenization_spaces=False)[0]
 
     def reads_back(self, ids: Ids) -> bool:
         """Whether the text of these ids tokenizes back to them in the prompt, with the ids around it unchanged."""
@@ -91,9 +91,14 @@ def start(tokens: int, questions: Sequence[Question]) -> Ids:
     first = questions[0]
     for word in STARTS:
         ids = first.render(" ".join([word] * tokens))[len(first.prompt.before) :][:tokens]
-        if len(ids) == tokens and all(question.reads_back(ids) for question in questions):
+        if len(ids) == tokens and read_back(questions, ids):
             return ids
     raise SpecError(f"attacks: gcg: tokens={tokens}: the tokenizer reads no text of so many tokens back. Use another")
+
+
+def read_back(questions: Sequence[Question], ids: Ids) -> bool:
+    """Whether every question reads the text of these ids back."""
+    return all(question.reads_back(ids) for question in questions)
 
 
 def target(item: Item, encoder: Encoder, probe: Probe | None = None) -> Ids:

@@ -137,10 +137,11 @@ def text_losses(
 def _table(model: PreTrainedModel) -> Tensor:
     """Embedding of each token, (vocabulary, hidden). It is not always the layer's weight: some layers scale it."""
     layer = model.get_input_embeddings()
+    weight = layer.get_parameter("weight")
     if reads_rows(layer):
-        return layer.weight.detach()
+        return weight.detach()
     with torch.no_grad():
-        return layer(torch.arange(layer.weight.shape[0], device=layer.weight.device))
+        return layer(torch.arange(len(weight), device=weight.device))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,7 +29,7 @@ _Conversation = tuple[str, tuple[Turn, ...]]
 """A question and the turns before it."""
 
 
-class MultiTurn(QuestionEdit):
+class MultiTurn(QuestionEdit["MultiTurn.Settings"]):
     """The question after turns that the model answered itself: it reconsiders, or has talked about related facts.
 
     The model's answers are greedy, and each related question is answered on its own. Running text is not changed. Turns
@@ -51,7 +51,7 @@ class MultiTurn(QuestionEdit):
         max_new_tokens: Count = 64
 
         @model_validator(mode="after")
-        def _its_own_number(self) -> MultiTurn.Settings:
+        def _its_own_number(self) -> Self:
             own, other = ("rounds", "turns") if self.after == "self" else ("turns", "rounds")
             if getattr(self, own) is None or getattr(self, other) is not None:
                 raise ValueError(f"after={self.after} takes {own}, which has no default, and no {other}")
@@ -68,8 +68,8 @@ class MultiTurn(QuestionEdit):
             raise SpecError(f"attacks: {self.name}: {task.name} has {most} retain questions. Use so many turns at most")
 
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
-        if self.settings.turns:
-            yield 0, self._after_related(subject, context)
+        if turns := self.settings.turns:
+            yield 0, self._after_related(turns, subject, context)
         elif self.settings.rounds:
             yield from self._after_itself(subject, context)
         else:
@@ -102,10 +102,10 @@ class MultiTurn(QuestionEdit):
         ]
         return replace(current, items=tuple(items))
 
-    def _after_related(self, subject: Subject, context: AttackContext) -> Subject:
+    def _after_related(self, turns: int, subject: Subject, context: AttackContext) -> Subject:
         limit, texts = context_of(subject.checkpoint.architecture), neighbours(context.retain)
         near = {
-            item: texts.of(item, self.settings.turns)
+            item: texts.of(item, turns)
             for probe in subject.probes
             for item in probe.items
             if self.applies_to(item, probe)
@@ -130,11 +130,14 @@ class MultiTurn(QuestionEdit):
         items: dict[_Conversation, Item] = {}
         for number, (prompt, turns) in enumerate(dict.fromkeys(conversations)):
             without_turns = Item(str(number), prompt, ("",))
-            item = replace(without_turns, turns=turns)
-            if limit is None or (item := shortened(item, without_turns, probe, context.encoder, limit)):
+            item: Item | None = replace(without_turns, turns=turns)
+            if item and limit is not None:
+                item = shortened(item, without_turns, probe, context.encoder, limit)
+            if item:
                 items[prompt, turns] = item
         samples = ask(context.engine, subject.checkpoint, (replace(probe, items=tuple(items.values())),))[probe.name]
-        return {conversation: sample.generated for conversation, sample in zip(items, samples, strict=True)}
+        pairs = zip(items, samples, strict=True)
+        return {conversation: sample.generated for conversation, sample in pairs if sample.generated is not None}
 
 
 def _conversation(item: Item) -> _Conversation:

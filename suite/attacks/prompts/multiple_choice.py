@@ -21,7 +21,7 @@ from suite.config.numbers import Seed
 from tasks.task import Item, Probe, ProbeKind, Split, Style, Task
 
 
-class MultipleChoice(QuestionEdit):
+class MultipleChoice(QuestionEdit["MultipleChoice.Settings"]):
     """The question with lettered options, including the correct answer. Running text is not changed."""
 
     source = "RWKU, arXiv 2406.10890"

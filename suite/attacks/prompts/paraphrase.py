@@ -13,7 +13,7 @@ from suite.config.numbers import Whole
 from tasks.task import Item, Probe
 
 
-class Paraphrase(QuestionEdit):
+class Paraphrase(QuestionEdit["Paraphrase.Settings"]):
     """The question in another wording from the task. Questions without one are not changed."""
 
     source = "Patil et al. 2024, arXiv 2309.17410"

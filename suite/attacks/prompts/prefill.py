@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -14,7 +14,7 @@ from suite.config.numbers import Whole
 from tasks.task import Item, Probe, ProbeKind, Style
 
 
-class Prefill(QuestionEdit):
+class Prefill(QuestionEdit["Prefill.Settings"]):
     """The beginning of the response is given: the first words of the correct answer, or a fixed text.
 
     With `words` only the rest of the answer is scored, and it is the reference of the sample: numbers compare between
@@ -36,7 +36,7 @@ class Prefill(QuestionEdit):
         text: str | None = None
 
         @model_validator(mode="after")
-        def _one_of_them(self) -> Prefill.Settings:
+        def _one_of_them(self) -> Self:
             if (self.words is None) == (self.text is None):
                 raise ValueError("words (of the right answer) or text: give one of them")
             if self.text is not None and (not self.text or self.text != self.text.strip()):
@@ -58,9 +58,10 @@ class Prefill(QuestionEdit):
         s = self.settings
         if s.text is not None:
             return replace(item, prefill=_joined(item.prefill, s.text))
-        if not s.words:
+        begun = re.match(r"\s*\S+" + r"\s+\S+" * (s.words - 1), item.reference) if s.words else None
+        if begun is None:
             return item
-        given = re.match(r"\s*\S+" + r"\s+\S+" * (s.words - 1), item.reference).group()
+        given = begun.group()
         rest = item.reference[len(given) :]
         if item.style is Style.TEXT:
             return replace(item, prefill=f"{item.prefill}{given}", answers=(rest,), correct=0)

@@ -17,7 +17,7 @@ from suite.config.numbers import Few, Seed
 from tasks.task import Probe, ProbeKind, Sampling, Split, Subset, Task
 
 
-class BestOfSeveral(PromptEdit):
+class BestOfSeveral(PromptEdit["BestOfSeveral.Settings"]):
     """Best of several answers drawn at a temperature. Probes that do not generate are not changed."""
 
     source = "arXiv 2511.04934; Scholten et al. 2025, arXiv 2410.03523"

@@ -40,12 +40,13 @@ def output_error(weight: Tensor, rounded: Tensor, gram: Tensor) -> float:
 
 def awq(weight: Tensor, inputs: Inputs, bits: int, group: int) -> Tensor:
     """The scaled rounding whose exponent has the smallest output error (Eq. 4); at exponent 0 it is `rtn`."""
-    assert inputs.gram is not None
+    gram = inputs.gram
+    assert gram is not None
     candidates = (scaled_rounding(weight, scales(inputs.mean, exponent), bits, group) for exponent in EXPONENTS)
-    return min(candidates, key=lambda rounded: output_error(weight, rounded, inputs.gram))
+    return min(candidates, key=lambda rounded: output_error(weight, rounded, gram))
 
 
-class AWQ(CalibratedEdit):
+class AWQ(CalibratedEdit["AWQ.Settings"]):
     """AWQ on calibration texts: the grid of `rtn`, finer for inputs of large activations. De-quantized.
 
     Layers with the same inputs share their scales, as they must if the layer before absorbs these. The error is that of

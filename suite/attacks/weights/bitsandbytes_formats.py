@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from importlib.util import find_spec
 from types import ModuleType
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +20,10 @@ from suite.config.errors import SpecError
 from suite.models.checkpoints import State
 from tasks.task import Split, Task
 
+S = TypeVar("S", bound=AttackSettings)
 
-class LibraryFormat(MatrixEdit):
+
+class LibraryFormat(MatrixEdit[S]):
     """Weights of linear layers, quantized and de-quantized by bitsandbytes."""
 
     def rounded(self, weight: Tensor, library: ModuleType) -> Tensor:
@@ -56,7 +58,7 @@ class FourBitSettings(AttackSettings):
     double: bool = False
 
 
-class FourBit(LibraryFormat):
+class FourBit(LibraryFormat[FourBitSettings]):
     """Each weight rounded to the nearest of 16 values times the largest magnitude in its block."""
 
     kind: ClassVar[str]
@@ -92,7 +94,7 @@ class FP4(FourBit):
         name: Literal["fp4"] = "fp4"
 
 
-class Int8(LibraryFormat):
+class Int8(LibraryFormat["Int8.Settings"]):
     """bitsandbytes' LLM.int8() weights: 255 levels up to the largest weight of an output, after conversion to fp16."""
 
     source = "Dettmers et al. 2022, arXiv 2208.07339"

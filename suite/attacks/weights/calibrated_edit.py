@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,10 @@ class CalibratedSettings(AttackSettings):
     seed: Seed = 0
 
 
-class CalibratedEdit(MatrixEdit):
+C = TypeVar("C", bound=CalibratedSettings)
+
+
+class CalibratedEdit(MatrixEdit[C]):
     """A weight edit of the linear layers in a model's blocks that depends on the inputs of these layers."""
 
     gram: ClassVar[bool] = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from suite.attacks.weights.layer_inputs import Inputs, watched
 from suite.config.errors import SpecError
 from suite.models.layers import Stored, blocks_of, weights_of
+
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
 
 @dataclass
@@ -38,7 +41,7 @@ class _TextStates:
 
 @torch.no_grad()
 def edit_blocks(
-    model: nn.Module, texts: Sequence[Sequence[int]], edit: Callable[[Tensor, Inputs], Tensor], *, gram: bool = True
+    model: CausalLM, texts: Sequence[Sequence[int]], edit: Callable[[Tensor, Inputs], Tensor], *, gram: bool = True
 ) -> list[str]:
     """Edit the weights of all linear layers in the model's blocks, in place, block by block.
 
@@ -139,7 +142,7 @@ class _BlockWeights:
         return [*seen, *unseen]
 
 
-def _before_blocks(model: nn.Module, blocks: nn.ModuleList, ids: Sequence[int]) -> _TextStates:
+def _before_blocks(model: CausalLM, blocks: nn.ModuleList, ids: Sequence[int]) -> _TextStates:
     """A text before the first block, with the other arguments that the model passes to each block."""
     texts: list[_TextStates] = []
 

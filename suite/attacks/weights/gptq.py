@@ -54,7 +54,7 @@ def gptq(weight: Tensor, gram: Tensor, bits: int, group: int, damp: float) -> Te
     return columns.T.contiguous()
 
 
-class GPTQ(CalibratedEdit):
+class GPTQ(CalibratedEdit["GPTQ.Settings"]):
     """GPTQ on calibration texts: the grid of `rtn`, with compensation of rounding errors. De-quantized.
 
     The published code by default rounds to 2^bits levels between a group's smallest and largest weight; this is its

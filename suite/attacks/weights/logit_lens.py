@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, field_validator
-from torch import nn
 
 from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 from suite.attacks.weights.residual import Writer, block_writers, count_blocks, outline
@@ -22,8 +21,11 @@ from suite.config.errors import SpecError
 from suite.config.numbers import Whole
 from suite.models.checkpoints import EditedCheckpoint, State
 
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
-class LogitLens(Attack):
+
+class LogitLens(Attack["LogitLens.Settings"]):
     """Only the first blocks write into the residual stream; the curve is over the number of these blocks."""
 
     access = Access.WHITE_BOX
@@ -46,7 +48,7 @@ class LogitLens(Attack):
     def points(self) -> tuple[int, ...]:
         return self.settings.layers
 
-    def check_model(self, model: nn.Module) -> None:
+    def check_model(self, model: CausalLM) -> None:
         self._writers(model)
 
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
@@ -59,7 +61,7 @@ class LogitLens(Attack):
             checkpoint = EditedCheckpoint(subject.checkpoint, edit, f"logit_lens[{count}]")
             yield count, Subject(checkpoint, subject.probes)
 
-    def _writers(self, model: nn.Module) -> tuple[int, tuple[Writer, ...]]:
+    def _writers(self, model: CausalLM) -> tuple[int, tuple[Writer, ...]]:
         """The number of the model's blocks, and the matrices with which they write."""
         blocks = count_blocks(model)
         if self.points[-1] > blocks:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from suite.attacks.base import AttackContext, Subject, WeightEdit
+from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
 from suite.config.errors import SpecError
 from suite.models.checkpoints import State
 from suite.models.layers import Stored
 from suite.models.outline import Outline, model_outline, outline_of
+
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
 ENOUGH = 0.9
 """Share of the numbers in a model's matrices that an attack has to reach: else what it spares would look robust."""
@@ -24,13 +28,16 @@ Place = tuple[int, ...]
 """Where a matrix is: the number of its tensor among all that are edited, by name, and the expert's."""
 
 
-class MatrixEdit(WeightEdit):
+S = TypeVar("S", bound=AttackSettings)
+
+
+class MatrixEdit(WeightEdit[S]):
     """An edit of the weights of linear layers inside the network (see `suite.models.layers.is_linear`)."""
 
     def version_for(self, architecture: Path) -> int:
         return self.version + (not outline_of(architecture).as_before)
 
-    def check_model(self, model: nn.Module) -> None:
+    def check_model(self, model: CausalLM) -> None:
         if not self.changes_nothing:
             self._check(model_outline(model))
 

@@ -18,7 +18,7 @@ from suite.models.checkpoints import interpolated
 from tasks.task import Probe
 
 
-class Merge(Attack):
+class Merge(Attack["Merge.Settings"]):
     """Weights interpolated with those of the model before unlearning."""
 
     access = Access.WEIGHTS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -46,7 +46,7 @@ def wanda(weight: Tensor, norms: Tensor, sparsity: float) -> Tensor:
     return weight.masked_fill(least(weight.abs() * norms, sparsity), 0)
 
 
-class Pruning(CalibratedEdit):
+class Pruning(CalibratedEdit["Pruning.Settings"]):
     """A share of each linear layer's weights set to zero: the smallest, or those that matter least to its output."""
 
     source = "Sun et al. 2024, arXiv 2306.11695"
@@ -64,7 +64,7 @@ class Pruning(CalibratedEdit):
         sparsity: float = Field(ge=0, le=1)
 
         @model_validator(mode="after")
-        def _read(self) -> Pruning.Settings:
+        def _read(self) -> Self:
             unread = {"texts", "samples", "seed"} & self.changed().keys()
             if self.by == "magnitude" and unread:
                 raise ValueError(f"{min(unread)}: by=magnitude reads no texts. Leave it out, or use by=wanda")

@@ -11,7 +11,7 @@ second time uses the same grid and changes no bit.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -122,7 +122,7 @@ def _largest(weight: Tensor) -> Tensor:
 
 def _step(largest: Tensor, levels: int) -> Tensor:
     """Distance between grid points. It is infinite, so that all weights round to zero, if it would be subnormal."""
-    return torch.nn.functional.threshold_(largest / levels, _TINY, math.inf)
+    return torch.threshold_(largest / levels, _TINY, math.inf)
 
 
 def _spans(columns: int, group: int | None) -> list[tuple[slice, int]]:
@@ -133,7 +133,7 @@ def _spans(columns: int, group: int | None) -> list[tuple[slice, int]]:
     return [(span, size) for span, size in spans if span.stop > span.start]
 
 
-class RoundToNearest(MatrixEdit):
+class RoundToNearest(MatrixEdit["RoundToNearest.Settings"]):
     """Weights rounded to a symmetric grid of 2^bits - 1 levels. Linear layers only, as in deployed quantizers."""
 
     source = "Zhang et al. 2024, arXiv 2410.16454"
@@ -151,7 +151,7 @@ class RoundToNearest(MatrixEdit):
         group: int = Field(128, ge=2)
 
         @model_validator(mode="after")
-        def _a_grid(self) -> RoundToNearest.Settings:
+        def _a_grid(self) -> Self:
             if 8 < self.bits < UNQUANTIZED:
                 raise ValueError(f"bits={self.bits}: use 2 to 8, or {UNQUANTIZED} for the model as it is")
             return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,8 +24,11 @@ from suite.models.encoding import Encoded, Tokens
 from suite.models.likelihood import hidden_states
 from tasks.task import Item, Probe, Split, Task
 
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
-class RefusalDirection(WeightEdit):
+
+class RefusalDirection(WeightEdit["RefusalDirection.Settings"]):
     """No matrix writes along the direction that separates forget questions from retain questions after a block.
 
     The direction comes from the questions of the other split's headline probes: the attacker reads no answers, and the
@@ -59,7 +62,7 @@ class RefusalDirection(WeightEdit):
                     f"besides those of {split}"
                 )
 
-    def check_model(self, model: torch.nn.Module) -> None:
+    def check_model(self, model: CausalLM) -> None:
         if not self.changes_nothing:
             self._writers(model)
 
@@ -94,7 +97,7 @@ class RefusalDirection(WeightEdit):
                 after[writer.bias] = without(state[writer.bias], -1, unit, s.strength)
         return after
 
-    def _writers(self, model: torch.nn.Module) -> list[Writer]:
+    def _writers(self, model: CausalLM) -> list[Writer]:
         """The matrices that write into the residual stream."""
         layer, blocks = self.settings.layer, count_blocks(model)
         if layer >= blocks:
@@ -115,7 +118,7 @@ def contrasted(task: Task, split: Split) -> tuple[list[Item], list[Item]]:
     return forget, retain
 
 
-def mean_state(model: torch.nn.Module, prompts: Iterable[Sequence[int]], layer: int) -> Tensor:
+def mean_state(model: CausalLM, prompts: Iterable[Sequence[int]], layer: int) -> Tensor:
     """Mean of the residual stream after block `layer`, from 0, at the last token: (hidden units,), float64."""
     device = next(model.parameters()).device
     states = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from suite.config.errors import SpecError
 from suite.models.checkpoints import skeleton
 from suite.models.layers import blocks_of, matrices_of
+
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
 WRITING = frozenset("o_proj out_proj dense c_proj down_proj fc2 fc_out dense_4h_to_h".split())
 READING = frozenset(
@@ -46,13 +50,13 @@ class Writer:
     norm: str | None = None
 
 
-def outline(architecture: Path) -> nn.Module:
+def outline(architecture: Path) -> CausalLM:
     """A model without weights: its modules and the shapes of its tensors."""
     with torch.device("meta"):
         return skeleton(architecture, torch.float32)
 
 
-def count_blocks(model: nn.Module) -> int:
+def count_blocks(model: CausalLM) -> int:
     """Number of blocks of the model.
 
     Raises:
@@ -61,7 +65,7 @@ def count_blocks(model: nn.Module) -> int:
     return len(_blocks(model)[1])
 
 
-def block_writers(model: nn.Module) -> Iterator[Writer]:
+def block_writers(model: CausalLM) -> Iterator[Writer]:
     """The matrices with which the blocks write, in order.
 
     Raises:
@@ -101,7 +105,7 @@ def block_writers(model: nn.Module) -> Iterator[Writer]:
             )
 
 
-def embedding_writers(model: nn.Module) -> Iterator[Writer]:
+def embedding_writers(model: CausalLM) -> Iterator[Writer]:
     """The matrices that write before the first block: embeddings of tokens and of positions.
 
     Raises:
@@ -141,7 +145,7 @@ def without(tensor: Tensor, axis: int, direction: Tensor, strength: float = 1.0)
     return (rows - strength * component).movedim(-1, axis).to(tensor.dtype)
 
 
-def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def _blocks(model: CausalLM) -> tuple[str, nn.ModuleList]:
     blocks = blocks_of(model)
     if blocks is None:
         raise SpecError(

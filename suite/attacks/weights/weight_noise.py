@@ -24,7 +24,7 @@ def noised(weight: Tensor, sigma: float, key: noise.Key) -> Tensor:
     return z.mul_(wide.square().mean().sqrt() * sigma).add_(wide).to(weight.dtype)
 
 
-class WeightNoise(MatrixEdit):
+class WeightNoise(MatrixEdit["WeightNoise.Settings"]):
     """Gaussian noise of sigma times each matrix's root-mean-square. Linear layers only: no embeddings, norms or biases.
 
     A control: it does not depend on what was forgotten, so what it brings back was suppressed rather than removed.
