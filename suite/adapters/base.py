@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class AdapterSettings(settings.Settings):
-    """Settings that every adapter has: none yet but its name, which is a literal of its own."""
+    """Settings that every adapter has: a name, a literal in those of each one that is registered."""
 
-    name: str
+    name: str = ""
 
 
 S = TypeVar("S", bound=AdapterSettings)

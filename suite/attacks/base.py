@@ -90,9 +90,9 @@ class AttackContext:
 
 
 class AttackSettings(settings.Settings):
-    """Settings that every attack has: none but its name, which is a literal of its own."""
+    """Settings that every attack has: a name, a literal in those of each one that is registered."""
 
-    name: str
+    name: str = ""
 
 
 S = TypeVar("S", bound=AttackSettings)

@@ -24,13 +24,13 @@ class ObjectiveSettings(settings.Settings):
     Attributes:
         forget_weight, retain_weight: factors of the two losses. With a retain weight of 0, retain texts are never read.
         retain: `nll`, cross-entropy on the retain answers; `kl`, KL(reference || model) over their tokens.
-        name: of the objective; each one's settings have their own, as a literal.
+        name: of the objective, a literal in the settings of each one that is registered.
     """
 
     forget_weight: float = Field(1.0, gt=0)
     retain: Literal["nll", "kl"] = "nll"
     retain_weight: float = Field(1.0, ge=0)
-    name: str
+    name: str = ""
 
 
 S = TypeVar("S", bound=ObjectiveSettings)

@@ -28,13 +28,13 @@ class OptimizerSettings(settings.Settings):
         lr: the largest step size.
         schedule: how the step size decays towards the last step.
         warmup: number of steps over which the step size first rises.
-        name: of the optimizer; each one's settings have their own, as a literal.
+        name: of the optimizer, a literal in the settings of each one that is registered.
     """
 
     lr: float = Field(gt=0)
     schedule: Schedule = "constant"
     warmup: Whole = 0
-    name: str
+    name: str = ""
 
     def factor(self, step: int, steps: int) -> float:
         """Fraction of `lr` used at a step, counted from 0, of a run of `steps` steps."""

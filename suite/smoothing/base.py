@@ -15,9 +15,9 @@ from suite.smoothing.arithmetic import combined
 
 
 class SmoothingSettings(settings.Settings):
-    """Settings that every smoothing has: none yet but its name, which is a literal of its own."""
+    """Settings that every smoothing has: a name, a literal in those of each one that is registered."""
 
-    name: str
+    name: str = ""
 
 
 S = TypeVar("S", bound=SmoothingSettings)
