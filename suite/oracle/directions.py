@@ -51,7 +51,7 @@ class LazyTensors(Sequence[Tensor]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]  # no slices: each would be computed
         if not 0 <= index < self._count:
             raise IndexError(index)
         return self._make(index)
