@@ -16,8 +16,13 @@ from suite.spec.measure import MeasureSpec
 from suite.spec.random_change import AnyTrial, RandomChange
 from suite.storage.stages import StageStore
 from suite.storage.store import Store
+from suite.training.unlearning import StoppedByScheduler
+from suite.trials.on_dev import Report
 from suite.trials.run import run_trial
 from tasks.task import Split
+
+PRUNED = "pruned"
+"""Status of a trial that a scheduler stopped; it is on no board."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,14 @@ OnOutcome = Callable[[Outcome], None]
 """Called with each outcome as it becomes known."""
 
 
-def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None) -> Outcome:
+def run_one(
+    job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None, report: Report | None = None
+) -> Outcome:
     """Run a job. Whatever goes wrong in it becomes its row and its outcome, so that the other trials go on.
+
+    Args:
+        report: called with the numbers on dev at each intermediate checkpoint; a true answer stops the trial. Then it
+            has an outcome and no row, and goes on from there when it is run again.
 
     Raises:
         KeyboardInterrupt: a signal stopped the process.
@@ -85,6 +96,7 @@ def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None)
                 runtime=job.runtime,
                 search=job.search,
                 on_stage=lambda stage, rows: on_stage(stage),
+                report=report,
             )
         outcome = Outcome(
             trial=job.spec.id,
@@ -95,6 +107,8 @@ def run_one(job: TrialJob, on_stage: Callable[[str], None] = lambda stage: None)
         )
     except KeyboardInterrupt:
         raise
+    except StoppedByScheduler as stopped:
+        outcome = pruned(job.spec.id, job.spec.label, str(stopped))
     except BaseException as error:  # SystemExit of a library and panics of extensions in Rust are no `Exception`
         outcome = failed(job, error)
     return replace(
@@ -115,6 +129,11 @@ def failed(job: TrialJob, error: BaseException) -> Outcome:
     except Exception as unwritten:
         reason += f". Its row is not on the board: {unwritten}"
     return Outcome(job.spec.id, job.spec.label, str(Status.FAILED), reason, null=isinstance(job.spec, RandomChange))
+
+
+def pruned(trial: str, label: str, reason: str) -> Outcome:
+    """The outcome of a trial that a scheduler stopped at an intermediate checkpoint."""
+    return Outcome(trial, label, PRUNED, reason)
 
 
 def refused(reason: str) -> Outcome:

@@ -22,6 +22,7 @@ from typing import Any
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.error import TuneError
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from suite.cluster.connection import connected
@@ -30,12 +31,13 @@ from suite.config.errors import EngineError, SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import parse
 from suite.engines.choosing import pool_resources
-from suite.runners.base import OnOutcome, Outcome, TrialJob, failed, refused, run_one
+from suite.runners.base import PRUNED, OnOutcome, Outcome, TrialJob, failed, pruned, refused, run_one
 from suite.runners.search import sampler
 from suite.spec.measure import MeasureSpec
 from suite.spec.random_change import AnyTrial, any_trial
 from suite.spec.search_space import Plan, drawn_trial, suggest
 from suite.spec.yaml_file import merged, nested
+from suite.trials.on_dev import Progress
 
 RESTARTS = 2
 """Times that a trial is started again after its worker or node is lost (a spot machine, the kernel's OOM killer)."""
@@ -48,25 +50,34 @@ def run_on_ray(
     address: str | None,
     concurrency: int | None,
     then: Callable[[], Sequence[TrialJob]] = tuple,
+    scheduler: TrialScheduler | None = None,
 ) -> None:
     """Run every job on the cluster at `address`, or on a Ray of this machine alone.
 
     Args:
         then: called when all are done, for jobs that follow from them; they run with the same engines.
+        scheduler: told `step`, `forgetting` and `utility` at each intermediate checkpoint; may stop a trial there.
     """
     with _cluster(address, jobs[0]) as placement:
-        _run(jobs, on_outcome, placement, concurrency)
+        _run(jobs, on_outcome, placement, concurrency, scheduler)
         _run(then(), on_outcome, placement, concurrency)
 
 
-def _run(jobs: Sequence[TrialJob], on_outcome: OnOutcome, placement: Placement, concurrency: int | None) -> None:
+def _run(
+    jobs: Sequence[TrialJob],
+    on_outcome: OnOutcome,
+    placement: Placement,
+    concurrency: int | None,
+    scheduler: TrialScheduler | None = None,
+) -> None:
     """Run every job, and those again that Tune gave up before they had lost enough workers.
 
     Tune does so where a trial is to start on a worker of a node that was lost a moment ago.
     """
     for last in (*[False] * RESTARTS, True):
         if jobs:
-            config = tune.TuneConfig(max_concurrent_trials=concurrency or placement.trials, reuse_actors=True)
+            trials = concurrency or placement.trials
+            config = tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=trials, reuse_actors=True)
             specs = [json.dumps(job.spec.canonical) for job in jobs]
             jobs = _fit(jobs[0], {"spec": tune.grid_search(specs)}, config, (), on_outcome, placement, last=last)
 
@@ -165,6 +176,7 @@ def _fit(
         "search": template.search,
         "folder": os.getcwd(),
         "objectives": list(objectives),
+        "report": config.scheduler is not None,
     }
     trainable = tune.with_resources(
         tune.with_parameters(_trainable, context=context),
@@ -247,6 +259,13 @@ class OutcomeCallback(tune.Callback):
         if "outcome" in result:
             _LISTENERS[self.experiment].take(trial.trial_id, Outcome(**json.loads(result["outcome"])))
 
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial that a scheduler stopped ends without an outcome of its own."""
+        spec = _spec_or_none(trial.config)
+        stopped = f"stopped by the scheduler at step {trial.last_result.get('step')}"
+        outcome = pruned(spec.id, spec.label, stopped) if spec else refused("the draw is not a valid trial")
+        _LISTENERS[self.experiment].take(trial.trial_id, outcome)
+
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         print(f"{_label(trial.config)}: its worker was lost; the trial is started again", file=sys.stderr)
 
@@ -257,10 +276,15 @@ class OutcomeCallback(tune.Callback):
 
 
 def _label(config: Mapping[str, Any]) -> str:
+    spec = _spec_or_none(config)
+    return spec.label if spec else "a draw"
+
+
+def _spec_or_none(config: Mapping[str, Any]) -> AnyTrial | None:
     try:
-        return _spec(config).label
+        return _spec(config)
     except SpecError:
-        return "a draw"
+        return None
 
 
 class WorkerLost(RuntimeError):
@@ -273,8 +297,13 @@ def _on_one_line(report: str) -> str:
 
 
 def _trainable(config: Mapping[str, Any], context: Mapping[str, Any]) -> None:
-    """Run one trial on a worker. Reports finite numbers only: a NaN would leave an Optuna trial running for ever."""
+    """Run one trial on a worker. Reports finite numbers only: a NaN would leave an Optuna trial running for ever.
+
+    Where there is a scheduler, the numbers on dev are reported at each intermediate checkpoint too.
+    """
     outcome = _outcome(config, context)
+    if outcome.status == PRUNED:
+        return  # Tune knows: it has stopped the trial, and takes no more reports
     numbers = {name: outcome.objective(name) for name in context["objectives"]}
     tune.report({**numbers, "outcome": json.dumps(asdict(outcome))})
 
@@ -295,7 +324,17 @@ def _outcome(config: Mapping[str, Any], context: Mapping[str, Any]) -> Outcome:
         Path(context["store"]),
         context["search"],
     )
-    return run_one(job)
+    return run_one(job, report=_report if context["report"] else None)
+
+
+def _report(progress: Progress) -> bool:
+    """Tell Tune where a trial is. True if its scheduler stops the trial."""
+    numbers = {name: value for name, value in asdict(progress).items() if value is not None}
+    try:
+        tune.report(numbers)
+    except SystemExit:  # how Tune ends a function that it has stopped
+        return True
+    return False
 
 
 def _spec(config: Mapping[str, Any]) -> AnyTrial:

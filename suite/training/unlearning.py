@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -42,6 +42,22 @@ VERSION = 3
 """Increased when the same trial gives other weights or more metadata."""
 
 
+OnCheckpoint = Callable[[int, Checkpoint], bool | None]
+"""Called at each intermediate checkpoint with the steps made so far, over all requests. A true answer stops the run."""
+
+
+class StoppedByScheduler(Exception):
+    """A run was stopped at an intermediate checkpoint by who watches it. What was done is saved, so that it can go on.
+
+    Attributes:
+        step: steps made, over all requests.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped by the scheduler at step {step}")
+        self.step = step
+
+
 class EarlyStopping(Protocol):
     """The early-stopping criterion of trials with `until`: the remaining knowledge of a checkpoint."""
 
@@ -50,7 +66,7 @@ class EarlyStopping(Protocol):
         """What the criterion depends on besides the trial and its anchors, for the stage's key."""
         ...
 
-    def __call__(self, checkpoint: Checkpoint) -> float | None:
+    def knowledge(self, checkpoint: Checkpoint) -> float | None:
         """Knowledge on dev; None where it cannot be computed."""
         ...
 
@@ -86,13 +102,19 @@ def unlearn(
     store: StageStore,
     runtime: RuntimeSpec,
     criterion: EarlyStopping | None = None,
+    on_checkpoint: OnCheckpoint = lambda step, checkpoint: None,
 ) -> list[Artifact]:
     """The unlearned checkpoints, one stage per forget request, each starting from the one before.
 
     Args:
         criterion: early-stopping criterion, evaluated at intermediate checkpoints when the trial has `until`.
+        on_checkpoint: called at every intermediate checkpoint in order, whoever made it and when.
+
+    Raises:
+        StoppedByScheduler: `on_checkpoint` said so.
     """
     stages: list[Artifact] = []
+    steps_before = 0
     start = anchors.checkpoint("target")
     started_from = anchors.target.key
     for request in requests(spec, task):
@@ -112,12 +134,14 @@ def unlearn(
         }
 
         saved = SavedRun(store.unfinished("unlearn", inputs), runtime.save_minutes)
+        watched = _Watched(on_checkpoint, steps_before)
 
         def compute(
             folder: Path,
             start: Checkpoint = start,
             request: ForgetRequest = request,
             saved: SavedRun = saved,
+            watched: _Watched = watched,
         ) -> dict[str, Any]:
             def begun() -> _Unlearning:
                 unlearning = _Unlearning(spec, task, anchors, request, start, device, saved)
@@ -136,11 +160,37 @@ def unlearn(
                         warnings.warn(f"{saved.folder}: cannot be gone on from ({error}); begun anew", stacklevel=2)
                         saved.discard()
                         unlearning = begun()
-                return unlearning.run(folder, criterion)
+                return unlearning.run(folder, criterion, watched)
 
         stages.append(store.run("unlearn", inputs, compute))
+        watched.tell(stages[-1].folder, stages[-1].meta["kept"])
+        steps_before += stages[-1].meta["steps_done"]
         start, started_from = SavedCheckpoint(stages[-1].folder / "final"), stages[-1].key
     return stages
+
+
+class _Watched:
+    """Who watches a run: told of each intermediate checkpoint once.
+
+    Args:
+        steps_before: steps of earlier requests.
+    """
+
+    def __init__(self, on_checkpoint: OnCheckpoint, steps_before: int) -> None:
+        self._on_checkpoint, self._steps_before = on_checkpoint, steps_before
+        self._told: set[int] = set()
+
+    def tell(self, folder: Path, kept: Sequence[int]) -> None:
+        """Tell of the checkpoints of these steps in a folder.
+
+        Raises:
+            StoppedByScheduler: the run is to be stopped.
+        """
+        for step in kept:
+            if step not in self._told:
+                self._told.add(step)
+                if self._on_checkpoint(self._steps_before + step, SavedCheckpoint(folder / f"step{step}")):
+                    raise StoppedByScheduler(self._steps_before + step)
 
 
 class _Unlearning:
@@ -206,8 +256,13 @@ class _Unlearning:
         own = {"done": self.done, "kept": self.kept, "seconds": seconds}
         self.saved.save(self.oracle.parameters, self._parts, own, [folder / f"step{step}" for step in self.kept])
 
-    def run(self, folder: Path, criterion: EarlyStopping | None) -> dict[str, Any]:
-        """Make the steps, write the checkpoints into the folder, and return the stage's metadata."""
+    def run(self, folder: Path, criterion: EarlyStopping | None, watched: _Watched) -> dict[str, Any]:
+        """Make the steps, write the checkpoints into the folder, and return the stage's metadata.
+
+        Raises:
+            StoppedByScheduler: whoever watches the run says so at an intermediate checkpoint; it is saved.
+        """
+        watched.tell(folder, self.kept)
         spec, every, bound = self.spec, self.spec.checkpoints.every, self.spec.until_knowledge
         started, status, reason = time.perf_counter() - self.seconds, "ok", None
         for batch in self.batches.draw(spec.batch_size, spec.steps, spec.seed, self.done):
@@ -227,10 +282,15 @@ class _Unlearning:
                 with self._exported() as model:
                     save(model, self.encoder.tokenizer, folder / f"step{self.done}")
                 if bound is not None and criterion is not None:
-                    knowledge = criterion(SavedCheckpoint(folder / f"step{self.done}"))
+                    knowledge = criterion.knowledge(SavedCheckpoint(folder / f"step{self.done}"))
                     if knowledge is not None and knowledge <= bound:
                         status, reason = "stopped", f"{spec.until} at step {self.done}"
                         break
+                try:
+                    watched.tell(folder, self.kept)
+                except StoppedByScheduler:
+                    self._save(folder, time.perf_counter() - started)
+                    raise
             if self.done < spec.steps and self.saved.due():
                 self._save(folder, time.perf_counter() - started)
         self.log.write(folder / FILE)

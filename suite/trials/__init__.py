@@ -3,4 +3,4 @@
 `harness` is the evaluation that both share. `preflight` checks trials and counts their cost before any computation.
 """
 
-__all__ = ["early_stopping", "given_checkpoint", "harness", "matching", "preflight", "run", "task_data"]
+__all__ = ["given_checkpoint", "harness", "matching", "on_dev", "preflight", "run", "task_data"]

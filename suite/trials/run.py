@@ -18,7 +18,7 @@ from suite.engines import Engine
 from suite.engines.choosing import chosen_engine
 from suite.evaluation.landscape import landscape
 from suite.evaluation.trial_rows import Row, step_rows, trial_row
-from suite.models.checkpoints import KeyedCheckpoint, SavedCheckpoint
+from suite.models.checkpoints import Checkpoint, KeyedCheckpoint, SavedCheckpoint
 from suite.models.encoding import Encoder
 from suite.spec.measure import MeasureSpec
 from suite.spec.random_change import AnyTrial, RandomChange
@@ -28,9 +28,9 @@ from suite.storage.store import Store
 from suite.training.anchors import Anchors, prepare_anchors
 from suite.training.random_change import randomly_changed
 from suite.training.unlearning import unlearn
-from suite.trials.early_stopping import KnowledgeOnDev
 from suite.trials.harness import Harness, headlines_of
 from suite.trials.matching import MixingCurve
+from suite.trials.on_dev import OnDev, Report
 from suite.trials.task_data import TaskData
 from tasks.task import Split
 
@@ -76,6 +76,7 @@ def run_trial(
     make_engine: MakeEngine | None = None,
     search: str | None = None,
     on_stage: OnStage = lambda stage, rows: None,
+    report: Report | None = None,
 ) -> TrialResult:
     """Run a trial, or the part of it that is not in the store yet, and put its rows on the board.
 
@@ -85,8 +86,11 @@ def run_trial(
         search: the search that it is a part of, for its row.
         make_engine: by default makes the engine that `measure` names.
         on_stage: called after each stage; may end the trial once the models were evaluated without an attack.
+        report: called with the numbers on dev at each intermediate checkpoint (`checkpoints.every`), which are measured
+            for it, and may stop the trial. They are the same whether the checkpoints are made now or were before.
 
     Raises:
+        StoppedByScheduler: `report` said so. The run of unlearning is saved, and nothing is on the board.
         SpecError, TaskError: the trial cannot be run as specified.
         CheckpointError, EngineError: a model cannot be evaluated even without an attack.
         StageError, BoardError, StorageError: something stored is damaged, or the disk is full.
@@ -103,8 +107,13 @@ def run_trial(
         if isinstance(spec, RandomChange):
             stages = [randomly_changed(spec, anchors, store.stages, runtime)]
         else:
-            criterion = KnowledgeOnDev(data.task, anchors, harness.engine) if spec.until else None
-            stages = unlearn(spec, data.task, anchors, store.stages, runtime, criterion)
+            on_dev = OnDev(data.task, anchors, harness.engine)
+
+            def on_checkpoint(step: int, checkpoint: Checkpoint) -> bool | None:
+                return report(on_dev.progress(step, checkpoint)) if report else None
+
+            criterion = on_dev if spec.until else None
+            stages = unlearn(spec, data.task, anchors, store.stages, runtime, criterion, on_checkpoint)
             store.board.append("steps", step_rows(spec, data.task, stages))
         trial = trial_row(spec, data.task, anchors, stages, environment) | {"search": search}
         on_stage("unlearn", [])
