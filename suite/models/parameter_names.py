@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from suite.models.layout import skeleton
@@ -9,8 +11,11 @@ from suite.models.named_folder import architecture_folder
 from suite.models.settings import ModelSpec
 from suite.models.tiny import tiny_config
 
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
-def model_without_weights(spec: ModelSpec, name: str, key: str = "model.name") -> torch.nn.Module:
+
+def model_without_weights(spec: ModelSpec, name: str, key: str = "model.name") -> CausalLM:
     """The model's modules, whose tensors have names and shapes and take no memory. Nothing is fetched but its config.
 
     Args:
@@ -19,9 +24,9 @@ def model_without_weights(spec: ModelSpec, name: str, key: str = "model.name") -
     Raises:
         SpecError: no such model.
     """
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         if name == "tiny":
-            return LlamaForCausalLM(tiny_config(spec.tiny, spec.tiny.vocabulary))
+            return AutoModelForCausalLM.from_config(tiny_config(spec.tiny, spec.tiny.vocabulary))
         return skeleton(architecture_folder(name, key), torch.float32)

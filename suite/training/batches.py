@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from suite.models.encoding import Encoded, Encoder, Tokens
-from suite.models.likelihood import sequence_logprobs
+from suite.models.likelihood import LanguageModel, sequence_logprobs
 from suite.objectives import OBJECTIVES, ObjectiveSettings, Reference
 from suite.oracle.batch import Batch
 from suite.training.refusals import refused
@@ -104,7 +104,7 @@ def draws(total: int, size: int, rng: random.Random) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def reference_logprobs(model: torch.nn.Module, texts: Sequence[Encoded], device: torch.device) -> Tensor:
+def reference_logprobs(model: LanguageModel, texts: Sequence[Encoded], device: torch.device) -> Tensor:
     """Summed log-probability of each answer under the reference model, nats, float64: (texts,)."""
     return torch.cat(
         [sequence_logprobs(model, Tokens.collate(texts[i : i + 16], device)) for i in range(0, len(texts), 16)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,7 +21,7 @@ from suite.models.parameter_names import model_without_weights
 from suite.objectives import OBJECTIVES
 from suite.optimizers import OPTIMIZERS, Run
 from suite.optimizers.base import KINDS
-from suite.oracle.base import Displacement, Part, Queries, Tensors
+from suite.oracle.base import CurvatureSample, Displacement, Part, Queries, Tensors
 from suite.smoothing import SMOOTHINGS
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import TrialSpec
@@ -31,6 +32,9 @@ from suite.training.unlearning import requests
 from suite.trials.named_model import check_named_model
 from suite.trials.task_data import with_extras, within_limit
 from tasks.task import Split, Task, TaskError, Zero
+
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +179,7 @@ def _check_model(
 
 
 def check_attacks(
-    measure: MeasureSpec, task: str, model: torch.nn.Module, tell: Callable[[str], None] = lambda note: None
+    measure: MeasureSpec, task: str, model: CausalLM, tell: Callable[[str], None] = lambda note: None
 ) -> None:
     """Check that every attack can be carried out on a model, whose weights may be on the meta device.
 
@@ -296,6 +300,14 @@ class _Bowl:
         self.queries.directional += 1
         return float(self._at(at) @ direction[0])
 
+    def curvature_sample(self) -> CurvatureSample:
+        self.queries.curvature += 1
+        return CurvatureSample([self._at(None)], 1)
+
     def hvp(self, part: Part, direction: Tensors, at: Displacement | None = None) -> list[torch.Tensor]:
         self.queries.curvature += 1
         return [direction[0].clone()]
+
+    def compressed(self, bits: int) -> None: ...
+
+    def stepped(self) -> None: ...

@@ -7,24 +7,28 @@ over texts gives a standard error. Sums are in float64.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from suite.engines.scores import batches
 from suite.models.encoding import Encoded, Tokens
-from suite.models.likelihood import sequence_logprobs
+from suite.models.likelihood import LanguageModel, sequence_logprobs
 from suite.objectives import Objective
 from suite.objectives.base import ObjectiveSettings
 from suite.oracle.base import Displacement, Diverged, Part, Tensors
 from suite.oracle.batch import Batch
 from suite.oracle.loss import LossOracle
 
+if TYPE_CHECKING:
+    from suite.models.causal_lm import CausalLM
+
 BATCH_TOKENS = 2048
 """Positions of a batch: the graph of a second derivative takes about ten times the memory of a forward pass."""
 
 
-def text_losses(model: torch.nn.Module, tokens: Tokens) -> Tensor:
+def text_losses(model: LanguageModel, tokens: Tokens) -> Tensor:
     """-log p per token of each answer, in nats: float64, (sequences,)."""
     return -sequence_logprobs(model, tokens) / tokens.answer.sum(-1)
 
@@ -44,7 +48,7 @@ class Texts:
         ]
 
     @torch.no_grad()
-    def losses(self, model: torch.nn.Module) -> Tensor:
+    def losses(self, model: LanguageModel) -> Tensor:
         """Loss of each text, in the order of the constructor's argument: float64, (texts,), on the CPU."""
         losses = torch.empty(self.count, dtype=torch.float64)
         for tokens in self.batches:
@@ -62,7 +66,7 @@ class Surface:
         Diverged: there are no texts, so there is no loss.
     """
 
-    def __init__(self, model: torch.nn.Module, texts: Texts) -> None:
+    def __init__(self, model: CausalLM, texts: Texts) -> None:
         if not texts.count:
             raise Diverged("there are no texts")
         self.texts = texts
@@ -100,5 +104,5 @@ class Surface:
 
 
 class _Answers(Objective):
-    def forget_loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def forget_loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         return text_losses(model, batch.forget).mean()
