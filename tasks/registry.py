@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tasks.files import nearest
+from tasks.plugins import OpenRegistry
 from tasks.task import TaskEntry
 
 MEMBER = re.compile(r"\w[\w .,'&()-]*")
@@ -42,11 +42,11 @@ class Family:
         return f"{self.name}/<{self.member}>"
 
 
-class TaskRegistry(dict[str, TaskEntry]):
+class TaskRegistry(OpenRegistry[TaskEntry]):
     """Entries by name. Iterates over the listed ones; members of families are found by `[]`, `get` and `in` as well."""
 
     def __init__(self, entries: Iterable[TaskEntry], families: Iterable[Family]) -> None:
-        super().__init__({entry.name: entry for entry in entries})
+        super().__init__("task", entries, lambda entry: entry.name, "regrade.tasks", _is_entry)
         self.families = {family.name: family for family in families}
 
     @property
@@ -59,6 +59,8 @@ class TaskRegistry(dict[str, TaskEntry]):
 
         A name is similar if a part of it is: whoever writes `locuslab/TOFU` means `tofu/...`, `islands` a folder.
         """
+        if problems := self.problems(name):
+            return "".join(f" ({problem})" for problem in problems)
         known = [*self, *(f"{family.name}/{one}" for family in self.families.values() for one in family.members())]
         if close := nearest(name.lower()[:LONGEST], known):
             return close
@@ -68,17 +70,17 @@ class TaskRegistry(dict[str, TaskEntry]):
                 return f" Did you mean {ends[0]}?" if ends else close
         return ""
 
-    def __missing__(self, name: str) -> TaskEntry:
-        family, _, member = name.partition("/")
-        if family not in self.families or len(member) > LONGEST or not MEMBER.fullmatch(member):
-            raise KeyError(name)
-        return self.families[family].entry(member)
+    def __getitem__(self, name: str) -> TaskEntry:
+        family, slash, member = name.partition("/")
+        if slash and family in self.families:
+            if len(member) > LONGEST or not MEMBER.fullmatch(member):
+                raise KeyError(name)
+            return self.families[family].entry(member)
+        return super().__getitem__(name)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self.get(name) is not None
 
-    def get(self, name: str, default: Any = None) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            return default
+
+def _is_entry(found: object) -> bool:
+    return isinstance(found, TaskEntry)

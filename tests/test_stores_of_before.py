@@ -63,7 +63,7 @@ def its_task(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = importlib.util.module_from_spec(module)
     monkeypatch.setitem(sys.modules, "pocket_1", made)  # its dataclasses look for it there
     module.loader.exec_module(made)
-    monkeypatch.setitem(TASKS, "pocket", made.ENTRY)
+    monkeypatch.setitem(TASKS.own, "pocket", made.ENTRY)
 
 
 @pytest.mark.parametrize("name", ["store", "quickstart"])

@@ -159,6 +159,7 @@ TRIALS = _table(
     _column("torch", _STRING, _R, "torch version"),
     _column("threads", _INT, _R, "CPU threads of the trial"),
     _column("suite_version", _STRING, _R, "version of regrade"),
+    _column("plugins", _STRING, _R, "canonical JSON of the packages of methods that are not Regrade's own; or null"),
     _column("search", _STRING, _O, "canonical JSON of the search or grid that the trial was first part of; or null"),
     _column("source", _STRING, _O, "where the rows behind the task were read: hub data set and revision, or mirror"),
     _column("code", _STRING, _O, "digest of the suite's source"),
@@ -205,6 +206,7 @@ MEASUREMENTS = _table(
     _column(
         "batch_invariant", _BOOL, _R, "whether an answer is the same to the last bit whatever else is in the batch"
     ),
+    _column("plugins", _STRING, _R, "canonical JSON of the packages of methods that are not Regrade's own; or null"),
     _column("source", _STRING, _O, "where the rows behind the task were read: hub data set and revision, or mirror"),
     _column("code", _STRING, _O, "digest of the suite's source"),
     _column("host", _STRING, _O, "machine that wrote the row"),

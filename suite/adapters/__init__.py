@@ -18,4 +18,5 @@ ADAPTERS: Registry[type[Adapter[Any]]] = Registry(
         LoRA,
         Bounded,
     ],
+    Adapter,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from suite.attacks.base import Attack, AttackContext, Subject
+from suite.attacks.base import Attack, AttackContext, AttackSettings, PromptEdit, Subject, WeightEdit
 from suite.attacks.finetuning.benign import Benign
 from suite.attacks.finetuning.relearning import Relearning
 from suite.attacks.finetuning.task_vector import NegatedForgetting
@@ -32,7 +32,17 @@ from suite.config.registry import Registry
 from suite.config.settings import parse
 from tasks.plain_text import shown
 
-__all__ = ["ATTACKS", "Attack", "AttackContext", "Subject", "attack", "weights"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "AttackContext",
+    "AttackSettings",
+    "PromptEdit",
+    "Subject",
+    "WeightEdit",
+    "attack",
+    "weights",
+]
 
 ATTACKS: Registry[type[Attack[Any]]] = Registry(
     "attack",
@@ -61,6 +71,7 @@ ATTACKS: Registry[type[Attack[Any]]] = Registry(
         BestOfSeveral,
         LogitLens,
     ],
+    Attack,
 )
 
 

@@ -1,8 +1,9 @@
-"""A registry: the classes of one axis by name. Adding one takes a new file and one line in the package's `__init__`."""
+"""A registry: the classes of one axis by name. Adding one takes a new file and one line in the package's `__init__`, or
+a package of its own that names it (`tasks/plugins.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Protocol, TypeVar
@@ -10,8 +11,9 @@ from typing import Annotated, Any, Protocol, TypeVar
 from pydantic import Field
 
 from suite.config.errors import SpecError
-from suite.config.settings import nearest
+from suite.config.settings import Settings, nearest
 from tasks.plain_text import cut
+from tasks.plugins import OpenRegistry
 
 
 class Registered(Protocol):
@@ -23,37 +25,46 @@ class Registered(Protocol):
 E = TypeVar("E", bound=type[Registered])
 
 
-class Registry(Mapping[str, E]):
+class Registry(OpenRegistry[E]):
     """Classes by the name in their settings, in the order of registration.
 
     Args:
         axis: singular noun for messages, e.g. `optimizer`.
+        base: the class of which other packages may add subclasses, in the entry-point group `regrade.optimizers`; None
+            for a registry that is closed.
     """
 
-    def __init__(self, axis: str, entries: Iterable[E]) -> None:
-        self.axis = axis
-        self._entries = {entry.Settings.model_fields["name"].default: entry for entry in entries}
+    def __init__(self, axis: str, entries: Iterable[E], base: type[Any] | None = None) -> None:
+        def fits(found: object) -> bool:
+            return isinstance(found, type) and base is not None and issubclass(found, base) and _is_whole(found)
+
+        super().__init__(axis, entries, _name, f"regrade.{axis}s" if base else None, fits)
 
     def __getitem__(self, name: str) -> E:
         try:
-            return self._entries[name]
+            return super().__getitem__(name)
         except KeyError:
-            known = ", ".join(self._entries)
-            hint = nearest(name, self._entries)
-            raise SpecError(f"{self.axis}: unknown: {cut(name)}.{hint} (allowed: {known})") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+            known = ", ".join(self)
+            hint = "".join(f" ({problem})" for problem in self.problems(name)) or nearest(name, self)
+            raise SpecError(f"{self.noun}: unknown: {cut(name)}.{hint} (allowed: {known})") from None
 
     @property
     def settings(self) -> Any:
         """Type of a settings field that holds any entry of this axis; `name` is the discriminator."""
-        union = reduce(or_, (entry.Settings for entry in self._entries.values()))
+        union = reduce(or_, (entry.Settings for entry in self.values()))
         return Annotated[union, Field(discriminator="name")]
 
     def summary(self, name: str) -> str:
         """First line of the entry's docstring."""
         return (self[name].__doc__ or "").strip().splitlines()[0]
+
+
+def _name(entry: type[Registered]) -> str:
+    return str(entry.Settings.model_fields["name"].default)
+
+
+def _is_whole(found: type) -> bool:
+    """Whether a class has what a registry reads: a docstring, and settings with a name."""
+    kind = getattr(found, "Settings", None)
+    settings = isinstance(kind, type) and issubclass(kind, Settings) and "name" in kind.model_fields
+    return bool((found.__doc__ or "").strip()) and settings and isinstance(_name(found), str)

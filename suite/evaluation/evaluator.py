@@ -19,7 +19,7 @@ from leaderboard.board.files import BoardError
 from leaderboard.board.schema import RAW
 from leaderboard.ranking.headlines import NONE
 from leaderboard.storage import StorageError
-from suite.attacks import Attack, AttackContext, Subject
+from suite.attacks import ATTACKS, Attack, AttackContext, Subject
 from suite.config.canonical import digest
 from suite.config.errors import CheckpointError, EngineError, SpecError, StageError
 from suite.engines import Engine, Job, ask
@@ -65,6 +65,7 @@ class Evaluation:
                 "point": self.point,
                 "seed": context.seed,
                 "texts": context.digest,
+                **({"package": package} if (package := ATTACKS.package(self.attack.settings.name)) else {}),
                 **self.attack.reads(self.probes, context),
             }
         return {

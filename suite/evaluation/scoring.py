@@ -11,11 +11,14 @@ from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, Status
 from leaderboard.ranking.headlines import NONE
 from leaderboard.ranking.retention_matching import METRIC, PROBE
 from leaderboard.ranking.synthetic import synthetic_rows
+from suite.attacks import ATTACKS
 from suite.engines import Engine
 from suite.evaluation.evaluator import Evaluated, Failed
 from suite.evaluation.landscape import Reading
 from suite.evaluation.trial_rows import Row
+from suite.spec.packages import as_column
 from suite.storage.provenance import observed
+from tasks import TASKS
 from tasks.scoring import METRICS, SUMMARIES, Estimate, Metric, SummaryMetric, score, summarise
 from tasks.task import Headline, Probe, Sample, Split, Subset, Summary, Task
 
@@ -210,6 +213,13 @@ class Scorer:
             "engine_version": self.engine.version,
             "dtype": self.engine.dtype,
             "batch_invariant": self.engine.batch_invariant,
+            "plugins": as_column(
+                {
+                    "attack": ATTACKS.package(measured.attack.partition("[")[0]),
+                    "metric": METRICS.package(metric) or SUMMARIES.package(metric),
+                    "task": TASKS.package(self.task.name),
+                }
+            ),
             "source": self.task.source or None,
             **observed(),
         }

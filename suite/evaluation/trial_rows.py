@@ -11,6 +11,7 @@ from typing import Any
 from leaderboard.board.schema import RANDOM_CHANGE, Status
 from suite.optimizers import OPTIMIZERS
 from suite.oracle.base import Grade
+from suite.spec.packages import as_column, packages_of
 from suite.spec.random_change import AnyTrial, RandomChange
 from suite.spec.trial import TrialSpec
 from suite.storage.environment import Numeric
@@ -20,6 +21,7 @@ from suite.training import step_log
 from suite.training.anchors import Anchors
 from suite.training.unlearning import requests
 from suite.training.weight_change import Change
+from tasks import TASKS
 from tasks.task import Task
 
 Row = dict[str, Any]
@@ -61,6 +63,7 @@ def trial_row(spec: AnyTrial, task: Task, anchors: Anchors, stages: Sequence[Art
         "device": numeric.device,
         "torch": numeric.torch,
         "threads": numeric.threads,
+        "plugins": as_column(packages_of(spec) | {"task": TASKS.package(spec.task)}),
         "unlearn_seconds": sum(m["observed"]["seconds"] for m in metas),
         "peak_bytes": max(m["observed"]["peak_bytes"] for m in metas),
     }

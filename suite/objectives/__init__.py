@@ -35,4 +35,5 @@ OBJECTIVES: Registry[type[Objective[Any]]] = Registry(
         RMU,
         TaskVector,
     ],
+    Objective,
 )

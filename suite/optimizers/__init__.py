@@ -38,4 +38,5 @@ OPTIMIZERS: Registry[type[Optimizer[Any]]] = Registry(
         FirstAtZONorm,
         RandomAtZONorm,
     ],
+    Optimizer,
 )

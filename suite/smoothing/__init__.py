@@ -33,4 +33,5 @@ SMOOTHINGS: Registry[type[Smoothing[Any]]] = Registry(
         WeightAveraging,
         ExponentialMovingAverage,
     ],
+    Smoothing,
 )

@@ -3,4 +3,4 @@
 `yaml_file` needs no torch.
 """
 
-__all__ = ["measure", "random_change", "search_space", "trial", "yaml_file"]
+__all__ = ["measure", "packages", "random_change", "search_space", "trial", "yaml_file"]

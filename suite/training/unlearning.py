@@ -25,6 +25,7 @@ from suite.optimizers import OPTIMIZERS, Run
 from suite.oracle.base import Diverged, Metered
 from suite.oracle.loss import LossOracle
 from suite.smoothing import SMOOTHINGS
+from suite.spec.packages import packages_of
 from suite.spec.trial import TrialSpec
 from suite.storage.environment import Numeric, numeric, peak_bytes
 from suite.storage.stages import Artifact, StageStore
@@ -129,6 +130,7 @@ def unlearn(
             "trial": {k: v for k, v in spec.canonical.items() if k not in ("task", "model", "anchors", "forget")},
             # Where they are stored otherwise than in nn.Linear, the statistics once counted other weights.
             **({} if outline_of(start.architecture).as_before else {"matrices": 2}),
+            **({"packages": packages} if (packages := packages_of(spec)) else {}),
             "judged_by": criterion.identity if criterion else None,
             "numeric": Numeric.of(runtime).as_dict(),
         }

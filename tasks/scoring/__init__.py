@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from tasks.plugins import OpenRegistry
 from tasks.scoring import choice, fluency, identity, last_token, membership, perplexity, probability, rouge
 from tasks.scoring.estimate import Estimate, mean
 from tasks.scoring.forget_quality import forget_quality, forget_quality_log10
@@ -65,9 +66,9 @@ def _all_but_last(name: str, compute: PerSample, up: bool) -> Metric:
     return Metric(f"{name}_open_unlearning", _LOGPROB, without_last(compute), up, source)
 
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
+METRICS = OpenRegistry[Metric](
+    "metric",
+    (
         Metric("probability", _LOGPROB, probability.probability, True, _TOFU),
         Metric("exact_memorization", _LOGPROB, probability.memorized, True, "Tirumala et al. 2022, arXiv 2205.10770"),
         Metric("extraction_strength", _LOGPROB, probability.extracted, True, "Carlini et al. 2021, arXiv 2012.07805"),
@@ -109,8 +110,11 @@ METRICS: dict[str, Metric] = {
             "truth_ratio_arithmetic_retain", _CHOICE, choice.truth(choice.arithmetic), True,
             f"mean of max(0, 1 - x): {_TOFU}",
         ),
-    )
-}  # fmt: skip
+    ),
+    lambda metric: metric.name,
+    "regrade.metrics",
+    lambda found: isinstance(found, Metric),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +153,9 @@ def _leakage(metric: str, source: str) -> SummaryMetric:
 
 _RECALL = METRICS["rougeL_recall"].compute
 
-SUMMARIES: dict[str, SummaryMetric] = {
-    summary.name: summary
-    for summary in (
+SUMMARIES = OpenRegistry[SummaryMetric](
+    "summary metric",
+    (
         *map(_auc, ("loss", "zlib", "min_k_20", "min_k_40", "min_k_plus_plus_40", "gradient_norm")),
         *map(_auc, ("min_k_40_open_unlearning", "min_k_plus_plus_40_open_unlearning")),
         _auc("gradient_norm_open_unlearning"),
@@ -174,8 +178,11 @@ SUMMARIES: dict[str, SummaryMetric] = {
         SummaryMetric(
             "unchanged_answers", identity.unchanged_answers, False, "rigidity, arXiv 2603.00823", "unattacked"
         ),
-    )
-}  # fmt: skip
+    ),
+    lambda summary: summary.name,
+    "regrade.summary_metrics",
+    lambda found: isinstance(found, SummaryMetric),
+)  # fmt: skip
 
 
 def summarise(metric: str, tables: Sequence[Table], anchor: Sequence[Table] | None = None) -> Estimate:

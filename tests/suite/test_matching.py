@@ -344,7 +344,7 @@ def test_a_checkpoint_by_itself_has_the_headlines_that_the_board_gives_its_trial
     """Also on a task anchored by chance: the zero is the retrained model if one is named, and chance otherwise."""
     pocket = TASKS["pocket"]
     by_chance = replace(pocket, build=lambda: replace(pocket.build(), anchored=Zero.CHANCE))
-    monkeypatch.setitem(TASKS, "pocket", by_chance)
+    monkeypatch.setitem(TASKS.own, "pocket", by_chance)
     stages = store.root / "stages"
     names = ("target", "retrained") if retrained else ("target",)
     anchors = {name: str(next(p for p in (stages / name).glob("*-*") if p.is_dir())) for name in names}
