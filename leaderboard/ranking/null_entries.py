@@ -26,6 +26,7 @@ from leaderboard.ranking.levels import MeanMeasurements
 from leaderboard.ranking.measured import Row, Source
 from leaderboard.ranking.number import Number, plain_mean, rounded
 from leaderboard.ranking.replicated import Replicating
+from leaderboard.ranking.replicated_trials import ReplicatingTrials
 from leaderboard.ranking.selection import Selection
 from leaderboard.ranking.specs import settings_of
 from leaderboard.ranking.synthetic import SYNTHETIC, synthetic_key, synthetic_rows
@@ -53,7 +54,7 @@ class NullEntry:
 
 
 def null_entries(
-    source: Source, here: Selection, replicating: Replicating, row: Row, engine: str | None, *, matched: bool
+    source: Source, here: Selection, replicating: ReplicatingTrials, row: Row, engine: str | None, *, matched: bool
 ) -> tuple[NullEntry, ...]:
     """The null entries of a group of trials; those of which nothing is known are left out.
 
@@ -87,7 +88,9 @@ def null_entries(
     )
 
 
-def _random_changes(here: Selection, replicating: Replicating, *, matched: bool) -> Iterator[tuple[str, int, Numbers]]:
+def _random_changes(
+    here: Selection, replicating: ReplicatingTrials, *, matched: bool
+) -> Iterator[tuple[str, int, Numbers]]:
     """The name, number of runs and numbers of the null trials, the smallest change first."""
     entries: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in here.nulls:
