@@ -87,6 +87,12 @@ class Numbers:
     worst_share: Mapping[str, float]
     replicated: Mapping[str, Replicated] | None = field(compare=False)
 
+    @property
+    def point(self) -> tuple[float, float, float] | None:
+        """F, R and U; None where one is not known."""
+        f, r, u = self.forgetting.value, self.robustness.value, self.utility.value
+        return None if f is None or r is None or u is None else (f, r, u)
+
 
 @dataclass(frozen=True, slots=True)
 class Matched(Numbers):

@@ -33,7 +33,7 @@ def ordered(entries: Iterable[Entry], floor: float, *, matched: bool = False) ->
     entries = sorted(map(_at_matched_utility, entries) if matched else entries, key=lambda entry: entry.entry)
     scored = sorted((entry for entry in entries if entry.reason is None), key=by_score)
     numbers = {entry.entry: found for entry in scored if (found := shown(entry))}
-    points = {name: point for name, found in numbers.items() if (point := _point(found))}
+    points = {name: point for name, found in numbers.items() if (point := found.point)}
     low = {name for name, (_, _, utility) in points.items() if not matched and utility < floor}
     front = _pareto_front(points)
     provisional = {name: why for name, found in numbers.items() if (why := not_ranked(found))}
@@ -77,12 +77,6 @@ def _at_matched_utility(entry: Entry) -> Entry:
         return replace(entry, reason=entry.reason or "not measured at matched utility", did_not_forget=False)
     forgetting = entry.matched.forgetting
     return replace(entry, reason=entry.matched.reason, did_not_forget=little_forgotten(forgetting))
-
-
-def _point(numbers: Numbers) -> tuple[float, float, float] | None:
-    """F, R and U; None where one is not known."""
-    f, r, u = numbers.forgetting.value, numbers.robustness.value, numbers.utility.value
-    return None if f is None or r is None or u is None else (f, r, u)
 
 
 def _pareto_front(points: Mapping[str, tuple[float, float, float]]) -> set[str]:
