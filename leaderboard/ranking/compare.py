@@ -12,7 +12,6 @@ from leaderboard.ranking.attack_labels import attack_labels
 from leaderboard.ranking.comparison import Difference, Replicated, Replicates, compared
 from leaderboard.ranking.comparison.difference import LEVEL
 from leaderboard.ranking.comparison.resampling import Array
-from leaderboard.ranking.entry import Trial
 from leaderboard.ranking.measured import Source
 from leaderboard.ranking.moved import Moved, moved_items
 from leaderboard.ranking.number import rounded
@@ -20,6 +19,7 @@ from leaderboard.ranking.plain import plain
 from leaderboard.ranking.replicated import Replicating
 from leaderboard.ranking.retention_matching import matched_on
 from leaderboard.ranking.selection import Selection
+from leaderboard.ranking.trial import Trial
 from leaderboard.ranking.uncollected import uncollected
 
 NUMBERS = {

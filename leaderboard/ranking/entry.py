@@ -17,14 +17,13 @@ from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.headlines import Headlines
 from leaderboard.ranking.mixing_curve import Crossing
 from leaderboard.ranking.number import Number, over_seeds, plain_mean
-from leaderboard.ranking.retention_matching import SHARE
+from leaderboard.ranking.trial import MatchedHeadlines, Trial
 from tasks.scoring.estimate import Estimate
 
 FORGOT = 0.5
 """Below this forgetting, robustness says little: what was not forgotten cannot be recovered."""
 NOTED = (Status.FAILED, Status.UNCHANGED)
 """Statuses that are noted beside an entry and do not cost it its rank."""
-NO_CURVE = Estimate.null("no curve was measured")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,50 +149,6 @@ class Entry(Numbers):
     def engines(self) -> tuple[str, ...]:
         """The engines that its numbers come from: one, unless seeds were measured by different ones."""
         return tuple(sorted({seed.engine for seed in self.seeds if seed.engine and seed.status != Status.FAILED}))
-
-
-@dataclass(frozen=True, slots=True)
-class MatchedHeadlines:
-    """A trial's headlines after its weights were mixed with the target's, and the share of its weights in the mix.
-
-    Attributes:
-        kind: how it was matched, `curve` or `share`.
-        barrier: of utility on the way to the target.
-        reading: weight and barrier in every replicate, of a curve; None where items are not known.
-        replicates: those of the headlines.
-    """
-
-    headlines: Headlines
-    weight: Estimate
-    replicates: Replicates | None = None
-    kind: str = SHARE
-    barrier: Estimate = NO_CURVE
-    reading: Crossing | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A row of the table `trials` with its headlines, all by one engine.
-
-    Attributes:
-        engine: None where no engine measured it.
-        left_out: measurements of the trial that belong to other anchors.
-        replicates: its headlines with other items; None where its items are not known.
-        not_compared: why they are not.
-    """
-
-    row: Mapping[str, Any]
-    engine: str | None
-    headlines: Headlines
-    matched: MatchedHeadlines | None = None
-    left_out: int = 0
-    replicates: Replicates | None = None
-    not_compared: str | None = None
-
-    @property
-    def pairing(self) -> str:
-        """What a run is paired by with runs of other entries: its seed; one without a seed belongs to no other."""
-        return self.row["trial"] if self.row["seed"] is None else f"seed {self.row['seed']}"
 
 
 def combined(label: str, trials: Sequence[Trial], floor: float | None = None) -> Entry:

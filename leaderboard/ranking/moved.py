@@ -10,9 +10,9 @@ import numpy as np
 from leaderboard.board.items import Scored
 from leaderboard.board.schema import UNLEARNED
 from leaderboard.ranking.comparison.resampling import Array
-from leaderboard.ranking.entry import Trial
 from leaderboard.ranking.headlines import NONE, HeadlineMeasurements
 from leaderboard.ranking.replicated import NoItems, Replicating
+from leaderboard.ranking.trial import Trial
 
 MOST = 100
 """Questions that a comparison keeps."""

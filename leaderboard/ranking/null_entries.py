@@ -19,7 +19,7 @@ from leaderboard.board.items import Key, Scored, samples_of, scored_items
 from leaderboard.board.schema import ANCHORS, UNLEARNED, Status
 from leaderboard.board.store import Board, BoardError
 from leaderboard.board.visible import shortened
-from leaderboard.ranking.entry import Numbers, Trial, combined
+from leaderboard.ranking.entry import Numbers, combined
 from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, HeadlineMetric, trial_headlines
 from leaderboard.ranking.labels import LONGEST_SETTING
 from leaderboard.ranking.levels import MeanMeasurements
@@ -30,6 +30,7 @@ from leaderboard.ranking.replicated_trials import ReplicatingTrials
 from leaderboard.ranking.selection import Selection
 from leaderboard.ranking.specs import settings_of
 from leaderboard.ranking.synthetic import SYNTHETIC, synthetic_key, synthetic_rows
+from leaderboard.ranking.trial import Trial
 from tasks.scoring.estimate import mean
 from tasks.task import Sample
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from leaderboard.board.schema import RAW, UNLEARNED, matching
 from leaderboard.ranking.comparison import Replicates
-from leaderboard.ranking.entry import MatchedHeadlines, Trial
 from leaderboard.ranking.headlines import HeadlineMeasurements, Headlines
 from leaderboard.ranking.levels import Alone
 from leaderboard.ranking.measured import Row
 from leaderboard.ranking.mixing_curve import Crossing, Unread, beside, read
 from leaderboard.ranking.replicated import NoItems, Replicating, finite
 from leaderboard.ranking.retention_matching import CURVE
+from leaderboard.ranking.trial import MatchedHeadlines, Trial
 
 
 @dataclass
