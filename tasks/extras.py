@@ -24,8 +24,12 @@ def with_mmlu(task: Task) -> Task:
         TaskError: the data is not available, or not as published.
     """
     rows = mmlu.table("test")
-    ways = ({}, {"few": True}, {"letters": "bare"}, {"begin": True})
-    probes = [probe for way in ways for probe in mmlu.probes(rows, **way)]
+    probes = [
+        *mmlu.probes(rows),
+        *mmlu.probes(rows, few=True),
+        *mmlu.probes(rows, letters="bare"),
+        *mmlu.probes(rows, begin=True),
+    ]
     return _with(task, probes, choices.distances(probes))
 
 

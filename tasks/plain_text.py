@@ -114,8 +114,8 @@ def json_value(text: str) -> Any:
     Raises:
         Unreadable: it is none.
     """
-    value, end = _json_at(text, _BLANK.match(text).end())
-    if _BLANK.match(text, end).end() < len(text):
+    value, end = _json_at(text, _after_blank(text, 0))
+    if _after_blank(text, end) < len(text):
         raise Unreadable(f"not JSON: more follows at column {end + 1}")
     return value
 
@@ -130,9 +130,9 @@ def json_array(text: str) -> Iterator[Any]:
     if _END.match(text, end):
         return
     while True:
-        value, end = _json_at(text, _BLANK.match(text, end).end())
+        value, end = _json_at(text, _after_blank(text, end))
         yield value
-        end = _BLANK.match(text, end).end()
+        end = _after_blank(text, end)
         if text[end : end + 1] == ",":
             end += 1
         elif _END.match(text, end):
@@ -140,6 +140,11 @@ def json_array(text: str) -> Iterator[Any]:
         else:
             line = text.count("\n", 0, end) + 1
             raise Unreadable(f"not JSON: a comma, or ] and the end of the file, is expected in line {line}")
+
+
+def _after_blank(text: str, start: int) -> int:
+    blank = _BLANK.match(text, start)
+    return blank.end() if blank else start
 
 
 def _json_at(text: str, start: int) -> tuple[Any, int]:
@@ -175,8 +180,10 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise Unreadable(f"the key {shown(twice)} is there twice")
+        for key, _ in pairs:
+            if key in seen:
+                raise Unreadable(f"the key {shown(key)} is there twice")
+            seen.add(key)
     return found
 
 

@@ -93,12 +93,12 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[Node, int] = {}
         """Values in a node, itself included; a node that is not complete is missing."""
 
-    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+    def compose_node(self, parent: Node | None, index: Any) -> Node:
         event = self.peek_event()
         if self._depth > DEPTH:
             raise Unreadable(f"{_line(event)}: more than {DEPTH} sections or lists within each other")
         before, self._depth = self._values, self._depth + 1
-        node = super().compose_node(parent, index)
+        node: Node = super().compose_node(parent, index)  # type: ignore[assignment]  # there is one for every event
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent):
             if node not in self._sizes:

@@ -65,16 +65,16 @@ def build(percent: int) -> Task:
     size = 40 * percent  # of 4000 questions
     source = Source.find("tofu", HUB, REVISION)
     pair = ("question", "answer")
-    reworded = {"text": (*pair, "paraphrased_answer"), "lists": {"perturbed_answer": PERTURBED}}
-    short = {"text": pair, "lists": {"perturbed_answer": PERTURBED_SHORT}}
+    reworded = (*pair, "paraphrased_answer")
+    wrong, fewer = {"perturbed_answer": PERTURBED}, {"perturbed_answer": PERTURBED_SHORT}
     tables = {
         "forget": source.table(forget, rows=size, text=pair),
         "retain": source.table(retain, rows=4000 - size, text=pair),
         "holdout": source.table(holdout, rows=size, text=pair),
-        "forget_perturbed": source.table(f"{forget}_perturbed", rows=size, **reworded),
-        "retain_perturbed": source.table("retain_perturbed", rows=400, **reworded),
-        "real_authors": source.table("real_authors_perturbed", rows=100, **short),
-        "world_facts": source.table("world_facts_perturbed", rows=117, **short),
+        "forget_perturbed": source.table(f"{forget}_perturbed", rows=size, text=reworded, lists=wrong),
+        "retain_perturbed": source.table("retain_perturbed", rows=400, text=reworded, lists=wrong),
+        "real_authors": source.table("real_authors_perturbed", rows=100, text=pair, lists=fewer),
+        "world_facts": source.table("world_facts_perturbed", rows=117, text=pair, lists=fewer),
     }
     rewordings = {
         "forget_perturbed": _rewordings(source, f"{forget}_perturbed", size),

@@ -317,10 +317,10 @@ def _replace(storage: FolderStorage, table: str, batch: Sequence[Sound], new: Pa
         except OSError as error:
             refused.append((file.path, error))
     if refused:
-        path, error = refused[0]
+        path, why = refused[0]
         what = f"{len(refused)} such files are not deleted" if len(refused) > 1 else "not deleted"
         advice = f"see that the folder can be changed and run again; its rows are in {new.name} too, and count once"
-        raise BoardError(f"{path}: {what}, {error.strerror}. What to do: {advice}")
+        raise BoardError(f"{path}: {what}, {why.strerror}. What to do: {advice}")
 
 
 def _content(path: Path) -> tuple[int, ...]:

@@ -122,7 +122,7 @@ def scored_items(table: pa.Table) -> dict[Key, Scored]:
         ids = columns["item"].flatten().dictionary_encode()
         names, places = ids.dictionary.to_pylist(), ids.indices.to_numpy(zero_copy_only=False)
         ends = np.concatenate([[0], np.cumsum(columns["value"].value_lengths().to_numpy(zero_copy_only=False))])
-        sums = np.add.reduceat(np.append(flat, 0.0), ends[:-1]) if len(batch) else []
+        sums = np.add.reduceat(np.append(flat, 0.0), ends[:-1]) if len(batch) else np.zeros(0)
         listed: dict[bytes, tuple[tuple[str, ...], NDArray[np.intp] | None]] = {}  # most rows have the same items
         keys = zip(*(columns[name].to_pylist() for name in Key._fields), strict=True)
         for key, start, end, total in zip(keys, ends[:-1].tolist(), ends[1:].tolist(), sums, strict=True):
@@ -130,11 +130,11 @@ def scored_items(table: pa.Table) -> dict[Key, Scored]:
                 continue
             some = places[start:end]
             if (same := some.tobytes()) not in listed:
-                items = tuple(names[place] for place in some)
-                order = np.array(sorted(range(len(items)), key=items.__getitem__))
-                items = tuple(items[place] for place in order)
-                ordered = (order[1:] > order[:-1]).all()
-                listed[same] = one_copy.setdefault(items, items), None if ordered else order
+                ids_here = [names[place] for place in some]
+                by_id = np.array(sorted(range(len(ids_here)), key=ids_here.__getitem__))
+                items = tuple(ids_here[place] for place in by_id)
+                ordered = (by_id[1:] > by_id[:-1]).all()
+                listed[same] = one_copy.setdefault(items, items), None if ordered else by_id
             items, order = listed[same]
             values = flat[start:end] if order is None else flat[start:end][order]
             found[Key(*key)] = Scored(items, values, float(total) / (end - start))
@@ -196,7 +196,7 @@ def _samples(board: Board, wanted: Collection[tuple[str, str]]) -> Iterator[tupl
 
 def _sample(row: dict[str, Any]) -> Sample:
     names = Sample.__slots__
-    fields = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
+    fields: dict[str, Any] = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
     return Sample(**{**fields, "scalars": fields["scalars"] or ()})
 
 

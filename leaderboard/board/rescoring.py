@@ -71,10 +71,12 @@ class _Table:
         for name, numbers in self.numbers.items():
             compute = METRICS[name].compute
             try:
-                numbers.extend([compute(sample) for _, sample in rows.values()])
-            except WRONG:  # also raised by a None among the values; row by row is slower and finds which
-                del numbers[:]
-                numbers.extend(self._number(name, f"{path}: row {row}", row, sample) for row, sample in rows.values())
+                known = [value for _, sample in rows.values() if (value := compute(sample)) is not None]
+            except WRONG:
+                known = []
+            if len(known) < len(rows):  # row by row is slower and finds which
+                known = [self._number(name, f"{path}: row {row}", row, sample) for row, sample in rows.values()]
+            numbers.extend(known)
 
     def _number(self, name: str, where: str, row: int, sample: Sample) -> float:
         try:

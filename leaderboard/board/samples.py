@@ -96,7 +96,7 @@ def _values_of(column: pa.Array) -> list[Any]:
         return column.to_numpy(zero_copy_only=False).tolist()
     offsets = column.offsets.to_numpy().tolist()
     values = tuple(flat)  # a slice of a tuple is a tuple
-    lists = [values[start:end] for start, end in pairwise(offsets)]
+    lists: list[tuple[Any, ...] | None] = [values[start:end] for start, end in pairwise(offsets)]
     if column.null_count:
         valid = column.is_valid().to_numpy(zero_copy_only=False).tolist()
         lists = [one if is_valid else None for one, is_valid in zip(lists, valid, strict=True)]

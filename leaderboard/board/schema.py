@@ -55,8 +55,9 @@ def pairs_of(anchors: str | None) -> list[str | None]:
 
     A text that names too many names none that was measured.
     """
-    several = anchors is not None and anchors.count(BETWEEN_PAIRS) < MOST_SEEDS
-    return list(anchors.split(BETWEEN_PAIRS)) if several else [anchors]
+    if anchors is None or anchors.count(BETWEEN_PAIRS) >= MOST_SEEDS:
+        return [anchors]
+    return list(anchors.split(BETWEEN_PAIRS))
 
 
 BETWEEN_PAIRS = ","

@@ -113,7 +113,7 @@ class Board:
     def read(
         self,
         table: str,
-        where: Mapping[str, object] | Sequence[Mapping[str, object]] = (),
+        where: views.Where | Sequence[views.Where] = (),
         names: Sequence[str] | None = None,
         most: int | None = None,
     ) -> pa.Table:
@@ -303,7 +303,7 @@ class Board:
 
     def _flawless(self, files: _Files) -> list[str]:
         """The tables of which every row of these files counts, as `_judge` has found."""
-        judged = {table: self._judged.get(table, (None, [], False)) for table in files}
+        judged = {table: self._judged[table] for table in files if table in self._judged}
         return [table for table, (key, _, whole) in judged.items() if whole and key == frozenset(files[table])]
 
 

@@ -17,6 +17,10 @@ from leaderboard.board.schema import Role, Status
 from leaderboard.board.validity import first_broken, rules
 from leaderboard.board.visible import shortened
 
+Value = str | int | float | None
+Where = Mapping[str, Value | Collection[Value]]
+"""By column the value of the rows that are meant (None for null), or a list of values."""
+
 TEXT = 256 << 20
 """Most bytes of text in the rows of a file, except of samples: ranking has all of them in memory."""
 
@@ -227,7 +231,7 @@ def order(table: str) -> list[str]:
     return by
 
 
-def condition(table: str, where: Sequence[Mapping[str, object]]) -> tuple[str, list[object]]:
+def condition(table: str, where: Sequence[Where]) -> tuple[str, list[object]]:
     """A WHERE clause and its parameters; only names of the schema are inserted, values are passed as parameters.
 
     Raises:

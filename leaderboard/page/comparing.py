@@ -21,12 +21,13 @@ def comparable(ranking: Ranking) -> dict[str, Any] | None:
     are any, and the covariances over drawn items of every two entries, from which the error of a difference over items
     follows.
     """
-    entries = [entry for entry in ranking.entries if entry.reason is None and entry.replicated][:MOST]
+    known = [(entry.label, entry.replicated) for entry in ranking.entries if entry.reason is None and entry.replicated]
+    entries = known[:MOST]
     if len(entries) < 2:
         return None
     numbers: list[dict[str, Any]] = []
     for name, label in NUMBERS.items():
-        found = [entry.replicated[name] for entry in entries]
+        found = [replicated[name] for _, replicated in entries]
         covariance = np.cov(np.stack([one.replicates[1:] for one in found]))
         levels = [
             {level: {seed: _short(value) for seed, value in seeds.items()} for level, seeds in one.levels.items()}
@@ -42,8 +43,8 @@ def comparable(ranking: Ranking) -> dict[str, Any] | None:
             }
         )
     return {
-        "names": [entry.label for entry in entries],
-        "seeds": [list(entry.replicated["score"].runs) for entry in entries],
+        "names": [label for label, _ in entries],
+        "seeds": [list(replicated["score"].runs) for _, replicated in entries],
         "numbers": numbers,
     }
 

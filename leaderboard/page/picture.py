@@ -97,9 +97,9 @@ def grade_of(entry: Entry) -> str:
 def picture(ranking: Ranking) -> Picture:
     """The picture of a ranking: every entry that has a score, the best on top."""
     entries = [entry for entry in ranking.entries if entry.reason is None]
+    shares = {entry.entry: point for entry in entries if (point := entry.point)}
     area = Box(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
-    utilities = [entry.utility.value for entry in entries]
-    across = UtilityScale.over(utilities, ranking.floor, area.left, area.right)
+    across = UtilityScale.over([utility for _, _, utility in shares.values()], ranking.floor, area.left, area.right)
 
     def up(gone: float) -> float:
         return area.bottom - gone / HEADROOM * (area.bottom - area.top)
@@ -116,10 +116,7 @@ def picture(ranking: Ranking) -> Picture:
             entry, grade_of(entry), x, before, after, _fall(x, before, after), "".join(bars) if shown else "", label
         )
 
-    points = {
-        entry.entry: (across(entry.utility.value), up(entry.forgetting.value), up(entry.robustness.value))
-        for entry in entries
-    }
+    points = {name: (across(u), up(f), up(r)) for name, (f, r, u) in shares.items()}
     target, retrained = (across(1.0), up(0.0)), (across(ranking.retrained_utility or 1.0), up(1.0))
     named = sorted(entries, key=lambda entry: (not entry.pareto, entry.rank or len(entries) + 1))[:MOST_LABELS]
     labels = place(

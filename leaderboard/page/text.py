@@ -54,9 +54,14 @@ def matched(numbers: Matched, split: str) -> str:
     Args:
         split: the questions that are ranked.
     """
-    headlines = (("score", numbers.score), ("F", numbers.forgetting), ("R", numbers.robustness))
-    headlines += (("R hm", numbers.robustness_harmonic), ("U", numbers.utility))
-    lines = [f"{name} {full(number)}" for name, number in headlines]
+    headlines = {
+        "score": numbers.score,
+        "F": numbers.forgetting,
+        "R": numbers.robustness,
+        "R hm": numbers.robustness_harmonic,
+        "U": numbers.utility,
+    }
+    lines = [f"{name} {full(number)}" for name, number in headlines.items()]
     weights = f"share of the unlearned weights {full(numbers.mixing_weight)}"
     if CURVE in numbers.kinds:
         lines.append(f"barrier of U on the way to the target {full(numbers.barrier)}")

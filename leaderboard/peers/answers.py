@@ -118,7 +118,7 @@ def _scores(log: Log, metrics: Sequence[str], part: str | None = None) -> list[S
     log.check_aligned(list(columns), part)
     found: list[Sample] = []
     for index in next(iter(columns.values()), {}):
-        scores = {metric: rows[index] for metric, rows in columns.items() if rows[index] is not None}
+        scores = {metric: score for metric, rows in columns.items() if (score := rows[index]) is not None}
         loss = scores.pop("mia_loss", None)  # an average loss
         logprobs = None if loss is None else (-loss,)
         found.append(Sample(index, "", token_logprobs=logprobs, scalars=tuple(scores.items())))

@@ -42,23 +42,26 @@ def membership(model: Model, retrained: Model | None, key: str) -> Line:
 
 def privleak(model: Model, retrained: Model | None, key: str) -> Line:
     """PrivLeak of the log's own Min-k scores."""
-    mine, reference = _auc(model, MIN_K), _auc(retrained, MIN_K) if retrained else Estimate.null(NO_LOG)
-    if retrained and (reason := other_examples(model, retrained)):
-        reference = Estimate.null(reason)
-    ours, variants = (reference if mine.known else mine), []
-    if mine.known:
-        variants.append(Variant(published.privacy_leakage(mine.value), HALF))
-    if mine.known and reference.known:
-        tables = (_with_score(one, MIN_K) for one in (model, retrained))
-        ours = privacy_leakage(MIN_K, own_score(MIN_K))(*tables)
-        variants.append(Variant(published.privacy_leakage(mine.value, reference.value), EPSILON))
+    ours, reference = _auc(model, MIN_K), Estimate.null(NO_LOG)
+    if retrained:
+        reason = other_examples(model, retrained)
+        reference = Estimate.null(reason) if reason else _auc(retrained, MIN_K)
+    variants: list[Variant] = []
+    if (mine := ours.value) is not None:
+        ours = reference
+        variants.append(Variant(published.privacy_leakage(mine), HALF))
+        if retrained and reference.value is not None:
+            leakage = privacy_leakage(MIN_K, own_score(MIN_K))
+            ours = leakage(_with_score(model, MIN_K), _with_score(retrained, MIN_K))
+            variants.append(Variant(published.privacy_leakage(mine, reference.value), EPSILON))
     metric, number = "privleak_min_k_40" + PUBLISHED, model.log.published[key]
     return Line(key, "membership", metric, number, ours, tuple(variants), remark=LAST_TOKEN)
 
 
 def forget_quality(model: Model, retrained: Model | None, key: str) -> Line:
     """p-value of a Kolmogorov-Smirnov test between the truth ratios of the model and of the retrained one."""
-    ours, variants = Estimate.null(NO_LOG), ()
+    ours = Estimate.null(NO_LOG)
+    variants: tuple[Variant, ...] = ()
     if retrained:
         mine, others = (one.probe("forget_paraphrase") for one in (model, retrained))
         reason = other_examples(model, retrained)
@@ -73,7 +76,7 @@ def model_utility(model: Model, retrained: Model | None, key: str) -> Line:
     metric = "model_utility_geometric"
     tables = [model.probe(name) for name in ABILITIES]
     ours = summarise(metric, tables)
-    variants = ()
+    variants: tuple[Variant, ...] = ()
     if all(tables):
         recalls = [fmean(model.rouges(name)["rougeL_recall"]) for name in ABILITIES if name.endswith("_generated")]
         variants = (Variant(published.model_utility(tables, recalls), EPSILONS),)
@@ -98,8 +101,8 @@ def other_examples(model: Model, retrained: Model) -> str | None:
     for key, probe in GENERATED.items():
         if not key.startswith("forget"):
             continue
-        mine, theirs = ({one.item: one.reference for one in log.probe(probe)} for log in (model, retrained))
-        if index := next((i for i in mine if i in theirs and mine[i] != theirs[i]), None):
+        ours, others = ({one.item: one.reference for one in log.probe(probe)} for log in (model, retrained))
+        if index := next((i for i in ours if i in others and ours[i] != others[i]), None):
             return f"{OTHER}: {model.log.place(key)}: index {cut(index)} has another ground truth there"
     return None
 

@@ -17,7 +17,7 @@ from tasks.scoring import METRICS, Estimate, score
 from tasks.scoring.estimate import mean
 from tasks.scoring.probability import answer_probability
 from tasks.scoring.rouge import legible
-from tasks.scoring.tables import PerSample
+from tasks.scoring.tables import PerSample, values
 from tasks.task import Sample
 
 EPSILON = "theirs adds 1e-10 to the denominator"
@@ -52,8 +52,8 @@ class Model:
     def rouges(self, probe: str) -> Mapping[str, Sequence[float]]:
         """rouge-score's numbers of a probe's texts, in their order, by our metric. Computed once."""
         if probe not in self._rouges:
-            samples = self.probe(probe)
-            numbers = [published.rouges(sample.reference, sample.generated) for sample in samples]
+            texts = [(sample.reference, sample.generated) for sample in self.probe(probe)]
+            numbers = [published.rouges(reference, said) for reference, said in texts if said is not None]
             columns = zip(*numbers, strict=True) if numbers else ((),) * len(published.ROUGE)
             self._rouges[probe] = dict(zip(published.ROUGE, columns, strict=True))
         return self._rouges[probe]
@@ -110,8 +110,9 @@ def rouge(model: Model, key: str) -> Line:
         rows = model.log.rows(key, theirs, float)
         found = dict(zip((sample.item for sample in samples), numbers[name], strict=True))
         items.update(item for item, number in found.items() if not same(number, rows.get(item)))
+    variants: tuple[Variant, ...] = ()
     if all(legible(sample.reference) for sample in samples):
-        ours, variants = mean(numbers[metric]), ()
+        ours = mean(numbers[metric])
     else:  # ours has no number; theirs is of whatever a to z is in them
         ours, variants = scored(metric, samples), (Variant(fmean(numbers[metric]), A_TO_Z),)
     return Line(key, probe, metric, model.log.published[key], ours, variants, len(items))
@@ -134,7 +135,7 @@ def normalised_probability(model: Model, key: str) -> Line:
 
 def memorization(model: Model, key: str) -> Line:
     """Mean of scores that the log has without the tokens that they were computed from."""
-    ours = mean([own_score(key)(sample) for sample in model.scored("forget_memorization", key)])
+    ours = mean(values(key, own_score(key), model.scored("forget_memorization", key)))
     remark = f"{NOT_ZERO}; {LAST_TOKEN}" if key == "extraction_strength" else LAST_TOKEN
     return Line(key, "forget_memorization", key + PUBLISHED, model.log.published[key], ours, remark=remark)
 
@@ -175,7 +176,7 @@ def _choice(model: Model, key: str, metric: str, variant: PerSample, theirs: Num
         metric,
         model.log.published[key],
         scored(metric, samples),
-        (Variant(fmean(map(variant, samples)), EPSILON),) if samples else (),
+        (Variant(fmean(values(metric, variant, samples)), EPSILON),) if samples else (),
         len(items),
         remark,
     )

@@ -80,13 +80,13 @@ class Line:
     @property
     def difference(self) -> float | None:
         """Ours minus the published one."""
-        return None if self.published is None or not self.ours.known else self.ours.value - self.published
+        return None if self.published is None or self.ours.value is None else self.ours.value - self.published
 
     @property
     def verdict(self) -> Verdict:
         if self.published is None or not math.isfinite(self.published):
             return Verdict.NULL
-        if self.ours.known and self._is_published(self.ours.value):
+        if self.ours.value is not None and self._is_published(self.ours.value):
             return Verdict.FROM_LOG_SCORES if self.metric.endswith(PUBLISHED) else Verdict.EQUAL
         if self.explained:
             return Verdict.VARIANT
@@ -99,7 +99,8 @@ class Line:
 
     @property
     def note(self) -> str:
-        parts = [self.ours.reason, self.explained.name if self.verdict is Verdict.VARIANT else "", self.remark]
+        variant = self.explained if self.verdict is Verdict.VARIANT else None
+        parts = [self.ours.reason, variant.name if variant else "", self.remark]
         if self.published is None:
             parts.append("nothing was published")
         elif not math.isfinite(self.published):

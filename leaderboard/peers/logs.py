@@ -72,12 +72,14 @@ class Log:
         if not folder.is_dir():
             what = "no folder" if os.path.lexists(folder) else "no such folder"
             raise TaskError(f"{folder}: {what}. Name the folder that holds TOFU_EVAL.json or MUSE_EVAL.json")
-        benchmarks = [name for name in BENCHMARKS if any(_files(folder, name))]
-        if len(benchmarks) != 1:
-            found = "logs of several benchmarks" if benchmarks else "neither TOFU_EVAL.json nor MUSE_EVAL.json"
+        evaluations = {name: files for name in BENCHMARKS if (files := _files(folder, name))}
+        if len(evaluations) != 1:
+            found = "logs of several benchmarks" if evaluations else "neither TOFU_EVAL.json nor MUSE_EVAL.json"
             raise TaskError(f"{folder}: {found} here. Name a folder that holds one evaluation")
-        log, summary = _files(folder, benchmarks[0])
-        metrics, aggregates = (load(file) if file else {} for file in (log, summary))
+        [(benchmark, files)] = evaluations.items()
+        file, *_ = files.values()
+        log, summary = files.get("EVAL"), files.get("SUMMARY")
+        metrics, aggregates = (load(one) if one else {} for one in (log, summary))
         published: dict[str, float | None] = {}
         for name, entry in metrics.items():
             characters(name, str(log))
@@ -89,10 +91,10 @@ class Log:
             characters(name, str(summary))
             published[name] = number(value, f"{summary}: {cut(name)}")
         if not metrics and not published:
-            raise TaskError(f"{log or summary}: there is no metric in it. Evaluate again")
+            raise TaskError(f"{file}: there is no metric in it. Evaluate again")
         return cls(
-            benchmark=benchmarks[0],
-            file=log or summary,
+            benchmark=benchmark,
+            file=file,
             metrics=metrics,
             published=published,
             content=[metrics, aggregates],
@@ -211,28 +213,34 @@ def _field(row: Any, field: str, kind: type[Value], loss: bool) -> Value | None:
     value = row[field]
     if value is None:
         return None
+    found: float | tuple[float, ...] | str | None = None
     if kind is float:
-        return _as_number(value, field, loss)
-    if kind is tuple and isinstance(value, list) and value and None not in value:
-        return tuple([_as_number(one, field, loss) for one in value])
-    if kind is str and isinstance(value, str):
-        if len(value) > LONGEST:
-            raise _Wrong(f"{field}: a text of {len(value):,} characters, and {LONGEST:,} are compared at most")
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                half = ord(value[error.start])
-                raise _Wrong(f"{field}: the character U+{half:04X} is half of a surrogate pair, and no text") from None
-        return value
-    raise _Wrong(f"{field}: {value!r:.60} is not {'text' if kind is str else 'a list of numbers'}")
+        found = _as_number(value, field, loss)
+    elif kind is tuple and isinstance(value, list) and value and None not in value:
+        found = tuple([_as_number(one, field, loss) for one in value])
+    elif kind is str and isinstance(value, str):
+        found = _as_text(value, field)
+    if not isinstance(found, kind):
+        raise _Wrong(f"{field}: {value!r:.60} is not {'text' if kind is str else 'a list of numbers'}")
+    return found
 
 
-def _files(folder: Path, benchmark: str) -> tuple[Path | None, Path | None]:
-    """A benchmark's log and summary."""
-    files = (folder / f"{benchmark}_{kind}.json" for kind in ("EVAL", "SUMMARY"))
-    log, summary = (file if os.path.lexists(file) else None for file in files)
-    return log, summary
+def _as_text(value: str, field: str) -> str:
+    if len(value) > LONGEST:
+        raise _Wrong(f"{field}: a text of {len(value):,} characters, and {LONGEST:,} are compared at most")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = ord(value[error.start])
+            raise _Wrong(f"{field}: the character U+{half:04X} is half of a surrogate pair, and no text") from None
+    return value
+
+
+def _files(folder: Path, benchmark: str) -> dict[str, Path]:
+    """A benchmark's log (`EVAL`) and summary (`SUMMARY`), those that there are."""
+    files = {kind: folder / f"{benchmark}_{kind}.json" for kind in ("EVAL", "SUMMARY")}
+    return {kind: file for kind, file in files.items() if os.path.lexists(file)}
 
 
 def number(value: Any, where: str) -> float | None:

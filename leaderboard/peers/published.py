@@ -13,6 +13,7 @@ from statistics import fmean, harmonic_mean
 
 from tasks.scoring import METRICS
 from tasks.scoring import rouge as texts
+from tasks.scoring.tables import PerSample, lacking, values
 from tasks.task import Sample
 
 EPSILON = 1e-10
@@ -32,7 +33,7 @@ def rouges(reference: str, generated: str) -> tuple[float, float, float]:
 
 def truth_ratio(sample: Sample) -> float:
     """exp(mean of wrong) / (exp(right) + 1e-10), from average log-probabilities, nats."""
-    right, *wrong = sample.choice_logprobs
+    right, *wrong = logprobs(sample)
     return math.exp(fmean(wrong)) / (math.exp(right) + EPSILON)
 
 
@@ -49,7 +50,7 @@ def truth_ratio_retain(sample: Sample) -> float:
 
 def normalised_probability(sample: Sample) -> float:
     """P(right) / (sum of P over all answers + 1e-10)."""
-    right, *wrong = map(math.exp, sample.choice_logprobs)
+    right, *wrong = map(math.exp, logprobs(sample))
     return right / (right + sum(wrong) + EPSILON)
 
 
@@ -74,7 +75,7 @@ def model_utility(tables: Sequence[Sequence[Sample]], recalls: Sequence[float]) 
         recalls: mean ROUGE-L recalls of the three tables of generated text, in the same order.
     """
     probability = METRICS["probability"].compute
-    reads = (
+    reads: tuple[tuple[PerSample, ...], ...] = (
         (probability,),
         (),
         (truth_ratio_retain,),
@@ -83,5 +84,16 @@ def model_utility(tables: Sequence[Sequence[Sample]], recalls: Sequence[float]) 
         (normalised_probability, truth_ratio_retain),
         (),
     )
-    means = [fmean(map(compute, table)) for table, metrics in zip(tables, reads, strict=True) for compute in metrics]
+    means = [
+        fmean(values("model utility", compute, table))
+        for table, metrics in zip(tables, reads, strict=True)
+        for compute in metrics
+    ]
     return harmonic_mean([*means, *recalls])
+
+
+def logprobs(sample: Sample) -> tuple[float, ...]:
+    """Average log-probabilities of a sample's answers, the right one first."""
+    if sample.choice_logprobs is None:
+        raise lacking(sample, "a comparison of answers")
+    return sample.choice_logprobs

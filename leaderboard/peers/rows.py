@@ -55,7 +55,7 @@ def add(board: Board, imported: Imported) -> str:
     shared = {"task": task, "anchors": anchors, "host": platform.node(), "written_at": _now()}
     rows = list(_measurements(imported.lines, model, trial, "unlearned", shared))
     board.append("samples", _samples(model))
-    if retrained:
+    if retrained and anchors:
         board.append("samples", _samples(retrained))
         rows += _measurements(READ[retrained.log.peer](retrained.log).lines, retrained, anchors, "retrained", shared)
     board.append("measurements", rows)
@@ -101,7 +101,7 @@ def _measurements(lines: Iterable[Line], model: Model, trial: str, subject: str,
 def _samples(model: Model) -> list[Row]:
     return [
         {"samples": model.log.digest, "probe": probe, **_columns(sample), "scalars": list(sample.scalars) or None}
-        for probe, samples in (model.samples | perturbed(model.log)).items()
+        for probe, samples in {**model.samples, **perturbed(model.log)}.items()
         for sample in samples
     ]
 

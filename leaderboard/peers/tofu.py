@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any
 
+from leaderboard.peers import published
 from leaderboard.peers.answers import AGAIN, CHOICES, GENERATED, samples_of
 from leaderboard.peers.comparing import NO_LOG, other_examples
 from leaderboard.peers.examples import Model, Numbers, differing, scored
@@ -34,6 +35,7 @@ from leaderboard.peers.open_unlearning import Imported
 from leaderboard.ranking.uncollected import uncollected
 from tasks.plain_text import Unreadable, cut, read_text, shown
 from tasks.scoring import METRICS, Estimate, headline, summarise
+from tasks.scoring.tables import values
 from tasks.task import Sample, TaskError
 
 PEER = "locuslab-tofu"
@@ -187,7 +189,7 @@ def _probability(model: Model, side: str, title: str) -> Line:
     metric = "probability" if alone else "normalised_probability"
     probe = f"{side}_qa" if alone else CHOICES[side][0]
     samples = model.probe(probe)
-    numbers = [METRICS[metric].compute(sample) for sample in samples]
+    numbers = values(metric, METRICS[metric].compute, samples)
     number, remark = _published(model, key := f"Prob. {title}", fmean(numbers) if numbers else None)
     return Line(key, probe, metric, number, scored(metric, samples), remark=remark)
 
@@ -220,13 +222,17 @@ def _truth_ratio(model: Model, side: str, title: str) -> Line:
     samples = model.probe(probe)
     theirs = model.log.rows(f"{side}_truth_ratio", "score", float)
     compute = METRICS["truth_ratio_geometric"].compute
-    both = (compute, lambda sample: _inverse(compute(sample)))
-    items = differing(samples, theirs, *both, tolerance=ROUNDED) if theirs else []
+
+    def inverse(sample: Sample) -> float | None:
+        ratio = compute(sample)
+        return None if ratio is None else _inverse(ratio)
+
+    items = differing(samples, theirs, compute, inverse, tolerance=ROUNDED) if theirs else []
     forget = side == "forget"
     metric = "truth_ratio_geometric_forget" if forget else "truth_ratio_arithmetic_retain"
     ratio, name = ("arithmetic", ARITHMETIC) if forget else ("geometric", GEOMETRIC)
-    other = METRICS[f"truth_ratio_{ratio}"].compute
-    shaped = [min(x, _inverse(x)) if forget else max(0.0, 1 - x) for x in map(other, samples)]
+    ratios = values(other := f"truth_ratio_{ratio}", METRICS[other].compute, samples)
+    shaped = [min(x, _inverse(x)) if forget else max(0.0, 1 - x) for x in ratios]
     variants = (Variant(fmean(shaped), name),) if shaped else ()
     ours = scored(metric, samples)
     computed = variants[0].value if forget and variants else ours.value  # arithmetic, as in the authors' evaluation
@@ -265,16 +271,18 @@ def _same_distribution(samples: Sequence[Sample], retrained: Sequence[Sample]) -
     """p as in the authors' code: of the logarithm of 1/x, which has the same order as 1/x and does not overflow."""
     from scipy.stats import ks_2samp
 
-    ratios = (
-        [one.choice_logprobs[0] - fmean(one.choice_logprobs[1:]) for one in table] for table in (samples, retrained)
-    )
-    return float(ks_2samp(*ratios).pvalue)
+    def log_ratio(sample: Sample) -> float:
+        right, *wrong = published.logprobs(sample)
+        return right - fmean(wrong)
+
+    mine, theirs = ([log_ratio(sample) for sample in table] for table in (samples, retrained))
+    return float(ks_2samp(mine, theirs).pvalue)
 
 
 def _harmonic(numbers: Sequence[float | None]) -> float | None:
     """The harmonic mean of numbers of which none is missing, infinite or negative."""
-    whole = numbers and all(one is not None and math.isfinite(one) and one >= 0 for one in numbers)
-    return harmonic_mean(numbers) if whole else None
+    whole = [one for one in numbers if one is not None and math.isfinite(one) and one >= 0]
+    return harmonic_mean(whole) if whole and len(whole) == len(numbers) else None
 
 
 def _inverse(ratio: float) -> float:

@@ -48,8 +48,9 @@ def _labels(kind: str, same: list[dict[str, str]]) -> list[str] | None:
         # missing where they are at their default.
         choices = [
             (
-                *(key in chosen for key in LAST),
-                *(_numbers(same, chosen), _lacking(same, chosen), sum(map(len, labels)), chosen, labels),
+                [key in chosen for key in LAST],
+                *(_numbers(same, chosen), _lacking(same, chosen), sum(map(len, labels)), chosen),
+                labels,
             )
             for chosen in combinations(keys, count)
             if len(set(labels := [_label(kind, settings, chosen) for settings in same])) == len(same)

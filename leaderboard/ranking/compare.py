@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from leaderboard.board.schema import Status
 from leaderboard.ranking.attack_labels import attack_labels
 from leaderboard.ranking.comparison import Difference, Replicated, Replicates, compared
 from leaderboard.ranking.comparison.difference import LEVEL
 from leaderboard.ranking.comparison.resampling import Array
-from leaderboard.ranking.entry import Trial
 from leaderboard.ranking.measured import Source
 from leaderboard.ranking.moved import Moved, moved_items
 from leaderboard.ranking.number import rounded
@@ -19,6 +19,7 @@ from leaderboard.ranking.plain import plain
 from leaderboard.ranking.replicated import Replicating
 from leaderboard.ranking.retention_matching import matched_on
 from leaderboard.ranking.selection import Selection
+from leaderboard.ranking.trial import Trial
 from leaderboard.ranking.uncollected import uncollected
 
 NUMBERS = {
@@ -147,17 +148,27 @@ def compare(
     trials = {entry: here.trials(entry, replicating) for entry in (one, *others)}
     if floor is not None and here.matched_floor is None:
         raise NotCompared(f"nothing was measured at utility matched to {floor:g}. Set measure.match={floor:g}")
-    runs = {entry: _runs(named[entry], same, here.matched_floor) for entry, same in trials.items()}
-    return [
-        _compared(
-            replicating,
-            here,
-            (task, split),
-            [(entry, named[entry], runs[entry]) for entry in (one, other)],
-            [trials[one], trials[other]],
-        )
-        for other in others
-    ]
+    sides = {
+        entry: _Side(entry, named[entry], _runs(named[entry], same, here.matched_floor), same)
+        for entry, same in trials.items()
+    }
+    return [_compared(replicating, here, (task, split), sides[one], sides[other]) for other in others]
+
+
+class _Side(NamedTuple):
+    """An entry that is compared.
+
+    Attributes:
+        runs: by what they are paired by.
+    """
+
+    entry: str
+    label: str
+    runs: Mapping[str, Replicates]
+    trials: Sequence[Trial]
+
+    def number(self, of: Callable[[Replicates], Array]) -> Replicated:
+        return Replicated.of(self.runs, of)
 
 
 def _found(name: str, named: Mapping[str, str]) -> str:
@@ -203,35 +214,41 @@ def _compared(
     replicating: Replicating,
     here: Selection,
     where: tuple[str, str],
-    sides: Sequence[tuple[str, str, Mapping[str, Replicates]]],
-    trials: Sequence[Sequence[Trial]],
+    one: _Side,
+    other: _Side,
 ) -> Comparison:
-    """Two entries: the id, the label and the runs of each."""
-    entries, names, runs = zip(*sides, strict=True)
+    """Two entries of a task and split."""
+    keys = one.entry, other.entry
 
     def line(name: str, label: str, of: Callable[[Replicates], Array], *, attack: bool = False) -> Line:
-        one, other = (Replicated.of(found, of) for found in runs)
+        mine, theirs = one.number(of), other.number(of)
         limit = None if attack else 1.0
         plain = None
-        if name in runs[0][next(iter(runs[0]))].plain and not attack:
-            plain = compared(*(Replicated.of(found, lambda run: run.plain[name]) for found in runs), entries)
-        return Line(name, label, attack, one.estimate, other.estimate, compared(one, other, entries, limit), plain)
+        if not attack and name in next(iter(one.runs.values())).plain:
+            plain = compared(one.number(lambda run: run.plain[name]), other.number(lambda run: run.plain[name]), keys)
+        return Line(name, label, attack, mine.estimate, theirs.estimate, compared(mine, theirs, keys, limit), plain)
+
+    def recovery(attack: str) -> Line:
+        return line(attack, short.get(attack, attack), lambda run: run.recovery[attack], attack=True)
 
     short = attack_labels(here.attacks)
-    lines = [line(name, label, lambda run, name=name: getattr(run, name)) for name, label in NUMBERS.items()]
-    lines += [
-        line(attack, short.get(attack, attack), lambda run, attack=attack: run.recovery[attack], attack=True)
-        for attack in dict.fromkeys(["none", *here.attacks])
-    ]
-    paired = runs[0].keys() == runs[1].keys()
+    lines = [line(name, label, attrgetter(name)) for name, label in NUMBERS.items()]
+    lines += map(recovery, dict.fromkeys(["none", *here.attacks]))
+    task, split = where
     return Comparison(
-        *(*where, here.attack_set, *entries, *names),
-        (len(runs[0]), len(runs[1])),
-        tuple(sorted(runs[0])) if paired else (),
+        task,
+        split,
+        here.attack_set,
+        one.entry,
+        other.entry,
+        one.label,
+        other.label,
+        (len(one.runs), len(other.runs)),
+        tuple(sorted(one.runs)) if one.runs.keys() == other.runs.keys() else (),
         tuple(lines),
-        moved_items(replicating, *trials, _worst(lines)) if here.matched_floor is None else (),
-        tuple(_of_levels(*(Replicated.of(found, lambda run: run.score) for found in runs))),
-        _matched(here, where[1], [trial for same in trials for trial in same]),
+        moved_items(replicating, one.trials, other.trials, _worst(lines)) if here.matched_floor is None else (),
+        tuple(_of_levels(one.number(attrgetter("score")), other.number(attrgetter("score")))),
+        _matched(here, split, [*one.trials, *other.trials]),
     )
 
 

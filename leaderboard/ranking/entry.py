@@ -15,18 +15,15 @@ from leaderboard.board.schema import Status
 from leaderboard.ranking.comparison import Replicated, Replicates, spread
 from leaderboard.ranking.comparison.resampling import Array
 from leaderboard.ranking.headlines import Headlines
-from leaderboard.ranking.mixing_curve import Reading
+from leaderboard.ranking.mixing_curve import Crossing
 from leaderboard.ranking.number import Number, over_seeds, plain_mean
-from leaderboard.ranking.retention_matching import SHARE
+from leaderboard.ranking.trial import MatchedHeadlines, Trial
 from tasks.scoring.estimate import Estimate
 
 FORGOT = 0.5
 """Below this forgetting, robustness says little: what was not forgotten cannot be recovered."""
 NOTED = (Status.FAILED, Status.UNCHANGED)
 """Statuses that are noted beside an entry and do not cost it its rank."""
-NO_CURVE = Estimate.null("no curve was measured")
-_SEED_COLUMNS = ("trial", "seed", "status", "reason")
-"""Columns of a trial that a `Seed` has; its engine is not in the table `trials`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +86,12 @@ class Numbers:
     worst_share: Mapping[str, float]
     replicated: Mapping[str, Replicated] | None = field(compare=False)
 
+    @property
+    def point(self) -> tuple[float, float, float] | None:
+        """F, R and U; None where one is not known."""
+        f, r, u = self.forgetting.value, self.robustness.value, self.utility.value
+        return None if f is None or r is None or u is None else (f, r, u)
+
 
 @dataclass(frozen=True, slots=True)
 class Matched(Numbers):
@@ -148,50 +151,6 @@ class Entry(Numbers):
         return tuple(sorted({seed.engine for seed in self.seeds if seed.engine and seed.status != Status.FAILED}))
 
 
-@dataclass(frozen=True, slots=True)
-class MatchedHeadlines:
-    """A trial's headlines after its weights were mixed with the target's, and the share of its weights in the mix.
-
-    Attributes:
-        kind: how it was matched, `curve` or `share`.
-        barrier: of utility on the way to the target.
-        reading: all of these in every replicate, of a curve; None where items are not known.
-        replicates: those of the headlines.
-    """
-
-    headlines: Headlines
-    weight: Estimate
-    replicates: Replicates | None = None
-    kind: str = SHARE
-    barrier: Estimate = NO_CURVE
-    reading: Reading | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A row of the table `trials` with its headlines, all by one engine.
-
-    Attributes:
-        engine: None where no engine measured it.
-        left_out: measurements of the trial that belong to other anchors.
-        replicates: its headlines with other items; None where its items are not known.
-        not_compared: why they are not.
-    """
-
-    row: Mapping[str, Any]
-    engine: str | None
-    headlines: Headlines
-    matched: MatchedHeadlines | None = None
-    left_out: int = 0
-    replicates: Replicates | None = None
-    not_compared: str | None = None
-
-    @property
-    def pairing(self) -> str:
-        """What a run is paired by with runs of other entries: its seed; one without a seed belongs to no other."""
-        return self.row["trial"] if self.row["seed"] is None else f"seed {self.row['seed']}"
-
-
 def combined(label: str, trials: Sequence[Trial], floor: float | None = None) -> Entry:
     """Combines the trials of one entry, not yet ranked.
 
@@ -217,7 +176,7 @@ def combined(label: str, trials: Sequence[Trial], floor: float | None = None) ->
         **numbers,
         matched=_matched(counted, floor, trials[0].headlines.recovery, end_reason) if floor is not None else None,
         cost=Cost(**{name: plain_mean([trial.row[name] for trial in counted]) for name in Cost.__slots__}),
-        seeds=tuple(Seed(*(trial.row[name] for name in _SEED_COLUMNS), trial.engine) for trial in trials),
+        seeds=tuple(map(_seed, trials)),
         statuses=dict(sorted(Counter(trial.row["status"] for trial in trials).items())),
         notes=(
             *(_outcome(trial, len(trials)) for trial in trials if trial.row["status"] in NOTED),
@@ -228,6 +187,11 @@ def combined(label: str, trials: Sequence[Trial], floor: float | None = None) ->
         reason=end_reason or numbers["score"].reason,
         did_not_forget=little_forgotten(numbers["forgetting"]),
     )
+
+
+def _seed(trial: Trial) -> Seed:
+    row = trial.row
+    return Seed(row["trial"], row["seed"], row["status"], row["reason"], trial.engine)
 
 
 def little_forgotten(forgetting: Number) -> bool:
@@ -245,11 +209,12 @@ def _matched(trials: Sequence[Trial], floor: float, attacks: Collection[str], en
     runs = {seed: Run(one.headlines, one.replicates, pairing[seed]) for seed, one in matched.items()}
     key = f"{trials[0].row['entry']} matched"
     numbers = _numbers(key, runs, attacks)
-    readings = {pairing[seed]: one.reading for seed, one in matched.items()}
+    readings = {pairing[seed]: one.reading for seed, one in matched.items() if one.reading}
+    compared = all(one.reading for one in matched.values())
 
-    def along(of: Callable[[MatchedHeadlines], Estimate], drawn: Callable[[Reading], Array]) -> Number:
+    def along(of: Callable[[MatchedHeadlines], Estimate], drawn: Callable[[Crossing], Array]) -> Number:
         plain = over_seeds({seed: of(one) for seed, one in matched.items()})
-        if plain.value is None or not all(readings.values()):
+        if plain.value is None or not compared:
             return plain
         found = Replicated.mean_of({seed: drawn(reading) for seed, reading in readings.items()})
         return _with_interval(found, key, plain.value, share=True)
@@ -284,9 +249,10 @@ def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dic
         runs: by the run's name.
     """
     compared = bool(runs) and all(run.replicates for run in runs.values())
+    drawn = {run.pairing: run.replicates for run in runs.values() if run.replicates}
 
     def replicated(of: Callable[[Replicates], Array]) -> Replicated:
-        return Replicated.of({run.pairing: run.replicates for run in runs.values()}, of)
+        return Replicated.of(drawn, of)
 
     def number(
         estimate: Callable[[Headlines], Estimate], of: Callable[[Replicates], Array], *, share: bool = False
@@ -302,6 +268,9 @@ def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dic
         lacking = f"{attack} was not measured at every point"
         return number(lambda found: estimate(found) or Estimate.null(found.recovery[attack].reason or lacking), of)
 
+    def recovered(attack: str) -> Number:
+        return number(lambda found: found.recovery[attack], lambda found: found.recovery[attack])
+
     def height(attack: str, point: int) -> Number:
         return on_curve(
             attack,
@@ -313,16 +282,13 @@ def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dic
         return on_curve(attack, lambda found: found.areas.get(attack), lambda found: found.areas[attack])
 
     def per_item() -> Number:
-        if not compared or any(run.replicates.per_item is None for run in runs.values()):
-            return Number(None, reason="the answers to single questions are not known")
-        return _with_interval(replicated(lambda run: run.per_item), key, None, share=False)
+        unknown = Number(None, reason="the answers to single questions are not known")
+        try:
+            return _with_interval(replicated(_of_items), key, None, share=False) if compared else unknown
+        except _ItemsUnknown:
+            return unknown
 
-    recovery = {
-        attack: number(
-            lambda found, attack=attack: found.recovery[attack], lambda found, attack=attack: found.recovery[attack]
-        )
-        for attack in attacks
-    }
+    recovery = {attack: recovered(attack) for attack in attacks}
     known = {attack: found.value for attack, found in recovery.items() if found.value is not None}
     points = {
         attack: sorted({point for run in runs.values() for point in run.headlines.curves.get(attack, ())})
@@ -342,11 +308,21 @@ def _numbers(key: str, runs: Mapping[str, Run], attacks: Collection[str]) -> dic
         "worst_attack": max(known, key=known.__getitem__) if len(known) == len(recovery) else None,
         "failed": failed,
         "per_item": per_item(),
-        "worst_share": _worst_share([run.replicates for run in runs.values()]) if compared else {},
+        "worst_share": _worst_share(list(drawn.values())) if compared else {},
         "replicated": {name: replicated(attrgetter(name)) for name in HEADLINES}
         if compared and headlines["score"].value is not None
         else None,
     }
+
+
+class _ItemsUnknown(Exception):
+    """What is brought back of each item is not known of a run."""
+
+
+def _of_items(run: Replicates) -> Array:
+    if run.per_item is None:
+        raise _ItemsUnknown
+    return run.per_item
 
 
 def _with_interval(found: Replicated, key: str, plain: float | None, *, share: bool) -> Number:

@@ -102,11 +102,7 @@ class HeadlineMeasurements:
     @classmethod
     def from_rows(cls, model: str, rows: Iterable[Mapping[str, Any]]) -> Self:
         """The measurements in rows of the table `measurements`; `model` is the model's name in reasons."""
-        metrics = HeadlineMetric._fields
-        return cls.of(
-            model,
-            (Measured.of(HeadlineMetric(*map(row.__getitem__, metrics)), *map(row.get, MEASURED)) for row in rows),
-        )
+        return cls.of(model, map(_measured, rows))
 
     @classmethod
     def of(cls, model: str, rows: Iterable[Measured]) -> Self:
@@ -223,7 +219,7 @@ class Headlines:
     @classmethod
     def null(cls, missing: Estimate, attacks: Iterable[str]) -> Self:
         """Headlines that are all null for the same reason."""
-        return cls(*[missing] * 5, dict.fromkeys(attacks, missing), {}, {}, {})
+        return cls(missing, missing, missing, missing, missing, dict.fromkeys(attacks, missing), {}, {}, {})
 
 
 def headlines(
@@ -318,8 +314,23 @@ def _failure(attack: str, unlearned: HeadlineMeasurements, retrained: HeadlineMe
 def _unknown(recovery: Mapping[str, Estimate], not_run: Sequence[str]) -> Estimate | None:
     """Why robustness is null, if it is: the attacks that were not measured, then the reasons of the others."""
     reasons = [f"not measured under {', '.join(not_run)}"] if not_run else []
-    reasons += [found.reason for attack, found in recovery.items() if not found.known and attack not in not_run]
+    reasons += [found.reason for attack, found in recovery.items() if found.reason and attack not in not_run]
     return Estimate.null("; ".join(dict.fromkeys(reasons))) if reasons else None
+
+
+def _measured(row: Mapping[str, Any]) -> Measured:
+    return Measured.of(
+        HeadlineMetric(row["headline"], row["probe"], row["subset"], row["metric"]),
+        row["attack"],
+        row["point"],
+        row.get("value"),
+        row.get("stderr"),
+        row.get("n"),
+        row.get("reason"),
+        row.get("chance"),
+        row.get("samples"),
+        row["status"],
+    )
 
 
 def estimate(value: float | None, error: float | None, n: int, reason: str | None, metric: HeadlineMetric) -> Estimate:

@@ -145,11 +145,13 @@ def mean_over(models: Sequence[HeadlineMeasurements], names: Mapping[str, Sequen
 
 def _mean(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of estimates on the same items: their errors are added, as they depend on each other."""
+    values: list[float] = []
     for one in estimates:
-        if not one.known:
+        if one.value is None:
             return one
+        values.append(one.value)
     count = len(estimates)
-    value = math.fsum(one.value for one in estimates) / count
+    value = math.fsum(values) / count
     known = all(one.stderr is not None for one in estimates)
     error = math.fsum(one.error for one in estimates) / count if known else None
     return Estimate(value, error, min(one.n for one in estimates))

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from leaderboard.board.schema import ANCHORS, RANDOM_CHANGE, RAW, UNLEARNED, matching, pairs_of
 from leaderboard.board.store import Board
-from leaderboard.ranking.entry import MatchedHeadlines, Trial
 from leaderboard.ranking.headlines import (
     MEASURED,
     HeadlineMeasurements,
@@ -35,6 +34,7 @@ from leaderboard.ranking.retention_matching import (
     of_curve,
     share_of,
 )
+from leaderboard.ranking.trial import MatchedHeadlines, Trial
 from tasks.scoring.estimate import Estimate
 
 _COLUMNS = (

@@ -11,8 +11,9 @@ ends (linear mode connectivity, arXiv 1912.05671; the chord as in arXiv 2110.062
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,16 +51,33 @@ class PlainReading:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """The same in every replicate: arrays of (1 + replicates,), the estimate first.
+class Crossing:
+    """Where utility is at the floor in every replicate: arrays of (1 + replicates,), the estimate first.
 
     Attributes:
-        replicates: of the headlines; None where one of them is not known.
+        weight: share of the unlearned weights there.
+        barrier: of utility along the curve.
     """
 
-    replicates: Replicates | None
     weight: Array
     barrier: Array
+
+    @classmethod
+    def of(cls, utility: Mapping[float, Array], floor: float) -> Crossing:
+        """
+        Args:
+            utility: U by mixing weight, 0 and 1 among them.
+        """
+        weights = sorted(utility)
+        curve = np.stack([utility[weight] for weight in weights])
+        return Crossing(crossing(weights, curve, floor), barrier(weights, curve))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading(Crossing):
+    """A trial's headlines in every replicate, each where its own utility is at the floor."""
+
+    replicates: Replicates
 
 
 def crossing(weights: Sequence[float], utility: Array, floor: float) -> Array:
@@ -156,56 +174,52 @@ def read(utility: Mapping[float, Array], known: Mapping[float, Replicates], floo
 
     Args:
         utility: U by mixing weight, 0 and 1 among them.
-        known: all headlines by mixing weight, at those that were attacked; none where one is not known.
+        known: all headlines by mixing weight, at those that were attacked.
 
     Raises:
         Unread: the weights beside the estimate's crossing were not attacked.
     """
     weights, attacked = sorted(utility), sorted(known)
-    curve = np.stack([utility[weight] for weight in weights])
-    at = crossing(weights, curve, floor)
-    if not known:
-        return Reading(None, at, barrier(weights, curve))
+    found = Crossing.of(utility, floor)
+    at = found.weight
     for weight in bracket(weights, float(at[0])):
         if weight not in known:
             raise Unread(f"{share_text(weight)} were not measured under every attack, with an answer to each question")
 
-    def along(of: Callable[[Replicates], Array]) -> Array:
-        return between(attacked, np.stack([of(known[weight]) for weight in attacked]), at)
+    models = [known[weight] for weight in attacked]
 
-    def attack_numbers(name: str) -> dict[str, Array]:
-        some = [getattr(known[weight], name) for weight in attacked]
-        return {key: along(lambda one, key=key: getattr(one, name)[key]) for key in _shared(some)}
+    def along(values: Sequence[Array]) -> Array:
+        return between(attacked, np.stack(values), at)
 
-    curves = {
-        attack: {point: along(lambda one, a=attack, p=point: one.curves[a][p]) for point in _shared(of_attack)}
-        for attack in _shared([one.curves for one in known.values()])
-        if (of_attack := [one.curves[attack] for one in known.values()])
-    }
-    forgetting, robustness = along(lambda one: one.forgetting), along(lambda one: one.robustness)
-    left = np.where(curve[-1] >= floor - ROUNDING, curve[-1], floor)
+    def each(values: Sequence[Mapping[_Key, Array]]) -> dict[_Key, Array]:
+        return {key: along([one[key] for one in values]) for key in _shared(values)}
+
+    curves = [one.curves for one in models]
+    worst = [one.worst for one in models]
+    per_item = [one.per_item for one in models if one.per_item is not None]
+    forgetting, robustness = along([one.forgetting for one in models]), along([one.robustness for one in models])
+    left = np.where(utility[weights[-1]] >= floor - ROUNDING, utility[weights[-1]], floor)
     with np.errstate(divide="ignore"):
         score = 3 / (1 / forgetting + 1 / robustness + 1 / left)
-    first = np.array([at[0]])
-    worst = {
-        attack: float(between(attacked, np.array([[known[weight].worst[attack]] for weight in attacked]), first)[0])
-        for attack in _shared([one.worst for one in known.values()])
-    }
+    first = at[:1]
     replicates = replace(
-        known[attacked[-1]],
-        per_item=along(lambda one: one.per_item) if all(one.per_item is not None for one in known.values()) else None,
+        models[-1],
+        per_item=along(per_item) if len(per_item) == len(models) else None,
         forgetting=forgetting,
         robustness=robustness,
-        robustness_harmonic=along(lambda one: one.robustness_harmonic),
+        robustness_harmonic=along([one.robustness_harmonic for one in models]),
         utility=left,
         score=score,
-        recovery=attack_numbers("recovery"),
-        curves=curves,
-        areas=attack_numbers("areas"),
-        worst=worst,
+        recovery=each([one.recovery for one in models]),
+        curves={attack: each([curve[attack] for curve in curves]) for attack in _shared(curves)},
+        areas=each([one.areas for one in models]),
+        worst={
+            attack: float(between(attacked, np.array([[share[attack]] for share in worst]), first)[0])
+            for attack in _shared(worst)
+        },
         cells=None,
     )
-    return Reading(replicates, at, barrier(weights, curve))
+    return Reading(at, found.barrier, replicates)
 
 
 def share_text(weight: float) -> str:
@@ -263,7 +277,7 @@ def _between_headlines(found: Mapping[float, Headlines], at: float, floor: float
     """The headlines between two neighbours, or those of one."""
     (low, one), *rest = sorted(found.items())
     if not rest:
-        return one if at == 1 else replace(one, **_of_score(one, _at_floor(one.utility, floor)))
+        return one if at == 1 else _with_utility(one, floor)
     [(high, other)] = rest
     share = (at - low) / (high - low)
     texts = share_text(low), share_text(high)
@@ -271,50 +285,44 @@ def _between_headlines(found: Mapping[float, Headlines], at: float, floor: float
     def both(first: Estimate, second: Estimate) -> Estimate:
         return _mean(first, second, share, texts)
 
-    def by_attack(name: str) -> dict[str, Estimate]:
-        mine, theirs = getattr(one, name), getattr(other, name)
-        return {attack: both(mine[attack], theirs[attack]) for attack in _shared([mine, theirs])}
+    def each(mine: Mapping[_Key, Estimate], theirs: Mapping[_Key, Estimate]) -> dict[_Key, Estimate]:
+        return {key: both(mine[key], theirs[key]) for key in _shared([mine, theirs])}
 
-    curves = {
-        attack: {
-            point: both(one.curves[attack][point], other.curves[attack][point])
-            for point in _shared([one.curves[attack], other.curves[attack]])
-        }
-        for attack in _shared([one.curves, other.curves])
-    }
     read = Headlines(
         both(one.forgetting, other.forgetting),
         both(one.robustness, other.robustness),
         both(one.robustness_harmonic, other.robustness_harmonic),
         one.utility,
         one.score,
-        by_attack("recovery"),
-        curves,
-        by_attack("areas"),
+        each(one.recovery, other.recovery),
+        {attack: each(one.curves[attack], other.curves[attack]) for attack in _shared([one.curves, other.curves])},
+        each(one.areas, other.areas),
         {**other.failed, **one.failed},
     )
-    return replace(read, **_of_score(read, _at_floor(one.utility, floor)))
+    return _with_utility(read, floor)
 
 
-def _at_floor(utility: Estimate, floor: float) -> Estimate:
-    return Estimate(floor, 0.0, utility.n)
-
-
-def _of_score(read: Headlines, utility: Estimate) -> dict[str, Estimate]:
-    return {"utility": utility, "score": harmonic_mean(read.forgetting, read.robustness, utility)}
+def _with_utility(read: Headlines, floor: float) -> Headlines:
+    """The headlines with utility at the floor."""
+    utility = Estimate(floor, 0.0, read.utility.n)
+    return replace(read, utility=utility, score=harmonic_mean(read.forgetting, read.robustness, utility))
 
 
 def _mean(one: Estimate, other: Estimate, share: float, texts: tuple[str, str]) -> Estimate:
     """A number between two; the errors are added, since both answer the same questions."""
-    for found, text in zip((one, other), texts, strict=True):
-        if found.value is None:
-            where = text if one.reason != other.reason else "both weights beside the crossing"
-            return Estimate.null(f"{found.reason} ({where})")
+    if one.value is None or other.value is None:
+        missing, where = (one, texts[0]) if one.value is None else (other, texts[1])
+        if one.reason == other.reason:
+            where = "both weights beside the crossing"
+        return Estimate.null(f"{missing.reason} ({where})")
     value = (1 - share) * one.value + share * other.value
     return Estimate(value, (1 - share) * one.error + share * other.error, min(one.n, other.n))
 
 
-def _shared(some: Sequence[Iterable]) -> list:
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+def _shared(some: Sequence[Collection[_Key]]) -> list[_Key]:
     """The keys that all have, in the order of the first."""
     first, *others = some
     return [key for key in first if all(key in other for other in others)]

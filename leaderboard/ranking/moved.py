@@ -10,9 +10,9 @@ import numpy as np
 from leaderboard.board.items import Scored
 from leaderboard.board.schema import UNLEARNED
 from leaderboard.ranking.comparison.resampling import Array
-from leaderboard.ranking.entry import Trial
 from leaderboard.ranking.headlines import NONE, HeadlineMeasurements
 from leaderboard.ranking.replicated import NoItems, Replicating
+from leaderboard.ranking.trial import Trial
 
 MOST = 100
 """Questions that a comparison keeps."""
@@ -56,14 +56,15 @@ def moved_items(
     found: list[Moved] = []
     for attack, point, metric in sorted(asked):
         try:
-            means = [_mean([replicating.scored(model, attack, point, metric) for model in same]) for same in models]
+            first, second = (
+                _mean([replicating.scored(model, attack, point, metric) for model in same]) for same in models
+            )
         except NoItems:
             continue
-        if all(means) and means[0][0] == means[1][0]:
-            items, values = means[0]
+        if first and second and first[0] == second[0]:
             found += [
                 Moved(metric.headline, metric.probe, metric.metric, attack, item, float(a), float(b))
-                for item, a, b in zip(items, values, means[1][1], strict=True)
+                for item, a, b in zip(*first, second[1], strict=True)
                 if a != b
             ]
     found.sort(key=lambda moved: (-abs(moved.one - moved.other), moved.probe, moved.attack, moved.item))

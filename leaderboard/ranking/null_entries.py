@@ -19,16 +19,18 @@ from leaderboard.board.items import Key, Scored, samples_of, scored_items
 from leaderboard.board.schema import ANCHORS, UNLEARNED, Status
 from leaderboard.board.store import Board, BoardError
 from leaderboard.board.visible import shortened
-from leaderboard.ranking.entry import Numbers, Trial, combined
+from leaderboard.ranking.entry import Numbers, combined
 from leaderboard.ranking.headlines import NONE, HeadlineMeasurements, HeadlineMetric, trial_headlines
 from leaderboard.ranking.labels import LONGEST_SETTING
 from leaderboard.ranking.levels import MeanMeasurements
 from leaderboard.ranking.measured import Row, Source
 from leaderboard.ranking.number import Number, plain_mean, rounded
 from leaderboard.ranking.replicated import Replicating
+from leaderboard.ranking.replicated_trials import ReplicatingTrials
 from leaderboard.ranking.selection import Selection
 from leaderboard.ranking.specs import settings_of
 from leaderboard.ranking.synthetic import SYNTHETIC, synthetic_key, synthetic_rows
+from leaderboard.ranking.trial import Trial
 from tasks.scoring.estimate import mean
 from tasks.task import Sample
 
@@ -53,7 +55,7 @@ class NullEntry:
 
 
 def null_entries(
-    source: Source, here: Selection, replicating: Replicating, row: Row, engine: str | None, *, matched: bool
+    source: Source, here: Selection, replicating: ReplicatingTrials, row: Row, engine: str | None, *, matched: bool
 ) -> tuple[NullEntry, ...]:
     """The null entries of a group of trials; those of which nothing is known are left out.
 
@@ -87,7 +89,9 @@ def null_entries(
     )
 
 
-def _random_changes(here: Selection, replicating: Replicating, *, matched: bool) -> Iterator[tuple[str, int, Numbers]]:
+def _random_changes(
+    here: Selection, replicating: ReplicatingTrials, *, matched: bool
+) -> Iterator[tuple[str, int, Numbers]]:
     """The name, number of runs and numbers of the null trials, the smallest change first."""
     entries: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in here.nulls:

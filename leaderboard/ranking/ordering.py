@@ -32,15 +32,18 @@ def ordered(entries: Iterable[Entry], floor: float, *, matched: bool = False) ->
 
     entries = sorted(map(_at_matched_utility, entries) if matched else entries, key=lambda entry: entry.entry)
     scored = sorted((entry for entry in entries if entry.reason is None), key=by_score)
-    low = {entry.entry for entry in scored if not matched and entry.utility.value < floor}
-    front = _pareto_front({entry.entry: _point(shown(entry)) for entry in scored})
-    provisional = {entry.entry: why for entry in scored if (why := not_ranked(shown(entry)))}
+    numbers = {entry.entry: found for entry in scored if (found := shown(entry))}
+    points = {name: point for name, found in numbers.items() if (point := found.point)}
+    low = {name for name, (_, _, utility) in points.items() if not matched and utility < floor}
+    front = _pareto_front(points)
+    provisional = {name: why for name, found in numbers.items() if (why := not_ranked(found))}
+    scores = {name: found.replicated["score"] for name, found in numbers.items() if found.replicated}
     tiers = [
         [entry for entry in scored if entry.entry not in provisional and (entry.entry in low) is below]
         for below in (False, True)
     ]
     ranks: dict[str, int] = {}
-    verdicts = [Verdicts.of({entry.entry: shown(entry).replicated["score"] for entry in tier}) for tier in tiers]
+    verdicts = [Verdicts.of({entry.entry: scores[entry.entry] for entry in tier}) for tier in tiers]
     for verdict, before in zip(verdicts, (0, len(tiers[0])), strict=True):
         ranks |= {name: before + rank for name, rank in verdict.ranks().items()}
     placed = [*tiers[0], *tiers[1], *(entry for entry in scored if entry.entry in provisional)]
@@ -74,10 +77,6 @@ def _at_matched_utility(entry: Entry) -> Entry:
         return replace(entry, reason=entry.reason or "not measured at matched utility", did_not_forget=False)
     forgetting = entry.matched.forgetting
     return replace(entry, reason=entry.matched.reason, did_not_forget=little_forgotten(forgetting))
-
-
-def _point(numbers: Numbers) -> tuple[float, float, float]:
-    return numbers.forgetting.value, numbers.robustness.value, numbers.utility.value
 
 
 def _pareto_front(points: Mapping[str, tuple[float, float, float]]) -> set[str]:

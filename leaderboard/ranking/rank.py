@@ -25,7 +25,7 @@ from leaderboard.ranking.null_entries import NullEntry, null_entries
 from leaderboard.ranking.number import Number
 from leaderboard.ranking.ordering import ordered
 from leaderboard.ranking.plain import plain
-from leaderboard.ranking.replicated import Replicating
+from leaderboard.ranking.replicated_trials import ReplicatingTrials
 from leaderboard.ranking.retention_matching import matched_on
 from leaderboard.ranking.searches import Search, search_id, searches
 from leaderboard.ranking.selection import Selection, official
@@ -209,6 +209,8 @@ def _ceilings(here: Selection) -> dict[str, dict[str, float]]:
     return ceilings(found.target, found.retrained, row["anchor_ids"], here.attacks)
 
 
-def _null_entries(source: Source, here: Selection, replicating: Replicating, *, matched: bool) -> tuple[NullEntry, ...]:
+def _null_entries(
+    source: Source, here: Selection, replicating: ReplicatingTrials, *, matched: bool
+) -> tuple[NullEntry, ...]:
     typical = _typical(here)
     return null_entries(source, here, replicating, *typical, matched=matched) if typical else ()

@@ -26,8 +26,7 @@ def recovery_table(ranking: Ranking, *, grades: bool = False, matched: bool = Fa
             entries. An entry without a number under an attack leaves its grade without one.
         matched: use the numbers at matched utility; entries without them are left out.
     """
-    shown = [(entry, entry.matched if matched else entry) for entry in ranking.entries]
-    shown = [(entry, numbers) for entry, numbers in shown if numbers is not None]
+    shown = [(entry, found) for entry in ranking.entries if (found := entry.matched if matched else entry)]
     rows = _grade_rows(shown, ranking.attacks) if grades else _entry_rows(shown, ranking)
     what = "grade | entries" if grades else "entry | grade | seeds"
     head = f"| {what} | {' | '.join(_escaped(ranking.attack_labels[attack]) for attack in ranking.attacks)} |"
@@ -39,7 +38,7 @@ def recovery_table(ranking: Ranking, *, grades: bool = False, matched: bool = Fa
     if matched and ranking.matched_floor is not None:
         until = f"{ranking.matched_floor:g} on {ranking.matched_on}"
         caption += f" Weights are mixed back toward the target's until utility is {until}."
-    if ranking.mixes_engines:
+    if ranking.group and ranking.mixes_engines:
         engines = _escaped(", ".join(ranking.group.engines))
         caption += f" Engines are mixed: {engines}. Each trial and its anchors were measured by one."
     if full:
@@ -76,9 +75,9 @@ def _grade_rows(shown: Sequence[tuple[Entry, Numbers]], attacks: Sequence[str]) 
 
 def _pooled(numbers: Sequence[Number]) -> Number:
     """The mean of several entries' numbers, and its interval over them."""
-    values = [number.value for number in numbers]
-    mean = plain_mean(values)
-    return Number(mean, None if mean is None else interval(values))
+    mean = plain_mean([number.value for number in numbers])
+    known = [number.value for number in numbers if number.value is not None]
+    return Number(mean, None if mean is None else interval(known))
 
 
 def _cell(number: Number, *, failed: bool = False) -> str:

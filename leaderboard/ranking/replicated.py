@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class Replicating:
         trials: Iterable[tuple[Row, str | None]],
         names: Sequence[str],
         floor: float | None = None,
-    ) -> Replicating:
+    ) -> Self:
         """
         Args:
             trials: rows of the table `trials`, each with the engine whose numbers are used.

@@ -10,13 +10,13 @@ import numpy as np
 
 from leaderboard.board.schema import RAW, UNLEARNED, matching
 from leaderboard.ranking.comparison import Replicates
-from leaderboard.ranking.entry import Trial
 from leaderboard.ranking.headlines import HeadlineMeasurements, Headlines
 from leaderboard.ranking.levels import Alone
 from leaderboard.ranking.measured import Row
-from leaderboard.ranking.mixing_curve import Reading, Unread, beside, read
+from leaderboard.ranking.mixing_curve import Crossing, Unread, beside, read
 from leaderboard.ranking.replicated import NoItems, Replicating, finite
 from leaderboard.ranking.retention_matching import CURVE
+from leaderboard.ranking.trial import MatchedHeadlines, Trial
 
 
 @dataclass
@@ -40,16 +40,18 @@ class ReplicatingTrials(Replicating):
         raw, matched = replicates(trial.headlines, RAW), trial.matched
         if matched and floor is not None and matched.kind == CURVE:
             try:
-                reading = self._read(trial, attacks, floor, raw) if matched.weight.known else None
-                matched = replace(matched, reading=reading, replicates=reading and reading.replicates)
+                if matched.weight.known:
+                    matched = self._read(trial, matched, attacks, floor, raw)
             except NoItems as missing:
                 why.append(str(missing))
         elif matched and floor is not None:
             matched = replace(matched, replicates=replicates(matched.headlines, matching(floor)))
         return replace(trial, replicates=raw, matched=matched, not_compared=why[0] if why else None)
 
-    def _read(self, trial: Trial, attacks: Sequence[str], floor: float, raw: Replicates | None) -> Reading:
-        """A trial's numbers in every replicate, read along its curve.
+    def _read(
+        self, trial: Trial, matched: MatchedHeadlines, attacks: Sequence[str], floor: float, raw: Replicates | None
+    ) -> MatchedHeadlines:
+        """A trial's matched numbers with their replicates, read along its curve.
 
         Raises:
             NoItems: saying what is missing.
@@ -57,8 +59,8 @@ class ReplicatingTrials(Replicating):
         row, engine, models = trial.row, trial.engine, self.measured.along_curve(trial.row, trial.engine)
         with np.errstate(all="ignore"):
             utility = self.utility_along(row, engine)
-            if not trial.matched.headlines.score.known:
-                return read(utility, {}, floor)
+            if not matched.headlines.score.known:
+                return replace(matched, reading=Crossing.of(utility, floor))
             measured = [
                 weight
                 for weight in sorted(utility)
@@ -83,7 +85,7 @@ class ReplicatingTrials(Replicating):
                 }
             except Unread as why:
                 raise NoItems(f"not compared at matched utility: {why}") from None
-            return replace(reading, replicates=replace(finite(reading.replicates), levels=levels))
+            return replace(matched, reading=reading, replicates=replace(finite(reading.replicates), levels=levels))
 
     def _alone(
         self,

@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import Self
 
 from leaderboard.board.schema import RAW, Status, matching
-from leaderboard.ranking.entry import Trial
 from leaderboard.ranking.groups import Group, chosen, grouped, is_null, on_scale
 from leaderboard.ranking.labels import labels
 from leaderboard.ranking.measured import Row, Rows, Source, TaskMeasurements, rows
 from leaderboard.ranking.replicated_trials import ReplicatingTrials
+from leaderboard.ranking.trial import Trial
 from tasks import TASKS, Split, attack_name
 
 

@@ -64,7 +64,7 @@ class Verdict:
         return [*self._leading(), *self._tied(), *self._resolved(), *self._unranked()]
 
     def _leading(self) -> list[str]:
-        if self.ranked < 2:
+        if self.ranked < 2 or self.first is None:
             return []
         if self.leader:
             others = "the other" if self.ranked == 2 else f"each of the {self.ranked - 1} others"

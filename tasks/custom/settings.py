@@ -60,10 +60,10 @@ class ProbeSettings(_Section):
     subset: Subset
     kind: ProbeKind
     metrics: tuple[str, ...] = Field(min_length=1)
-    max_new_tokens: int = Field(32, ge=1, le=LARGEST)
+    max_new_tokens: int = Field(default=32, ge=1, le=LARGEST)
     stop: tuple[str, ...] = ()
-    max_reference_tokens: int | None = Field(None, ge=1, le=LARGEST)
-    max_tokens: int | None = Field(None, ge=2, le=LARGEST)
+    max_reference_tokens: int | None = Field(default=None, ge=1, le=LARGEST)
+    max_tokens: int | None = Field(default=None, ge=2, le=LARGEST)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -75,7 +75,7 @@ class HeadlineSettings(_Section):
 
     probe: str
     metric: str
-    chance: float = Field(0.0, ge=0, lt=1)
+    chance: float = Field(default=0.0, ge=0, lt=1)
 
 
 class OfficialAttacks(_Section):
@@ -88,7 +88,7 @@ class OfficialAttacks(_Section):
 class TaskSettings(_Section):
     """All of `task.yaml`."""
 
-    block: int | None = Field(None, ge=2, le=LARGEST)
+    block: int | None = Field(default=None, ge=2, le=LARGEST)
     anchored: Zero = Zero.RETRAINED
     probes: tuple[ProbeSettings, ...] = ()
     knowledge: tuple[HeadlineSettings, ...] = ()
@@ -146,7 +146,7 @@ def _sentence(error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: missing"
     if error["type"] == "extra_forbidden":
-        sections = {
+        sections: dict[str, type[_Section]] = {
             "probes": ProbeSettings,
             "knowledge": HeadlineSettings,
             "utility": HeadlineSettings,

@@ -194,12 +194,12 @@ def summarise(metric: str, tables: Sequence[Table], anchor: Sequence[Table] | No
     summary = SUMMARIES[metric]
     if len(tables) != summary.tables:
         return Estimate.null(f"{metric} reads {summary.tables} probes, got {len(tables)}")
-    if summary.against and not anchor:
-        return Estimate.null(f"no {summary.against} model was measured")
-    if summary.against and len(anchor) != summary.tables:
-        return Estimate.null(
-            f"{metric} reads {summary.tables} probes of the {summary.against} model, got {len(anchor)}"
-        )
+    if summary.against:
+        if not anchor:
+            return Estimate.null(f"no {summary.against} model was measured")
+        if len(anchor) != summary.tables:
+            reads = f"{metric} reads {summary.tables} probes of the {summary.against} model"
+            return Estimate.null(f"{reads}, got {len(anchor)}")
     try:
         return summary.compute(tables, anchor or ())
     except Missing as missing:

@@ -90,12 +90,12 @@ def accuracy_distance(tables: Sequence[Table], _: Sequence[Table]) -> Estimate:
     (table,) = tables
     differences: list[float] = []
     for sample in table:
-        right = accuracy(sample)
-        if right is None:
+        if sample.choice_logprobs is None or sample.correct is None:
             raise lacking(sample, "accuracy_distance")
+        right = choice_accuracy(sample.choice_logprobs, sample.correct)
         differences.append(right - 1 / len(sample.choice_logprobs))
     signed = mean(differences)
-    return Estimate(abs(signed.value), signed.stderr, signed.n) if signed.known else signed
+    return signed if signed.value is None else Estimate(abs(signed.value), signed.stderr, signed.n)
 
 
 @lru_cache(REMEMBERED)

@@ -22,10 +22,10 @@ GAP_IN_STDERRS = 4.0
 
 def knowledge(model: Estimate, target: Estimate, retrained: Estimate) -> Estimate:
     """(m - m_retrained) / (m_target - m_retrained): 1 at the target, 0 at the retrained model."""
-    if not model.known:
+    if model.value is None:
         return model
     gap = anchor_gap(target, retrained)
-    if not gap.known:
+    if gap.value is None or retrained.value is None:  # without the anchor there is no gap
         return gap
     share = (model.value - retrained.value) / gap.value
     error = math.hypot(model.error, share * target.error, (1 - share) * retrained.error) / abs(gap.value)
@@ -44,9 +44,12 @@ def excess_recovery(
 
 def share_of_gap(attacked: Estimate, attacked_retrained: Estimate, gap: Estimate) -> Estimate:
     """Excess recovery, given the distance between the unattacked anchors (`anchor_gap`)."""
-    for term in (attacked, attacked_retrained, gap):
-        if term.value is None:
-            return term
+    if attacked.value is None:
+        return attacked
+    if attacked_retrained.value is None:
+        return attacked_retrained
+    if gap.value is None:
+        return gap
     share = (attacked.value - attacked_retrained.value) / gap.value
     errors = attacked.stderr or 0.0, attacked_retrained.stderr or 0.0, share * (gap.stderr or 0.0)
     return Estimate(share, math.hypot(*errors) / abs(gap.value), attacked.n)
@@ -54,9 +57,10 @@ def share_of_gap(attacked: Estimate, attacked_retrained: Estimate, gap: Estimate
 
 def anchor_gap(target: Estimate, retrained: Estimate) -> Estimate:
     """Distance between the anchors, null where it is too small to serve as a unit."""
-    for term in (target, retrained):
-        if term.value is None:
-            return term
+    if target.value is None:
+        return target
+    if retrained.value is None:
+        return retrained
     gap, error = target.value - retrained.value, math.hypot(target.error, retrained.error)
     if abs(gap) < max(SMALLEST_GAP, GAP_IN_STDERRS * error):
         return Estimate.null(f"the anchors are too close: {gap:.3f} +- {error:.3f}")
@@ -75,7 +79,7 @@ def smallest(terms: Iterable[Estimate]) -> Estimate:
 
 def share_lost(recovered: Estimate) -> Estimate:
     """1 - clip(x, 0, 1): forgetting F from knowledge, robustness R from the worst excess recovery."""
-    if not recovered.known:
+    if recovered.value is None:
         return recovered
     return Estimate(1 - _clip(recovered.value), recovered.stderr, recovered.n)
 
@@ -83,7 +87,7 @@ def share_lost(recovered: Estimate) -> Estimate:
 def share_kept(model: Estimate, target: Estimate, chance: float) -> Estimate:
     """clip((u - chance) / (u_target - chance)): utility on one probe."""
     share = knowledge(model, target, Estimate(chance, 0.0, target.n))
-    return Estimate(_clip(share.value), share.stderr, share.n) if share.known else share
+    return share if share.value is None else Estimate(_clip(share.value), share.stderr, share.n)
 
 
 def harmonic_mean(*terms: Estimate, dependent: bool = False) -> Estimate:
@@ -92,17 +96,19 @@ def harmonic_mean(*terms: Estimate, dependent: bool = False) -> Estimate:
     Args:
         dependent: the terms' errors are correlated, as those of one model under several attacks.
     """
+    values: list[float] = []
     for term in terms:
-        if not term.known:
+        if term.value is None:
             return term
+        values.append(term.value)
     if not terms:
         return Estimate.null("nothing was measured")
     n = min(term.n for term in terms)
-    if any(term.value < 1e-300 for term in terms):  # the reciprocals of smaller ones overflow
+    if any(value < 1e-300 for value in values):  # the reciprocals of smaller ones overflow
         return Estimate(0.0, 0.0, n)
-    value = len(terms) / math.fsum(1 / term.value for term in terms)
-    errors = [(value / term.value) ** 2 / len(terms) * term.error for term in terms]
-    return Estimate(value, math.fsum(errors) if dependent else math.hypot(*errors), n)
+    harmonic = len(terms) / math.fsum(1 / value for value in values)
+    errors = [(harmonic / value) ** 2 / len(terms) * term.error for value, term in zip(values, terms, strict=True)]
+    return Estimate(harmonic, math.fsum(errors) if dependent else math.hypot(*errors), n)
 
 
 def area(curve: Mapping[int, Estimate]) -> Estimate:
@@ -112,9 +118,11 @@ def area(curve: Mapping[int, Estimate]) -> Estimate:
     attack never recovers more than it teaches the retrained model. The points' errors are correlated, so they are
     added.
     """
-    for term in curve.values():
-        if not term.known:
+    heights: dict[int, float] = {}
+    for point, term in curve.items():
+        if term.value is None:
             return term
+        heights[point] = term.value
     if len(curve) < 2:
         return Estimate.null("a curve of one point has no area")
     points = sorted(curve)
@@ -123,19 +131,19 @@ def area(curve: Mapping[int, Estimate]) -> Estimate:
     for before, after in pairwise(points):
         share[before] += (after - before) / 2 / length
         share[after] += (after - before) / 2 / length
-    value = math.fsum(share[point] * term.value for point, term in curve.items())
+    value = math.fsum(share[point] * height for point, height in heights.items())
     error = math.fsum(share[point] * term.error for point, term in curve.items())
     return Estimate(value, error, min(term.n for term in curve.values()))
 
 
 def _extreme(terms: Iterable[Estimate], *, largest: bool) -> Estimate:
-    found: Estimate | None = None
+    found: tuple[float, Estimate] | None = None
     for term in terms:
         if term.value is None:
             return term
-        if found is None or (term.value > found.value if largest else term.value < found.value):
-            found = term
-    return found or Estimate.null("nothing was measured")
+        if found is None or (term.value > found[0] if largest else term.value < found[0]):
+            found = term.value, term
+    return found[1] if found else Estimate.null("nothing was measured")
 
 
 def _clip(value: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from tasks.scoring.probability import extracted
+from tasks.scoring.probability import extraction_strength
 from tasks.scoring.tables import PerSample
 from tasks.task import Sample
 
@@ -35,8 +35,8 @@ def without_last(compute: PerSample) -> PerSample:
 
 def extracted_at_least_one(sample: Sample) -> float | None:
     """Extraction strength as in its code, whose search for a prefix ends before the last token: 1/n instead of 0."""
-    strength = extracted(sample)
-    return None if strength is None else strength or 1 / len(sample.token_correct)
+    correct = sample.token_correct
+    return (extraction_strength(correct) or 1 / len(correct)) if correct else None
 
 
 def gradient_norm(sample: Sample) -> float | None:

@@ -14,7 +14,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, lru_cache
 from typing import Any, Protocol
 
@@ -44,8 +44,8 @@ READS = {
 _WORD = re.compile("[a-z0-9]+")
 
 
-class Split(Protocol):
-    """Divides a text into words."""
+class Split(Hashable, Protocol):
+    """Divides a text into words. Hashable, because overlaps are remembered by it."""
 
     def __call__(self, text: str, *, stemmed: bool) -> tuple[str, ...]: ...
 

@@ -37,11 +37,10 @@ def auc(forget: Sequence[float], holdout: Sequence[float]) -> Estimate:
     # Integers: twice the number of right comparisons, so that ties count 1 and the AUC is exact.
     of_forget = [2 * n - bisect_left(holdout, score) - bisect_right(holdout, score) for score in forget]
     of_holdout = [bisect_left(forget, score) + bisect_right(forget, score) for score in holdout]
-    errors = (
-        mean([twice / (2 * n) for twice in of_forget]).stderr,
-        mean([twice / (2 * m) for twice in of_holdout]).stderr,
-    )
-    return Estimate(sum(of_forget) / (2 * m * n), None if None in errors else math.hypot(*errors), m + n)
+    forget_error = mean([twice / (2 * n) for twice in of_forget]).stderr
+    holdout_error = mean([twice / (2 * m) for twice in of_holdout]).stderr
+    error = None if forget_error is None or holdout_error is None else math.hypot(forget_error, holdout_error)
+    return Estimate(sum(of_forget) / (2 * m * n), error, m + n)
 
 
 def auc_of(name: str, compute: PerSample) -> Summarise:
@@ -64,9 +63,10 @@ def privacy_leakage(name: str, compute: PerSample) -> Summarise:
 
     def summary(tables: Sequence[Table], retrained: Sequence[Table]) -> Estimate:
         model, anchor = (auc(*(values(name, compute, table) for table in both)) for both in (tables, retrained))
-        for term in (model, anchor):
-            if not term.known:
-                return term
+        if model.value is None:
+            return model
+        if anchor.value is None:
+            return anchor
         reference = 1 - anchor.value
         if reference < SMALLEST_REFERENCE:
             reason = f"the retrained model recognises the forget texts: its AUC is {anchor.value:.4f}, not near 0.5"
@@ -83,8 +83,8 @@ def privacy_leakage(name: str, compute: PerSample) -> Summarise:
 def _excess_losses(table: Table, retrained: Table) -> list[float]:
     excess: list[float] = []
     for sample, reference in paired(table, retrained, "retrained"):
-        terms = loss(sample), loss(reference)
-        if None in terms:
+        ours, theirs = loss(sample), loss(reference)
+        if ours is None or theirs is None:
             raise lacking(sample, "auc_reference")
-        excess.append(terms[0] - terms[1])
+        excess.append(ours - theirs)
     return excess

@@ -30,8 +30,13 @@ def most_telling(compute: PerSample, up: bool) -> PerSample:
     def number(sample: Sample) -> float | None:
         if not sample.sampled:
             return compute(sample)
-        numbers = [compute(replace(sample, generated=text, sampled=None)) for text in sample.sampled]
-        return None if None in numbers else most(numbers)
+        numbers: list[float] = []
+        for text in sample.sampled:
+            one = compute(replace(sample, generated=text, sampled=None))
+            if one is None:
+                return None
+            numbers.append(one)
+        return most(numbers)
 
     return number
 

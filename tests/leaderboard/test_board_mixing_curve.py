@@ -182,6 +182,21 @@ def test_without_answers_to_single_questions_the_plain_numbers_are_read():
     assert entry.matched.score.value == pytest.approx(3 / (1 / 0.225 + 1 / 0.15 + 1 / 0.9))
 
 
+def test_answers_that_the_unlearned_weights_lack_cost_a_trial_that_keeps_the_floor_its_intervals_alone():
+    trials, rows = world(along("a", line(0.9, 0.6, 0.95), attacked=()))
+    rows = [with_samples(row) for row in rows]
+    lacking = {row["samples"] for row in rows if row["subject"] == "unlearned" and row["attack"] == RTN}
+    assert lacking
+    tables = schema_tables(trials, rows)
+    tables["items"] = schema.to_arrow("items", [row for row in item_rows(rows) if row["samples"] not in lacking])
+    [entry] = rank(tables, "paper").entries
+    assert entry.matched.robustness.value == entry.robustness.value == pytest.approx(0.6)
+    assert entry.matched.robustness.interval is entry.robustness.interval is None
+    assert any(
+        "the answers to single questions behind its numbers are not on this board" in note for note in entry.notes
+    )
+
+
 REASONS = {
     "too few": (
         lambda rows: [row for row in rows if share_of(row["matching"]) != 0.5],

@@ -17,11 +17,11 @@ import yaml
 from leaderboard.board import schema
 from leaderboard.board.schema import ANCHORS
 from leaderboard.board.store import Board
-from leaderboard.ranking.entry import MatchedHeadlines
 from leaderboard.ranking.headlines import HeadlineMeasurements, headlines
 from leaderboard.ranking.measured import TaskMeasurements
 from leaderboard.ranking.rank import FLOOR, rank
 from leaderboard.ranking.retention_matching import curve_name, share_of
+from leaderboard.ranking.trial import MatchedHeadlines
 from suite.attacks.weights.quantization import RoundToNearest
 from suite.config.errors import EngineError
 from suite.config.runtime import RuntimeSpec

@@ -172,8 +172,8 @@ def largest(choices: Sequence[Choice]) -> tuple[Choice, NDArray[np.unsignedinteg
         np.greater(choice.share, best, out=larger)
         np.maximum(best, choice.share, out=best)
         np.maximum(place, larger.view(np.uint8) * places(index), out=place)  # what comes later has a larger place
-    chosen = [(index, place == index) for index in range(len(choices))]
-    chosen = [(choices[index], where) for index, where in chosen if where.any()]
+    places_of = ((choice, place == index) for index, choice in enumerate(choices))
+    chosen = [(choice, where) for choice, where in places_of if where.any()]
     above = _of_each([(choice.above, where) for choice, where in chosen])
     below = _of_each([(choice.below, where) for choice, where in chosen])
     cells = np.array([choice.cells for choice in choices])[place[:, 0], np.arange(len(place))]
@@ -302,7 +302,7 @@ def _clip(values: Array) -> Array:
 def _harmonic(terms: Sequence[Array]) -> Array:
     """Harmonic mean of numbers in [0, 1]; 0 where one is 0."""
     with np.errstate(divide="ignore", over="ignore"):
-        return len(terms) / sum(1 / term for term in terms)
+        return len(terms) / reduce(np.add, [1 / term for term in terms])
 
 
 def _area(curve: Mapping[int, Array]) -> Array:

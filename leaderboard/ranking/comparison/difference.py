@@ -65,7 +65,8 @@ class Replicated:
         Args:
             runs: the number in every replicate, the estimate first, of each run by what it is paired by.
         """
-        return cls(sum(runs.values()) / len(runs), {name: float(found[0]) for name, found in runs.items()})
+        mean = sum(runs.values(), np.zeros(())) / len(runs)
+        return cls(mean, {name: float(found[0]) for name, found in runs.items()})
 
     @property
     def estimate(self) -> float:
@@ -193,7 +194,7 @@ def p_value(estimate: float, error: float, draws: Sequence[Runs]) -> float:
     def further(beyond: Array) -> Array:
         return stdtr(exact.df, -beyond / exact.scale) if exact else ndtr(-beyond / error)
 
-    return float(min(1.0, weights @ (further(size - centres) + further(size + centres))))
+    return min(1.0, float(weights @ (further(size - centres) + further(size + centres))))
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:

@@ -89,8 +89,8 @@ def _drawn(probe: str, items: tuple[str, ...], replicates: int) -> Resampling:
     for start in range(0, replicates, _AT_A_TIME):
         some = min(_AT_A_TIME, replicates - start)
         drawn = ((stream.random_raw(some * n) >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32)
-        rows = np.repeat(np.arange(some) * n, n)
-        counts = np.bincount(rows + drawn.astype(np.int64), minlength=some * n)
+        first = np.repeat(np.arange(some) * n, n)
+        counts = np.bincount(first + drawn.astype(np.int64), minlength=some * n)
         weights[:, 1 + start : 1 + start + some] = counts.reshape(some, n).T
     return Resampling(items, np.array(ordered), weights, folds, in_fold)
 

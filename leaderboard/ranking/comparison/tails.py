@@ -34,7 +34,7 @@ def _merged(variances: Array, weights: Array) -> tuple[Array, Array]:
     """Fewer nodes with the same sum and the same mean."""
     place = np.floor(np.log(variances) * BINS_PER_E).astype(np.int64)
     place -= place.min()
-    weight = np.bincount(place, weights)
+    weight: Array = np.bincount(place, weights)  # type: ignore[assignment]  # weights given, it returns floats
     mean = np.bincount(place, weights * variances)
     there = weight > 0
     return mean[there] / weight[there], weight[there]

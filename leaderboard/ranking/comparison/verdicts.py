@@ -75,8 +75,9 @@ class Verdicts:
         if len(self.names) < 2:
             return None
         first, *others = self._by_estimate()
-        p_values = [p_of(self._numbers[first], self._numbers[other]) for other in others]
-        return self.names[first] if all(holm(p_values)) else None
+        found = (p_of(self._numbers[first], self._numbers[other]) for other in others)
+        p_values = [p for p in found if p is not None]
+        return self.names[first] if len(p_values) == len(others) and all(holm(p_values)) else None
 
     def ties(self) -> dict[str, tuple[str, ...]]:
         """By entry, in the order of the numbers, those after it that cannot be told from it."""
@@ -224,7 +225,7 @@ class _Level:
         together = np.zeros((len(seeds), len(seeds)))
         for same, number in numbers.items():
             if len(same) > 1:
-                places, order = np.flatnonzero(group == number), sorted(same)
+                places, order = np.flatnonzero(group == number).tolist(), sorted(same)
                 by_seed = np.array([[seeds[place][seed] for seed in order] for place in places])
                 for place, row in zip(places, by_seed, strict=True):
                     together[place, places] = (row - by_seed).std(axis=1, ddof=1) / math.sqrt(len(order))
