@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+_OPEN: list[OpenRegistry[Any]] = []
+"""All registries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class OpenRegistry(Mapping[str, T]):
             if named(entry) in self.own:
                 raise ValueError(f"two {noun}s have the name {named(entry)}")
             self.own[named(entry)] = entry
+        _OPEN.append(self)
 
     def __getitem__(self, name: str) -> T:
         return self.own[name] if name in self.own else self._all[name]
@@ -129,6 +133,11 @@ class OpenRegistry(Mapping[str, T]):
         if name in taken:
             return left_out("there is one of this name already. One of the two has to be called otherwise")
         return Added(name, package, entry)
+
+
+def left_out(name: str) -> list[str]:
+    """Why entries of this name are left out of registries, a sentence each."""
+    return [problem for registry in _OPEN for problem in registry.problems(name)]
 
 
 def _package(point: EntryPoint) -> str:

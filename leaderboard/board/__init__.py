@@ -1,3 +1,3 @@
 """The board as data: its tables, their Parquet files, and samples that are read back and scored again."""
 
-__all__ = ["files", "items", "query", "rescoring", "samples", "schema", "store", "visible"]
+__all__ = ["files", "items", "packages", "query", "rescoring", "samples", "schema", "store", "visible"]

@@ -28,7 +28,7 @@ from leaderboard.ranking.plain import plain
 from leaderboard.ranking.replicated_trials import ReplicatingTrials
 from leaderboard.ranking.retention_matching import matched_on
 from leaderboard.ranking.searches import Search, search_id, searches
-from leaderboard.ranking.selection import Selection, official
+from leaderboard.ranking.selection import Selection, attacks_of
 from leaderboard.ranking.uncollected import uncollected
 from leaderboard.ranking.verdict import Verdict
 from tasks import Split
@@ -184,7 +184,7 @@ def _searches(source: Source, task: str, here: Selection, shown: Sequence[str]) 
     if not trials:
         return ()
     dev = TaskMeasurements.read(source, task, Split.DEV)
-    _, attacks = official(task, Split.DEV, here.attack_set)
+    _, attacks = attacks_of(source, task, Split.DEV, here.attack_set)
     measured = [row for row in trials if here.engines[row["trial"]] in dev.engines.get(row["trial"], ())]
     found = [dev.trial(row, here.engines[row["trial"]], attacks, None) for row in measured]
     scores = {trial.row["trial"]: trial.headlines.score.value for trial in found}

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
-from leaderboard.board.schema import RAW, Status, matching
+from leaderboard.board.schema import RAW, UNLEARNED, Status, matching
 from leaderboard.ranking.groups import Group, chosen, grouped, is_null, on_scale
 from leaderboard.ranking.labels import labels
 from leaderboard.ranking.measured import Row, Rows, Source, TaskMeasurements, rows
 from leaderboard.ranking.replicated_trials import ReplicatingTrials
 from leaderboard.ranking.trial import Trial
-from tasks import TASKS, Split, attack_name
+from tasks import TASKS, Split, attack_name, attack_seed
+
+AS_MEASURED = "as measured"
+"""Name of the attack set of a task that is not known here."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Selection:
         """
         if engine and mix_engines:
             raise ValueError(f"either the trials of {engine} are ranked, or those of all engines")
-        name, attacks = official(task, Split(split), attack_set)
+        name, attacks = attacks_of(source, task, Split(split), attack_set)
         every = [row | {"entry": row["entry"] or row["trial"]} for row in rows(source, "trials", {"task": task})]
         trials = [row for row in every if not is_null(row)]
         measured = TaskMeasurements.read(source, task, split)
@@ -109,6 +112,22 @@ class Selection:
         """A trial with its headlines and replicates."""
         trial = self.measured.trial(row, self.engines[row["trial"]], self.attacks, self.matched_floor)
         return replicating.trial(trial, self.attacks, self.matched_floor)
+
+
+def attacks_of(source: Source, task: str, split: Split, attack_set: str | None) -> tuple[str, tuple[str, ...]]:
+    """Name and attacks of the set that R covers: an official one, or, of a task that another package brings and that is
+    not installed here, all attacks that its rows have.
+
+    Raises:
+        ValueError: no such task or attack set.
+    """
+    if task in TASKS or attack_set not in (None, AS_MEASURED):
+        return official(task, split, attack_set)
+    where = {"task": task, "split": str(split), "subject": UNLEARNED, "matching": RAW}
+    names = sorted({row["attack"] for row in rows(source, "measurements", where, ("attack",))})
+    if not names:
+        return official(task, split, attack_set)
+    return AS_MEASURED, tuple({attack_seed(name)[0]: name for name in reversed(names)}.values())
 
 
 def official(task: str, split: Split, attack_set: str | None) -> tuple[str, tuple[str, ...]]:

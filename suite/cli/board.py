@@ -196,10 +196,11 @@ def _tasks(
 
     if engine and mix_engines:
         raise SpecError(f"--mix-engines: with --engine {engine} there is one engine only. Leave one of them out")
-    if task and task not in TASKS:
-        raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (allowed: {', '.join(TASKS.titles)})")
     on_board = tasks_of(board, notice)
-    known = {name for one in (*TASKS, *on_board) for name in TASKS[one].attack_sets}
+    if task and task not in TASKS and task not in on_board:
+        raise SpecError(f"--task {task}: unknown.{nearest(task, TASKS)} (allowed: {', '.join(TASKS.titles)})")
+    sets = {one: TASKS[one].attack_sets if one in TASKS else () for one in (*TASKS, *on_board)}
+    known = {name for names in sets.values() for name in names}
     if attacks and attacks not in known:
         raise SpecError(f"--attacks {attacks}: unknown.{nearest(attacks, known)} (allowed: {', '.join(sorted(known))})")
     if task and task not in on_board:
@@ -207,5 +208,5 @@ def _tasks(
     if not on_board:
         raise SpecError(f"--store {store}: the board has no trials yet that can be ranked")
     ranked_tasks = [task] if task else on_board
-    attack_sets = {name: attacks if attacks in TASKS[name].attack_sets else None for name in ranked_tasks}
+    attack_sets = {name: attacks if attacks in sets[name] else None for name in ranked_tasks}
     return ranked_tasks, attack_sets

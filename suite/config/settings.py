@@ -20,6 +20,7 @@ from suite.config.errors import SpecError
 from tasks.expected import expected
 from tasks.files import nearest
 from tasks.plain_text import DEPTH, SHOWN, Unreadable, check_characters, cut, shown
+from tasks.plugins import left_out
 
 
 class Settings(BaseModel):
@@ -127,7 +128,8 @@ def _sentence(kind: type[Settings], error: ErrorDetails, data: Mapping[str, Any]
             allowed = [tag.strip("' ") for tag in error["ctx"]["expected_tags"].split(",")]
             tag = _at(error["input"], ["name"])
             name = tag if isinstance(tag, str) and len(tag) <= SHOWN and tag.isprintable() else shown(tag)
-            return f"{where}.name: unknown: {name}.{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
+            hint = "".join(f" ({problem})" for problem in left_out(name)) or nearest(name, allowed)
+            return f"{where}.name: unknown: {name}.{hint} (allowed: {', '.join(allowed)})"
         case "union_tag_not_found":
             return f"{where}.name: missing. Say which one: {where}.name=NAME (allowed: {', '.join(family)})"
         case "missing":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from leaderboard.board.items import Key, item_row
+from leaderboard.board.packages import as_column
 from leaderboard.board.schema import ANCHORS, RAW, UNLEARNED, Status
 from leaderboard.ranking.headlines import NONE
 from leaderboard.ranking.retention_matching import METRIC, PROBE
@@ -16,7 +17,6 @@ from suite.engines import Engine
 from suite.evaluation.evaluator import Evaluated, Failed
 from suite.evaluation.landscape import Reading
 from suite.evaluation.trial_rows import Row
-from suite.spec.packages import as_column
 from suite.storage.provenance import observed
 from tasks import TASKS
 from tasks.scoring import METRICS, SUMMARIES, Estimate, Metric, SummaryMetric, score, summarise

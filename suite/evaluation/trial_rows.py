@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from leaderboard.board.packages import as_column
 from leaderboard.board.schema import RANDOM_CHANGE, Status
 from suite.optimizers import OPTIMIZERS
 from suite.oracle.base import Grade
-from suite.spec.packages import as_column, packages_of
+from suite.spec.packages import packages_of
 from suite.spec.random_change import AnyTrial, RandomChange
 from suite.spec.trial import TrialSpec
 from suite.storage.environment import Numeric

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leaderboard.board.files import UPGRADE
+from leaderboard.board.packages import package_of
 from leaderboard.board.schema import Status
 from leaderboard.board.store import Board
 from leaderboard.board.visible import shortened
@@ -39,14 +40,20 @@ def tasks_of(board: Board, notice: Callable[[str], None]) -> list[str]:
     Args:
         notice: told about the others. Results of other suites are none of them: they are there to be read.
     """
-    found = sorted(set(board.read("trials", names=["task"])["task"].to_pylist()))
+    rows = board.read("trials", names=["task", "plugins"]).to_pylist()
+    found = sorted({row["task"] for row in rows})
+    packages = {row["task"]: package for row in rows if (package := package_of("task", row["plugins"]))}
     for task in found:
-        if task not in TASKS and not task.startswith(f"{PEER}/"):
+        if task in packages and task not in TASKS:
+            package = shortened(packages[task], 70)
+            absent = f"the task {shortened(task, 70)} is of {package}, which is not installed here"
+            notice(f"{absent}: R covers all attacks that its rows have")
+        elif task not in TASKS and not task.startswith(f"{PEER}/"):
             files = board.origins("trials", "task", task)
             more = f" and {len(files) - 1} other files" if len(files) > 1 else ""
             unknown = f"its trials of task {shortened(task, 70)} are not ranked, there is no such task here"
             notice(f"{files[0]}{more}: {unknown}. What to do: {UPGRADE}, or delete it if it is not yours")
-    return [task for task in found if task in TASKS]
+    return [task for task in found if task in TASKS or task in packages]
 
 
 def rankings(board: Board, split: str, notice: Callable[[str], None]) -> list[Ranking]:

@@ -6,8 +6,6 @@ which one it was.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
 from suite.adapters import ADAPTERS
@@ -31,9 +29,3 @@ def packages_of(spec: AnyTrial) -> dict[str, str]:
         return {}
     found = {axis: registry.package(getattr(spec, axis).name) for axis, registry in AXES.items()}
     return {axis: package for axis, package in found.items() if package}
-
-
-def as_column(packages: Mapping[str, str | None]) -> str | None:
-    """The column `plugins`: canonical JSON of packages by what they bring; null where all is Regrade's own."""
-    known = {what: package for what, package in packages.items() if package}
-    return json.dumps(known, sort_keys=True) if known else None

@@ -96,7 +96,7 @@ def test_a_board_shows_rows_of_packages_that_are_not_installed(store):
     assert shown[0]["task"] == "capitals" and entry["optimizer"] == "normalised"
     regrade("board", "page", "--store", store)
     regrade("report", store)
-    regrade("board", "rescore", "--store", store)
+    assert "capitals is of regrade-example 0.1, which is not installed here" in regrade("report", store).stderr
 
 
 def test_another_version_of_a_package_is_another_stage(environment, store, tmp_path):
