@@ -107,7 +107,7 @@ class OpenRegistry(Mapping[str, T]):
             found.append(self._read(point, names))
         return found
 
-    @cached_property
+    @property
     def _all(self) -> dict[str, T]:
         return self.own | {one.name: one.entry for one in self._added if one.entry is not None}
 
@@ -118,20 +118,20 @@ class OpenRegistry(Mapping[str, T]):
     def _read(self, point: EntryPoint, taken: set[str]) -> Added[T]:
         package = _package(point)
 
-        def left_out(why: str) -> Added[T]:
+        def unusable(why: str) -> Added[T]:
             return Added(point.name, package, None, f"{self.noun} {point.name} of {package} is left out: {why}")
 
         try:
             entry = point.load()
         except Exception as error:
-            return left_out(f"{point.value} cannot be imported ({type(error).__name__}: {error})")
+            return unusable(f"{point.value} cannot be imported ({type(error).__name__}: {error})")
         if not self._accepts(entry):
-            return left_out(f"{point.value} is no {self.noun}")
+            return unusable(f"{point.value} is no {self.noun}")
         name = self._named(entry)
         if name != point.name:
-            return left_out(f"its entry point must have its name, {name}")
+            return unusable(f"its entry point must have its name, {name}")
         if name in taken:
-            return left_out("there is one of this name already. One of the two has to be called otherwise")
+            return unusable("there is one of this name already. One of the two has to be called otherwise")
         return Added(name, package, entry)
 
 

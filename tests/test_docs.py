@@ -33,10 +33,10 @@ def test_every_test_that_the_page_names_is_there():
         assert f"def {name}(" in (ROOT / "tests/suite" / file).read_text(), f"{file}::{name}"
 
 
-@pytest.mark.parametrize("axis", [OBJECTIVES, SMOOTHINGS, OPTIMIZERS, ADAPTERS], ids=lambda axis: axis.axis)
+@pytest.mark.parametrize("axis", [OBJECTIVES, SMOOTHINGS, OPTIMIZERS, ADAPTERS], ids=lambda axis: axis.noun)
 def test_every_method_has_a_line_on_the_page(axis):
     for name in axis:
-        assert f"`{name}`" in METHODS, f"{axis.axis} {name}"
+        assert f"`{name}`" in METHODS, f"{axis.noun} {name}"
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,5 +15,5 @@ def paper_tasks() -> Iterator[None]:
     """The tasks of `board_rows`: their attack sets stay the same when those of real tasks change."""
     with pytest.MonkeyPatch.context() as patch:
         for task in (TASK, WIDE):
-            patch.setitem(TASKS, task.name, task)
+            patch.setitem(TASKS.own, task.name, task)
         yield

@@ -98,11 +98,11 @@ def test_hybrid_at_its_ends_is_the_pure_optimizer():
     assert hybrid(zo_ratio=1, zo_lr=0.1, zo={"samples": 3}).id == pure.id
 
 
-@pytest.mark.parametrize("axis", [OBJECTIVES, OPTIMIZERS, SMOOTHINGS], ids=lambda axis: axis.axis)
+@pytest.mark.parametrize("axis", [OBJECTIVES, OPTIMIZERS, SMOOTHINGS], ids=lambda axis: axis.noun)
 def test_every_entry_of_every_axis_makes_a_trial_that_reads_back_as_itself(axis):
     for name in axis:
         section = {"name": name} | ({"lr": 0.01} if axis is OPTIMIZERS else {"layer": 0} if name == "rmu" else {})
-        spec = trial({**SMALL, axis.axis: section})
+        spec = trial({**SMALL, axis.noun: section})
         assert trial(spec.canonical).id == spec.id
         assert axis.summary(name).endswith((".", ":")) or len(axis.summary(name)) > 20
 
