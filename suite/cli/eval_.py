@@ -111,26 +111,28 @@ def _cross_check(
     tensor_parallel: int,
     as_json: bool,
 ) -> None:
-    """Print how the transformers engine and vLLM agree on a checkpoint."""
+    """Print how the engine by default and the one that it is checked against agree on a checkpoint."""
     from suite.config.runtime import RuntimeSpec
     from suite.config.settings import parse
+    from suite.engines import ENGINES
     from suite.models.settings import ModelSpec
     from suite.spec.measure import MeasureSpec
     from suite.trials.given_checkpoint import cross_check
 
     check_task(task)
+    default, other = MeasureSpec().engine, next(name for name, kind in ENGINES.items() if kind.cross_checked)
     agreements = cross_check(
         checkpoint,
         task,
         parse(ModelSpec, {"name": checkpoint, **model}, "--"),
-        parse(MeasureSpec, {**measure, **engine_settings("vllm", tensor_parallel)}, "--"),
+        parse(MeasureSpec, {**measure, **engine_settings(other, tensor_parallel)}, "--"),
         parse(RuntimeSpec, runtime, "--"),
     )
     if as_json:
         print_json([{**asdict(one), "parted": one.parted} for one in agreements])
     else:
         table(
-            f"{Path(checkpoint).name} on {task}: transformers and vLLM, {model['dtype']}",
+            f"{Path(checkpoint).name} on {task}: {default} and {other}, {model['dtype']}",
             ["probe", "kind", "texts", "same", "parted at a tie", "parted", "largest difference of log p"],
             [
                 [

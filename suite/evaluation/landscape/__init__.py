@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from suite.config.errors import SpecError
+from suite.config.registry import Registry
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import nearest
-from suite.evaluation.landscape.diagnostics import DIAGNOSTICS, DiagnosticInputs, LandscapeSettings, Reading
+from suite.evaluation.landscape.base import Diagnostic, DiagnosticInputs, LandscapeSettings, Reading
+from suite.evaluation.landscape.diagnostics import Barrier, Distance, Sharpness
 from suite.evaluation.landscape.surface import Texts
 from suite.models.checkpoints import KeyedCheckpoint
 from suite.storage.environment import Numeric, numeric
@@ -21,7 +23,9 @@ from suite.storage.stages import StageStore
 from suite.training.anchors import Anchors
 from tasks.task import Subset, Task, examples_digest
 
-__all__ = ["DIAGNOSTICS", "LandscapeSettings", "Reading", "landscape"]
+__all__ = ["DIAGNOSTICS", "Diagnostic", "LandscapeSettings", "Reading", "landscape"]
+
+DIAGNOSTICS: Registry[type[Diagnostic]] = Registry("diagnostic", [Barrier, Sharpness, Distance])
 
 KIND = "landscape"
 VERSION = 1
@@ -56,10 +60,10 @@ def landscape(
     }
     readings: list[Reading] = []
     for name in names:
-        if name not in DIAGNOSTICS:
+        if name not in list(DIAGNOSTICS):
             known = ", ".join(DIAGNOSTICS)
             raise SpecError(f"landscape: {name}: no such diagnostic.{nearest(name, DIAGNOSTICS)} (allowed: {known})")
-        diagnostic = DIAGNOSTICS[name]
+        diagnostic = DIAGNOSTICS[name]()
         inputs: dict[str, Any] = {
             "version": VERSION,
             "diagnostic": name,
@@ -67,6 +71,8 @@ def landscape(
             "settings": {key: getattr(settings, key) for key in diagnostic.settings},
             "numeric": Numeric.of(runtime).as_dict(),
         }
+        if diagnostic.revision:
+            inputs["revision"] = diagnostic.revision
         if diagnostic.reads_anchors:
             inputs["anchors"] = anchors.id
         if diagnostic.reads_texts:
