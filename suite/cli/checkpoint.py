@@ -62,7 +62,7 @@ def engine_settings(engine: str | None, tensor_parallel: int) -> dict[str, Any]:
     from suite.engines import ENGINES
 
     parallel = [name for name, kind in ENGINES.items() if "tensor_parallel" in kind.Settings.model_fields]
-    if engine is not None and engine not in list(ENGINES):
+    if engine and engine not in list(ENGINES):
         return settings  # which are refused where they are read
     if engine not in parallel:
         raise SpecError(f"--tensor-parallel: is a setting of {', '.join(parallel)}. Add --engine {parallel[0]}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import create_model
+from pydantic import BeforeValidator, create_model
 
 from suite.config.errors import SpecError
 from suite.config.settings import Settings
@@ -31,7 +31,16 @@ def _sections() -> dict[str, Any]:
     kinds = {name: engine.Settings for name, engine in ENGINES.items() if len(engine.Settings.model_fields) > 1}
     sections = {name: _section(name, kind) for name, kind in kinds.items()}
     globals().update({section.__name__: section for section in sections.values()})  # where pickle looks for them
-    return {name: (section, section()) for name, section in sections.items()}
+    return {name: (_given(section, kinds[name]), section()) for name, section in sections.items()}
+
+
+def _given(section: type[Settings], kind: type[Settings]) -> Any:
+    """The type of a section that may also be given as an instance of the engine's settings, from Python."""
+
+    def without_name(given: Any) -> Any:
+        return section(**{key: value for key, value in given if key != "name"}) if type(given) is kind else given
+
+    return Annotated[section, BeforeValidator(without_name)]
 
 
 if TYPE_CHECKING:
