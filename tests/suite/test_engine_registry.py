@@ -264,6 +264,12 @@ def test_tensor_parallel_belongs_to_the_engines_that_have_such_a_setting(verb):
     assert "unknown: vlm. Did you mean vllm?" in regrade(verb, ROOT, *words[2:], "--engine", "vlm", code=2).stderr
 
 
+@pytest.mark.parametrize(("engine", "hint"), [("vlm", " Did you mean vllm?"), ("transformers-eos-masked", "")])
+def test_a_cross_check_is_with_an_engine_that_can_be_compared(engine, hint):
+    said = regrade("eval", ROOT, "--task", "pocket", "--cross-check", "--engine", engine, code=2).stderr
+    assert said == f"regrade: --engine {engine}: is not compared with transformers.{hint} (allowed: vllm)\n"
+
+
 KNOW_NO_ENGINE = [
     "suite/engines/choosing.py",
     *(f"suite/cli/{n}.py" for n in "checkpoint eval_ attack doctor ls".split()),

@@ -21,15 +21,30 @@ from suite.models.checkpoints import KeyedCheckpoint
 from suite.storage.environment import Numeric, numeric
 from suite.storage.stages import StageStore
 from suite.training.anchors import Anchors
+from tasks.plain_text import cut
 from tasks.task import Subset, Task, examples_digest
 
-__all__ = ["DIAGNOSTICS", "Diagnostic", "LandscapeSettings", "Reading", "landscape"]
+__all__ = ["DIAGNOSTICS", "Diagnostic", "LandscapeSettings", "Reading", "check_names", "landscape"]
 
 DIAGNOSTICS: Registry[type[Diagnostic]] = Registry("diagnostic", [Barrier, Sharpness, Distance])
 
 KIND = "landscape"
 VERSION = 1
 """Increased when the same weights and texts give other numbers."""
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that there are such diagnostics.
+
+    Raises:
+        SpecError: naming the one that there is not.
+    """
+    for name in names:
+        if name not in list(DIAGNOSTICS):
+            known = ", ".join(DIAGNOSTICS)
+            raise SpecError(
+                f"landscape: {cut(name)}: no such diagnostic.{nearest(name, DIAGNOSTICS)} (allowed: {known})"
+            )
 
 
 def landscape(
@@ -52,6 +67,7 @@ def landscape(
     Raises:
         SpecError: no such diagnostic.
     """
+    check_names(names)
     settings = settings or LandscapeSettings()
     encoder, block = anchors.base.encoder, anchors.base.block(task)
     examples = {
@@ -60,9 +76,6 @@ def landscape(
     }
     readings: list[Reading] = []
     for name in names:
-        if name not in list(DIAGNOSTICS):
-            known = ", ".join(DIAGNOSTICS)
-            raise SpecError(f"landscape: {name}: no such diagnostic.{nearest(name, DIAGNOSTICS)} (allowed: {known})")
         diagnostic = DIAGNOSTICS[name]()
         inputs: dict[str, Any] = {
             "version": VERSION,
