@@ -79,12 +79,12 @@ def said(store) -> dict[str, tuple[int, str, str]]:
 def test_an_added_engine_measures_a_trial_from_its_spec_to_its_rows(said, store):
     assert [said[name][0] for name in ("plain", "first")] == [0, 0]
     rows = Board(store / "board").read("measurements").to_pylist()
-    assert {row["engine"] for row in rows} == {"transformers-float32", "patient-float32"}
+    assert {row["engine"] for row in rows} == {"transformers-float32", "patient32-float32", "patient64-float32"}
     names = ("trial", "anchor_ids", "subject", "attack", "point", "split", "probe", "subset", "metric", "matching")
     by_engine: dict[str, dict[tuple[str, ...], float | None]] = {}
     for row in rows:
         by_engine.setdefault(row["engine"], {})[tuple(str(row[name]) for name in names)] = row["value"]
-    ours, theirs = by_engine["transformers-float32"], by_engine["patient-float32"]
+    ours, theirs = by_engine["transformers-float32"], by_engine["patient32-float32"]
     assert len(ours) > 20
     assert ours.keys() == theirs.keys()
     assert len({row["attack"] for row in rows}) == 2
