@@ -30,7 +30,7 @@ TemplateArgs = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-TensorParallel = Annotated[int, typer.Option(help="GPUs of one vLLM engine, for models that one does not hold.", min=1)]
+TensorParallel = Annotated[int, typer.Option(help="GPUs of one engine, for models that one does not hold.", min=1)]
 Threads = Annotated[int, typer.Option(help="CPU threads.", min=1)]
 
 
@@ -49,13 +49,24 @@ def model_settings(dtype: str, template: str | None, template_args: Sequence[str
 
 
 def engine_settings(engine: str | None, tensor_parallel: int) -> dict[str, Any]:
-    """The engine options of the command line as settings of `measure`."""
+    """The engine options of the command line as settings of `measure`.
+
+    Raises:
+        SpecError: the engine takes no `tensor_parallel`.
+    """
     from suite.config.errors import SpecError
 
-    if tensor_parallel > 1 and engine != "vllm":
-        raise SpecError("--tensor-parallel: is vLLM's. Add --engine vllm")
     settings: dict[str, Any] = {"engine": engine} if engine else {}
-    return settings | ({"vllm": {"tensor_parallel": tensor_parallel}} if tensor_parallel > 1 else {})
+    if tensor_parallel == 1:
+        return settings
+    from suite.engines import ENGINES
+
+    parallel = [name for name, kind in ENGINES.items() if "tensor_parallel" in kind.Settings.model_fields]
+    if engine and engine not in list(ENGINES):
+        return settings  # which are refused where they are read
+    if engine not in parallel:
+        raise SpecError(f"--tensor-parallel: is a setting of {', '.join(parallel)}. Add --engine {parallel[0]}")
+    return settings | {engine: {"tensor_parallel": tensor_parallel}}
 
 
 def check_task(task: str) -> None:

@@ -25,6 +25,8 @@ def doctor(store: StoreDir = STORE, as_json: Json = False) -> None:
 def _findings(store: Path) -> list[tuple[str, str, str]]:
     import torch
 
+    from suite.engines import ENGINES
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows = [
         ("python", platform.python_version(), ""),
@@ -33,13 +35,12 @@ def _findings(store: Path) -> list[tuple[str, str, str]]:
         ("gpus", str(len(gpus)), ", ".join(gpus) or "none: trials run on the CPU"),
     ]
     notes = {
-        "transformers": "measure.engine=transformers, the engine by default",
         "ray": "regrade sweep --runner ray",
         "optuna": "regrade sweep --search optuna",
         "datasets": "tasks from the hub or from a mirror",
     }
     rows += [(name, _version(name), note) for name, note in notes.items()]
-    rows.append(_vllm())
+    rows += [(name, *kind.finding()) for name, kind in ENGINES.items()]
     data = os.environ.get("REGRADE_DATA")
     state = "there" if data and os.path.isdir(os.path.expanduser(data)) else "no such folder: set or unset it"
     rows.append(("REGRADE_DATA", data or "unset", state if data else "data sets come from the hub"))
@@ -49,19 +50,6 @@ def _findings(store: Path) -> list[tuple[str, str, str]]:
     if store.is_dir():
         rows += _store_findings(store)
     return rows
-
-
-def _vllm() -> tuple[str, str, str]:
-    """Whether vLLM can be used here, and if not, why."""
-    from suite.engines.vllm.build import HOW, build
-
-    vllm = build()
-    if vllm is None:
-        return "vllm", "–", f"not installed; the transformers engine answers. {HOW}"
-    note = (
-        f"cannot be used: {vllm.unfit}" if vllm.unfit else f"measure.engine=vllm, on {'GPUs' if vllm.gpu else 'CPUs'}"
-    )
-    return "vllm", f"{vllm.version} ({vllm.package})", note
 
 
 def _store_findings(store: Path) -> list[tuple[str, str, str]]:

@@ -44,7 +44,7 @@ def eval_(
     engine: EngineName = None,
     tensor_parallel: TensorParallel = 1,
     cross_check: Annotated[
-        bool, typer.Option("--cross-check", help="Ask both engines, and print how they agree instead of the numbers.")
+        bool, typer.Option("--cross-check", help="Ask two engines, and print how they agree instead of the numbers.")
     ] = False,
     store: StoreDir = STORE,
     as_json: Json = False,
@@ -67,6 +67,7 @@ def eval_(
             {"splits": splits, "limit": limit or CROSS_CHECK_LIMIT, "also": also or ()},
             model_settings(dtype, template, template_arg),
             {"device": device, "threads": threads},
+            engine,
             tensor_parallel,
             as_json,
         )
@@ -108,29 +109,40 @@ def _cross_check(
     measure: dict[str, Any],
     model: dict[str, Any],
     runtime: dict[str, Any],
+    engine: str | None,
     tensor_parallel: int,
     as_json: bool,
 ) -> None:
-    """Print how the transformers engine and vLLM agree on a checkpoint."""
+    """Print how the engine by default and the one that it is checked against agree on a checkpoint."""
+    from suite.config.errors import SpecError
     from suite.config.runtime import RuntimeSpec
-    from suite.config.settings import parse
+    from suite.config.settings import nearest, parse
+    from suite.engines import ENGINES
     from suite.models.settings import ModelSpec
     from suite.spec.measure import MeasureSpec
     from suite.trials.given_checkpoint import cross_check
+    from tasks.plain_text import cut
 
     check_task(task)
+    default, comparable = MeasureSpec().engine, [name for name, kind in ENGINES.items() if kind.cross_checked]
+    other = comparable[0] if engine in (None, default) else engine
+    if other not in comparable:
+        hint = nearest(other, comparable)
+        raise SpecError(
+            f"--engine {cut(other)}: is not compared with {default}.{hint} (allowed: {', '.join(comparable)})"
+        )
     agreements = cross_check(
         checkpoint,
         task,
         parse(ModelSpec, {"name": checkpoint, **model}, "--"),
-        parse(MeasureSpec, {**measure, **engine_settings("vllm", tensor_parallel)}, "--"),
+        parse(MeasureSpec, {**measure, **engine_settings(other, tensor_parallel)}, "--"),
         parse(RuntimeSpec, runtime, "--"),
     )
     if as_json:
         print_json([{**asdict(one), "parted": one.parted} for one in agreements])
     else:
         table(
-            f"{Path(checkpoint).name} on {task}: transformers and vLLM, {model['dtype']}",
+            f"{Path(checkpoint).name} on {task}: {default} and {other}, {model['dtype']}",
             ["probe", "kind", "texts", "same", "parted at a tie", "parted", "largest difference of log p"],
             [
                 [

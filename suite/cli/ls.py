@@ -17,15 +17,17 @@ class Axis(StrEnum):
     SMOOTHINGS = "smoothings"
     ADAPTERS = "adapters"
     ATTACKS = "attacks"
+    ENGINES = "engines"
     METRICS = "metrics"
     EXTRAS = "extras"
+    DIAGNOSTICS = "diagnostics"
 
 
 def ls(
     named: Annotated[str, typer.Argument(metavar="AXIS", help=f"What to list: {', '.join(Axis)}.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """List tasks, objectives, optimizers, smoothings, adapters, attacks, metrics or extras."""
+    """List tasks, objectives, optimizers, smoothings, adapters, attacks, engines, metrics, extras or diagnostics."""
     axis = _axis(named)
     rows = _rows(axis)
     if as_json:
@@ -97,9 +99,22 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
                 }
                 for name, kind in ATTACKS.items()
             ]
+        case Axis.DIAGNOSTICS:
+            from suite.evaluation.landscape import DIAGNOSTICS
+
+            return [
+                {
+                    "name": name,
+                    "reads": ", ".join(["weights", *["texts"] * kind.reads_texts, *["anchors"] * kind.reads_anchors]),
+                    "source": kind.source,
+                    "summary": DIAGNOSTICS.summary(name),
+                }
+                for name, kind in DIAGNOSTICS.items()
+            ]
         case _:
             from suite.adapters import ADAPTERS
             from suite.config.registry import Registry
+            from suite.engines import ENGINES
             from suite.objectives import OBJECTIVES
             from suite.smoothing import SMOOTHINGS
 
@@ -107,6 +122,7 @@ def _rows(axis: Axis) -> list[dict[str, Any]]:
                 Axis.OBJECTIVES: OBJECTIVES,
                 Axis.SMOOTHINGS: SMOOTHINGS,
                 Axis.ADAPTERS: ADAPTERS,
+                Axis.ENGINES: ENGINES,
             }
             registry = registries[axis]
             return [{"name": name, "summary": registry.summary(name)} for name in registry]

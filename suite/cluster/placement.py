@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
@@ -31,12 +31,14 @@ class PoolResources:
     Attributes:
         gpus: GPUs per engine; half a GPU if it is shared with a trial, 0 on a CPU.
         threads: threads of each process of an engine. cpus: CPUs of all its processes together.
+        setting: the setting with the number of engines, for messages: `measure.vllm.engines`.
     """
 
     engines: int = 1
     gpus: float = 0.0
     threads: int = 1
     cpus: int = 1
+    setting: str = field(default="", compare=False)
 
     @property
     def shared(self) -> bool:
@@ -84,10 +86,11 @@ def plan_placement(available: Resources, pool: PoolResources, runtime: RuntimeSp
     if not pool.engines:
         raise SpecError(f"runtime: no trial fits: {trial}, and there are {available}")
     engines = "an engine" if pool.engines == 1 else f"{pool.engines} engines"
+    section, fewer = pool.setting.rpartition(".")[0] or "measure.engine", f"fewer {pool.setting}, " * bool(pool.setting)
     raise SpecError(
-        f"measure.vllm: trials and engines do not fit together: {trial}, {engines} "
-        f"{_needs(pool.engines * pool.gpus, pool.engines * pool.cpus)}, and there are {available}. Take fewer "
-        "measure.vllm.engines, runtime.device=cpu, or measure.engine=transformers"
+        f"{section}: trials and engines do not fit together: {trial}, {engines} "
+        f"{_needs(pool.engines * pool.gpus, pool.engines * pool.cpus)}, and there are {available}. Take "
+        f"{fewer}runtime.device=cpu, or measure.engine=transformers"
     )
 
 

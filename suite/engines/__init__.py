@@ -1,12 +1,17 @@
-"""Engines: they run probes on checkpoints and return samples."""
+"""Engines: they run probes on checkpoints and return samples. Each is known by what its class declares."""
 
 from __future__ import annotations
 
-from suite.engines.base import Engine, Job, JobResult, ask
+from suite.config.registry import Registry
+from suite.engines.base import Engine, EngineKind, Job, JobResult, ask
 from suite.engines.transformers.engine import TransformersEngine
+from suite.engines.transformers.eos_masked import EosMaskedEngine
+from suite.engines.vllm.kind import Vllm
 
 __all__ = [
+    "ENGINES",
     "Engine",
+    "EngineKind",
     "Job",
     "JobResult",
     "TransformersEngine",
@@ -19,3 +24,5 @@ __all__ = [
     "transformers",
     "vllm",
 ]
+
+ENGINES: Registry[type[EngineKind]] = Registry("engine", [TransformersEngine, Vllm, EosMaskedEngine])

@@ -1,18 +1,17 @@
-"""Builds the engine that the settings name, and says what it needs. No other module knows engines by name."""
+"""Builds the engine that the settings name, and says what it needs. Engines are known by what their classes declare."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from suite.cluster.placement import Placement, PoolResources, local_resources, plan_placement
 from suite.config.runtime import RuntimeSpec
-from suite.engines.base import Engine
-from suite.engines.settings import EngineSettings
-from suite.engines.transformers.engine import TransformersEngine
-from suite.engines.transformers.eos_masked import EosMaskedEngine
-from suite.engines.vllm import build
+from suite.engines import ENGINES
+from suite.engines.agreement import ComparableEngine
+from suite.engines.base import Engine, EngineSettings
 from suite.models.checkpoints import Heads
 from suite.models.encoding import Encoder
 
@@ -26,21 +25,34 @@ def chosen_engine(settings: EngineSettings, encoder: Encoder, *, dtype: str, dev
     Raises:
         SpecError: it cannot be used here.
     """
-    if settings.engine == "vllm":
-        from suite.engines.vllm.engine import VllmEngine
+    return ENGINES[settings.engine].build(settings, encoder, dtype=dtype, device=device)
 
-        return VllmEngine(settings, encoder, dtype=dtype, device=device)
-    kind = EosMaskedEngine if settings.engine == "transformers-eos-masked" else TransformersEngine
-    return kind(encoder, dtype=dtype, device=device, batch_tokens=settings.batch_tokens)
+
+def engine_alone(settings: EngineSettings, encoder: Encoder, *, dtype: str, device: torch.device) -> ComparableEngine:
+    """Build the engine that the settings name so that it leaves nothing to another one, to be compared with one.
+
+    Raises:
+        SpecError: it cannot be used here.
+    """
+    return ENGINES[settings.engine].build_alone(settings, encoder, dtype=dtype, device=device)
 
 
 def pool_resources(settings: EngineSettings) -> PoolResources:
     """The resources that the engine needs beside the trials.
 
     Raises:
-        SpecError: vLLM is not installed.
+        SpecError: it is not installed.
     """
-    return build.pool_resources(settings.vllm) if settings.engine == "vllm" else PoolResources(engines=0)
+    return ENGINES[settings.engine].pool_resources(settings)
+
+
+def open_pool(settings: EngineSettings, pool: PoolResources, on_wait: Callable[[], None]) -> None:
+    """Reserve the resources of the engine's pool on the connected cluster.
+
+    Args:
+        on_wait: called once if they are not free.
+    """
+    ENGINES[settings.engine].open_pool(pool, on_wait)
 
 
 def check_here(settings: EngineSettings, runtime: RuntimeSpec) -> Placement:
@@ -49,10 +61,9 @@ def check_here(settings: EngineSettings, runtime: RuntimeSpec) -> Placement:
     Raises:
         SpecError: it has not. The message says what to change.
     """
+    ENGINES[settings.engine].check_usable()
     here, pool = local_resources(), pool_resources(settings)
-    if pool.engines:
-        build.usable()
-    else:  # one trial runs here, however many threads it has
+    if not pool.engines:  # one trial runs here, however many threads it has
         here = replace(here, cpus=max(here.cpus, runtime.threads))
     return plan_placement(here, pool, runtime)
 
@@ -66,5 +77,4 @@ def check_heads(settings: EngineSettings, heads: Heads, where: str) -> None:
     Raises:
         SpecError: it cannot.
     """
-    if settings.engine == "vllm":
-        build.check_heads(heads, settings.vllm.tensor_parallel, where)
+    ENGINES[settings.engine].check_heads(settings, heads, where)

@@ -95,7 +95,7 @@ def test_every_config_that_is_shipped_is_valid(file, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "axis", ["tasks", "objectives", "optimizers", "smoothings", "attacks", "metrics"]
+    "axis", ["tasks", "objectives", "optimizers", "smoothings", "attacks", "engines", "metrics", "diagnostics"]
 )  # fmt: skip
 def test_ls_lists_every_axis(axis):
     rows = json.loads(regrade("ls", axis, "--json").stdout)

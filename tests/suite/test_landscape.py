@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.config.errors import SpecError
+from suite.config.registry import Registry
 from suite.config.runtime import RuntimeSpec
-from suite.evaluation.landscape import DIAGNOSTICS, LandscapeSettings, landscape
+from suite.config.settings import Settings as NamedSettings
+from suite.evaluation.landscape import DIAGNOSTICS, Diagnostic, LandscapeSettings, Reading, landscape
 from suite.evaluation.landscape.barrier import barrier, line, place
 from suite.evaluation.landscape.distance import distance
 from suite.evaluation.landscape.sharpness import RADII, by_differences, clear_radius, hutchinson, signs
@@ -367,6 +370,64 @@ def test_a_wrecked_model_is_null_with_a_reason(scene):
     wrecked = TensorCheckpoint(state, both.target.checkpoint.architecture)
     for reading in read(scene, list(DIAGNOSTICS), wrecked, "wrecked"):
         assert reading.value is None and "not finite" in reading.reason
+
+
+class Largest(Diagnostic):
+    """The largest weight."""
+
+    class Settings(NamedSettings):
+        name: Literal["largest"] = "largest"
+
+    source = "a test"
+    reads_texts, reads_anchors = False, False
+
+    def compute(self, inputs):
+        largest = max(float(weights.abs().max()) for weights in inputs.checkpoint.state().values())
+        return [Reading("largest_weight", "all", largest, None, 1)], {"more": [1, 2]}
+
+
+def test_an_added_diagnostic_is_a_stage_like_the_others(scene, monkeypatch):
+    both, _, store = scene
+    monkeypatch.setattr(
+        "suite.evaluation.landscape.DIAGNOSTICS", Registry("diagnostic", [*DIAGNOSTICS.values(), Largest])
+    )
+    expected = max(float(weights.abs().max()) for weights in both.target.checkpoint.state().values())
+    before = len(store.computed.get("landscape", ()))
+    for texts in (3, 4):  # it reads none
+        found = read(scene, ["largest"], both.target.checkpoint, "added", texts=texts)
+        assert found == [Reading("largest_weight", "all", expected, None, 1)]
+    assert len(store.computed["landscape"]) == before + 1
+    monkeypatch.setattr(Largest, "revision", 1)
+    read(scene, ["largest"], both.target.checkpoint, "added")
+    assert len(store.computed["landscape"]) == before + 2
+    with pytest.raises(SpecError, match="Did you mean largest"):
+        read(scene, ["larges"], both.target.checkpoint, "added")
+
+
+def test_what_the_stages_of_diagnostics_depend_on_is_what_it_was(scene, monkeypatch):
+    both, _, store = scene
+    seen, run = {}, store.run
+
+    def watched(kind, inputs, compute):
+        seen[inputs["diagnostic"]] = (kind, sorted(inputs), inputs["settings"])
+        return run(kind, inputs, compute)
+
+    monkeypatch.setattr(store, "run", watched)
+    read(scene, list(DIAGNOSTICS), both.target.checkpoint, "x")
+    always, texts = ["diagnostic", "numeric", "settings", "version", "weights"], ["block", "template", "texts"]
+    assert seen == {
+        "barrier": ("landscape", sorted([*always, *texts, "anchors"]), {"texts": 6, "points": 3}),
+        "sharpness": ("landscape", sorted([*always, *texts]), {"texts": 6, "probes": 2, "seed": 0}),
+        "distance": ("landscape", sorted([*always, "anchors"]), {}),
+    }
+
+
+@pytest.mark.parametrize("name", ["sharpnes", "", "x" * 1000])
+def test_a_diagnostic_that_there_is_not_is_refused(scene, name):
+    with pytest.raises(
+        SpecError, match=r"^landscape: .*no such diagnostic.* \(allowed: barrier, sharpness, distance\)$"
+    ):
+        read(scene, ["distance", name], scene[0].target.checkpoint, "x")
 
 
 def test_what_there_is_not_is_refused(scene):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import transformers
 from transformers import GenerationConfig
 
-from suite.engines.base import Job, JobResult
+from suite.config.settings import Settings as NamedSettings
+from suite.engines.base import EngineKind, EngineSettings, Job, JobResult
 from suite.engines.questions import QuestionCache, Questions
 from suite.engines.scores import Score, ScoreRequest, scored
 from suite.engines.transformers.decoding import continued
@@ -35,15 +36,27 @@ ROW_TOKENS = 512
 with the row, still costs a sixth of the rest. On other devices a row has as many positions as a batch."""
 
 
-class TransformersEngine:
-    """Runs probes with one model in memory at a time.
+class TransformersEngine(EngineKind):
+    """transformers, in the trial's own process, with one model in memory at a time; the engine by default.
 
     Args:
         encoder: text to ids and back.
         batch_tokens: positions per batch, including padding and new tokens.
     """
 
+    class Settings(NamedSettings):
+        name: Literal["transformers"] = "transformers"
+
     batch_invariant = False
+
+    @classmethod
+    def build(cls, settings: EngineSettings, encoder: Encoder, *, dtype: str, device: torch.device) -> Self:
+        return cls(encoder, dtype=dtype, device=device, batch_tokens=settings.batch_tokens)
+
+    @classmethod
+    def finding(cls) -> tuple[str, str]:
+        default = EngineSettings.model_fields["engine"].default == cls.key()
+        return transformers.__version__, f"measure.engine={cls.key()}{', the engine by default' if default else ''}"
 
     def __init__(self, encoder: Encoder, *, dtype: str, device: torch.device, batch_tokens: int = 4096) -> None:
         self.encoder = encoder
@@ -51,7 +64,7 @@ class TransformersEngine:
         self.device = device
         self.batch_tokens = batch_tokens
         self.row_tokens = min(ROW_TOKENS, batch_tokens) if device.type == "cpu" else batch_tokens
-        self.name = f"transformers-{dtype}"
+        self.name = f"{self.key()}-{dtype}"
         self.version = transformers.__version__
         self._model: CausalLM | None = None
         self._architecture: tuple[str, torch.dtype] | None = None

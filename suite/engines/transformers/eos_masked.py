@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from suite.config.settings import Settings as NamedSettings
 from suite.engines.questions import Questions
 from suite.engines.scores import Score, ScoreRequest, batches, score_plainly
 from suite.engines.transformers.continuation import Continuation
@@ -31,11 +32,14 @@ if TYPE_CHECKING:
 
 
 class EosMaskedEngine(TransformersEngine):
-    """Runs probes with one model in memory at a time; see `TransformersEngine`."""
+    """transformers with the end-of-text token hidden from the model, as open-unlearning hides it where it pads."""
+
+    class Settings(NamedSettings):
+        name: Literal["transformers-eos-masked"] = "transformers-eos-masked"
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.name = f"{self.name}-eos-masked"
+        self.name = f"transformers-{self.dtype}-eos-masked"
 
     def _likelihoods(
         self, model: CausalLM, requests: Sequence[ScoreRequest], gradient_texts: Sequence[Encoded]

@@ -105,8 +105,10 @@ def pool_resources(settings: VllmSettings) -> PoolResources:
         SpecError: vLLM is not installed.
     """
     if installed().gpu:
-        return PoolResources(settings.engines, settings.tensor_parallel, settings.threads, settings.threads)
-    return PoolResources(settings.engines, 0, settings.threads, settings.threads * settings.tensor_parallel)
+        gpus, cpus = settings.tensor_parallel, settings.threads
+    else:
+        gpus, cpus = 0, settings.threads * settings.tensor_parallel
+    return PoolResources(settings.engines, gpus, settings.threads, cpus, "measure.vllm.engines")
 
 
 def _torch_of(package: str) -> str | None:

@@ -20,16 +20,16 @@ from suite.cluster.connection import cluster_resources, connect
 from suite.cluster.placement import PoolResources, local_resources, plan_placement
 from suite.config.errors import EngineError
 from suite.config.runtime import RuntimeSpec
-from suite.engines.base import Job, JobResult
+from suite.engines.base import EngineSettings, Job, JobResult
 from suite.engines.questions import QuestionCache, Questions
 from suite.engines.scores import Score, ScoreRequest
-from suite.engines.settings import EngineSettings
 from suite.engines.transformers.engine import TransformersEngine
 from suite.engines.vllm.architectures import Architectures
 from suite.engines.vllm.build import installed, pool_resources, usable
 from suite.engines.vllm.model import EngineConfig, Prompt
 from suite.engines.vllm.pool import find_pool, open_pool
 from suite.engines.vllm.process import PoolReply, PoolRequest
+from suite.engines.vllm.settings import VllmSettings
 from suite.engines.vllm.transport import MemorySource, weights_of
 from suite.models.checkpoints import Checkpoint, LoraCheckpoint, SavedCheckpoint, TensorCheckpoint
 from suite.models.encoding import Encoded, Encoder
@@ -87,9 +87,10 @@ class VllmEngine:
     def __init__(
         self, settings: EngineSettings, encoder: Encoder, *, dtype: str, device: torch.device, alone: bool = False
     ) -> None:
-        self.settings, self.encoder, self.dtype, self.device, self.alone = settings, encoder, dtype, device, alone
+        self.settings, self.encoder, self.dtype, self.device = settings.own(VllmSettings), encoder, dtype, device
+        self.alone = alone
         self.build = installed()
-        self.batch_invariant = settings.vllm.batch_invariant and self.build.gpu
+        self.batch_invariant = self.settings.batch_invariant and self.build.gpu
         self.name = f"vllm-{dtype}{'-invariant' if self.batch_invariant else ''}"
         self._transformers = TransformersEngine(encoder, dtype=dtype, device=device, batch_tokens=settings.batch_tokens)
         self.version = (
@@ -107,7 +108,7 @@ class VllmEngine:
             "version": self.build.version,
             "revision": REVISION,
             "gpu": self.build.gpu,
-            "tensor_parallel": self.settings.vllm.tensor_parallel,
+            "tensor_parallel": self.settings.tensor_parallel,
             "likelihoods": None if self.alone else self._transformers.identity(),
         }
 
@@ -124,7 +125,7 @@ class VllmEngine:
                 continue
             pending[outcome.reply] = outcome
             # As many jobs as engines stay pending, so that no engine waits while the next job is prepared.
-            yield from self._finished(pending, at_least=len(pending) - self.settings.vllm.engines)
+            yield from self._finished(pending, at_least=len(pending) - self.settings.engines)
         while pending:
             yield from self._finished(pending, at_least=1)
 
@@ -149,7 +150,7 @@ class VllmEngine:
         """Send the pool's part of a job, and compute the rest in this process."""
         questions, checkpoint = self._questions.of(job.probes), job.checkpoint
         for_vllm, for_transformers = self._split_texts(questions.score_requests, checkpoint)
-        if (self.alone or self.settings.vllm.tensor_parallel > 1) and (
+        if (self.alone or self.settings.tensor_parallel > 1) and (
             questions.gradient_texts or any(request.vocabulary for request in for_vllm)
         ):
             raise EngineError("vLLM gives no gradients and no moments over the vocabulary. Use the transformers engine")
@@ -168,7 +169,7 @@ class VllmEngine:
         self, requests: Sequence[ScoreRequest], checkpoint: Checkpoint
     ) -> tuple[list[ScoreRequest], list[ScoreRequest]]:
         """The texts that vLLM scores, and those that the transformers engine scores."""
-        parallel = self.settings.vllm.tensor_parallel
+        parallel = self.settings.tensor_parallel
         if self.alone or parallel > 1:
             return list(requests), []
         if _unmerged(checkpoint):
@@ -207,7 +208,7 @@ class VllmEngine:
     def _pool_and_resources(self) -> tuple[ActorHandle, PoolResources]:
         """The pool's scheduler, and the resources of its engines."""
         if self._pool is None:
-            needed = pool_resources(self.settings.vllm)
+            needed = pool_resources(self.settings)
             runtime = RuntimeSpec(device="cpu" if self.device.type == "cpu" else "cuda")
             if not ray.is_initialized():
                 usable()
@@ -221,7 +222,7 @@ class VllmEngine:
     def _engine_config(
         self, checkpoint: Checkpoint, longest: int, resources: PoolResources, rank: int = 0
     ) -> EngineConfig:
-        settings, architecture = self.settings.vllm, self._architectures.of(checkpoint.architecture)
+        settings, architecture = self.settings, self._architectures.of(checkpoint.architecture)
         length = max(LENGTH, 1024 * ceil(longest / 1024))
         return EngineConfig(
             checkpoint.architecture,

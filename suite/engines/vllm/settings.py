@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from suite.config.numbers import Few
@@ -23,6 +25,7 @@ class VllmSettings(Settings):
         threads: CPU threads per engine.
     """
 
+    name: Literal["vllm"] = "vllm"
     engines: Few = 1
     tensor_parallel: Few = 1
     batch_invariant: bool = False

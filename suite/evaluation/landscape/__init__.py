@@ -11,21 +11,40 @@ from pathlib import Path
 from typing import Any
 
 from suite.config.errors import SpecError
+from suite.config.registry import Registry
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import nearest
-from suite.evaluation.landscape.diagnostics import DIAGNOSTICS, DiagnosticInputs, LandscapeSettings, Reading
+from suite.evaluation.landscape.base import Diagnostic, DiagnosticInputs, LandscapeSettings, Reading
+from suite.evaluation.landscape.diagnostics import Barrier, Distance, Sharpness
 from suite.evaluation.landscape.surface import Texts
 from suite.models.checkpoints import KeyedCheckpoint
 from suite.storage.environment import Numeric, numeric
 from suite.storage.stages import StageStore
 from suite.training.anchors import Anchors
+from tasks.plain_text import cut
 from tasks.task import Subset, Task, examples_digest
 
-__all__ = ["DIAGNOSTICS", "LandscapeSettings", "Reading", "landscape"]
+__all__ = ["DIAGNOSTICS", "Diagnostic", "LandscapeSettings", "Reading", "check_names", "landscape"]
+
+DIAGNOSTICS: Registry[type[Diagnostic]] = Registry("diagnostic", [Barrier, Sharpness, Distance])
 
 KIND = "landscape"
 VERSION = 1
 """Increased when the same weights and texts give other numbers."""
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that there are such diagnostics.
+
+    Raises:
+        SpecError: naming the one that there is not.
+    """
+    for name in names:
+        if name not in list(DIAGNOSTICS):
+            known = ", ".join(DIAGNOSTICS)
+            raise SpecError(
+                f"landscape: {cut(name)}: no such diagnostic.{nearest(name, DIAGNOSTICS)} (allowed: {known})"
+            )
 
 
 def landscape(
@@ -48,6 +67,7 @@ def landscape(
     Raises:
         SpecError: no such diagnostic.
     """
+    check_names(names)
     settings = settings or LandscapeSettings()
     encoder, block = anchors.base.encoder, anchors.base.block(task)
     examples = {
@@ -56,10 +76,7 @@ def landscape(
     }
     readings: list[Reading] = []
     for name in names:
-        if name not in DIAGNOSTICS:
-            known = ", ".join(DIAGNOSTICS)
-            raise SpecError(f"landscape: {name}: no such diagnostic.{nearest(name, DIAGNOSTICS)} (allowed: {known})")
-        diagnostic = DIAGNOSTICS[name]
+        diagnostic = DIAGNOSTICS[name]()
         inputs: dict[str, Any] = {
             "version": VERSION,
             "diagnostic": name,
@@ -67,6 +84,8 @@ def landscape(
             "settings": {key: getattr(settings, key) for key in diagnostic.settings},
             "numeric": Numeric.of(runtime).as_dict(),
         }
+        if diagnostic.revision:
+            inputs["revision"] = diagnostic.revision
         if diagnostic.reads_anchors:
             inputs["anchors"] = anchors.id
         if diagnostic.reads_texts:
