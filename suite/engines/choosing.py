@@ -24,7 +24,7 @@ def chosen_engine(settings: EngineSettings, encoder: Encoder, *, dtype: str, dev
         device: the device on which this process computes.
 
     Raises:
-        SpecError: it cannot be used here.
+        NotInstalledError: it cannot be used here.
     """
     if settings.engine == "vllm":
         from suite.engines.vllm.engine import VllmEngine
@@ -38,7 +38,7 @@ def pool_resources(settings: EngineSettings) -> PoolResources:
     """The resources that the engine needs beside the trials.
 
     Raises:
-        SpecError: vLLM is not installed.
+        NotInstalledError: vLLM is not installed.
     """
     return build.pool_resources(settings.vllm) if settings.engine == "vllm" else PoolResources(engines=0)
 
@@ -47,7 +47,7 @@ def check_here(settings: EngineSettings, runtime: RuntimeSpec) -> Placement:
     """Check that this machine has enough resources for a trial and for the engine.
 
     Raises:
-        SpecError: it has not. The message says what to change.
+        ClusterError, NotInstalledError: it has not. The message says what to change.
     """
     here, pool = local_resources(), pool_resources(settings)
     if pool.engines:
@@ -64,7 +64,7 @@ def check_heads(settings: EngineSettings, heads: Heads, where: str) -> None:
         where: the setting that names the model, for the message.
 
     Raises:
-        SpecError: it cannot.
+        UnsuitableError: it cannot.
     """
     if settings.engine == "vllm":
         build.check_heads(heads, settings.vllm.tensor_parallel, where)
