@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, processors
 
-from suite.config.errors import ModelError, SpecError
+from suite.config.errors import ModelError
 from suite.models.encoding import Template
 from suite.models.loading import load_tokenizer, read_encoder, resolve_model
 from suite.models.settings import ModelSpec
@@ -66,7 +66,7 @@ def test_what_the_chat_template_writes_has_an_embedding(template, folder):
     grown(folder, template=template, pad_token="[PAD]")
     for encoder in encoders(folder):
         with pytest.raises(
-            SpecError, match=r'the chat template has the token "\[PAD\]" with the id 258 .*resize'
+            ModelError, match=r'the chat template has the token "\[PAD\]" with the id 258 .*resize'
         ) as found:
             encoder()
         assert f"{folder}, and the model has embeddings for {ROWS}" in str(found.value)
