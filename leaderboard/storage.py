@@ -26,6 +26,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from tasks.errors import RegradeError
+
 MAKE_WRITABLE = "see that the directory can be written and run again"
 NOTHING_LOST = "nothing else is lost"
 
@@ -50,7 +52,7 @@ _PROBE = 1 << 20
 """Bytes that are written to test whether a disk is full: more than a file system's block."""
 
 
-class StorageError(Exception):
+class StorageError(RegradeError):
     """Something could not be written. The message names the file and says what to do next."""
 
 
@@ -60,6 +62,8 @@ class DiskFull(StorageError):
 
 class NotWritable(StorageError):
     """Files cannot be written at this place as it is: the user has to change it, or name another one."""
+
+    exit_code = 2
 
 
 class FolderStorage:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tasks.plain_text import Unreadable, check_ordinary, check_value, json_array, json_value, read_text, shown
-from tasks.task import TaskError
+from tasks.task import MissingDataError, TaskError
 
 VARIABLE = "REGRADE_DATA"
 
@@ -108,7 +108,7 @@ class Source:
                 where = files[0] if len(files) == 1 else self.folder / config
                 return str(where), [row for file in files for row in read(file, blanks)]
         names = [config] if alone else [f"{config}/{split}" for split in splits]
-        raise TaskError(
+        raise MissingDataError(
             f"{self.folder}: no {' or '.join(names)}.json, .jsonl or .parquet, and no folder {config}/ of Parquet files"
             f"{'' if alone else f' of {splits[0]}'}. Copy it from the hub's {self.hub}, or unset {VARIABLE} to read "
             "from there"
@@ -123,7 +123,7 @@ class Source:
             except Exception as error:  # the hub's client raises some twenty kinds, of several libraries
                 if isinstance(error, ValueError) and split != splits[-1]:
                     continue  # this revision names its split differently
-                raise TaskError(
+                raise MissingDataError(
                     f"{self.hub}: {config} is not in the local cache and not to be had from the hub "
                     f"({type(error).__name__}: {_first_line(error)}). Go online, or set {VARIABLE} to a directory "
                     f"that has the data set's files in {self.name}/"
@@ -142,7 +142,7 @@ def data_root() -> Path | None:
         return None
     root = os.path.expanduser(named)
     if not os.path.isdir(root):
-        raise TaskError(
+        raise MissingDataError(
             f"{VARIABLE}: {named} is no folder. Set it to the directory that holds the data sets, or unset it to read "
             "them from the hub"
         )

@@ -25,6 +25,7 @@ from tasks.task import (
     Example,
     Headline,
     Item,
+    MissingDataError,
     Probe,
     ProbeKind,
     Split,
@@ -250,8 +251,8 @@ class _NoTexts(Mapping[str, tuple[Example, ...]]):
     def __init__(self, folder: object, hub: str) -> None:
         self.folder, self.hub = folder, hub
 
-    def _refuse(self) -> TaskError:
-        return TaskError(
+    def _refuse(self) -> MissingDataError:
+        return MissingDataError(
             f"{self.folder}: the questions are here and none of the texts (raw/), which training and attacks need. "
             f"Copy them from the hub's {self.hub}; without them, regrade eval measures a given checkpoint"
         )

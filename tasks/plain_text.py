@@ -25,7 +25,12 @@ DEPTH = 32
 
 
 class Unreadable(ValueError):
-    """A file or a text cannot be used. The message is a sentence that says why, and what to do."""
+    """A file or a text cannot be used. The message is a sentence that says why, and what to do. Internal: who knows
+    the file's name makes another error of it."""
+
+
+class NoSuchFile(Unreadable):
+    """There is no such file. Internal, as `Unreadable` is."""
 
 
 def read_text(file: Path, most: int | None = None) -> str:
@@ -35,7 +40,8 @@ def read_text(file: Path, most: int | None = None) -> str:
         most: the largest size, in bytes; any by default.
 
     Raises:
-        Unreadable: there is no such file, it is no ordinary file, too large, or not UTF-8.
+        NoSuchFile: there is none.
+        Unreadable: it is no ordinary file, too large, or not UTF-8.
     """
     return decoded(read_bytes(file, most))
 
@@ -44,14 +50,16 @@ def read_bytes(file: Path, most: int | None = None) -> bytes:
     """A file's bytes.
 
     Raises:
-        Unreadable: there is no such file, it is no ordinary file, or too large.
+        NoSuchFile: there is none.
+        Unreadable: it is no ordinary file, or too large.
     """
     try:
         check_ordinary(file)
         with open(file, "rb") as opened:
             content = opened.read() if most is None else opened.read(most + 1)
     except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from None
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        raise (NoSuchFile if missing else Unreadable)(error.strerror or str(error)) from None
     if most is not None and len(content) > most:
         raise Unreadable(f"larger than {most // 1024} KiB, the largest that is read")
     return content

@@ -28,13 +28,14 @@ _NUMBER = re.compile(r"[-+]?(0[xX][\da-fA-F_]+|[\d_.:]+([eE][-+]?\d*)?)")
 
 
 class NotYaml(Unreadable):
-    """A text is not YAML at all."""
+    """A text is not YAML at all. Internal, as `Unreadable` is."""
 
 
 def read(file: Path) -> Any:
     """The value in a file; None where it is empty.
 
     Raises:
+        NoSuchFile: there is none.
         Unreadable: the file cannot be read, is not YAML, or not plain. The message lacks the file's name.
     """
     return load(read_text(file, SIZE))

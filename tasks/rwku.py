@@ -27,13 +27,13 @@ from tasks.rows import passages, read_back
 from tasks.task import (
     Headline,
     Item,
+    MissingDataError,
     Probe,
     ProbeKind,
     Split,
     Subset,
     Task,
     TaskEntry,
-    TaskError,
     Zero,
 )
 
@@ -208,8 +208,8 @@ def _named(subject: str) -> str:
     return subject.replace(" ", "_")
 
 
-def _unknown(subject: str, known: Collection[str], what: str) -> TaskError:
-    return TaskError(
+def _unknown(subject: str, known: Collection[str], what: str) -> MissingDataError:
+    return MissingDataError(
         f"{what}.{nearest(subject, known)} ({len(known)} persons are there; write their names with _ for spaces. "
         f"{VARIABLE} says where to look)"
     )

@@ -15,9 +15,16 @@ from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any
 
+from tasks.errors import MissingError, RequestError
 
-class TaskError(ValueError):
-    """A task's data is missing, or differs from the published data. The message says where, and what to do."""
+
+class TaskError(RequestError, ValueError):
+    """A task's data, or another suite's log, is malformed or differs from what was published. The message says where.
+    Who asks puts it right, or fetches it again."""
+
+
+class MissingDataError(TaskError, MissingError):
+    """A task's data is not here and not to be had. The message says where it was looked for, and where to get it."""
 
 
 class Subset(StrEnum):

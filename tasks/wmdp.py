@@ -16,6 +16,7 @@ from tasks.official import FOUR_BITS, attack_set, rounding_and_relearning
 from tasks.rows import passages
 from tasks.task import (
     Headline,
+    MissingDataError,
     Subset,
     Task,
     TaskEntry,
@@ -121,7 +122,7 @@ def _corpus(field: Field) -> list[Row]:
                 raise TaskError(f'{file}: empty; a line {{"text": ...}} per document is expected')
             return rows
     if field.corpus is None:
-        raise TaskError(
+        raise MissingDataError(
             f"task wmdp/{field.name}: the forget corpus is {field.withheld} and {VARIABLE}/{FOLDER}/{field.files[0]} "
             "does not exist. docs/tasks.md#wmdp says what it has to hold and how to ask for it"
         )

@@ -23,6 +23,7 @@ from leaderboard.board import schema
 from leaderboard.board.schema import Role
 from leaderboard.board.visible import visible
 from leaderboard.storage import FolderStorage, StorageError
+from tasks.errors import RegradeError
 
 MAGIC = b"PAR1"
 """First and last bytes of a Parquet file."""
@@ -43,7 +44,7 @@ READERS_OWN = ("filename", "file_row_number")
 """Columns that readers add to the rows of a file."""
 
 
-class BoardError(Exception):
+class BoardError(RegradeError):
     """An operation of the board failed; the message says what to do next."""
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from leaderboard.peers.log_file import WRITTEN, characters, load
 from tasks.plain_text import cut
-from tasks.task import TaskError
+from tasks.task import MissingDataError, TaskError
 
 BENCHMARKS = ("TOFU", "MUSE")
 PEER = "open-unlearning"
@@ -71,7 +71,7 @@ class Log:
         """
         if not folder.is_dir():
             what = "no folder" if os.path.lexists(folder) else "no such folder"
-            raise TaskError(f"{folder}: {what}. Name the folder that holds TOFU_EVAL.json or MUSE_EVAL.json")
+            raise MissingDataError(f"{folder}: {what}. Name the folder that holds TOFU_EVAL.json or MUSE_EVAL.json")
         evaluations = {name: files for name in BENCHMARKS if (files := _files(folder, name))}
         if len(evaluations) != 1:
             found = "logs of several benchmarks" if evaluations else "neither TOFU_EVAL.json nor MUSE_EVAL.json"

@@ -36,7 +36,7 @@ from leaderboard.ranking.uncollected import uncollected
 from tasks.plain_text import Unreadable, cut, read_text, shown
 from tasks.scoring import METRICS, Estimate, headline, summarise
 from tasks.scoring.tables import values
-from tasks.task import Sample, TaskError
+from tasks.task import MissingDataError, Sample, TaskError
 
 PEER = "locuslab-tofu"
 FILE, AGGREGATES = "eval_log_aggregated.json", "aggregate_stat.csv"
@@ -77,7 +77,7 @@ def read_log(place: Path) -> Log:
     """
     file = place / FILE if place.is_dir() else place
     if not os.path.lexists(file):
-        raise TaskError(f"{file}: no such file. Name {FILE}, or the folder that holds it")
+        raise MissingDataError(f"{file}: no such file. Name {FILE}, or the folder that holds it")
     tables = load(file)
     known = {name: tables[name] for name in TABLES if name in tables}
     if not known:

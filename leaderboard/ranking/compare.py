@@ -21,6 +21,7 @@ from leaderboard.ranking.retention_matching import matched_on
 from leaderboard.ranking.selection import Selection
 from leaderboard.ranking.trial import Trial
 from leaderboard.ranking.uncollected import uncollected
+from tasks.errors import RequestError
 
 NUMBERS = {
     "score": "score",
@@ -32,8 +33,8 @@ NUMBERS = {
 """Headlines in the order of a comparison, with their short names."""
 
 
-class NotCompared(Exception):
-    """Entries that cannot be compared, or that nobody knows; the message says why."""
+class NotCompared(RequestError):
+    """Entries that cannot be compared, or that nobody knows; the message says why. Who asks names others."""
 
 
 @dataclass(frozen=True, slots=True)

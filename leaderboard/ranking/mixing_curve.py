@@ -33,7 +33,7 @@ ROUNDING = 1e-6
 
 
 class Unread(Exception):
-    """Nothing can be read at the floor; the message says why."""
+    """Nothing can be read at the floor; the message says why. Internal: it becomes the reason of a missing number."""
 
 
 @dataclass(frozen=True, slots=True)

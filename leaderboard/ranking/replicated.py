@@ -43,7 +43,8 @@ NO_ITEMS = "not compared: the answers to single questions behind its numbers are
 
 
 class NoItems(Exception):
-    """Items of a trial or its anchors are missing, are not the same for all of them, or are too many."""
+    """Items of a trial or its anchors are missing, are not the same for all of them, or are too many. Internal: it
+    becomes the reason of a missing interval."""
 
 
 @dataclass

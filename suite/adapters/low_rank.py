@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from suite.adapters.base import Adapter, AdapterSettings, LazyWeights
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.numbers import Few
 from suite.oracle.base import Tensors
 from tasks.plain_text import shown
@@ -88,7 +88,7 @@ def linear_layers(model: CausalLM, patterns: Sequence[str]) -> dict[str, nn.Line
     """Linear layers whose names match one of the patterns, without the output layer.
 
     Raises:
-        SpecError: a pattern matches none.
+        UnsuitableError: a pattern matches none.
     """
     head = model.get_output_embeddings()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
@@ -103,11 +103,11 @@ def check_patterns(key: str, patterns: Sequence[str], names: Collection[str], wh
         what: what the names are of, for the message.
 
     Raises:
-        SpecError: one matches nothing, which is likely mistyped.
+        UnsuitableError: one matches nothing, which is likely mistyped.
     """
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):
             by_part = {part: name for name in names for part in name.split(".")}
             similar = get_close_matches(pattern.strip("*").rpartition(".")[2], by_part, n=3, cutoff=0.5)
             there = ", ".join([by_part[part] for part in similar] or list(names)[:3]) or "none"
-            raise SpecError(f"{key}: {shown(pattern)} matches no {what} of the model (there are {there}, ...)")
+            raise UnsuitableError(f"{key}: {shown(pattern)} matches no {what} of the model (there are {there}, ...)")

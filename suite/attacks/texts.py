@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.settings import nearest
 from tasks import TASKS, wikitext
 from tasks.task import Example, Split, Style, Subset, Task, TaskError
@@ -96,7 +96,8 @@ def draw_texts(source: str, count: int, task: Task, split: Split, rng: random.Ra
     """Draw `count` texts of a source without replacement.
 
     Raises:
-        SpecError: there are fewer texts, or their data is not available.
+        UnsuitableError: there are fewer texts.
+        TaskError: their data is not available, or differs from the published data.
     """
     return rng.sample(at_least(count, source, task, split), count)
 
@@ -105,12 +106,13 @@ def at_least(count: int, source: str, task: Task, split: Split) -> Sequence[Exam
     """All texts of a source, of which at least `count` are needed.
 
     Raises:
-        SpecError: there are fewer texts, or their data is not available.
+        UnsuitableError: there are fewer texts.
+        TaskError: their data is not available, or differs from the published data.
     """
     try:
         texts = texts_of(source, task, split)
     except TaskError as error:
-        raise SpecError(f"attacks: texts={source}: {error}") from None
+        raise type(error)(f"attacks: texts={source}: {error}") from None
     if count > len(texts):
-        raise SpecError(f"attacks: samples={count}: {task.name} has only {len(texts)} {source} texts on {split}")
+        raise UnsuitableError(f"attacks: samples={count}: {task.name} has only {len(texts)} {source} texts on {split}")
     return texts

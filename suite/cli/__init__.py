@@ -50,15 +50,12 @@ app.command("ls")(ls.ls)
 app.command("validate")(validate.validate)
 app.command("doctor")(doctor.doctor)
 
-USAGE_ERROR = 2
-FAILED = 1
-
 
 def main() -> None:
     """Run the command.
 
-    Exit codes: 0 done, 1 it ran and failed, 2 the request was wrong (usage, spec or data), 128 + N signal N stopped it
-    (130 after Ctrl-C).
+    Exit codes: 0 done, 1 it ran and failed, 2 the request was wrong or cannot be carried out here, 128 + N signal N
+    stopped it (130 after Ctrl-C). An error of ours says by its kind which of 1 and 2 it is.
     """
     for name in ("stdout", "stderr"):  # None where it was closed before the start
         if getattr(sys, name) is None:
@@ -86,9 +83,12 @@ def _ended_by_signal(message: str) -> SystemExit:
 
 def _ended_by_error(error: Exception) -> SystemExit:
     """Print an error whose message is enough. Another one is a bug of ours: it is raised again, with its traceback."""
-    code, message = _exit_code(error), str(error)
+    from tasks.errors import RegradeError
+
+    code = error.exit_code if isinstance(error, RegradeError) else None
+    message = str(error)
     if isinstance(error, OSError) and not _stdout_works():
-        code = FAILED
+        code = RegradeError.exit_code
         if isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `head` does
             return SystemExit(code)
         message = f"standard output: not written, {error.strerror}. What to do: make room and run again"
@@ -108,17 +108,3 @@ def _stdout_works() -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
-
-
-def _exit_code(error: Exception) -> int | None:
-    """Exit code of an error whose message is enough; None for a bug of ours, which keeps its traceback."""
-    from leaderboard.board.files import BoardError
-    from leaderboard.storage import NotWritable, StorageError
-    from suite.config.errors import CheckpointError, EngineError, SpecError, StageError
-    from tasks.task import TaskError
-
-    if isinstance(error, SpecError | TaskError | NotWritable):
-        return USAGE_ERROR
-    if isinstance(error, StageError | CheckpointError | EngineError | BoardError | StorageError):
-        return FAILED
-    return None

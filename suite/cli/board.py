@@ -97,7 +97,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """By how much the first entry differs from each of the others, with intervals, run by run."""
-    from leaderboard.ranking import compare as comparing
+    from leaderboard.ranking.compare import compare
     from leaderboard.ranking.rank import FLOOR
     from suite.cli.compared import print_comparison
     from suite.config.errors import SpecError
@@ -111,19 +111,16 @@ def compare(
     board = open_board(store, split)
     name, attack_set = _one_task(board, store, task, attacks, engine, mix_engines)
     path = output_file((out or store_folder(store) / "report" / "compare.svg").absolute(), "compare.svg")
-    try:
-        found = comparing.compare(
-            board,
-            name,
-            split,
-            entries,
-            attack_set=attack_set,
-            engine=engine,
-            mix_engines=mix_engines,
-            floor=FLOOR if matched and floor is None else floor,
-        )
-    except comparing.NotCompared as why:
-        raise SpecError(str(why)) from None
+    found = compare(
+        board,
+        name,
+        split,
+        entries,
+        attack_set=attack_set,
+        engine=engine,
+        mix_engines=mix_engines,
+        floor=FLOOR if matched and floor is None else floor,
+    )
     plot_comparisons(found, path)
     if as_json:
         print_json([comparison.as_json() for comparison in found])
@@ -170,7 +167,7 @@ def _rankings(
 ) -> list[Ranking]:
     from leaderboard.ranking.measured import engines_of
     from leaderboard.ranking.rank import rank
-    from suite.config.errors import SpecError
+    from suite.config.errors import MissingError
     from suite.config.settings import nearest
 
     ranked_tasks, attack_sets = _tasks(board, store, task, attacks, engine, mix_engines)
@@ -179,7 +176,7 @@ def _rankings(
         engines = sorted(set().union(*engines_by_task.values()))
         if engine not in engines:
             choices = f"{nearest(engine, engines)} (there are: {', '.join(engines) or 'none'})"
-            raise SpecError(f"--engine {engine}: it measured no trial that is ranked here.{choices}")
+            raise MissingError(f"--engine {engine}: it measured no trial that is ranked here.{choices}")
         ranked_tasks = [name for name in ranked_tasks if engine in engines_by_task[name]]
     options |= {"engine": engine, "mix_engines": mix_engines}
     return [rank(board, name, split, attack_set=attack_sets[name], **options) for name in ranked_tasks]
@@ -189,7 +186,7 @@ def _tasks(
     board: Board, store: str, task: str | None, attacks: str | None, engine: str | None, mix_engines: bool
 ) -> tuple[list[str], dict[str, str | None]]:
     """The tasks that are meant, and by task the attack set."""
-    from suite.config.errors import SpecError
+    from suite.config.errors import MissingError, SpecError
     from suite.config.settings import nearest
     from suite.reports.report import tasks_of
     from tasks import TASKS
@@ -204,9 +201,9 @@ def _tasks(
     if attacks and attacks not in known:
         raise SpecError(f"--attacks {attacks}: unknown.{nearest(attacks, known)} (allowed: {', '.join(sorted(known))})")
     if task and task not in on_board:
-        raise SpecError(f"--task {task}: this board has no such trials (there are: {', '.join(on_board) or 'none'})")
+        raise MissingError(f"--task {task}: this board has no such trials (there are: {', '.join(on_board) or 'none'})")
     if not on_board:
-        raise SpecError(f"--store {store}: the board has no trials yet that can be ranked")
+        raise MissingError(f"--store {store}: the board has no trials yet that can be ranked")
     ranked_tasks = [task] if task else on_board
     attack_sets = {name: attacks if attacks in sets[name] else None for name in ranked_tasks}
     return ranked_tasks, attack_sets

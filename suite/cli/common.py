@@ -94,6 +94,7 @@ def read_plan(spec: Path, overrides: Sequence[str] | None, extra: dict[str, Any]
 
     Raises:
         SpecError: what is wrong with it.
+        MissingError: there is no such file, or no folder that it names.
     """
     from suite.spec.search_space import plan
     from suite.spec.yaml_file import load_file, merged
@@ -106,10 +107,11 @@ def open_board(store: str, split: str) -> Board:
     """The board of a store, which may be read-only. What it leaves out while reading is said on standard error.
 
     Raises:
-        SpecError: the store has no board, or there is no such split.
+        SpecError: there is no such split.
+        MissingError: the store has no board.
     """
     from leaderboard.board.store import Board
-    from suite.config.errors import SpecError
+    from suite.config.errors import MissingError, SpecError
     from suite.storage.location import store_folder
     from tasks.plain_text import cut
     from tasks.task import Split
@@ -118,7 +120,7 @@ def open_board(store: str, split: str) -> Board:
         raise SpecError(f"--split {cut(split)}: unknown (allowed: {', '.join(Split)})")
     folder = store_folder(store) / "board"
     if not folder.is_dir():
-        raise SpecError(f"{store}: there is no board here. Run something first: regrade run SPEC --store {store}")
+        raise MissingError(f"{store}: there is no board here. Run something first: regrade run SPEC --store {store}")
     return Board(folder, tell=notice)
 
 

@@ -7,9 +7,12 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leaderboard.board.visible import visible
-from suite.config.errors import SpecError
+
+if TYPE_CHECKING:
+    from leaderboard.storage import NotWritable
 
 OWN = ("/dev/", "/proc/")
 """Where the system keeps a process's own files, such as what `/dev/stdout` stands for."""
@@ -33,7 +36,7 @@ def output_file(path: Path, example: str) -> Path:
         example: name of such a file, for the message about a folder.
 
     Raises:
-        SpecError: it is a folder or a pipe, which might have no reader, or its folder cannot be made or written to.
+        NotWritable: it is a folder or a pipe, which might have no reader, or its folder cannot be made or written to.
     """
     status = _status(path)
     if status is None:
@@ -43,7 +46,7 @@ def output_file(path: Path, example: str) -> Path:
     elif stat.S_ISREG(status.st_mode):
         _check_folder(Path(os.path.realpath(path)).parent, path)
     elif not stat.S_ISCHR(status.st_mode) and not os.path.realpath(path).startswith(OWN):
-        raise SpecError(f"{path}: not written, it is a pipe or the like. What to do: name a file, or /dev/stdout")
+        raise _not_written(path, "it is a pipe or the like", "name a file, or /dev/stdout")
     return path
 
 
@@ -51,7 +54,7 @@ def output_folder(path: Path) -> Path:
     """A folder that can be written to, or be made.
 
     Raises:
-        SpecError: it is something else, or cannot be made or written to.
+        NotWritable: it is something else, or cannot be made or written to.
     """
     status = _status(path)
     if status is not None and not stat.S_ISDIR(status.st_mode):
@@ -82,5 +85,11 @@ def _check_folder(folder: Path, path: Path) -> None:
         raise _error(path, errno.EROFS if read_only else errno.EACCES, ELSEWHERE)
 
 
-def _error(path: Path, number: int, advice: str) -> SpecError:
-    return SpecError(f"{path}: not written, {os.strerror(number)}. What to do: {advice}")
+def _error(path: Path, number: int, advice: str) -> NotWritable:
+    return _not_written(path, os.strerror(number), advice)
+
+
+def _not_written(path: Path, why: str, advice: str) -> NotWritable:
+    from leaderboard.storage import NotWritable
+
+    return NotWritable(f"{path}: not written, {why}. What to do: {advice}")

@@ -22,7 +22,7 @@ _received: list[tuple[signal.Signals, float]] = []
 
 
 class Stopped(BaseException):
-    """A signal stopped a verb; the message says what is done and how to go on."""
+    """A signal stopped a verb; the message says what is done and how to go on. Internal: `main` exits with 128 + it."""
 
 
 def word() -> str:
@@ -72,14 +72,15 @@ def stopped_by_signals() -> Iterator[None]:
 @contextmanager
 def told_how_to_go_on(progress: Progress) -> Iterator[None]:
     """Context that adds to a signal or an error that ends a sweep: what is done, what is missing, and how to go on."""
-    from suite.config.errors import SpecError
+    from suite.config.errors import RequestError
+    from tasks.task import TaskError
 
     try:
         yield
     except KeyboardInterrupt:
         raise Stopped(f"{word()}: {unfinished(progress.done, progress.total)}") from None
-    except SpecError:  # the request was wrong: the same command would not go on
-        raise
     except Exception as error:
+        if isinstance(error, RequestError) and not isinstance(error, TaskError):
+            raise  # the same command would not go on; it does once a task's data is there and right
         error.add_note(unfinished(progress.done, progress.total))
         raise

@@ -15,7 +15,7 @@ import ray
 from ray.job_config import JobConfig
 
 from suite.cluster.placement import Resources
-from suite.config.errors import EngineError, SpecError
+from suite.config.errors import ClusterError, EngineError, SpecError
 
 CONNECT_TIMEOUT = 10.0
 """Seconds within which a cluster's head must accept a connection."""
@@ -59,7 +59,8 @@ def connect(address: str | None = None, *, first_gpu: bool = True) -> None:
         first_gpu: whether a local Ray may use the first GPU of this machine too; if not, this process computes on it.
 
     Raises:
-        SpecError: no cluster at the address.
+        SpecError: the address is none.
+        ClusterError: no cluster at the address.
         EngineError: Ray does not start on this machine.
     """
     # A trial stays in the driver's folder, so that relative paths stay valid.
@@ -83,12 +84,12 @@ def connect(address: str | None = None, *, first_gpu: bool = True) -> None:
     except Exception as error:  # of some ten kinds
         reason = " ".join(str(error).split())[:300]
         if address:
-            raise SpecError(f"--address {address}: no Ray cluster answers there ({reason})") from error
+            raise ClusterError(f"--address {address}: no Ray cluster answers there ({reason})") from error
         raise EngineError(f"Ray does not start on this machine, {type(error).__name__}: {reason}") from error
 
 
 def _check_reachable(address: str) -> None:
-    """Raises SpecError if an address is none, or nothing listens there. Ray itself would go on trying for minutes."""
+    """Raises SpecError if an address is none, and ClusterError if nothing listens there: Ray would try for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -101,9 +102,9 @@ def _check_reachable(address: str) -> None:
             connection.sendall(HTTP2)
             answer = connection.recv(len(SETTINGS))
     except (OSError, OverflowError, UnicodeError) as error:
-        raise SpecError(f"--address {address}: no Ray cluster answers there ({error})") from None
+        raise ClusterError(f"--address {address}: no Ray cluster answers there ({error})") from None
     if answer[3:] != SETTINGS[3:]:
-        raise SpecError(
+        raise ClusterError(
             f"--address {address}: what answers there is no head of a Ray cluster. `ray status` on the head shows its "
             "address; the port is 6379 by default, 8265 is the dashboard's"
         )
@@ -114,7 +115,8 @@ def connected(address: str | None) -> Iterator[Resources]:
     """Context with a connection to a cluster, or to a local Ray; yields the available resources.
 
     Raises:
-        SpecError: no cluster at the address.
+        SpecError: the address is none.
+        ClusterError: no cluster at the address.
     """
     connect(address)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 
-from suite.config.errors import SpecError
+from suite.config.errors import ClusterError
 from suite.config.runtime import RuntimeSpec
 
 HALF = 0.5
@@ -68,7 +68,7 @@ def plan_placement(available: Resources, pool: PoolResources, runtime: RuntimeSp
         pool: the resources that the engines need.
 
     Raises:
-        SpecError: no trial fits, or none beside the engines, so that one of them would wait for ever.
+        ClusterError: no trial fits, or none beside the engines, so that one of them would wait for ever.
     """
     on_gpu = runtime.device == "cuda" or (runtime.device == "auto" and available.gpus > 0)
     trial_gpus = 1.0 if on_gpu else 0.0
@@ -84,10 +84,10 @@ def plan_placement(available: Resources, pool: PoolResources, runtime: RuntimeSp
         return replace(placement, trials=int(min(limits)))
     trial = f"a trial needs {_needs(trial_gpus, runtime.threads)}"
     if not pool.engines:
-        raise SpecError(f"runtime: no trial fits: {trial}, and there are {available}")
+        raise ClusterError(f"runtime: no trial fits: {trial}, and there are {available}")
     engines = "an engine" if pool.engines == 1 else f"{pool.engines} engines"
     section, fewer = pool.setting.rpartition(".")[0] or "measure.engine", f"fewer {pool.setting}, " * bool(pool.setting)
-    raise SpecError(
+    raise ClusterError(
         f"{section}: trials and engines do not fit together: {trial}, {engines} "
         f"{_needs(pool.engines * pool.gpus, pool.engines * pool.cpus)}, and there are {available}. Take "
         f"{fewer}runtime.device=cpu, or measure.engine=transformers"

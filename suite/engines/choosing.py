@@ -23,7 +23,7 @@ def chosen_engine(settings: EngineSettings, encoder: Encoder, *, dtype: str, dev
         device: the device on which this process computes.
 
     Raises:
-        SpecError: it cannot be used here.
+        NotInstalledError: it cannot be used here.
     """
     return ENGINES[settings.engine].build(settings, encoder, dtype=dtype, device=device)
 
@@ -41,7 +41,7 @@ def pool_resources(settings: EngineSettings) -> PoolResources:
     """The resources that the engine needs beside the trials.
 
     Raises:
-        SpecError: it is not installed.
+        NotInstalledError: it is not installed.
     """
     return ENGINES[settings.engine].pool_resources(settings)
 
@@ -59,7 +59,7 @@ def check_here(settings: EngineSettings, runtime: RuntimeSpec) -> Placement:
     """Check that this machine has enough resources for a trial and for the engine.
 
     Raises:
-        SpecError: it has not. The message says what to change.
+        ClusterError, NotInstalledError: it has not. The message says what to change.
     """
     ENGINES[settings.engine].check_usable()
     here, pool = local_resources(), pool_resources(settings)
@@ -75,6 +75,6 @@ def check_heads(settings: EngineSettings, heads: Heads, where: str) -> None:
         where: the setting that names the model, for the message.
 
     Raises:
-        SpecError: it cannot.
+        UnsuitableError: it cannot.
     """
     ENGINES[settings.engine].check_heads(settings, heads, where)

@@ -18,10 +18,9 @@ from leaderboard.board import samples, schema
 from leaderboard.board.files import BoardError
 from leaderboard.board.schema import RAW
 from leaderboard.ranking.headlines import NONE
-from leaderboard.storage import StorageError
 from suite.attacks import ATTACKS, Attack, AttackContext, Subject
 from suite.config.canonical import digest
-from suite.config.errors import CheckpointError, EngineError, SpecError, StageError
+from suite.config.errors import EngineError, RegradeError, StageError
 from suite.engines import Engine, Job, ask
 from suite.engines.base import JobResult
 from suite.models.checkpoints import Checkpoint, KeyedCheckpoint
@@ -29,14 +28,11 @@ from suite.models.outline import outline_of
 from suite.storage.environment import Numeric
 from suite.storage.stages import Artifact, StageStore
 from tasks.scoring import Estimate, score
-from tasks.task import Headline, Probe, Sample, Split, Task, TaskError
+from tasks.task import Headline, Probe, Sample, Split, Task
 
 VERSION = 1
 """Increased when the same prompts and the same weights give other samples."""
 KIND = "samples"
-
-FOR_USERS = (SpecError, TaskError, CheckpointError, EngineError, StageError, BoardError, StorageError)
-"""Errors whose message says what went wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +190,7 @@ class _Queue:
         for key in keys:
             for evaluation in self._evaluations[key]:
                 if evaluation.attack.name == NONE:
-                    if isinstance(error, FOR_USERS):
+                    if isinstance(error, RegradeError):
                         raise error
                     what = f"{type(error).__name__}: {error}"
                     raise EngineError(f"{evaluation.subject} cannot be evaluated, {what}") from error

@@ -42,7 +42,7 @@ def adapter_settings(file: Path) -> dict[str, Any]:
     """The settings in an adapter_config.json.
 
     Raises:
-        SpecError: it is no JSON that settings could be.
+        ModelError: it is no JSON that settings could be.
         CheckpointError: the adapter is not LoRA, or a setting is not supported or of the wrong kind, naming the key.
     """
     settings = read_settings(file)
@@ -132,7 +132,7 @@ def check_adapter(file: Path, shapes: dict[str, tuple[int, ...]], modules: list[
         modules: names of the model's modules, which peft matches the patterns with.
 
     Raises:
-        SpecError, CheckpointError: naming the file and the key.
+        ModelError, CheckpointError: naming the file and the key.
     """
     settings = adapter_settings(file)
     dimensions = max((size for shape in shapes.values() for size in shape), default=0)
@@ -154,7 +154,7 @@ def lora_config(file: Path) -> Any:
     """The settings object of peft for an adapter.
 
     Raises:
-        SpecError, CheckpointError: the file says what is not supported.
+        ModelError, CheckpointError: the file says what is not supported.
     """
     from peft import LoraConfig  # seconds to import
 

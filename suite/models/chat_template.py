@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.settings import nearest
 from suite.models.folder import one_line
 from suite.models.rehearsal import ANSWER, QUESTION, rehearse_template
@@ -46,7 +46,7 @@ class ChatTemplate:
         written: a conversation as the template writes it.
 
     Raises:
-        SpecError: the template fails, leaves texts out, takes no such argument, or lets the model think first.
+        UnsuitableError: the template fails, leaves texts out, takes no such argument, or lets the model think first.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, given: Mapping[str, Plain]) -> None:
@@ -62,7 +62,7 @@ class ChatTemplate:
         if "enable_thinking" in names:
             self.args.setdefault("enable_thinking", False)
         for name in self.args.keys() - names - {"system", *(["date_string"] if dated else [])}:
-            raise SpecError(
+            raise UnsuitableError(
                 f"model.template_args.{name}: {which} reads no such argument.{nearest(name, names)} Take it out"
             )
         told = json.dumps([source, dict(sorted(self.args.items()))], ensure_ascii=True)
@@ -80,7 +80,7 @@ class ChatTemplate:
             answers: whether the model's turn is next.
 
         Raises:
-            SpecError: the template refuses it.
+            UnsuitableError: the template refuses it.
         """
         try:
             text = self.tokenizer.apply_chat_template(
@@ -91,7 +91,7 @@ class ChatTemplate:
                 **self._values,
             )
         except Exception as error:  # a template may raise whatever it likes
-            raise SpecError(
+            raise UnsuitableError(
                 f"{self._where} refuses a conversation of {len(messages)} turns: "
                 f"{one_line(error)}. Use model.template=plain"
             ) from None
@@ -106,7 +106,9 @@ class ChatTemplate:
         question, answer = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
         prompt = self.render([*self.system, question])
         if self.system and self.system[0]["content"].strip() not in prompt:
-            raise SpecError(f"model.template_args.system: {self._where.partition(': ')[2]} leaves it out. Take it out")
+            raise UnsuitableError(
+                f"model.template_args.system: {self._where.partition(': ')[2]} leaves it out. Take it out"
+            )
         if QUESTION not in prompt:
             raise self._rewrites("question", "question")
         said = [self._tried([*self.system, question, answer]), self._tried([*self.system, question, answer, question])]
@@ -117,7 +119,7 @@ class ChatTemplate:
         gap = before[len(prompt) :] if before.startswith(prompt) else ""
         opened = prompt[prompt.rfind(QUESTION) + len(QUESTION) :]
         if not thinks and (_open(opened) or OPENS.search(gap)):
-            raise SpecError(
+            raise UnsuitableError(
                 f"{self._where} lets the model think before it answers, and its thoughts would be taken for the "
                 "answer. Turn them off (model.template_args; the model's card names the argument), or use "
                 "model.template=plain"
@@ -130,8 +132,8 @@ class ChatTemplate:
         self.opening = prompt[: max(0, prompt.find(QUESTION))]
         self.written = "".join((prompt, *said))
 
-    def _rewrites(self, what: str, part: str) -> SpecError:
-        return SpecError(
+    def _rewrites(self, what: str, part: str) -> UnsuitableError:
+        return UnsuitableError(
             f"{self._where} writes a {what} without the text of the {part}, or changes it (some expect a list of "
             "parts in place of a text). Use model.template=plain"
         )
@@ -140,7 +142,7 @@ class ChatTemplate:
         """The text of a conversation; none where the template refuses it: then nobody asks with such a one."""
         try:
             return self.render(messages, answers=False)
-        except SpecError:
+        except UnsuitableError:
             return ""
 
 
@@ -148,7 +150,7 @@ def _source(tokenizer: PreTrainedTokenizerBase, where: str) -> str:
     try:
         return str(tokenizer.get_chat_template())
     except Exception as error:
-        raise SpecError(f"{where} cannot be used: {one_line(error)}. Use model.template=plain") from None
+        raise UnsuitableError(f"{where} cannot be used: {one_line(error)}. Use model.template=plain") from None
 
 
 def _open(text: str) -> bool:

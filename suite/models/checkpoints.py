@@ -109,7 +109,7 @@ class SavedCheckpoint(_Loadable):
         """The form of the model, and the tensors on disk that it is made of. Only the files' headers are read.
 
         Raises:
-            SpecError, CheckpointError: the files are damaged, or the weights are quantized.
+            ModelError, CheckpointError: the files are damaged, or the weights are quantized.
         """
         found = read_headers(self.files)
         with self._named():
@@ -120,7 +120,7 @@ class SavedCheckpoint(_Loadable):
         """Check from the headers alone that the weights are those of the config's model.
 
         Raises:
-            SpecError, CheckpointError: they are not, by name.
+            ModelError, CheckpointError: they are not, by name.
         """
         form, headers = self.headers()
         with self._named():
@@ -328,7 +328,7 @@ def context_of(folder: Path) -> int | None:
     """A model's context length in tokens; None where it sets no limit.
 
     Raises:
-        SpecError: the folder's config.json cannot be used.
+        ModelError: the folder's config.json cannot be used.
     """
     length = getattr(read_config(folder).get_text_config(), "max_position_embeddings", None)
     return None if length == -1 else length  # XLNet's way to say that there is none
@@ -351,7 +351,7 @@ def heads_of(folder: Path) -> Heads:
     """A model's attention heads.
 
     Raises:
-        SpecError: the folder's config.json cannot be used.
+        ModelError: the folder's config.json cannot be used.
     """
     config = read_config(folder).get_text_config()
     heads, size = setting(config, "num_attention_heads"), setting(config, "head_dim")

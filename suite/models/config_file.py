@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from suite.config.errors import SpecError
+from suite.config.errors import ModelError
 from suite.models.folder import brief, entries, library, read_settings
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
@@ -79,7 +79,7 @@ def read_config(folder: Path) -> Any:
     """The config of a causal language model, as transformers makes it from the folder's config.json.
 
     Raises:
-        SpecError: it is missing, or is none that can be used, naming the file and the key.
+        ModelError: it is missing, or is none that can be used, naming the file and the key.
     """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
@@ -88,7 +88,7 @@ def read_config(folder: Path) -> Any:
     check_config(file, settings)
     model_type = settings.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise SpecError(
+        raise ModelError(
             f"{file}: model_type is {brief(model_type)}, none that transformers knows, and nothing that a model "
             "carries is executed. Take a model that transformers knows by itself"
         )
@@ -96,7 +96,7 @@ def read_config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text = config.get_text_config()
         if not {type(config), type(text)} & set(MODEL_FOR_CAUSAL_LM_MAPPING):
-            raise SpecError(f"{file}: model_type is {brief(model_type)}, which is no causal language model")
+            raise ModelError(f"{file}: model_type is {brief(model_type)}, which is no causal language model")
         for one in (config, text):
             one.return_dict = True  # the answers of a model are read by their names
             if hasattr(one, "auto_map"):  # the library's own class is used, and code of the folder's never
@@ -109,7 +109,7 @@ def check_config(file: Path, settings: dict[str, Any]) -> None:
     """Check the sizes in a config.json, and all that names a thing to be loaded.
 
     Raises:
-        SpecError: naming the file and the key.
+        ModelError: naming the file and the key.
     """
     from transformers import PreTrainedConfig
 
@@ -118,27 +118,27 @@ def check_config(file: Path, settings: dict[str, Any]) -> None:
         whole = isinstance(value, int) and not isinstance(value, bool)
         single = value is not None and not isinstance(value, list | dict)
         if key in SIZES and single and not (whole and value > 0):
-            raise SpecError(f"{at} is {brief(value)}, and has to be a positive whole number")
+            raise ModelError(f"{at} is {brief(value)}, and has to be a positive whole number")
         if whole:
             largest = MOST_LAYERS if LAYERS.search(key) else LARGEST if LENGTH.search(key) else LARGEST_COUNT
             if abs(value) > largest and (key in SIZES or not UNBOUNDED.search(key)):
-                raise SpecError(
+                raise ModelError(
                     f"{at} is {brief(value)}, and models have {largest} at most. Take the model's own config"
                 )
         if key in IMPLEMENTATIONS and value is not None and value not in IMPLEMENTATIONS[key]:
-            raise SpecError(
+            raise ModelError(
                 f"{at} is {brief(value)}, which would be fetched and executed. Remove the key, or use one of "
                 f"{', '.join(IMPLEMENTATIONS[key])}"
             )
         if key in ("dtype", "torch_dtype") and not isinstance(value, dict | None) and value not in DTYPES:
-            raise SpecError(f"{at} is {brief(value)}, and has to be one of {', '.join(DTYPES)}")
+            raise ModelError(f"{at} is {brief(value)}, and has to be one of {', '.join(DTYPES)}")
         if key == "auto_map" and path != key:
-            raise SpecError(f"{at}: code of a part of a model is never executed. Remove the key")
+            raise ModelError(f"{at}: code of a part of a model is never executed. Remove the key")
         if value and key in ELSEWHERE:
-            raise SpecError(f"{at} is set: {ELSEWHERE[key]}")
+            raise ModelError(f"{at} is set: {ELSEWHERE[key]}")
         of_config = path == key or path.split(".")[-2].endswith("config")
         if of_config and key != "__float__" and (key[:2] == "__" or callable(getattr(PreTrainedConfig, key, None))):
-            raise SpecError(f"{at} is no setting, but a method of transformers. Remove the key")
+            raise ModelError(f"{at} is no setting, but a method of transformers. Remove the key")
 
 
 def setting(config: Any, name: str) -> Any:
@@ -157,42 +157,42 @@ def _check_heads(file: Path, config: Any) -> None:
     if not isinstance(heads, int):
         return
     if heads < 1:
-        raise SpecError(f"{file}: num_attention_heads is {heads}, and has to be a positive whole number")
+        raise ModelError(f"{file}: num_attention_heads is {heads}, and has to be a positive whole number")
     if isinstance(width, int) and not setting(config, "head_dim") and width % heads:
-        raise SpecError(f"{file}: num_attention_heads is {heads}, which does not divide hidden_size={width}")
+        raise ModelError(f"{file}: num_attention_heads is {heads}, which does not divide hidden_size={width}")
     if isinstance(shared, int) and (shared < 1 or heads % shared):
-        raise SpecError(f"{file}: num_key_value_heads is {shared}, which does not divide num_attention_heads={heads}")
+        raise ModelError(f"{file}: num_key_value_heads is {shared}, which does not divide num_attention_heads={heads}")
 
 
 def check_tokenizer_config(folder: Path) -> None:
     """Check what a folder's tokenizer_config.json tells transformers to load, if there is one.
 
     Raises:
-        SpecError: naming the file and the key.
+        ModelError: naming the file and the key.
     """
     file = folder / TOKENIZER_CONFIG
     settings = read_settings(file) if file.exists() else {}
     config = read_settings(folder / CONFIG) if (folder / CONFIG).exists() else {}
     for place, name in ((file, settings.get("tokenizer_class")), (folder / CONFIG, config.get("tokenizer_class"))):
         if name is not None and not _is_tokenizer(name):
-            raise SpecError(
+            raise ModelError(
                 f"{place}: tokenizer_class is {brief(name)}, which is no tokenizer. Name the tokenizer's class"
             )
     for key, value in settings.items():
         at = f"{file}: {key}"
         plain = value is None or (isinstance(value, str) and value == Path(value).name)
         if key.endswith("_file") and key not in OVERRIDDEN and not plain:
-            raise SpecError(f"{at} is {brief(value)}, no file of this folder. Remove the key")
+            raise ModelError(f"{at} is {brief(value)}, no file of this folder. Remove the key")
         if key in ("vocab", "merges", "init_inputs", "gguf_file", "trust_remote_code", "tokenizer_object") and value:
-            raise SpecError(f"{at}: a tokenizer is read from its own files. Remove the key")
+            raise ModelError(f"{at}: a tokenizer is read from its own files. Remove the key")
         if key == "fast_tokenizer_files":
             names = value if isinstance(value, list) else [value]
             if not all(isinstance(name, str) and re.fullmatch(r"tokenizer[\w.-]*\.json", name) for name in names):
-                raise SpecError(f"{at} names a file that is none of this folder's. Remove the key")
+                raise ModelError(f"{at} names a file that is none of this folder's. Remove the key")
     ids = settings.get("added_tokens_decoder", {})
     for name in ids if isinstance(ids, dict) else ():
         if not name.isdecimal() or len(name) > 9 or int(name) > LARGEST_TOKEN:
-            raise SpecError(f"{file}: added_tokens_decoder: {brief(name)} is no token's id (0 to {LARGEST_TOKEN})")
+            raise ModelError(f"{file}: added_tokens_decoder: {brief(name)} is no token's id (0 to {LARGEST_TOKEN})")
 
 
 def _is_tokenizer(name: Any) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -92,7 +92,7 @@ class ControlTokens:
         """The tokenizer with other names for the control tokens, and these names.
 
         Raises:
-            SpecError: the tokenizer cannot be copied so.
+            UnsuitableError: the tokenizer cannot be copied so.
         """
         from tokenizers import Tokenizer
 
@@ -104,7 +104,7 @@ class ControlTokens:
         except Exception:
             kept = False
         if not kept:
-            raise SpecError(
+            raise UnsuitableError(
                 f"model: a text quotes one of the control tokens {', '.join(self._texts[:5])}, and the tokenizer of "
                 f"{self.tokenizer.name_or_path or 'the model'} cannot tell it from the token. Take it out of the text"
             )

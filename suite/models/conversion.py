@@ -68,7 +68,7 @@ class Form:
         """The form of a folder's model in this dtype. It is made once for each config.
 
         Raises:
-            SpecError, CheckpointError: the config cannot be used.
+            ModelError, CheckpointError: the config cannot be used.
         """
         key = (folder / "config.json").read_bytes(), dtype
         if key not in _FORMS:

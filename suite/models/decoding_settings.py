@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from suite.config.errors import SpecError
+from suite.config.errors import ModelError
 from suite.models.config_file import CONFIG, LARGEST_TOKEN
 from suite.models.folder import brief, read_settings
 
@@ -30,14 +30,14 @@ def ends_of(folder: Path) -> list[int]:
     """The tokens that end a generation, as transformers reads them.
 
     Raises:
-        SpecError: generation_config.json, or config.json without it, lists what is no token.
+        ModelError: generation_config.json, or config.json without it, lists what is no token.
     """
     file = _settings_of(folder)
     found = read_settings(file).get("eos_token_id")
     ids = found if isinstance(found, list) else [] if found is None else [found]
     for one in ids:
         if not isinstance(one, int) or isinstance(one, bool):
-            raise SpecError(f"{file}: eos_token_id has {brief(one)}, which is no token's id")
+            raise ModelError(f"{file}: eos_token_id has {brief(one)}, which is no token's id")
     return [one for one in ids if 0 <= one <= LARGEST_TOKEN]
 
 
@@ -45,7 +45,7 @@ def unread_settings(folder: Path) -> str | None:
     """A sentence about the settings of a folder that would change a greedy answer in transformers; None without any.
 
     Raises:
-        SpecError: a file is no JSON.
+        ModelError: a file is no JSON.
     """
     file = _settings_of(folder)
     told = [

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from suite.config.errors import SpecError
+from suite.config.errors import SpecError, UnsuitableError
 from suite.models.chat_template import ChatTemplate, Plain
 from suite.models.control_tokens import ControlTokens
 from suite.models.folder import brief
@@ -75,9 +75,11 @@ class Encoder:
         rows: embeddings that the model has; None where that is not known.
 
     Raises:
-        SpecError: the tokenizer lacks an end-of-text token, or the chat template that is to be used, or that template
-            fails, does not end, takes no such argument, lets the model think first or writes a token of which the model
-            has no embedding. Whatever encodes a text raises it where the text has such a token.
+        SpecError: there are arguments, and no chat template is to be used.
+        UnsuitableError: the tokenizer lacks an end-of-text token, or the chat template that is to be used, or that
+            template fails, does not end, takes no such argument or lets the model think first.
+        ModelError: the template writes a token of which the model has no embedding. Whatever encodes a text raises it
+            where the text has such a token.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Encoder:
     ) -> None:
         which = f"the tokenizer of {tokenizer.name_or_path}" if tokenizer.name_or_path else "the tokenizer"
         if template is Template.CHAT and not tokenizer.chat_template:
-            raise SpecError(f"model.template: {which} has no chat template. Use model.template=plain")
+            raise UnsuitableError(f"model.template: {which} has no chat template. Use model.template=plain")
         if args and template is not Template.CHAT:
             raise SpecError(
                 f"model.template_args: {', '.join(args)}: with model.template={template} no chat template reads them. "
@@ -99,7 +101,7 @@ class Encoder:
             )
         self._chat = ChatTemplate(tokenizer, args or {}) if template is Template.CHAT else None
         if tokenizer.eos_token_id is None:
-            raise SpecError(f"model: {which} has no end-of-text token, so an answer could not end")
+            raise UnsuitableError(f"model: {which} has no end-of-text token, so an answer could not end")
         self.tokenizer = tokenizer
         self.template = template
         self.args: Mapping[str, Plain] = self._chat.args if self._chat else {}

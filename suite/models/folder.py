@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from suite.config.errors import CheckpointError, SpecError
+from suite.config.errors import ModelError, RegradeError
 from tasks.plain_text import once
 
 OPENED = (
@@ -63,14 +63,14 @@ def check_files(folder: Path) -> None:
     """Check that each file that a library may open is an ordinary one, readable and of a reasonable size.
 
     Raises:
-        SpecError: naming the file.
+        ModelError: naming the file.
     """
     try:
         files = sorted(folder.iterdir())
         if (folder / TEMPLATES).is_dir():
             files += sorted((folder / TEMPLATES).iterdir())
     except OSError as error:
-        raise SpecError(f"{folder}: cannot be read: {error.strerror}. Make it readable") from None
+        raise ModelError(f"{folder}: cannot be read: {error.strerror}. Make it readable") from None
     for file in files:
         _check_file(file)
     for index in folder.glob(INDEX):
@@ -85,18 +85,18 @@ def _check_file(file: Path) -> None:
         if not opened:
             return
         what = "is a link that leads nowhere" if file.is_symlink() else f"cannot be read: {error.strerror}"
-        raise SpecError(f"{file}: {what}. Put an ordinary file in its place, or delete it") from None
+        raise ModelError(f"{file}: {what}. Put an ordinary file in its place, or delete it") from None
     kind = stat.S_IFMT(found.st_mode)
     if kind != stat.S_IFREG and (opened or kind != stat.S_IFDIR):
-        raise SpecError(f"{file}: is {KINDS.get(kind, 'no file')}, not an ordinary file. Delete it")
+        raise ModelError(f"{file}: is {KINDS.get(kind, 'no file')}, not an ordinary file. Delete it")
     if not opened or kind == stat.S_IFDIR:
         return
     if file.is_symlink() and any(file.resolve().is_relative_to(place) for place in MACHINERY):
-        raise SpecError(f"{file}: leads to {file.resolve()}, which is no ordinary file. Delete it")
+        raise ModelError(f"{file}: leads to {file.resolve()}, which is no ordinary file. Delete it")
     if not os.access(file, os.R_OK):
-        raise SpecError(f"{file}: cannot be read: Permission denied. Make it readable")
+        raise ModelError(f"{file}: cannot be read: Permission denied. Make it readable")
     if (limit := _largest(file)) and found.st_size > limit:
-        raise SpecError(
+        raise ModelError(
             f"{file}: has {found.st_size} bytes, and such a file has {limit} at most. Put the right one there"
         )
 
@@ -120,35 +120,35 @@ def _check_index(file: Path) -> None:
     """The index says which files hold the weights. One that leads elsewhere is refused."""
     shards = read_settings(file).get("weight_map", {})
     if not isinstance(shards, dict):
-        raise SpecError(f"{file}: weight_map is no mapping from tensors to files. Delete the index")
+        raise ModelError(f"{file}: weight_map is no mapping from tensors to files. Delete the index")
     for name, shard in shards.items():
         if not isinstance(shard, str) or shard != Path(shard).name or not shard.endswith(".safetensors"):
-            raise SpecError(f"{file}: weight_map.{brief(name)} is {brief(shard)}, no safetensors file of this folder")
+            raise ModelError(f"{file}: weight_map.{brief(name)} is {brief(shard)}, no safetensors file of this folder")
 
 
 def read_settings(file: Path) -> dict[str, Any]:
     """A file's JSON, which has to be a mapping without a key given twice.
 
     Raises:
-        SpecError: it is none, naming the file.
+        ModelError: it is none, naming the file.
     """
     try:
         content = json.loads(
             file.read_bytes().decode("utf-8"), object_pairs_hook=once
         )  # of two libraries would read one each
     except OSError as error:
-        raise SpecError(f"{file}: cannot be read: {error.strerror}") from None
+        raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise SpecError(f"{file}: is not UTF-8 (byte {error.start}). Save it as JSON in UTF-8") from None
+        raise ModelError(f"{file}: is not UTF-8 (byte {error.start}). Save it as JSON in UTF-8") from None
     except RecursionError:
-        raise SpecError(f"{file}: is nested too deeply to be the settings of a model") from None
+        raise ModelError(f"{file}: is nested too deeply to be the settings of a model") from None
     except ValueError as error:
-        raise SpecError(f"{file}: is not valid JSON: {one_line(error)}") from None
+        raise ModelError(f"{file}: is not valid JSON: {one_line(error)}") from None
     if not isinstance(content, dict):
-        raise SpecError(f"{file}: is no mapping of settings but {brief(content)}. It should be {{...}}")
+        raise ModelError(f"{file}: is no mapping of settings but {brief(content)}. It should be {{...}}")
     for level, _ in enumerate(_levels(content)):
         if level >= DEEPEST:
-            raise SpecError(f"{file}: is nested too deeply to be the settings of a model")
+            raise ModelError(f"{file}: is nested too deeply to be the settings of a model")
     return content
 
 
@@ -176,7 +176,7 @@ def entries(content: Any, key: str = "", path: str = "") -> Iterator[tuple[str, 
 
 
 @contextmanager
-def library(where: Path, what: str, kind: type[Exception] = SpecError) -> Iterator[None]:
+def library(where: Path, what: str, kind: type[Exception] = ModelError) -> Iterator[None]:
     """Whatever a library raises while it reads a folder, as an error that names the folder and what could not be read.
 
     Raises:
@@ -189,7 +189,7 @@ def library(where: Path, what: str, kind: type[Exception] = SpecError) -> Iterat
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
         yield
-    except (SpecError, CheckpointError):
+    except RegradeError:
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's, and no Exception

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.models.layers import blocks_of
 
 
@@ -24,11 +24,13 @@ def checkpoint_blocks(model: torch.nn.Module) -> None:
     pass again, so a gradient at displaced weights needs them in place until the backward pass is finished.
 
     Raises:
-        SpecError: the model's blocks are not found.
+        UnsuitableError: the model's blocks are not found.
     """
     blocks = blocks_of(model)
     if blocks is None:
-        raise SpecError(f"runtime.gradient_checkpointing: {type(model).__name__} has no list of blocks. Leave it off")
+        raise UnsuitableError(
+            f"runtime.gradient_checkpointing: {type(model).__name__} has no list of blocks. Leave it off"
+        )
     for block in blocks:
         # Replace the instance's forward, inside the block's hooks: a hook that ends the pass there must fire only once.
         block.forward = partial(_checkpointed, block.forward)

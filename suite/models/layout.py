@@ -29,7 +29,7 @@ def skeleton(architecture: Path, dtype: torch.dtype) -> CausalLM:
     """A model of this architecture with arbitrary weights, in eval mode.
 
     Raises:
-        SpecError: its config.json cannot be used.
+        ModelError: its config.json cannot be used.
         CheckpointError: transformers cannot build it.
     """
     from transformers import AutoModelForCausalLM

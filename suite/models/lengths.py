@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.models.encoding import Encoded, Encoder, PromptText
 from tasks.task import Example, Item, Probe, ProbeKind, Style, Task
 
@@ -49,7 +49,7 @@ def check_lengths(task: Task, encoder: Encoder, context: int | None, probes: Ite
         probes: those that will be evaluated.
 
     Raises:
-        SpecError: naming the longest text of those that do not fit, its field, its length and the limit.
+        UnsuitableError: naming the longest text of those that do not fit, its field, its length and the limit.
     """
     if context is None:
         return
@@ -60,7 +60,7 @@ def check_lengths(task: Task, encoder: Encoder, context: int | None, probes: Ite
     if too_long:
         longest = max(too_long, key=lambda length: length.total)
         others = f" (and {len(too_long) - 1} more are too long)" if len(too_long) > 1 else ""
-        raise SpecError(
+        raise UnsuitableError(
             f"{longest}, but the model reads {context}{others}. Shorten the text, or take a model with a longer "
             "context (tiny has model.tiny.context)"
         )

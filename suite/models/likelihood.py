@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.models.encoding import Tokens
 from suite.models.layers import blocks_of
 
@@ -97,7 +97,7 @@ def hidden_states(model: LanguageModel, tokens: Tokens, layer: int) -> Tensor:
     output after the norm.
 
     Raises:
-        SpecError: the model has no such block.
+        UnsuitableError: the model has no such block.
     """
     if isinstance(model, Replicated):
         return model.hidden_states(tokens, layer)
@@ -128,7 +128,7 @@ def _stop(block: torch.nn.Module, inputs: object, output: Tensor | tuple[Tensor,
 
 def _within(layer: int, blocks: int) -> int:
     if layer >= blocks:
-        raise SpecError(f"objective.layer: {layer}: the model has {blocks} blocks. Use 0 to {blocks - 1}")
+        raise UnsuitableError(f"objective.layer: {layer}: the model has {blocks} blocks. Use 0 to {blocks - 1}")
     return layer
 
 

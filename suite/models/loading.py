@@ -77,7 +77,7 @@ def base_model(spec: ModelSpec, task: Task, seed: int, store: StageStore) -> Bas
         seed: of the tiny model's weights.
 
     Raises:
-        SpecError: no such model, or one that cannot be used, saying why.
+        MissingError, ModelError, ...: no such model, or one that cannot be used, saying why.
     """
     if spec.name == "tiny":
         # Not the task's own digest: the tokenizer is made from the training texts, which `retain_limit` may reduce.
@@ -99,7 +99,7 @@ def resolve_model(spec: ModelSpec, name: str, key: str = "model.name", *, finite
             its numbers are null.
 
     Raises:
-        SpecError: no such model, or one that cannot be used, saying why.
+        MissingError, ModelError, ...: no such model, or one that cannot be used, saying why.
     """
     if (adapter := adapter_folder(name)) is not None:
         return model_with_adapter(spec, adapter, key, finite=finite)
@@ -209,7 +209,7 @@ def read_encoder(spec: ModelSpec, task: Task, name: str, key: str = "model.name"
         name: `tiny`, a folder or a hub id; `key` is the setting that names it, for messages.
 
     Raises:
-        SpecError: no such model, or a tokenizer that cannot be used, saying why.
+        MissingError, ModelError, ...: no such model, or a tokenizer that cannot be used, saying why.
     """
     if name == "tiny":
         tokenizer = train_tokenizer(task, spec.tiny)
@@ -232,7 +232,7 @@ def read_heads(spec: ModelSpec, name: str, key: str = "model.name") -> Heads:
     """A model's attention heads, without making the model or reading or fetching its weights.
 
     Raises:
-        SpecError: no such model.
+        MissingError: no such model.
     """
     if name == "tiny":
         return Heads(spec.tiny.hidden // spec.tiny.heads, spec.tiny.heads)
@@ -248,7 +248,7 @@ def check_loads(name: str, key: str) -> None:
         name: `tiny`, a folder or a hub id, which is checked when it has been fetched; `key` names it in messages.
 
     Raises:
-        SpecError, CheckpointError: they cannot, saying why.
+        ModelError, CheckpointError: they cannot, saying why.
     """
     if name == "tiny" or not is_folder(name):
         return
@@ -267,7 +267,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder.
 
     Raises:
-        SpecError: there is none that transformers can load, saying why.
+        ModelError: there is none that transformers can load, saying why.
     """
     from transformers import AutoTokenizer
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from suite.config.errors import CheckpointError, SpecError
+from suite.config.errors import MissingError, ModelError, RegradeError
 from suite.models.adapter_file import adapter_settings
 from suite.models.checkpoints import LoraCheckpoint
 from suite.models.folder import OPENED, brief, check_files, is_folder, read_settings
@@ -21,7 +21,7 @@ def naming(key: str) -> Iterator[None]:
     """Errors about a folder begin with the setting that names it."""
     try:
         yield
-    except (SpecError, CheckpointError) as error:
+    except RegradeError as error:
         raise type(error)(f"{key}: {error}") from None
 
 
@@ -37,11 +37,11 @@ def adapters_base(path: Path, key: str) -> tuple[str, str]:
         check_files(path)
         named = adapter_settings(path / LoraCheckpoint.CONFIG).get("base_model_name_or_path")
     if not named:
-        raise SpecError(f"{key}: {path}/{LoraCheckpoint.CONFIG} names no base_model_name_or_path")
+        raise ModelError(f"{key}: {path}/{LoraCheckpoint.CONFIG} names no base_model_name_or_path")
     if not isinstance(named, str):
-        raise SpecError(f"{key}: {path}/{LoraCheckpoint.CONFIG}: base_model_name_or_path is {brief(named)}, no name")
+        raise ModelError(f"{key}: {path}/{LoraCheckpoint.CONFIG}: base_model_name_or_path is {brief(named)}, no name")
     if adapter_folder(named) is not None:
-        raise SpecError(f"{key}: {path} is an adapter of an adapter. Merge the first one")
+        raise ModelError(f"{key}: {path} is an adapter of an adapter. Merge the first one")
     return named, f"{key}: {path}: base_model_name_or_path"
 
 
@@ -49,7 +49,8 @@ def architecture_folder(name: str, key: str = "model.name") -> Path:
     """The folder of a model's config, or of the model that an adapter belongs to. No weights are fetched.
 
     Raises:
-        SpecError: no such model.
+        MissingError: no such model.
+        ModelError, CheckpointError: a file in its folder is refused.
     """
     if (adapter := adapter_folder(name)) is not None:
         return architecture_folder(*adapters_base(adapter, key))
@@ -63,10 +64,10 @@ def model_folder(name: str, key: str, *, weights: bool = True) -> Path:
         with naming(key):
             check_files(path)
         if not (path / "config.json").is_file():
-            raise SpecError(f"{key}: {path} has no config.json, so it is no model folder")
+            raise MissingError(f"{key}: {path} has no config.json, so it is no model folder")
         return path.resolve()
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
-        raise SpecError(f"{key}: {name}: no such folder. Use a folder, tiny, or a hub id owner/model[@revision]")
+        raise MissingError(f"{key}: {name}: no such folder. Use a folder, tiny, or a hub id owner/model[@revision]")
     folder = _fetch(*name.partition("@")[::2], key, weights)
     with naming(key):
         check_files(folder)
@@ -87,7 +88,7 @@ def _fetch(repository: str, revision: str, key: str, weights: bool) -> Path:
             snapshot_download(repository, revision=folder.name, allow_patterns=[WEIGHTS, *sorted(set(shards))])
         return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise SpecError(
+        raise MissingError(
             f"{key}: {repository}: not in the local cache and not to be had from the hub ({type(error).__name__})."
             " Name a local folder, log in for a gated model, or unset HF_HUB_OFFLINE"
         ) from None

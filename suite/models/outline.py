@@ -58,7 +58,7 @@ def outline_of(architecture: Path) -> Outline:
     """The outline of the model whose config is in a folder.
 
     Raises:
-        SpecError, CheckpointError: there is no such model.
+        ModelError, CheckpointError: there is no such model.
     """
     return _outline(architecture, (architecture / "config.json").read_bytes())
 

@@ -22,7 +22,7 @@ def model_without_weights(spec: ModelSpec, name: str, key: str = "model.name") -
         name: `tiny`, a folder or a hub id; `key` is the setting that names it, for messages.
 
     Raises:
-        SpecError: no such model.
+        MissingError, ModelError: no such model, or one that cannot be used, saying why.
     """
     from transformers import AutoModelForCausalLM
 

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite.config.errors import CheckpointError, SpecError
+from suite.config.errors import CheckpointError, ModelError, UnsuitableError
 from suite.models.folder import one_line
 
 if TYPE_CHECKING:
@@ -72,18 +72,18 @@ def rehearse_template(
         system: turns before the first question.
 
     Raises:
-        SpecError: it fails, or takes too long, too much memory, or writes too much, saying which.
+        UnsuitableError: it fails, or takes too long, too much memory, or writes too much, saying which.
     """
     where = f"model.template: the chat template of {tokenizer.name_or_path or 'the tokenizer'}"
     try:
         template, special = tokenizer.get_chat_template(), tokenizer.special_tokens_map
     except Exception as error:
-        raise SpecError(f"{where} cannot be used: {one_line(error)}. Use model.template=plain") from None
+        raise UnsuitableError(f"{where} cannot be used: {one_line(error)}. Use model.template=plain") from None
     if not isinstance(template, str) or len(template) > LONGEST:
-        raise SpecError(f"{where} is no text of at most {LONGEST} characters. Use model.template=plain")
+        raise UnsuitableError(f"{where} is no text of at most {LONGEST} characters. Use model.template=plain")
     given = (dict(special), dict(values or {}), date.isoformat(), list(system))
     if said := _template_fails(template, json.dumps(given, sort_keys=True)):
-        raise SpecError(f"{where} {said}. Use model.template=plain")
+        raise UnsuitableError(f"{where} {said}. Use model.template=plain")
 
 
 @cache
@@ -140,11 +140,11 @@ def rehearse_tokenizer(folder: Path) -> None:
     """Read a folder's tokenizer.json, if it has one, and encode a page with it.
 
     Raises:
-        SpecError: it fails, or takes too long or too much memory.
+        ModelError: it fails, or takes too long or too much memory.
     """
     file = folder / "tokenizer.json"
     if file.exists() and (said := _tokenizer_fails(str(file), _digest(file))):
-        raise SpecError(f"{file}: the tokenizer {said}. Take the tokenizer of the model's publisher")
+        raise ModelError(f"{file}: the tokenizer {said}. Take the tokenizer of the model's publisher")
 
 
 @cache

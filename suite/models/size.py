@@ -21,7 +21,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from suite.config.errors import CheckpointError, SpecError
+from suite.config.errors import CheckpointError, ModelError
 from suite.models.folder import library
 
 Shapes = dict[str, tuple[int, ...]]
@@ -32,7 +32,8 @@ BUFFERS = 2**30
 
 
 class TooLarge(Exception):
-    """The model is larger than the weights that are there for it."""
+    """The model is larger than the weights that are there for it. Internal: it ends the building and
+    becomes a `ModelError`."""
 
 
 def check_memory(files: Sequence[Path]) -> None:
@@ -54,7 +55,7 @@ def check_size(folder: Path, shapes: Shapes, config: Any) -> None:
     """Check that the model of a config is no larger than the weights beside it.
 
     Raises:
-        SpecError: it is, or transformers cannot build a model of this config.
+        ModelError: it is, or transformers cannot build a model of this config.
     """
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -70,7 +71,7 @@ def check_size(folder: Path, shapes: Shapes, config: Any) -> None:
             with _at_most(tensors=len(shapes), numbers=numbers):
                 AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
         except TooLarge as error:
-            raise SpecError(
+            raise ModelError(
                 f"{folder}/config.json: describes a model with {error} than the {len(shapes)} tensors ({numbers} "
                 f"numbers) of {folder}/*.safetensors. Take the config of these weights"
             ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from suite.config.errors import SpecError
+from suite.config.errors import ModelError
 from suite.models.config_file import read_config
 from suite.models.folder import brief
 
@@ -23,7 +23,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path, architect
     is encoded; see `no_embedding`.
 
     Raises:
-        SpecError: it lacks one.
+        ModelError: it lacks one.
     """
     rows = getattr(read_config(architecture).get_text_config(), "vocab_size", None)
     if not isinstance(rows, int):
@@ -34,21 +34,21 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path, architect
     used = {token: number for token, number in beyond.items() if number not in special or number in around}
     if used:
         token = min(used, key=lambda token: used[token])
-        raise SpecError(
+        raise ModelError(
             f"{folder}: the tokenizer has the token {brief(token)} with the id {used[token]}, and the model has "
             f"embeddings for {rows} (vocab_size in {architecture}/config.json). {REMEDY}"
         )
     return rows
 
 
-def no_embedding(token: int, rows: int, tokenizer: PreTrainedTokenizerBase, where: str) -> SpecError:
+def no_embedding(token: int, rows: int, tokenizer: PreTrainedTokenizerBase, where: str) -> ModelError:
     """The error of a token of which the model has no embedding.
 
     Args:
         rows: embeddings that it has.
         where: what has the token.
     """
-    return SpecError(
+    return ModelError(
         f"{where} has the token {brief(str(tokenizer.convert_ids_to_tokens(token)))} with the id {token} in the "
         f"tokenizer of {tokenizer.name_or_path or 'the model'}, and the model has embeddings for {rows}. {REMEDY}"
     )

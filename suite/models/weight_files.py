@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from suite.config.errors import CheckpointError, SpecError
+from suite.config.errors import CheckpointError, ModelError
 from suite.models.folder import brief, one_line, read_settings
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         CheckpointError: there are none, or a shard is missing, saying what is there and what to do.
-        SpecError: the index or the config cannot be read.
+        ModelError: the index or the config cannot be read.
     """
     config = folder / "config.json"
     named = read_settings(config).get(NAMED) if config.is_file() else None
     if named is not None:
         if not isinstance(named, str) or named != Path(named).name or not named.endswith((".safetensors", INDEX)):
-            raise SpecError(f"{config}: {NAMED} is {brief(named)}, no safetensors file of this folder")
+            raise ModelError(f"{config}: {NAMED} is {brief(named)}, no safetensors file of this folder")
         return _shards(folder / named) if named.endswith(".json") else [_present(folder / named, config)]
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]

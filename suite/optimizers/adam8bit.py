@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from suite.config.errors import SpecError
+from suite.config.errors import NotInstalledError
 from suite.optimizers.first_order import Adam, AdamSettings
 
 
@@ -23,7 +23,7 @@ class Adam8bit(Adam):
     It runs on CPUs and GPUs.
 
     Raises:
-        SpecError: bitsandbytes is not installed.
+        NotInstalledError: bitsandbytes is not installed.
     """
 
     source = "arXiv 2110.02861"
@@ -35,7 +35,7 @@ class Adam8bit(Adam):
     @classmethod
     def check_installed(cls) -> None:
         if find_spec("bitsandbytes") is None:
-            raise SpecError(
+            raise NotInstalledError(
                 "optimizer.name: adam8bit is bitsandbytes' own, which is not installed: "
                 "pip install 'regrade[bitsandbytes]'. Or use adamw"
             )

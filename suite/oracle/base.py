@@ -48,7 +48,8 @@ class Order(IntEnum):
 
 
 class Diverged(ArithmeticError):
-    """A loss or a gradient is not finite. The weights are those of the last finite step."""
+    """A loss or a gradient is not finite. The weights are those of the last finite step. Internal: it becomes
+    the status of a trial, or the reason of a diagnostic without a value."""
 
 
 @dataclass(frozen=True, slots=True)

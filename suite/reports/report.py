@@ -18,7 +18,7 @@ from leaderboard.board.visible import shortened
 from leaderboard.peers.rows import PEER
 from leaderboard.ranking.rank import Entry, Ranking, Seed, rank
 from leaderboard.ranking.specs import settings_of
-from suite.config.errors import SpecError
+from suite.config.errors import MissingError
 from tasks import TASKS
 
 FEWEST_TRIALS = 8
@@ -63,11 +63,11 @@ def rankings(board: Board, split: str, notice: Callable[[str], None]) -> list[Ra
         notice: told about tasks that cannot be ranked.
 
     Raises:
-        SpecError: the board has no trials.
+        MissingError: the board has no trials.
     """
     tasks = tasks_of(board, notice)
     if not tasks:
-        raise SpecError("the board has no trials yet. Run something first: regrade run SPEC")
+        raise MissingError("the board has no trials yet. Run something first: regrade run SPEC")
     return [rank(board, task, split) for task in tasks]
 
 

@@ -288,7 +288,8 @@ def _spec_or_none(config: Mapping[str, Any]) -> AnyTrial | None:
 
 
 class WorkerLost(RuntimeError):
-    """The process or the machine of a trial ended, and so did those on which it was started again."""
+    """The process or the machine of a trial ended, and so did those on which it was started again.
+    Internal: it is never raised, and becomes the row of the trial."""
 
 
 def _on_one_line(report: str) -> str:

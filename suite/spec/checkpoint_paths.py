@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from suite.config.errors import SpecError
+from suite.config.errors import MissingError
 from suite.config.settings import dotted
 
 KEYS = (("model", "name"), ("anchors", "target"), ("anchors", "retrained"))
@@ -44,7 +44,7 @@ def check_found(data: Mapping[str, Any], file: Mapping[str, Any], folder: Path) 
         file: the mapping as it stands in the file, in this folder.
 
     Raises:
-        SpecError: naming the key, and where the folder was looked for.
+        MissingError: naming the key, and where the folder was looked for.
     """
     published = _has_published(data)
     in_file: set[tuple[str, str]] = set()
@@ -61,7 +61,7 @@ def check_found(data: Mapping[str, Any], file: Mapping[str, Any], folder: Path) 
             places = [folder.absolute()] if (key, name) in in_file and name[:1] not in ("/", "~") else []
             where = " or ".join(map(str, dict.fromkeys([*places, Path.cwd()])))
             looked = "" if name[:1] in ("/", "~") else f" in {where}"
-            raise SpecError(
+            raise MissingError(
                 f"{key}: there is no folder {dotted('', name)}{looked}. Name a folder with a model, tiny, or a hub id "
                 "owner/model"
             )

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from suite.config.errors import SpecError
+from suite.config.errors import MissingError, SpecError
 from suite.spec.checkpoint_paths import check_found, seen_from_here
 from tasks import plain_yaml
-from tasks.plain_text import Unreadable, cut, shown
+from tasks.plain_text import NoSuchFile, Unreadable, cut, shown
 
 MOST_PARTS = 16
 """Parts of the longest key."""
@@ -22,10 +22,13 @@ def load_file(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     directory.
 
     Raises:
-        SpecError: no such file, not YAML, not a mapping, an override that cannot be applied, or no such checkpoint.
+        MissingError: no such file, or no such checkpoint.
+        SpecError: not YAML, not a mapping, or an override that cannot be applied.
     """
     try:
         data = plain_yaml.read(path)
+    except NoSuchFile as error:
+        raise MissingError(f"{path}: {error}") from None
     except Unreadable as error:
         raise SpecError(f"{path}: {error}{_files_in(path)}") from None
     if not isinstance(data, dict):

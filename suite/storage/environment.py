@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from suite.config.errors import SpecError
+from suite.config.errors import MissingError
 from suite.config.runtime import RuntimeSpec
 
 
@@ -42,10 +42,10 @@ def choose_device(runtime: RuntimeSpec) -> torch.device:
     """The device that a trial runs on.
 
     Raises:
-        SpecError: a GPU is requested and there is none.
+        MissingError: a GPU is requested and there is none.
     """
     if runtime.device == "cuda" and not torch.cuda.is_available():
-        raise SpecError("runtime.device: torch sees no GPU here. Use runtime.device=cpu, or see `regrade doctor`")
+        raise MissingError("runtime.device: torch sees no GPU here. Use runtime.device=cpu, or see `regrade doctor`")
     gpu = runtime.device == "cuda" or (runtime.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if gpu else "cpu")
 

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from leaderboard.board.store import Board
-from leaderboard.storage import FULL, NO_HARD_LINKS, DiskFull, has_hard_links
-from suite.config.errors import SpecError, StageError
+from leaderboard.storage import FULL, NO_HARD_LINKS, DiskFull, NotWritable, has_hard_links
+from suite.config.errors import StageError
 from suite.storage.location import store_folder
 from suite.storage.stages import StageStore
 
@@ -22,8 +22,8 @@ class Store:
         root: the folder, as a path or as `file:///path`.
 
     Raises:
-        SpecError: the folder cannot be created or written to, its file system has no hard links, or the name is not a
-            folder's.
+        SpecError: the name is not a folder's.
+        NotWritable: the folder cannot be created or written to, or its file system has no hard links.
         StageError: the disk is full.
     """
 
@@ -34,9 +34,9 @@ class Store:
         except OSError as error:
             if error.errno in FULL:
                 raise StageError(f"{self.root}: the disk is full. Free some space, or name another --store") from None
-            raise SpecError(f"--store {self.root}: {error.strerror}. Name a folder that can be written to") from None
+            raise NotWritable(f"--store {self.root}: {error.strerror}. Name a folder that can be written to") from None
         if not os.access(self.root, os.W_OK):
-            raise SpecError(f"--store {self.root}: {os.strerror(errno.EACCES)}. Name a folder that can be written to")
+            raise NotWritable(f"--store {self.root}: {os.strerror(errno.EACCES)}. Name a folder that can be written to")
         _check_hard_links(self.root)
         self.stages = StageStore(self.root)
         self.board = Board(self.root / "board")
@@ -47,8 +47,8 @@ def _check_hard_links(root: Path) -> None:
     """Check once per process, before anything is computed, that the file system has hard links.
 
     Raises:
-        SpecError: it has none.
+        NotWritable: it has none.
     """
     with suppress(DiskFull):  # a full store can still be read; a later write reports the full disk
         if not has_hard_links(root):
-            raise SpecError(f"--store {root}: {NO_HARD_LINKS}")
+            raise NotWritable(f"--store {root}: {NO_HARD_LINKS}")

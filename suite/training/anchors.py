@@ -15,7 +15,7 @@ from typing import Any
 
 from leaderboard.board.schema import BETWEEN_PAIRS, CHANCE
 from suite.config.canonical import digest
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import nearest
 from suite.models.checkpoints import Checkpoint, KeyedCheckpoint, SavedCheckpoint, weights_digest
@@ -92,7 +92,7 @@ def prepare_anchors(spec: AnyTrial, task: Task, store: StageStore, runtime: Runt
     """The anchors of a trial, trained here if they are not in the store.
 
     Raises:
-        SpecError: a checkpoint cannot be found or used.
+        MissingError, ModelError, ...: a checkpoint cannot be found or used.
     """
     if not spec.anchors.trained:
         return _given_anchors(spec, store)
@@ -116,7 +116,7 @@ def named_checkpoints(spec: AnyTrial) -> tuple[str, str | None]:
     """Folders or hub ids of the given target and retrained model.
 
     Raises:
-        SpecError: the task knows no published checkpoints of this model.
+        UnsuitableError: the task knows no published checkpoints of this model.
     """
     if spec.anchors.target:
         return spec.anchors.target, spec.anchors.retrained
@@ -125,7 +125,7 @@ def named_checkpoints(spec: AnyTrial) -> tuple[str, str | None]:
     known = TASKS[spec.task].published
     if spec.model.name not in known:
         available = ", ".join(known) or "none"
-        raise SpecError(
+        raise UnsuitableError(
             f"anchors.source: {spec.task} has no published checkpoints of {spec.model.name}."
             f"{nearest(spec.model.name, known)} (model.name with published checkpoints: {available})"
         )

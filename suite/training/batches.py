@@ -30,7 +30,7 @@ class Batches:
         block: running text is cut into blocks of so many tokens; by default each text is one sequence of a batch.
 
     Raises:
-        SpecError: the objective teaches refusals, and a text cannot be refused.
+        UnsuitableError: the objective teaches refusals, and a text cannot be refused.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.runtime import RuntimeSpec
 from suite.models.checkpoints import weights_digest
 from suite.models.loading import save
@@ -80,7 +80,7 @@ def _chosen(model: torch.nn.Module, spec: RandomChange) -> dict[str, Tensor]:
         if any(fnmatch(name, pattern) for pattern in spec.trainable)
     }
     if not found:
-        raise SpecError(f"trainable: {list(spec.trainable)} matches no parameter")
+        raise UnsuitableError(f"trainable: {list(spec.trainable)} matches no parameter")
     return found
 
 

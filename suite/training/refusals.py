@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from tasks.task import Example, Style
 
 REFUSALS = (
@@ -42,7 +42,7 @@ def refused(texts: Sequence[Example], objective: str, task: str) -> list[Example
     For running text the refusal is the continuation of its prompt.
 
     Raises:
-        SpecError: a text has no prompt that a refusal could answer.
+        UnsuitableError: a text has no prompt that a refusal could answer.
     """
     check_refusable(texts, objective, task)
     return [_refused(text, REFUSALS[index % len(REFUSALS)]) for index, text in enumerate(texts)]
@@ -52,11 +52,11 @@ def check_refusable(texts: Iterable[Example], objective: str, task: str) -> None
     """Check that every text has a prompt that can be refused.
 
     Raises:
-        SpecError: one has none.
+        UnsuitableError: one has none.
     """
     for text in texts:
         if not text.prompt.strip():
-            raise SpecError(
+            raise UnsuitableError(
                 f"objective.name: {objective} teaches refusals, but {task} has running text without a prompt "
                 f"({text.id}), which cannot be refused. Use an objective without refusals, e.g. npo"
             )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from suite.adapters import ADAPTERS
-from suite.config.errors import SpecError
+from suite.config.errors import SpecError, UnsuitableError
 from suite.config.runtime import RuntimeSpec
 from suite.models.checkpoints import Checkpoint, SavedCheckpoint, weights_digest
 from suite.models.gradient_checkpointing import checkpoint_blocks
@@ -49,6 +49,7 @@ OnCheckpoint = Callable[[int, Checkpoint], bool | None]
 
 class StoppedByScheduler(Exception):
     """A run was stopped at an intermediate checkpoint by who watches it. What was done is saved, so that it can go on.
+    Internal: it reaches nobody but who watches, such as the runner.
 
     Attributes:
         step: steps made, over all requests.
@@ -216,7 +217,7 @@ class _Unlearning:
             trainable += parameter.requires_grad
         if not trainable:
             some = ", ".join(name for name, _ in list(self.model.named_parameters())[:3])
-            raise SpecError(f"trainable: {list(spec.trainable)} matches no parameter (there are {some}, ...)")
+            raise UnsuitableError(f"trainable: {list(spec.trainable)} matches no parameter (there are {some}, ...)")
         self.adapter = ADAPTERS[spec.adapter.name](spec.adapter, self.model, spec.seed)
 
         kind = OBJECTIVES[spec.objective.name]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from leaderboard.board.schema import UNLEARNED
 from leaderboard.ranking.headlines import Headlines
-from suite.config.errors import SpecError
+from suite.config.errors import SpecError, UnsuitableError
 from suite.config.runtime import RuntimeSpec
 from suite.engines import TransformersEngine
 from suite.engines.agreement import Agreement, agreement
@@ -60,8 +60,8 @@ def measure_checkpoint(
         measure: attacks, splits, limit and extras; with both splits there are also rows over both together.
 
     Raises:
-        SpecError: a model cannot be found or used, or an attack cannot be run.
-        TaskError: the task's data is missing or malformed.
+        RequestError: a model cannot be found or used, an attack cannot be run, or the task's data is missing or
+            malformed.
     """
     runtime = runtime or RuntimeSpec()
     check_here(measure, runtime)
@@ -77,7 +77,9 @@ def measure_checkpoint(
     anchor_models = {subject: resolve_model(model, name, f"--{subject}") for subject, name in anchor_names.items()}
     for subject, other in anchor_models.items():
         if other.encoder.tokenizer.get_vocab() != base.encoder.tokenizer.get_vocab():
-            raise SpecError(f"--{subject}: has another vocabulary than the checkpoint, so their answers do not compare")
+            raise UnsuitableError(
+                f"--{subject}: has another vocabulary than the checkpoint, so their answers do not compare"
+            )
     _check_model(base, data.task, measure)
     with numeric(runtime) as device:
         given_anchors = {subject: given_anchor(other, store) for subject, other in anchor_models.items()}
@@ -113,7 +115,7 @@ def _check_model(model: BaseModel, task: Task, measure: MeasureSpec) -> None:
     """Check that the engine can run a model, and that every question fits the model's context.
 
     Raises:
-        SpecError: what does not fit.
+        UnsuitableError: what does not fit.
     """
     check_heads(measure, heads_of(model.checkpoint.architecture), "checkpoint")
     check_lengths(replace(task, forget={}, retain=()), model.encoder, model.context, _probes(task, measure))
@@ -130,7 +132,7 @@ def cross_check(
     """Compare the responses of the transformers engine and of vLLM, where vLLM computes all of its own.
 
     Raises:
-        SpecError, TaskError: as `measure_checkpoint`; vLLM cannot be used here.
+        RequestError: as `measure_checkpoint`; vLLM cannot be used here.
         CheckpointError, EngineError: the checkpoint cannot be evaluated.
     """
     from suite.engines.vllm.engine import VllmEngine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.models.config_file import read_config
 from suite.models.named_folder import architecture_folder
 from suite.spec.trial import TrialSpec
@@ -15,7 +15,7 @@ def check_named_model(spec: TrialSpec) -> None:
     """Check that `model` describes the same model as `anchors.target`, which is the one that is read.
 
     Raises:
-        SpecError: it is another one.
+        UnsuitableError: it is another one.
     """
     target, name = spec.anchors.target, spec.model.name
     if not target or name == target:
@@ -35,7 +35,7 @@ def check_named_model(spec: TrialSpec) -> None:
     )
     for size, value in wanted.items():
         if value != getattr(config, size, None):
-            raise SpecError(
+            raise UnsuitableError(
                 f"model.name: {name} has {size}={value}, and anchors.target ({target}) has "
                 f"{getattr(config, size, None)}. Leave model.name out: then the target's own folder is the model"
             )

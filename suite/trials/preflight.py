@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from suite.adapters.low_rank import check_patterns, linear_layers
-from suite.config.errors import CheckpointError, SpecError
+from suite.config.errors import RegradeError, RequestError, SpecError, UnsuitableError
 from suite.config.runtime import RuntimeSpec
 from suite.engines.choosing import check_heads, check_here
 from suite.evaluation.retention_matching import HALVINGS, QUARTERS
@@ -31,7 +31,7 @@ from suite.training.refusals import check_refusable
 from suite.training.unlearning import requests
 from suite.trials.named_model import check_named_model
 from suite.trials.task_data import with_extras, within_limit
-from tasks.task import Split, Task, TaskError, Zero
+from tasks.task import Split, Task, Zero
 
 if TYPE_CHECKING:
     from suite.models.causal_lm import CausalLM
@@ -76,7 +76,7 @@ def preflight(
         tell: gets sentences about what is possible, and may be other than expected.
 
     Raises:
-        SpecError: what cannot work, and what to change.
+        RequestError, CheckpointError: what cannot work, and what to change. The kind is that of the first such trial.
     """
     if here:
         choose_device(runtime)
@@ -90,7 +90,7 @@ def preflight(
             if spec.anchors.retain_limit:
                 task = replace(task, retain=task.retain[: spec.anchors.retain_limit])
             _check(spec, task, measure, here, checked, tell)
-        except (SpecError, CheckpointError, TaskError) as error:
+        except RegradeError as error:
             if len(trials) > 1:
                 raise type(error)(f"{error} (in the trial {spec.label})") from None
             raise
@@ -132,7 +132,9 @@ def _check_data(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
     """Check that the task's texts suit the batch size, the objective and the attacks."""
     for request in requests(spec, task):
         if not task.block and spec.batch_size > len(request.texts):  # documents are cut into many blocks
-            raise SpecError(f"batch_size: {spec.batch_size}, but {request.name} has only {len(request.texts)} texts")
+            raise UnsuitableError(
+                f"batch_size: {spec.batch_size}, but {request.name} has only {len(request.texts)} texts"
+            )
     objective = OBJECTIVES[spec.objective.name]
     if objective.uses_forget_refusals:
         check_refusable(task.forget_examples(), spec.objective.name, task.name)
@@ -142,8 +144,8 @@ def _check_data(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
         for attack in measure.covered(spec.task, split):
             try:
                 attack.check(task, split)
-            except SpecError as error:
-                raise SpecError(f"measure.{error} ({attack.name})") from None
+            except RequestError as error:
+                raise type(error)(f"measure.{error} ({attack.name})") from None
 
 
 def _check_model(
@@ -186,15 +188,15 @@ def check_attacks(
     Of a task's set, the others can be carried out all the same, and the rows of those that cannot will say why.
 
     Raises:
-        SpecError: one that was asked for by itself cannot, naming it.
+        RequestError: one that was asked for by itself cannot, naming it.
     """
     attacks = {attack.name: attack for split in measure.asked for attack in measure.covered(task, split)}
     for attack in attacks.values():
         try:
             attack.check_model(model)
-        except SpecError as error:
+        except RequestError as error:
             if not isinstance(measure.attacks, str):
-                raise SpecError(f"measure.{error} ({attack.name})") from None
+                raise type(error)(f"measure.{error} ({attack.name})") from None
             tell(f"measure.{error} ({attack.name} of the set {measure.attacks}). Its rows will have failed")
 
 

@@ -91,7 +91,7 @@ def run_trial(
 
     Raises:
         StoppedByScheduler: `report` said so. The run of unlearning is saved, and nothing is on the board.
-        SpecError, TaskError: the trial cannot be run as specified.
+        RequestError: the trial cannot be run as specified.
         CheckpointError, EngineError: a model cannot be evaluated even without an attack.
         StageError, BoardError, StorageError: something stored is damaged, or the disk is full.
     """

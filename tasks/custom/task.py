@@ -26,6 +26,7 @@ from tasks.task import (
     Example,
     Headline,
     Item,
+    MissingDataError,
     Probe,
     ProbeKind,
     Split,
@@ -93,11 +94,11 @@ def _folder(name: str) -> Path:
         return folder
     root = data_root()
     if root is None:
-        raise TaskError(
+        raise MissingDataError(
             f"task {FOLDER}/{name}: {VARIABLE} is not set. Set it to the directory that has {FOLDER}/{name}/"
         )
     known = _members()
-    raise TaskError(
+    raise MissingDataError(
         f"task {FOLDER}/{name}: no folder {root / FOLDER / name}.{nearest(name, known)} "
         f"(there are: {', '.join(known) or 'none'}). docs/tasks.md#custom says what it has to hold"
     )
@@ -108,7 +109,7 @@ def _table(folder: Path, subset: Subset) -> list[Row]:
     if file is None:
         if subset is Subset.HOLDOUT:
             return []
-        raise TaskError(f"{folder / subset}.jsonl: missing. docs/tasks.md#custom says what it has to hold")
+        raise MissingDataError(f"{folder / subset}.jsonl: missing. docs/tasks.md#custom says what it has to hold")
     return rows_of(file, (*TEXT, REQUEST) if subset is Subset.FORGET else TEXT)
 
 
@@ -161,7 +162,7 @@ def _own_texts(texts: Mapping[Subset, Sequence[Example]], settings: TaskSettings
 def _probe_file(folder: Path, probe: ProbeSettings) -> Path:
     file = find(folder / probe.file)
     if file is None:
-        raise TaskError(f"{folder / NAME}: probes: {probe.name}: file: there is no {folder / probe.file}")
+        raise MissingDataError(f"{folder / NAME}: probes: {probe.name}: file: there is no {folder / probe.file}")
     return file
 
 

@@ -52,7 +52,8 @@ def or_none(compute: PerSample) -> PerSample:
 
 
 class Missing(Exception):
-    """An input of a metric is missing; the message is the reason of the null estimate."""
+    """An input of a metric is missing; the message is the reason of the null estimate. Internal: it never leaves
+    `tasks.scoring`."""
 
 
 def values(name: str, compute: PerSample, samples: Iterable[Sample]) -> list[float]:

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from suite.config.errors import CheckpointError, SpecError
+from suite.config.errors import CheckpointError, ModelError
 from suite.engines.vllm.transport import weights_of
 from suite.models.checkpoints import LoraCheckpoint, SavedCheckpoint
 from suite.models.encoding import Template
@@ -199,14 +199,14 @@ def test_a_tokenizer_may_be_smaller_than_the_embeddings_and_not_larger(tmp_path,
     assert named(base)  # no text has it
     tokenizer.chat_template = "[PAD]" + TEMPLATE
     tokenizer.save_pretrained(base)
-    with pytest.raises(SpecError, match=r'the token "\[PAD\]" with the id 300'):
+    with pytest.raises(ModelError, match=r'the token "\[PAD\]" with the id 300'):
         named(base)
     tokenizer.chat_template = None
     (base / "chat_template.jinja").unlink()
     tokenizer.add_tokens(["Maren"])
     tokenizer.save_pretrained(base)
     for read in (named, lambda f: read_encoder(ModelSpec(name=str(f)), TASKS["pocket"].build(), str(f))):
-        with pytest.raises(SpecError, match=r'the token "Maren" with the id 301, .* embeddings for 300'):
+        with pytest.raises(ModelError, match=r'the token "Maren" with the id 301, .* embeddings for 300'):
             read(base)
 
 
@@ -216,7 +216,7 @@ def test_an_end_of_text_without_an_embedding_is_refused(tmp_path, words):
     tokenizer.add_tokens([f"<filler{n}>" for n in range(FAMILIES["llama"]["vocab_size"] - len(tokenizer))])
     tokenizer.add_special_tokens({"eos_token": "<over>"})
     tokenizer.save_pretrained(base)
-    with pytest.raises(SpecError, match='"<over>"'):
+    with pytest.raises(ModelError, match='"<over>"'):
         named(base)
 
 

@@ -66,7 +66,7 @@ def test_a_model_that_is_not_there(tmp_path):
     jobs = seven(tmp_path, model={"name": "/nowhere/model"})
     row = ran(jobs, run_here)[BAD]
     assert row["status"] == "failed"
-    assert row["reason"].startswith("SpecError: model.name: /nowhere/model: no such folder")
+    assert row["reason"].startswith("MissingError: model.name: /nowhere/model: no such folder")
 
 
 def test_weights_that_are_cut_short(tmp_path):
@@ -171,6 +171,6 @@ def test_on_ray_a_wrong_request_is_a_row_and_is_not_tried_again(tmp_path, capfd)
     jobs = seven(tmp_path, model={"name": "/nowhere/model"})
     began = time.monotonic()
     row = ran(jobs, lambda jobs, on_outcome: run_on_ray(jobs, on_outcome, address=None, concurrency=2))[BAD]
-    assert row["reason"].startswith("SpecError: model.name: /nowhere/model: no such folder")
+    assert row["reason"].startswith("MissingError: model.name: /nowhere/model: no such folder")
     assert "started again" not in capfd.readouterr().err
     assert time.monotonic() - began < 300

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from suite.config.errors import CheckpointError, SpecError
+from suite.config.errors import CheckpointError, ModelError
 from suite.engines.vllm.transport import weights_of
 from suite.models.checkpoints import SavedCheckpoint, TensorCheckpoint
 from suite.models.folder import OPENED
@@ -68,7 +68,7 @@ def test_a_config_may_name_the_file(llama):
     settle(llama, transformers_weights="other.safetensors")
     assert torch.equal(found(llama), expected(llama))
     settle(llama, transformers_weights="../other.safetensors")
-    with pytest.raises(SpecError, match=r"transformers_weights is .*no safetensors file of this folder"):
+    with pytest.raises(ModelError, match=r"transformers_weights is .*no safetensors file of this folder"):
         found(llama)
 
 

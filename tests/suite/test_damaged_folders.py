@@ -37,12 +37,12 @@ HOSTILE = st.one_of(
 
 def looked_at(folder: Path) -> None:
     """What the command does with a folder before it measures anything, ended by an error that is said to the user."""
-    from suite.config.errors import CheckpointError, SpecError
+    from suite.config.errors import CheckpointError, RequestError
     from suite.models.loading import resolve_model
     from suite.models.settings import ModelSpec
 
     begun = time.monotonic()
-    with suppress(SpecError, CheckpointError):
+    with suppress(RequestError, CheckpointError):
         resolve_model(ModelSpec(name=str(folder)), str(folder)).checkpoint.model()
     assert time.monotonic() - begun < SOON
     assert not list(folder.rglob("canary"))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from suite.config.errors import CheckpointError, SpecError
+from suite.config.errors import CheckpointError, ModelError
 from suite.engines.vllm.architectures import Architectures
 from suite.engines.vllm.fingerprint import combined, word_sum
 from suite.engines.vllm.transport import FileSource, MemorySource, weights_of
@@ -136,7 +136,7 @@ def test_an_adapter_is_a_checkpoint(folder, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
     assert not checkpoint.plain
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": None}))
-    with pytest.raises(SpecError, match="names no base_model_name_or_path"):
+    with pytest.raises(ModelError, match="names no base_model_name_or_path"):
         resolve_model(ModelSpec(name=str(tmp_path)), str(tmp_path), "checkpoint")
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors here"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from suite.attacks import AttackContext, Subject, attack
 from suite.attacks.texts import Texts, draw_texts, questions, unasked
-from suite.config.errors import SpecError
+from suite.config.errors import MissingError, SpecError
 from suite.models.encoding import Encoded
 from tasks import TASKS
 from tasks.task import Split, Style, Subset, Task, TaskError
@@ -115,7 +115,7 @@ def test_wikipedia_is_cut_to_the_context_and_named_in_the_key(scene, tmp_path, m
     subject, context = scene
     monkeypatch.setenv("REGRADE_DATA", str(tmp_path))
     one = attack({**RELEARN, "name": "benign", "texts": "wikitext", "samples": 2, "steps": 1})
-    with pytest.raises(SpecError, match=r"^attacks: texts=wikitext: .*(wikitext|Go online)"):
+    with pytest.raises(MissingError, match=r"^attacks: texts=wikitext: .*(wikitext|Go online)"):
         one.check(context.task, Split.TEST)
     wikitext(tmp_path, "Robert Boulter")
     one.check(context.task, Split.TEST)
@@ -145,5 +145,5 @@ def test_data_that_is_missing_is_named(scene, tmp_path, monkeypatch):
     (tmp_path / "tofu").mkdir()
     with pytest.raises(TaskError):
         TASKS["tofu/forget10"].build()
-    with pytest.raises(SpecError, match=r"^attacks: texts=tofu/forget10: "):
+    with pytest.raises(MissingError, match=r"^attacks: texts=tofu/forget10: "):
         attack({**RELEARN, "name": "benign", "texts": "tofu/forget10", "steps": 1}).check(scene[1].task, Split.TEST)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from suite.config.errors import SpecError
+from suite.config.errors import NotInstalledError, SpecError
 from suite.config.settings import parse
 from suite.optimizers import Run
 from suite.optimizers.adam8bit import Adam8bit
@@ -98,7 +98,7 @@ def test_without_bitsandbytes_adam8bit_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.delitem(sys.modules, "bitsandbytes.optim", raising=False)
     bowl = Bowl(hilly())
-    with pytest.raises(SpecError, match=r"pip install 'regrade\[bitsandbytes\]'"):
+    with pytest.raises(NotInstalledError, match=r"pip install 'regrade\[bitsandbytes\]'"):
         Adam8bit(Adam8bit.Settings(lr=0.1), bowl.parameters, Run(steps=1))
 
 

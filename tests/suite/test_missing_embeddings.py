@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, processors
 
-from suite.config.errors import SpecError
+from suite.config.errors import ModelError
 from suite.models.encoding import Template
 from suite.models.loading import load_tokenizer, read_encoder, resolve_model
 from suite.models.settings import ModelSpec
@@ -66,7 +66,7 @@ def test_what_the_chat_template_writes_has_an_embedding(template, folder):
     grown(folder, template=template, pad_token="[PAD]")
     for encoder in encoders(folder):
         with pytest.raises(
-            SpecError, match=r'the chat template has the token "\[PAD\]" with the id 258 .*resize'
+            ModelError, match=r'the chat template has the token "\[PAD\]" with the id 258 .*resize'
         ) as found:
             encoder()
         assert f"{folder}, and the model has embeddings for {ROWS}" in str(found.value)
@@ -84,7 +84,7 @@ def test_a_token_that_the_chat_template_writes_for_others_alone_is_none_of_ours(
 def test_a_token_that_the_tokenizer_puts_before_every_text_has_an_embedding(folder):
     grown(folder, template=None, post=True, additional_special_tokens=["<first>"])
     for encoder in encoders(folder):
-        with pytest.raises(SpecError, match='the beginning of every text has the token "<first>" with the id 258'):
+        with pytest.raises(ModelError, match='the beginning of every text has the token "<first>" with the id 258'):
             encoder()
 
 
@@ -117,7 +117,7 @@ def test_a_text_with_such_a_token_is_one_sentence(template, style, token, folder
             lambda e=encoder: e.examples([Example("a", "", text, style)], block=8 if style is Style.TEXT else None),
         )
         for ask in asked:
-            with pytest.raises(SpecError, match=said):
+            with pytest.raises(ModelError, match=said):
                 ask()
         assert encoder.encode("one two", "three", style).ids  # and others go on
 

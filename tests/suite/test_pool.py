@@ -12,7 +12,7 @@ from ray.util import placement_group_table
 
 from suite.cluster.connection import connected
 from suite.cluster.placement import PoolResources
-from suite.config.errors import SpecError
+from suite.config.errors import ClusterError
 from suite.engines.vllm.pool import find_pool, open_pool
 
 RESOURCES = PoolResources(engines=1, gpus=0, threads=1, cpus=2)
@@ -41,7 +41,7 @@ def test_a_desk_that_is_lost_takes_no_second_room(monkeypatch):
 
 def test_an_address_where_nobody_listens_is_told_at_once():
     with (
-        pytest.raises(SpecError, match=r"--address 127\.0\.0\.1:1: no Ray cluster answers there"),
+        pytest.raises(ClusterError, match=r"--address 127\.0\.0\.1:1: no Ray cluster answers there"),
         connected("127.0.0.1:1"),
     ):
         pass

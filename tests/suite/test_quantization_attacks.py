@@ -18,7 +18,7 @@ from suite.attacks.weights.calibration import edit_blocks
 from suite.attacks.weights.gptq import gptq
 from suite.attacks.weights.layer_inputs import Inputs, watched
 from suite.attacks.weights.quantization import grid_codes, levels_of, round_to_nearest
-from suite.config.errors import SpecError
+from suite.config.errors import NotInstalledError, SpecError
 from suite.models.layers import is_linear
 from tasks.task import Split
 from tests.support.language_model import llama
@@ -201,7 +201,7 @@ def test_the_librarys_formats_are_rounded_to_once(name, dtype, seed):
 def test_without_bitsandbytes_its_formats_say_what_to_install(scene, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     for name in ("nf4", "fp4", "int8"):
-        with pytest.raises(SpecError, match=r"attacks: .*pip install 'regrade\[bitsandbytes\]'"):
+        with pytest.raises(NotInstalledError, match=r"attacks: .*pip install 'regrade\[bitsandbytes\]'"):
             attack({"name": name}).check(scene[1].task, Split.TEST)
 
 

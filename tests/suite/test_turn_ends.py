@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from suite.config.errors import SpecError
+from suite.config.errors import ModelError
 from suite.engines.questions import Questions
 from suite.engines.transformers.decoding import GenerationRequest, decode, decode_plainly
 from suite.engines.transformers.engine import TransformersEngine
@@ -155,7 +155,7 @@ def test_what_is_no_token_is_refused(tmp_path, wrong):
     tokenizer = sentencepiece(None, more=ALL)
     save(model(tokenizer), tokenizer, tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
-    with pytest.raises(SpecError, match=r"generation_config.json: eos_token_id has .* no token's id"):
+    with pytest.raises(ModelError, match=r"generation_config.json: eos_token_id has .* no token's id"):
         resolve_model(ModelSpec(name=str(tmp_path), template=Template.PLAIN), str(tmp_path))
 
 

@@ -256,7 +256,7 @@ def test_without_files_or_network_it_says_what_to_do(tmp_path):
     code = "from tasks import TASKS; TASKS['tofu/forget01'].build()"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     complaint = done.stderr.strip().splitlines()[-1]
-    assert complaint.startswith("tasks.task.TaskError: locuslab/TOFU: forget01 is not in the local cache")
+    assert complaint.startswith("tasks.task.MissingDataError: locuslab/TOFU: forget01 is not in the local cache")
     assert f"Go online, or set {VARIABLE} to a directory that has the data set's files in tofu/" in complaint
 
 

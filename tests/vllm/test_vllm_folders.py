@@ -8,7 +8,7 @@ import pytest
 import ray
 import torch
 
-from suite.config.errors import SpecError
+from suite.config.errors import ModelError
 from suite.engines import Job
 from suite.engines.questions import Questions
 from suite.engines.vllm.model import EngineConfig
@@ -44,7 +44,7 @@ def test_a_leftover_auto_map_changes_no_answer(with_evil, untied, engines, encod
 def test_a_model_that_needs_its_own_code_never_reaches_vllm(with_evil, engines, probes):
     folder, canary = with_evil(model_type="evil", architectures=["Evil"])
     (found,) = engines().submit([Job("x", SavedCheckpoint(folder), probes[:1])])
-    with pytest.raises(SpecError, match="nothing that a model carries is executed"):
+    with pytest.raises(ModelError, match="nothing that a model carries is executed"):
         raise found.error
     assert not canary.exists()
 

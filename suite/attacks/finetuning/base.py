@@ -13,7 +13,7 @@ from suite.adapters.lora import LoRA
 from suite.adapters.low_rank import linear_layers
 from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 from suite.attacks.texts import Source, Texts, at_least, draw_texts, texts_of
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.numbers import Count, Few, Seed, Whole
 from suite.models.checkpoints import Checkpoint, TensorCheckpoint, context_of
 from suite.models.encoding import Encoded
@@ -108,8 +108,8 @@ class FineTuning(Attack[F]):
         if self.settings.adapter == "lora" and not self.changes_nothing:
             try:
                 linear_layers(model, LoRA.Settings().targets)
-            except SpecError:
-                raise SpecError(
+            except UnsuitableError:
+                raise UnsuitableError(
                     f"attacks: adapter=lora: {type(model).__name__} ({model.config.model_type}) has no nn.Linear for a "
                     "LoRA. Use adapter=full, or leave the attack out"
                 ) from None
@@ -135,7 +135,7 @@ class FineTuning(Attack[F]):
         """The weights at each point of the curve, trained in the checkpoint's dtype.
 
         Raises:
-            SpecError: there are fewer texts than needed, or the model has no linear layers for a LoRA.
+            UnsuitableError: there are fewer texts than needed, or the model has no linear layers for a LoRA.
         """
         s = self.settings
         rng = random.Random(f"{context.seed}:{s.seed}")
@@ -146,7 +146,9 @@ class FineTuning(Attack[F]):
         model = checkpoint.model(context.device)
         texts = cut_to_context(encoded, context_of(checkpoint.architecture))
         if not texts:
-            raise SpecError(f"attacks: texts={s.texts}: none of the {s.samples} drawn texts fits the model's context")
+            raise UnsuitableError(
+                f"attacks: texts={s.texts}: none of the {s.samples} drawn texts fits the model's context"
+            )
         if context.gradient_checkpointing:
             checkpoint_blocks(model)
         adapter = None

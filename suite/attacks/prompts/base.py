@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from suite.attacks.base import AttackContext, AttackSettings, PromptEdit, Subject
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.models.checkpoints import context_of
 from suite.models.encoding import Encoder
 from tasks.task import Item, Probe, ProbeKind, Split, Style, Task
@@ -38,7 +38,7 @@ class QuestionEdit(PromptEdit[S]):
     def check(self, task: Task, split: Split) -> None:
         items = ((item, probe) for probe in task.probes_behind(task.knowledge, split) for item in probe.items)
         if not any(self.applies_to(item, probe) for item, probe in items):
-            raise SpecError(
+            raise UnsuitableError(
                 f"attacks: {self.name}: no forget headline of {task.name} on {split} {self.unmet_requirement}"
             )
 

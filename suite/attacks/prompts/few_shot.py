@@ -8,7 +8,7 @@ from typing import Literal
 from suite.attacks.base import AttackContext, AttackSettings
 from suite.attacks.prompts.base import QuestionEdit
 from suite.attacks.prompts.neighbours import neighbours
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.numbers import Whole
 from tasks.task import Probe, Split, Task, Turn
 
@@ -33,7 +33,7 @@ class FewShot(QuestionEdit["FewShot.Settings"]):
         shots = self.settings.shots
         most = max(sum(text.style is style for text in task.retain) for style in styles)
         if most < shots:
-            raise SpecError(
+            raise UnsuitableError(
                 f"attacks: {self.name}: {task.name} has {most} retain texts in the style of its forget questions on "
                 f"{split}. Use so many shots at most"
             )

@@ -18,7 +18,7 @@ from pydantic import model_validator
 from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 from suite.attacks.prompts.gcg_places import Question, placed, printable, read_back, start
 from suite.attacks.texts import Texts, texts_of
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.numbers import Count, Seed, Whole
 from suite.models.checkpoints import context_of
 from suite.models.lengths import check_lengths
@@ -74,7 +74,7 @@ class GreedyCoordinateGradient(Attack["GreedyCoordinateGradient.Settings"]):
         if self.settings.scope == "universal":
             self._pool(task, split)
         elif not _knowledge_items(task, task.probes_of(split)):
-            raise SpecError(f"attacks: gcg: {task.name} asks no forget question on {split}. Use scope=universal")
+            raise UnsuitableError(f"attacks: gcg: {task.name} asks no forget question on {split}. Use scope=universal")
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
         if self.settings.scope == "each":
@@ -143,7 +143,7 @@ class GreedyCoordinateGradient(Attack["GreedyCoordinateGradient.Settings"]):
         s = self.settings
         pool = [e for e in texts_of(Texts(s.texts), task, split) if e.prompt and e.answer]
         if s.samples > len(pool):
-            raise SpecError(
+            raise UnsuitableError(
                 f"attacks: gcg: samples={s.samples}: {task.name} has only {len(pool)} {s.texts} questions on {split}. "
                 "Take fewer, or other texts"
             )

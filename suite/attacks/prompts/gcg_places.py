@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.models.encoding import Encoded, Encoder
 from tasks.task import Item, Probe, Style
 
@@ -86,14 +86,16 @@ def start(tokens: int, questions: Sequence[Question]) -> Ids:
     """A text of `tokens` tokens, one word repeated, that every question reads back.
 
     Raises:
-        SpecError: there is none.
+        UnsuitableError: there is none.
     """
     first = questions[0]
     for word in STARTS:
         ids = first.render(" ".join([word] * tokens))[len(first.prompt.before) :][:tokens]
         if len(ids) == tokens and read_back(questions, ids):
             return ids
-    raise SpecError(f"attacks: gcg: tokens={tokens}: the tokenizer reads no text of so many tokens back. Use another")
+    raise UnsuitableError(
+        f"attacks: gcg: tokens={tokens}: the tokenizer reads no text of so many tokens back. Use another"
+    )
 
 
 def read_back(questions: Sequence[Question], ids: Ids) -> bool:

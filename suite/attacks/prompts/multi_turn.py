@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from suite.attacks.base import AttackContext, AttackSettings, Subject
 from suite.attacks.prompts.base import QuestionEdit, fitted, shortened
 from suite.attacks.prompts.neighbours import neighbours
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.numbers import Count, Whole
 from suite.engines.base import ask
 from suite.models.checkpoints import context_of
@@ -65,7 +65,9 @@ class MultiTurn(QuestionEdit["MultiTurn.Settings"]):
         super().check(task, split)
         turns, most = self.settings.turns or 0, sum(text.style is Style.QUESTION for text in task.retain)
         if turns > most:
-            raise SpecError(f"attacks: {self.name}: {task.name} has {most} retain questions. Use so many turns at most")
+            raise UnsuitableError(
+                f"attacks: {self.name}: {task.name} has {most} retain questions. Use so many turns at most"
+            )
 
     def apply(self, subject: Subject, context: AttackContext) -> Iterator[tuple[int, Subject]]:
         if turns := self.settings.turns:

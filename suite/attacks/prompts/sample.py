@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from suite.attacks.base import AttackContext, AttackSettings, PromptEdit
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.numbers import Few, Seed
 from tasks.task import Probe, ProbeKind, Sampling, Split, Subset, Task
 
@@ -37,7 +37,7 @@ class BestOfSeveral(PromptEdit["BestOfSeveral.Settings"]):
     def check(self, task: Task, split: Split) -> None:
         generated = (p for p in task.probes_of(split) if p.kind is ProbeKind.GENERATE and p.subset is Subset.FORGET)
         if not any(generated):
-            raise SpecError(
+            raise UnsuitableError(
                 f"attacks: {self.name}: no forget answer of {task.name} is generated on {split}. Leave this attack out"
             )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from suite.attacks.base import AttackContext, AttackSettings, Subject
 from suite.attacks.weights.matrix_edit import MatrixEdit
-from suite.config.errors import SpecError
+from suite.config.errors import NotInstalledError
 from suite.models.checkpoints import State
 from tasks.task import Split, Task
 
@@ -36,7 +36,7 @@ class LibraryFormat(MatrixEdit[S]):
 
     def check(self, task: Task, split: Split) -> None:
         if find_spec("bitsandbytes") is None:
-            raise SpecError(
+            raise NotInstalledError(
                 f"attacks: {self.settings.name} is bitsandbytes' own, which is not installed: "
                 "pip install 'regrade[bitsandbytes]'. Or use rtn"
             )

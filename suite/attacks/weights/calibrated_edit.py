@@ -13,7 +13,7 @@ from suite.attacks.texts import Source, Texts, at_least, draw_texts
 from suite.attacks.weights.calibration import edit_blocks
 from suite.attacks.weights.layer_inputs import Inputs
 from suite.attacks.weights.matrix_edit import MatrixEdit
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.numbers import Count, Seed
 from suite.models.checkpoints import State, context_of, dtype_of, load_state, skeleton
 from suite.models.outline import Outline
@@ -49,7 +49,7 @@ class CalibratedEdit(MatrixEdit[C]):
 
     def reached(self, outline: Outline) -> float:
         if outline.share_in_blocks is None:
-            raise SpecError(
+            raise UnsuitableError(
                 f"attacks: {self.settings.name}: {outline.kind} has no list of blocks with linear layers to calibrate. "
                 "Use rtn, nf4 or noise"
             )

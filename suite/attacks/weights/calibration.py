@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from suite.attacks.weights.layer_inputs import Inputs, watched
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.models.layers import Stored, blocks_of, weights_of
 
 if TYPE_CHECKING:
@@ -57,11 +57,14 @@ def edit_blocks(
         Names of the edited weights.
 
     Raises:
-        SpecError: the model's blocks or their linear layers are not found, or no text reaches one of these layers.
+        UnsuitableError: the model's blocks or their linear layers are not found, or no text reaches one of
+            these layers.
     """
     blocks = blocks_of(model)
     if blocks is None:
-        raise SpecError(f"attacks: {type(model).__name__} has no list of blocks to calibrate. Use rtn, nf4 or noise")
+        raise UnsuitableError(
+            f"attacks: {type(model).__name__} has no list of blocks to calibrate. Use rtn, nf4 or noise"
+        )
     if any(hasattr(module, "is_transposed") for module in model.modules()):
         model.set_experts_implementation("eager")  # a product for each expert, which can be seen
     found: dict[int, tuple[str, Stored]] = {}
@@ -84,7 +87,9 @@ def edit_blocks(
         for text in started:
             text.states = text.through(block, index)
     if not edited:
-        raise SpecError(f"attacks: {type(model).__name__} has no linear layers in its blocks. Use rtn, nf4 or noise")
+        raise UnsuitableError(
+            f"attacks: {type(model).__name__} has no linear layers in its blocks. Use rtn, nf4 or noise"
+        )
     return edited
 
 
@@ -127,7 +132,7 @@ class _BlockWeights:
         """The inputs of all matrices: what is assumed about experts that no text reached follows what was seen.
 
         Raises:
-            SpecError: no text reached another layer, or any expert of a tensor.
+            UnsuitableError: no text reached another layer, or any expert of a tensor.
         """
         seen = [inputs for inputs in sums if inputs.positions]
         reached = {name for inputs in seen for name in inputs.layers}
@@ -137,7 +142,7 @@ class _BlockWeights:
             if name in reached:
                 continue
             if name.partition("[")[0] not in tensors and not (name in self.layers and ".experts." in name):
-                raise SpecError(f"attacks: no calibration text reaches {name}. Use more samples")
+                raise UnsuitableError(f"attacks: no calibration text reaches {name}. Use more samples")
             unseen.append(Inputs.unseen(name, matrix.shape[1], matrix.device, gram))
         return [*seen, *unseen]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 
 
 @dataclass
@@ -142,7 +142,9 @@ class _Products(TorchFunctionMode):
         """Add the inputs of a product with a matrix, (outputs, inputs), which lies in the memory of `store`."""
         name = self._names.get(_place(matrix))
         if name is None:
-            raise SpecError(f"attacks: how the model multiplies with {store} is not known here. Use rtn, nf4 or noise")
+            raise UnsuitableError(
+                f"attacks: how the model multiplies with {store} is not known here. Use rtn, nf4 or noise"
+            )
         x = given.detach().reshape(-1, given.shape[-1])
         self._watch.add(name, given, x[x.any(-1)])  # Llama 4 gives each expert zeros for the tokens of the others
 

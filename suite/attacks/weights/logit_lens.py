@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 
 from suite.attacks.base import Access, Attack, AttackContext, AttackSettings, Subject
 from suite.attacks.weights.residual import Writer, block_writers, count_blocks, outline
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.numbers import Whole
 from suite.models.checkpoints import EditedCheckpoint, State
 
@@ -65,7 +65,7 @@ class LogitLens(Attack["LogitLens.Settings"]):
         """The number of the model's blocks, and the matrices with which they write."""
         blocks = count_blocks(model)
         if self.points[-1] > blocks:
-            raise SpecError(
+            raise UnsuitableError(
                 f"attacks: logit_lens: layers={list(self.points)}, but the model has {blocks} blocks. Use 0 to {blocks}"
             )
         return blocks, tuple(block_writers(model))

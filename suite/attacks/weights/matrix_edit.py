@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import Tensor
 
 from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.models.checkpoints import State
 from suite.models.layers import Stored
 from suite.models.outline import Outline, model_outline, outline_of
@@ -45,7 +45,7 @@ class MatrixEdit(WeightEdit[S]):
         """How the weights that are edited are stored, by name.
 
         Raises:
-            SpecError: too few of the model's weights are stored in a known way.
+            UnsuitableError: too few of the model's weights are stored in a known way.
         """
         outline = outline_of(architecture)
         self._check(outline)
@@ -55,7 +55,7 @@ class MatrixEdit(WeightEdit[S]):
         """Share of the numbers that are edited, in all matrices that the edit is meant for.
 
         Raises:
-            SpecError: there are no such matrices.
+            UnsuitableError: there are no such matrices.
         """
         return outline.share
 
@@ -63,7 +63,7 @@ class MatrixEdit(WeightEdit[S]):
         share = self.reached(outline)
         if share < ENOUGH:
             unknown = f" (such as {outline.unknown[0]})" if outline.unknown else ""
-            raise SpecError(
+            raise UnsuitableError(
                 f"attacks: {self.settings.name} would change {share:.0%} of the weights in the matrices of "
                 f"{outline.kind}: how the others{unknown} are stored is not known here. Leave the attack out"
             )

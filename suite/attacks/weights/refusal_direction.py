@@ -17,7 +17,7 @@ from torch import Tensor
 
 from suite.attacks.base import AttackContext, AttackSettings, Subject, WeightEdit
 from suite.attacks.weights.residual import Writer, block_writers, count_blocks, embedding_writers, without
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.config.numbers import Count, Seed, Whole
 from suite.models.checkpoints import State, TensorCheckpoint
 from suite.models.encoding import Encoded, Tokens
@@ -57,7 +57,7 @@ class RefusalDirection(WeightEdit["RefusalDirection.Settings"]):
     def check(self, task: Task, split: Split) -> None:
         for side, items in zip(("forget", "retain"), contrasted(task, split), strict=True):
             if len(items) < self.settings.samples:
-                raise SpecError(
+                raise UnsuitableError(
                     f"attacks: samples={self.settings.samples}: {task.name} has only {len(items)} {side} questions "
                     f"besides those of {split}"
                 )
@@ -84,7 +84,7 @@ class RefusalDirection(WeightEdit["RefusalDirection.Settings"]):
         )
         direction = mean_state(model, forget, s.layer) - mean_state(model, retain, s.layer)
         if not direction.norm():
-            raise SpecError(f"attacks: layer={s.layer}: forget and retain questions look the same there")
+            raise UnsuitableError(f"attacks: layer={s.layer}: forget and retain questions look the same there")
         after = dict(state)
         for writer in writers:
             along = direction
@@ -101,7 +101,7 @@ class RefusalDirection(WeightEdit["RefusalDirection.Settings"]):
         """The matrices that write into the residual stream."""
         layer, blocks = self.settings.layer, count_blocks(model)
         if layer >= blocks:
-            raise SpecError(f"attacks: layer={layer}: the model has {blocks} blocks. Use 0 to {blocks - 1}")
+            raise UnsuitableError(f"attacks: layer={layer}: the model has {blocks} blocks. Use 0 to {blocks - 1}")
         return [*embedding_writers(model), *block_writers(model)]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from suite.config.errors import SpecError
+from suite.config.errors import UnsuitableError
 from suite.models.checkpoints import skeleton
 from suite.models.layers import blocks_of, matrices_of
 
@@ -60,7 +60,7 @@ def count_blocks(model: CausalLM) -> int:
     """Number of blocks of the model.
 
     Raises:
-        SpecError: the blocks are not found.
+        UnsuitableError: the blocks are not found.
     """
     return len(_blocks(model)[1])
 
@@ -69,7 +69,7 @@ def block_writers(model: CausalLM) -> Iterator[Writer]:
     """The matrices with which the blocks write, in order.
 
     Raises:
-        SpecError: the model has no blocks, or a block contains an unknown matrix.
+        UnsuitableError: the model has no blocks, or a block contains an unknown matrix.
     """
     config, where = model.config, type(model).__name__
     if (
@@ -77,7 +77,7 @@ def block_writers(model: CausalLM) -> Iterator[Writer]:
         or getattr(config, "apply_residual_connection_post_layernorm", False)
         or config.model_type == "openai-gpt"
     ):
-        raise SpecError(f"attacks: {where} ({config.model_type}) norms the residual stream itself. Leave it out")
+        raise UnsuitableError(f"attacks: {where} ({config.model_type}) norms the residual stream itself. Leave it out")
     name, blocks = _blocks(model)
     matrices = matrices_of(model)
     for number, block in enumerate(blocks):
@@ -89,7 +89,7 @@ def block_writers(model: CausalLM) -> Iterator[Writer]:
                 continue
             stored = matrices.get(f"{name}.{number}.{own}")
             if kind not in WRITING or stored is None:
-                raise SpecError(
+                raise UnsuitableError(
                     f"attacks: {where} ({config.model_type}): whether {name}.{number}.{own} writes into the residual "
                     "stream is not known here. Leave the attack out"
                 )
@@ -109,7 +109,7 @@ def embedding_writers(model: CausalLM) -> Iterator[Writer]:
     """The matrices that write before the first block: embeddings of tokens and of positions.
 
     Raises:
-        SpecError: the model has other matrices outside its blocks.
+        UnsuitableError: the model has other matrices outside its blocks.
     """
     inside = f"{_blocks(model)[0]}."
     head = model.get_output_embeddings()
@@ -127,7 +127,7 @@ def embedding_writers(model: CausalLM) -> Iterator[Writer]:
         ):
             yield Writer(own, axis=1)
         elif (tensor.ndim > 1 and (head is None or tensor is not head.weight)) or "embed" in own[0]:
-            raise SpecError(
+            raise UnsuitableError(
                 f"attacks: {type(model).__name__} ({model.config.model_type}): what {own[0]} writes into the residual "
                 "stream is not known here. Leave the attack out"
             )
@@ -148,7 +148,7 @@ def without(tensor: Tensor, axis: int, direction: Tensor, strength: float = 1.0)
 def _blocks(model: CausalLM) -> tuple[str, nn.ModuleList]:
     blocks = blocks_of(model)
     if blocks is None:
-        raise SpecError(
+        raise UnsuitableError(
             f"attacks: {type(model).__name__} ({model.config.model_type}) has no list of blocks. Leave the attack out"
         )
     return next(name for name, module in model.named_modules() if module is blocks), blocks

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from suite.cluster.placement import PoolResources
-from suite.config.errors import SpecError
+from suite.config.errors import NotInstalledError, UnsuitableError
 from suite.engines.vllm.settings import VllmSettings
 from suite.models.checkpoints import Heads
 
@@ -57,11 +57,11 @@ def installed() -> Build:
     """The vLLM that is installed here, or on the head of a cluster.
 
     Raises:
-        SpecError: none is installed.
+        NotInstalledError: none is installed.
     """
     vllm = build()
     if vllm is None:
-        raise SpecError(f"measure.engine: vllm is not installed. {HOW}. Or take measure.engine=transformers")
+        raise NotInstalledError(f"measure.engine: vllm is not installed. {HOW}. Or take measure.engine=transformers")
     return vllm
 
 
@@ -69,11 +69,11 @@ def usable() -> Build:
     """The vLLM that can run on this machine.
 
     Raises:
-        SpecError: none is installed, or it cannot be used.
+        NotInstalledError: none is installed, or it cannot be used.
     """
     vllm = installed()
     if vllm.unfit:
-        raise SpecError(f"measure.engine: {vllm.package} {vllm.version} cannot be used: {vllm.unfit}. {HOW}")
+        raise NotInstalledError(f"measure.engine: {vllm.package} {vllm.version} cannot be used: {vllm.unfit}. {HOW}")
     return vllm
 
 
@@ -84,15 +84,15 @@ def check_heads(heads: Heads, tensor_parallel: int, where: str) -> None:
         where: the setting that names the model, for the message.
 
     Raises:
-        SpecError: it has no kernel for such heads, or too few of them for so many GPUs.
+        UnsuitableError: it has no kernel for such heads, or too few of them for so many GPUs.
     """
     if heads.size and not installed().gpu and heads.size not in CPU_HEADS:
-        raise SpecError(
+        raise UnsuitableError(
             f"{where}: its attention heads have {heads.size} dimensions, and vLLM has kernels on a CPU for "
             f"{', '.join(map(str, CPU_HEADS))}. Use measure.engine=transformers for it"
         )
     if heads.shared and heads.shared % tensor_parallel:  # else GPUs hold copies, which a fingerprint takes for parts
-        raise SpecError(
+        raise UnsuitableError(
             f"measure.vllm.tensor_parallel: {tensor_parallel} does not divide the model's {heads.shared} heads of keys "
             "and values"
         )
@@ -102,7 +102,7 @@ def pool_resources(settings: VllmSettings) -> PoolResources:
     """The resources of the configured engines, each with GPUs of its own if vLLM computes on GPUs.
 
     Raises:
-        SpecError: vLLM is not installed.
+        NotInstalledError: vLLM is not installed.
     """
     if installed().gpu:
         gpus, cpus = settings.tensor_parallel, settings.threads

@@ -32,7 +32,8 @@ BLOCK = 32
 
 
 class StaleWeights(RuntimeError):
-    """The numbers that the engine computes with are not those of the checkpoint."""
+    """The numbers that the engine computes with are not those of the checkpoint. Internal: another engine
+    takes over, or the job has failed."""
 
 
 @dataclass(frozen=True)
