@@ -25,11 +25,13 @@ class Added(Generic[T]):
     """What a package adds to a registry.
 
     Attributes:
+        noun: what it is, e.g. `optimizer`.
         package: its name and version, as in rows: `my-package 0.1`.
         entry: None where it cannot be used.
         problem: why not, one sentence.
     """
 
+    noun: str
     name: str
     package: str
     entry: T | None
@@ -119,7 +121,9 @@ class OpenRegistry(Mapping[str, T]):
         package = _package(point)
 
         def unusable(why: str) -> Added[T]:
-            return Added(point.name, package, None, f"{self.noun} {point.name} of {package} is left out: {why}")
+            return Added(
+                self.noun, point.name, package, None, f"{self.noun} {point.name} of {package} is left out: {why}"
+            )
 
         try:
             entry = point.load()
@@ -132,12 +136,21 @@ class OpenRegistry(Mapping[str, T]):
             return unusable(f"its entry point must have its name, {name}")
         if name in taken:
             return unusable("there is one of this name already. One of the two has to be called otherwise")
-        return Added(name, package, entry)
+        return Added(self.noun, name, package, entry)
 
 
 def left_out(name: str) -> list[str]:
     """Why entries of this name are left out of registries, a sentence each."""
     return [problem for registry in _OPEN for problem in registry.problems(name)]
+
+
+def added(group: str | None = None) -> list[Added[Any]]:
+    """What packages add to the registries that are imported so far.
+
+    Args:
+        group: only to the registry of this entry-point group.
+    """
+    return [one for registry in _OPEN if group in (None, registry.group) for one in registry.added]
 
 
 def _package(point: EntryPoint) -> str:

@@ -71,7 +71,7 @@ EngineName = Annotated[
     str | None,
     typer.Option(
         "--engine",
-        help="Inference engine: transformers, vllm or transformers-eos-masked; overrides measure.engine of the file.",
+        help="Inference engine (regrade ls engines); overrides measure.engine of the file.",
     ),
 ]
 STORE = "store"

@@ -41,6 +41,7 @@ def _findings(store: Path) -> list[tuple[str, str, str]]:
     }
     rows += [(name, _version(name), note) for name, note in notes.items()]
     rows += [(name, *kind.finding()) for name, kind in ENGINES.items()]
+    rows += _plugins()
     data = os.environ.get("REGRADE_DATA")
     state = "there" if data and os.path.isdir(os.path.expanduser(data)) else "no such folder: set or unset it"
     rows.append(("REGRADE_DATA", data or "unset", state if data else "data sets come from the hub"))
@@ -50,6 +51,13 @@ def _findings(store: Path) -> list[tuple[str, str, str]]:
     if store.is_dir():
         rows += _store_findings(store)
     return rows
+
+
+def _plugins() -> list[tuple[str, str, str]]:
+    """A row for each method that another package adds, or cannot."""
+    from tasks.plugins import added
+
+    return [(one.name, one.package, one.problem or f"{one.noun} of another package") for one in added()]
 
 
 def _store_findings(store: Path) -> list[tuple[str, str, str]]:

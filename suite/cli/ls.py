@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from suite.cli.common import Json, print_json, table
+from suite.cli.outputs import notice
 
 
 class Axis(StrEnum):
@@ -28,8 +29,16 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List tasks, objectives, optimizers, smoothings, adapters, attacks, engines, metrics, extras or diagnostics."""
+    from tasks.plugins import added
+
     axis = _axis(named)
     rows = _rows(axis)
+    found = [*added(f"regrade.{axis}"), *(added("regrade.summary_metrics") if axis is Axis.METRICS else ())]
+    if packages := {one.name: one.package for one in found if one.entry is not None}:
+        rows = [row | {"package": packages.get(row["name"], "")} for row in rows]
+    for one in found:
+        if one.problem:
+            notice(one.problem)
     if as_json:
         print_json(rows)
     else:

@@ -96,4 +96,4 @@ def _capacity(placement: Placement, resources: Resources, address: str | None) -
     kind, count = ("GPU", pool.gpus) if pool.gpus else ("CPU", pool.cpus)
     each = f"{count:g} {kind}{'s' if count > 1 else ''}"
     use = "in turn with the trial on one GPU" if pool.shared else f"{each} each"
-    return f"{capacity}, and {pool.engines} vLLM engine{'s' if pool.engines > 1 else ''}, {use}."
+    return f"{capacity}, and {pool.engines} engine{'s' if pool.engines > 1 else ''}, {use}."

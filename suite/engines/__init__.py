@@ -25,4 +25,4 @@ __all__ = [
     "vllm",
 ]
 
-ENGINES: Registry[type[EngineKind]] = Registry("engine", [TransformersEngine, Vllm, EosMaskedEngine])
+ENGINES: Registry[type[EngineKind]] = Registry("engine", [TransformersEngine, Vllm, EosMaskedEngine], EngineKind)

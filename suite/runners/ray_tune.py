@@ -30,7 +30,7 @@ from suite.cluster.placement import Placement, plan_placement
 from suite.config.errors import EngineError, SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import parse
-from suite.engines.choosing import pool_resources
+from suite.engines.choosing import open_pool, pool_resources
 from suite.runners.base import PRUNED, OnOutcome, Outcome, TrialJob, failed, pruned, refused, run_one
 from suite.runners.search import sampler
 from suite.spec.measure import MeasureSpec
@@ -137,9 +137,7 @@ def _cluster(address: str | None, template: TrialJob) -> Iterator[Placement]:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), connected(address) as resources:
         placement = plan_placement(resources, pool_resources(template.measure), template.runtime)
         if placement.pool.engines:
-            from suite.engines.vllm.pool import open_pool
-
-            open_pool(placement.pool, _on_wait)
+            open_pool(template.measure, placement.pool, _on_wait)
         yield placement
 
 

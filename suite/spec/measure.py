@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -37,9 +37,7 @@ class MeasureSpec(EngineSettings):
             has its own seed.
         splits: `test` for headlines; a search sees `dev`; `all`, alone or beside them, for published statistics: the
             questions of both splits together, without an attack.
-        engine: the inference engine: `transformers`, in the trial's process, or `vllm`, which generates text in engines
-            that all trials share (transformers still computes likelihoods).
-        vllm: settings of the vLLM engines.
+        engine: the inference engine (`regrade ls engines`). Its own settings stand in a section with its name.
         batch_tokens: positions per batch of the transformers engine, padding included.
         limit: questions per probe, the first ones; all by default. Rows say how many there were.
         also: extras to measure besides the task's own probes (`regrade ls extras`): general ability, perplexity, costly
@@ -51,8 +49,8 @@ class MeasureSpec(EngineSettings):
         nulls: whether null trials follow the trials: per pair of anchors and seed (three seeds at most) the target plus
             a random change of the weights, as large as the median of the trials' changes (see
             `suite.runners.null_trials`). By default one for every five trials of a sweep, so a single trial has none.
-        landscape: loss-landscape diagnostics of the unlearned weights (see `suite.evaluation.landscape`); costly, so
-            none by default.
+        landscape: loss-landscape diagnostics of the unlearned weights (`regrade ls diagnostics`); costly, so none by
+            default. Whether there are such is checked where the trials are.
     """
 
     attacks: str | tuple[dict[str, Any], ...] = "official"
@@ -62,7 +60,7 @@ class MeasureSpec(EngineSettings):
     also: tuple[str, ...] = ()
     match: float | None = Field(0.9, gt=0, le=1)
     nulls: bool | None = None
-    landscape: tuple[Literal["barrier", "sharpness", "distance"], ...] = ()
+    landscape: tuple[str, ...] = ()
 
     @field_validator("attacks", mode="before")
     @classmethod

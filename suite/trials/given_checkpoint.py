@@ -11,7 +11,7 @@ from suite.config.errors import SpecError, UnsuitableError
 from suite.config.runtime import RuntimeSpec
 from suite.engines import TransformersEngine
 from suite.engines.agreement import Agreement, agreement
-from suite.engines.choosing import check_heads, check_here, chosen_engine
+from suite.engines.choosing import check_heads, check_here, chosen_engine, engine_alone
 from suite.evaluation.trial_rows import Row
 from suite.models.checkpoints import heads_of
 from suite.models.lengths import check_lengths
@@ -129,14 +129,12 @@ def _probes(task: Task, measure: MeasureSpec) -> list[Probe]:
 def cross_check(
     checkpoint: str, task_name: str, model: ModelSpec, measure: MeasureSpec, runtime: RuntimeSpec
 ) -> list[Agreement]:
-    """Compare the responses of the transformers engine and of vLLM, where vLLM computes all of its own.
+    """Compare the responses of the transformers engine and of another one, which computes all of its own.
 
     Raises:
-        RequestError: as `measure_checkpoint`; vLLM cannot be used here.
+        RequestError: as `measure_checkpoint`; the engine cannot be used here.
         CheckpointError, EngineError: the checkpoint cannot be evaluated.
     """
-    from suite.engines.vllm.engine import VllmEngine
-
     check_here(measure, runtime)
     task = TaskData.load(task_name, measure).task
     base = resolve_model(model, checkpoint, "checkpoint")
@@ -145,5 +143,5 @@ def cross_check(
         transformers = TransformersEngine(
             base.encoder, dtype=model.dtype, device=device, batch_tokens=measure.batch_tokens
         )
-        vllm = VllmEngine(measure, base.encoder, dtype=model.dtype, device=device, alone=True)
-        return agreement(base.checkpoint, _probes(task, measure), base.encoder, transformers, vllm)
+        other = engine_alone(measure, base.encoder, dtype=model.dtype, device=device)
+        return agreement(base.checkpoint, _probes(task, measure), base.encoder, transformers, other)

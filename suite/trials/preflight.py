@@ -12,6 +12,7 @@ from suite.adapters.low_rank import check_patterns, linear_layers
 from suite.config.errors import RegradeError, RequestError, SpecError, UnsuitableError
 from suite.config.runtime import RuntimeSpec
 from suite.engines.choosing import check_heads, check_here
+from suite.evaluation.landscape import check_names
 from suite.evaluation.retention_matching import HALVINGS, QUARTERS
 from suite.models.decoding_settings import unread_settings
 from suite.models.lengths import check_lengths
@@ -78,6 +79,10 @@ def preflight(
     Raises:
         RequestError, CheckpointError: what cannot work, and what to change. The kind is that of the first such trial.
     """
+    try:
+        check_names(measure.landscape)
+    except SpecError as error:
+        raise SpecError(f"measure.{error}") from None
     if here:
         choose_device(runtime)
         check_here(measure, runtime)

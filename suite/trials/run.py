@@ -16,7 +16,7 @@ from leaderboard.ranking.headlines import Headlines
 from suite.config.runtime import RuntimeSpec
 from suite.engines import Engine
 from suite.engines.choosing import chosen_engine
-from suite.evaluation.landscape import landscape
+from suite.evaluation.landscape import check_names, landscape
 from suite.evaluation.trial_rows import Row, step_rows, trial_row
 from suite.models.checkpoints import Checkpoint, KeyedCheckpoint, SavedCheckpoint
 from suite.models.encoding import Encoder
@@ -96,6 +96,7 @@ def run_trial(
         StageError, BoardError, StorageError: something stored is damaged, or the disk is full.
     """
     measure, runtime = measure or MeasureSpec(), runtime or RuntimeSpec()
+    check_names(measure.landscape)
     make_engine = make_engine or _engine_of(measure, spec)
     data = TaskData.load(spec.task, measure, spec.anchors.retain_limit)
     environment = Numeric.of(runtime)

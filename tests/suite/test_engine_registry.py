@@ -32,6 +32,10 @@ from suite.models.checkpoints import Heads
 from suite.models.encoding import Encoder
 from suite.spec.measure import MeasureSpec
 from suite.spec.search_space import plan
+from suite.spec.trial import trial
+from suite.storage.store import Store
+from suite.training.anchors import prepare_anchors
+from tasks import TASKS
 from tests.support.added_engine import Patient
 from tests.support.command import regrade
 from tests.support.small import SMALL
@@ -46,6 +50,8 @@ WRONG = {
     "measure.patient.positions=0": "measure.patient.positions: must be at least 1, not 0",
     "measure.patient.name=patient": "measure.patient.name: unknown key",
     "measure.patient=3": "measure.patient: a section is expected",
+    "measure.landscape=[larges]": "measure.landscape: larges: no such diagnostic. Did you mean largest? "
+    "(allowed: barrier, sharpness, distance, largest)",
     "--engine=patients": "measure.engine: unknown: patients. Did you mean patient?",
 }
 
@@ -56,9 +62,11 @@ def store(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(store) -> dict[str, tuple[int, str, str]]:
+def said(store, warm_store) -> dict[str, tuple[int, str, str]]:
     """Exit code, standard output and error of commands where the engine `patient` is installed, in one process."""
     spec = store.with_name("small.yaml")
+    anchors = prepare_anchors(trial(SMALL), TASKS["pocket"].build(), Store(warm_store).stages, RuntimeSpec())
+    target = anchors.target.checkpoint.architecture
     measure = {"attacks": [{"name": "rtn", "bits": 4}], "limit": 6, "match": None}
     spec.write_text(yaml.safe_dump({**SMALL, "measure": measure}))
     run = ["run", str(spec), "--store", str(store)]
@@ -67,6 +75,12 @@ def said(store) -> dict[str, tuple[int, str, str]]:
         "first": [*run, "--engine", "patient", "measure.patient.positions=32"],
         "again": [*run, "measure.engine=patient", "measure.patient.positions=32"],
         "other": [*run, "measure.engine=patient", "--json"],
+        "landscape": [*run, "measure.engine=patient", "measure.landscape=[largest]"],
+        "cross-check": [
+            "eval",
+            str(target),
+            *"--task pocket --template bare --cross-check --engine patient --limit 2 --json".split(),
+        ],
         "ls": ["ls", "engines", "--json"],
         "doctor": ["doctor", "--json"],
     } | {words: ["validate", str(spec), words] for words in WRONG}
@@ -92,6 +106,21 @@ def test_an_added_engine_measures_a_trial_from_its_spec_to_its_rows(said, store)
     likely = {key: value for key, value in ours.items() if "probability" in key and value is not None}
     assert likely
     assert {key: theirs[key] for key in likely} == pytest.approx(likely, abs=1e-3)
+
+
+def test_an_added_diagnostic_is_read_in_a_trial(said, store):
+    assert said["landscape"][0] == 0, said["landscape"]
+    (row,) = [row for row in Board(store / "board").read("measurements").to_pylist() if row["probe"] == "landscape"]
+    assert (row["metric"], row["subset"]) == ("largest_weight", "all")
+    assert row["value"] > 0
+
+
+def test_an_added_engine_is_cross_checked(said):
+    code, out, err = said["cross-check"]
+    assert code == 0, err
+    found = json.loads(out)
+    assert sum(one["n"] for one in found) > 10
+    assert all(one["parted"] == 0 for one in found)
 
 
 def test_its_settings_are_what_its_numbers_depend_on(said):

@@ -26,7 +26,7 @@ from tasks.task import Subset, Task, examples_digest
 
 __all__ = ["DIAGNOSTICS", "Diagnostic", "LandscapeSettings", "Reading", "check_names", "landscape"]
 
-DIAGNOSTICS: Registry[type[Diagnostic]] = Registry("diagnostic", [Barrier, Sharpness, Distance])
+DIAGNOSTICS: Registry[type[Diagnostic]] = Registry("diagnostic", [Barrier, Sharpness, Distance], Diagnostic)
 
 KIND = "landscape"
 VERSION = 1
