@@ -43,8 +43,8 @@ class AdapterConformance(AxisConformance):
         assert torch.equal(logits(adapter.model), before), (
             f"{name} changes what the model says before a step is made. Start it where it adds exactly zero"
         )
-        assert any(bool(p.any()) for p in adapter.parameters), (
-            f"{name}: all of its parameters start at 0, and would never move"
+        assert any(bool(g.any()) for g in ask(adapter, dtype).gradient()), (
+            f"{name}: the gradient of every parameter is 0 at the start, so none would ever move"
         )
         assert all(torch.equal(w.to(dtype), adapter.before[n]) for n, w in adapter.merged().items()), (
             f"{name}.merged: of a fresh adapter these are the weights in `before`"
@@ -70,19 +70,16 @@ class AdapterConformance(AxisConformance):
         assert not any(m.training for m in adapter.model.modules()), f"{case.what}: leave the model in eval mode"
 
     def test_the_start_follows_from_the_seed_alone(self, case: Case) -> None:
-        models = [llama() for _ in range(3)]
+        models = [llama() for _ in range(2)]
         torch.manual_seed(11)
         expected = torch.rand(3)
         torch.manual_seed(11)
-        one, same, other = (copies(made(case, m, seed).parameters) for m, seed in zip(models, (3, 3, 4), strict=True))
+        one, same = (copies(made(case, model, 3).parameters) for model in models)
         name = case.what
         assert torch.equal(torch.rand(3), expected), (
             f"{name} draws from torch's global generator. Make one of the seed: `torch.Generator().manual_seed(seed)`"
         )
         assert same_bits(one, same), f"{name}: two adapters of one seed start at other values"
-        fresh = {n for n, p in llama().named_parameters() if p.requires_grad}
-        own = [n for n, p in models[0].named_parameters() if p.requires_grad and n not in fresh]
-        assert not own or not same_bits(one, other), f"{name}: adapters of two seeds start at the same values"
 
     @DTYPES
     def test_an_exported_model_is_an_ordinary_one_and_says_the_same(self, case: Case, dtype: torch.dtype) -> None:
@@ -174,8 +171,8 @@ def moved(case: Case, dtype: torch.dtype = torch.float32) -> Adapter[Any]:
     return adapter
 
 
-def ask(adapter: Adapter[Any]) -> LossOracle:
-    oracle = LossOracle(adapter.model, objective_of(NPO))
+def ask(adapter: Adapter[Any], dtype: torch.dtype = torch.float32) -> LossOracle:
+    oracle = LossOracle(adapter.model, objective_of(NPO, dtype))
     oracle.batch = full_batch()
     return oracle
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_args
 import pytest
 
 from suite.config.errors import SpecError
-from suite.config.settings import parse
+from suite.config.settings import Settings, parse
 from suite.spec.yaml_file import merged
 
 
@@ -73,6 +73,8 @@ class Case:
 
     def settings(self, **changes: Any) -> Any:
         """Its settings: the `example`, what this case adds, and these changes."""
+        if not isinstance(self.kind.example, Mapping):
+            pytest.fail(f"{self.what}.example: settings by name are expected, not {self.kind.example!r}", pytrace=False)
         data = merged(merged({"name": self.name, **self.kind.example}, self.more), changes)
         try:
             return parse(self.kind.Settings, data, f"{self.name}: ")
@@ -100,7 +102,19 @@ class AxisConformance(Conformance):
                 raise pytest.Collector.CollectError(
                     f"{type(self).__name__}: {kind!r} is no subclass of {self.base.__module__}.{self.base.__name__}"
                 )
+            if not issubclass(getattr(kind, "Settings", object), Settings):
+                raise pytest.Collector.CollectError(
+                    f"{kind.__name__}: give it a class `Settings`, derived from the settings of its axis, with a `name`"
+                )
         return cases
+
+    @pytest.fixture(autouse=True)
+    def installed(self, case: Case) -> None:
+        """Skip what needs a package that is not there."""
+        try:
+            getattr(case.kind, "check_installed", lambda: None)()
+        except SpecError as missing:
+            pytest.skip(str(missing))
 
     def test_its_example_is_settings_of_it(self, case: Case) -> None:
         assert case.settings().name == case.name

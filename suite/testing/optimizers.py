@@ -42,10 +42,20 @@ class OptimizerConformance(AxisConformance):
         )
 
     def test_queries_per_step_is_what_is_counted(self, case: Case) -> None:
-        changes: dict[str, Any] = {"zo": {"samples": 3}} if "zo" in case.kind.Settings.model_fields else {}
+        zo = case.kind.Settings.model_fields.get("zo")
+        changes: dict[str, Any] = {}
+        if zo is not None and "samples" in getattr(zo.annotation, "model_fields", {}):
+            changes = {"zo": {"samples": 3}}
         for more in ({}, changes):
             settings, counted = case.settings(**more), run(case, **more).steps().metered.queries
-            declared = case.kind.queries(settings, STEPS)
+            try:
+                declared = case.kind.queries(settings, STEPS)
+            except (KeyError, ValueError) as error:
+                raise AssertionError(
+                    f"{case.what}.queries_per_step: `{case.kind.queries_per_step}` is not understood ({error}). Write "
+                    "it as `1 gradient`, `2q value` or `1 gradient + 1 curvature every k`, with the kinds "
+                    f"{', '.join(KINDS)}, or override `queries`"
+                ) from error
             assert _counts(counted) == {kind: declared[kind] for kind in KINDS}, (
                 f"{case.what}.queries_per_step says `{case.kind.queries_per_step}`, which is {declared} in "
                 f"{STEPS} steps{' with 3 samples' if more else ''}, but counted are {_counts(counted)}. Correct "

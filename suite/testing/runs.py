@@ -13,7 +13,7 @@ from torch import Tensor
 from suite.adapters import ADAPTERS
 from suite.objectives import OBJECTIVES, Objective, Reference
 from suite.optimizers import OPTIMIZERS, Optimizer, Run
-from suite.oracle.base import Metered
+from suite.oracle.base import Diverged, Metered
 from suite.oracle.batch import Batch
 from suite.oracle.loss import LossOracle
 from suite.oracle.state import Stateful
@@ -127,7 +127,10 @@ def trained(
 def check_moves(what: str, run: Trained) -> None:
     """Check that a run ends with finite weights that have moved."""
     before = copies(run.oracle.parameters)
-    run.steps()
+    try:
+        run.steps()
+    except Diverged as error:
+        raise AssertionError(f"{what}: {error}. If it is the step size in `example`, lower it") from error
     assert all(bool(w.isfinite().all()) for w in run.weights()), (
         f"{what}: the weights are not finite after {STEPS} steps. If it is the step size in `example`, lower it"
     )

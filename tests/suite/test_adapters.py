@@ -29,7 +29,7 @@ from suite.testing import AdapterConformance, Case
 from suite.training.anchors import prepare_anchors
 from suite.training.unlearning import unlearn
 from tasks import TASKS
-from tests.support.language_model import batch, llama
+from tests.support.language_model import batch, llama, same_bits
 from tests.support.small import SMALL
 
 LOW_RANK = ["lora", "bounded"]
@@ -204,6 +204,12 @@ def test_merged_weights_are_summed_in_fp32_and_rounded_once(name, dtype):
         expected = (before.float() + delta(name, *factors(adapter)[n])).to(dtype)
         assert float((exported[n] != expected).float().mean()) < 0.01  # products summed in another order
         torch.testing.assert_close(exported[n], expected)
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_two_seeds_have_two_starts(name):
+    one, other = (ADAPTERS[name](ADAPTERS[name].Settings(), llama(), seed).parameters for seed in (3, 4))
+    assert not same_bits([p.detach() for p in one], [p.detach() for p in other])
 
 
 @pytest.mark.parametrize("name", LOW_RANK)
