@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -107,6 +107,8 @@ class Attack(Generic[S]):
     """Where the attack comes from: paper and section."""
     needs_target: ClassVar[bool] = False
     """Whether the attacker has the model before unlearning."""
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Settings with which it does all that it does within a second on a small model. Tests make it with them."""
     version: ClassVar[int] = 1
     """Increased when the attack computes something else than before; measurements of older versions are kept."""
 

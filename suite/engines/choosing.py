@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,8 @@ from suite.engines.base import Engine, EngineSettings
 from suite.models.checkpoints import Heads
 from suite.models.encoding import Encoder
 
+E = TypeVar("E", bound=Engine)
+
 
 def chosen_engine(settings: EngineSettings, encoder: Encoder, *, dtype: str, device: torch.device) -> Engine:
     """Build the engine that the settings name, for models of this dtype.
@@ -25,7 +28,7 @@ def chosen_engine(settings: EngineSettings, encoder: Encoder, *, dtype: str, dev
     Raises:
         NotInstalledError: it cannot be used here.
     """
-    return ENGINES[settings.engine].build(settings, encoder, dtype=dtype, device=device)
+    return _named(ENGINES[settings.engine].build(settings, encoder, dtype=dtype, device=device), settings)
 
 
 def engine_alone(settings: EngineSettings, encoder: Encoder, *, dtype: str, device: torch.device) -> ComparableEngine:
@@ -34,7 +37,14 @@ def engine_alone(settings: EngineSettings, encoder: Encoder, *, dtype: str, devi
     Raises:
         SpecError: it cannot be used here.
     """
-    return ENGINES[settings.engine].build_alone(settings, encoder, dtype=dtype, device=device)
+    return _named(ENGINES[settings.engine].build_alone(settings, encoder, dtype=dtype, device=device), settings)
+
+
+def _named(engine: E, settings: EngineSettings) -> E:
+    """The engine; one of another package names it in its version, and so in rows and in the keys of stages."""
+    if package := ENGINES.package(settings.engine):
+        engine.version = f"{engine.version} ({package})"
+    return engine
 
 
 def pool_resources(settings: EngineSettings) -> PoolResources:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -38,6 +39,8 @@ class RMU(Objective["RMU.Settings"]):
     ||h_f - steering u||^2 + retain_weight ||h_r - h_r before unlearning||^2 after one block, per token and hidden unit.
     Published runs train only the second MLP layer of this block and of the two below it (see `trainable`).
     """
+
+    example: ClassVar[Mapping[str, Any]] = {"layer": 0}
 
     class Settings(ObjectiveSettings):
         """layer: the block after which states are read, from 0. steering: norm of the target vector.

@@ -5,7 +5,8 @@ NPO and its reference-free form are gradient ascent that fades out once an answe
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -64,6 +65,8 @@ class NPO(Objective["NPO.Settings"]):
 
 class SimNPO(Objective["SimNPO.Settings"]):
     """NPO with the answer's length in place of a reference model (Fan et al. 2024, arXiv 2410.07163)."""
+
+    example: ClassVar[Mapping[str, Any]] = {"beta": 0.5}
 
     class Settings(ObjectiveSettings):
         """beta: inverse temperature, per nat and token. margin: nats per token."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -35,6 +36,7 @@ class PDU(Objective["PDU.Settings"]):
     """
 
     state = (*Objective.state, "dual", "steps_done")
+    example: ClassVar[Mapping[str, Any]] = {"retain_weight": 1.0}
 
     class Settings(ObjectiveSettings):
         """retain_weight: initial dual variable. retain_bound: bound on the retain loss, in nats per token.

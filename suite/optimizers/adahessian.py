@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -49,6 +49,7 @@ class AdaHessian(Optimizer["AdaHessian.Settings"]):
     grade = Grade.SECOND
     source = "arXiv 2006.00719"
     queries_per_step = "1 gradient + 1 curvature every k"
+    example: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "every": 2}
     state = (*Optimizer.state, "own_steps", "mean", "square")
 
     class Settings(OptimizerSettings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -73,6 +73,8 @@ class Optimizer(Stateful, Generic[S]):
     `every`). `queries` parses it, and a test compares it with the queries that are counted."""
     control: ClassVar[bool] = False
     """Whether it is a control: an optimizer to compare with rather than to use."""
+    example: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
+    """Settings with which it does all that it does within six steps on a small model. Tests make it with them."""
     state = (*Stateful.state, "steps_done")
 
     def __init__(self, settings: S, parameters: Sequence[Tensor], run: Run) -> None:

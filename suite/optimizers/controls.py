@@ -6,8 +6,8 @@ with the loss values that the zeroth-order optimizer would query, so these value
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from pydantic import model_validator
@@ -51,6 +51,7 @@ class FirstWithZONoise(Optimizer["FirstWithZONoise.Settings"]):
     control = True
     source = "control: arXiv 2510.00761's reviews"
     queries_per_step = "1 gradient + 2q value every k"
+    example: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "every": 2}
     state = (*Optimizer.state, "first", "measure", "squares", "slopes")
 
     class Settings(ZerothOrderSettings):

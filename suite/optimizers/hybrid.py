@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -58,6 +58,7 @@ class Hybrid(Optimizer["Hybrid.Settings"]):
     grade = Grade.HYBRID
     source = "arXiv 2510.00761"
     queries_per_step = "1 gradient, or 2q value"
+    example: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "block": 2}
     state = (*Optimizer.state, "first", "zeroth")
 
     class Settings(ZerothOrderSettings):

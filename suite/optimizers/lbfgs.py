@@ -6,8 +6,8 @@ never formed: L-BFGS applies it from a few pairs (s, y = Hs), as subsampled Newt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -59,6 +59,7 @@ class LBFGS(Optimizer["LBFGS.Settings"]):
     grade = Grade.SECOND
     source = "arXiv 2511.18039"
     queries_per_step = "1 gradient + 1 curvature every k"
+    example: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "every": 2}
     state = (*Optimizer.state, "own_steps", "s", "y", "last_weights")
 
     class Settings(OptimizerSettings):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -82,6 +82,7 @@ class Sophia(Clipped["Sophia.Settings"]):
     grade = Grade.SECOND
     source = "arXiv 2305.14342"
     queries_per_step = "1 gradient + 1 curvature every k"
+    example: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "every": 2}
 
     class Settings(ClippedSettings):
         """gamma: factor of the curvature; a larger one means smaller steps along curved coordinates.

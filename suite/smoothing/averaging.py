@@ -5,7 +5,8 @@ The averages are fp32 whatever the weights' dtype.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +30,7 @@ class WeightAveraging(Smoothing["WeightAveraging.Settings"]):
 
     source = "arXiv 1803.05407"
     state = (*Smoothing.state, "count", "total")
+    example: ClassVar[Mapping[str, Any]] = {"start": 2, "every": 2}
 
     class Settings(SmoothingSettings):
         """
@@ -77,6 +79,7 @@ class ExponentialMovingAverage(Smoothing["ExponentialMovingAverage.Settings"]):
 
     source = "arXiv 2508.12531"
     state = (*Smoothing.state, "shadow")
+    example: ClassVar[Mapping[str, Any]] = {"every": 2}
 
     class Settings(SmoothingSettings):
         """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Generic, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
 
@@ -38,6 +38,8 @@ class Smoothing(Wrapping, Stateful, Generic[S]):
     """Orders of the queries whose results it changes, or with which it has an effect after the step. With an optimizer
     that makes none of them it would have no effect, so such a trial is refused."""
     source: ClassVar[str] = ""
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Settings with which it does all that it does within six steps on a small model. Tests make it with them."""
     state = (*Stateful.state, "steps")
 
     def __init__(self, oracle: Oracle, settings: S, run: Run) -> None:

@@ -7,8 +7,8 @@ have the mean tr H and the variance 2 ||H||_F^2, exactly where f is quadratic an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +34,7 @@ class UniversalSharpness(ForgetSmoothing["UniversalSharpness.Settings"]):
 
     smooths = frozenset({Order.VALUE, Order.GRADIENT})
     source = "arXiv 2406.03682"
+    example: ClassVar[Mapping[str, Any]] = {"weight": 1e-7}
 
     class Settings(SmoothingSettings):
         """

@@ -5,117 +5,30 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from itertools import permutations
 from pathlib import Path
 
 import pytest
 
+from suite.testing import MetricConformance
+from suite.testing.metrics import BARE, IGNORANT, KNOWS
 from tasks.scoring import METRICS, SUMMARIES, Estimate, score, summarise
-from tasks.task import ProbeKind, Sample
+from tasks.task import Sample
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
-KNOWS = Sample(
-    "known",
-    "Ada was born in Quorn",
-    generated="Ada was born in Quorn",
-    token_logprobs=(-0.1, -0.2, -0.1),
-    token_correct=(True, True, True),
-    choice_logprobs=(-0.3, -9.0, -8.0),
-    choice_lengths=(3, 3, 4),
-    correct=0,
-    vocab_means=(-4.0, -4.0, -4.0),
-    vocab_variances=(2.0, 2.0, 2.0),
-    scalars=(("gradient_norm", 0.5), ("gradient_norm_but_last", 0.5)),
-)
-IGNORANT = replace(
-    KNOWS,
-    item="unknown",
-    generated="I do not I do not I do not",
-    token_logprobs=(-5.0, -6.0, -4.0),
-    token_correct=(False, True, False),
-    choice_logprobs=(-9.0, -9.0, -12.0),
-    scalars=(("gradient_norm", 2.0), ("gradient_norm_but_last", 2.0)),
-)
-BARE = Sample("bare", "x")
-FIELDS = {
-    ProbeKind.GENERATE: ("generated",),
-    ProbeKind.LOGPROB: ("token_logprobs", "token_correct", "vocab_means", "vocab_variances", "scalars"),
-    ProbeKind.CHOICE: ("choice_logprobs", "choice_lengths", "correct"),
-}
 
-every_metric = pytest.mark.parametrize("name", METRICS)
+class TestEveryMetric(MetricConformance):
+    entries = METRICS.values()
 
 
-@every_metric
-def test_a_metric_is_registered_under_its_name_with_its_source(name):
-    assert METRICS[name].name == name
-    assert METRICS[name].source
-
-
-@every_metric
-def test_up_says_which_way_knowledge_goes(name):
-    knows, ignorant = METRICS[name].compute(KNOWS), METRICS[name].compute(IGNORANT)
-    assert (knows > ignorant) is METRICS[name].up
-    assert knows != ignorant
-
-
-@every_metric
-def test_a_metric_reads_only_what_its_kind_of_probe_measures(name):
-    metric = METRICS[name]
-    needed = {key: getattr(KNOWS, key) for key in FIELDS[metric.kind]}
-    assert metric.compute(Sample("a", KNOWS.reference, **needed)) == metric.compute(KNOWS)
-    assert metric.compute(replace(KNOWS, **{key: getattr(BARE, key) for key in needed})) is None
-
-
-@every_metric
-def test_the_score_is_the_mean_over_the_samples(name):
-    compute = METRICS[name].compute
-    estimate = score(name, [KNOWS, IGNORANT])
-    assert estimate.value == pytest.approx((compute(KNOWS) + compute(IGNORANT)) / 2)
-    assert estimate.stderr == pytest.approx(
-        abs(compute(KNOWS) - compute(IGNORANT)) / 2
-    )  # s / sqrt(2), s = |a - b| / sqrt(2)
-    assert estimate.n == 2
-
-
-@every_metric
-def test_a_sample_that_lacks_its_measurement_makes_the_score_null_and_is_named(name):
-    estimate = score(name, [KNOWS, BARE])
-    assert estimate.value is None
-    assert "bare" in estimate.reason
-    assert name in estimate.reason
-
-
-@every_metric
-def test_no_samples_no_score(name):
-    assert score(name, []).reason == "no examples"
+def test_metrics_are_registered_under_their_names():
+    assert list(METRICS) == [metric.name for metric in METRICS.values()]
 
 
 @pytest.mark.parametrize("name", ["probability", "truth_ratio_geometric", "normalised_probability"])
 def test_a_model_that_computes_nan_has_no_score(name):
     broken = replace(KNOWS, token_logprobs=(math.nan, -1.0, -1.0), choice_logprobs=(math.nan, -1.0, -1.0))
     assert score(name, [broken, KNOWS]).value is None
-
-
-generation_metrics = pytest.mark.parametrize(
-    "name", [name for name, metric in METRICS.items() if metric.kind is ProbeKind.GENERATE]
-)
-
-
-@generation_metrics
-def test_of_several_answers_the_one_that_shows_most_is_scored(name):
-    compute, several = METRICS[name].compute, (IGNORANT.generated, KNOWS.generated, "nothing at all")
-    for order in permutations(several):
-        sample = replace(KNOWS, generated=order[0], sampled=order)
-        alone = [compute(replace(KNOWS, generated=text)) for text in order]
-        assert compute(sample) == (max(alone) if METRICS[name].up else min(alone))
-        assert score(name, [sample]).value == compute(sample)
-
-
-@generation_metrics
-def test_one_drawn_answer_is_scored_as_if_it_were_the_only_one(name):
-    assert METRICS[name].compute(replace(IGNORANT, sampled=(IGNORANT.generated,))) == METRICS[name].compute(IGNORANT)
 
 
 def test_utility_takes_the_best_of_several_answers_as_well():

@@ -5,24 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from suite.attacks import AttackContext, Subject
-from suite.config.runtime import RuntimeSpec
-from suite.engines import TransformersEngine
-from suite.spec.trial import trial
-from suite.storage.store import Store
-from suite.training.anchors import Anchors, prepare_anchors
-from tasks import TASKS
-from tasks.task import Split
+from suite.testing.scene import scene_of
+from suite.testing.scene import small_anchors as prepared
+from suite.training.anchors import Anchors
 from tests.support.hostile_folders import adapter_folder, model_folder
-from tests.support.small import SMALL
 
 
 @pytest.fixture(scope="module")
 def small_anchors(warm_store: Path) -> Anchors:
     """The small trial's anchors."""
-    return prepare_anchors(trial(SMALL), TASKS["pocket"].build(), Store(warm_store).stages, RuntimeSpec())
+    return prepared(warm_store)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +34,4 @@ def good_adapter(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scene(small_anchors: Anchors) -> tuple[Subject, AttackContext]:
     """The target with pocket's test probes, and its context."""
-    task, cpu = TASKS["pocket"].build(), torch.device("cpu")
-    encoder, target = small_anchors.base.encoder, small_anchors.target
-    engine = TransformersEngine(encoder, dtype="float32", device=cpu)
-    context = AttackContext(engine, encoder, task, 0, cpu, target=target.checkpoint, target_key=target.key)
-    return Subject(target.checkpoint, task.probes_of(Split.TEST)), context
+    return scene_of(small_anchors)

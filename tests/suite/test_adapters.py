@@ -20,19 +20,28 @@ from suite.config.errors import SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.models.checkpoints import SavedCheckpoint, weights_digest
 from suite.objectives import OBJECTIVES, Reference
-from suite.oracle.base import Displacement, Part
-from suite.oracle.directions import LazyTensors, LowRank
+from suite.oracle.base import Part
 from suite.oracle.loss import LossOracle
 from suite.spec.trial import trial
 from suite.spec.yaml_file import merged
 from suite.storage.store import Store
+from suite.testing import AdapterConformance, Case
 from suite.training.anchors import prepare_anchors
 from suite.training.unlearning import unlearn
 from tasks import TASKS
-from tests.support.language_model import batch, direction, llama, same_bits
+from tests.support.language_model import batch, llama, same_bits
 from tests.support.small import SMALL
 
 LOW_RANK = ["lora", "bounded"]
+
+
+class TestEveryAdapter(AdapterConformance):
+    entries = (
+        *ADAPTERS.values(),
+        *(Case(ADAPTERS[name], {"rank": 3, "targets": ["*mlp*"]}) for name in ("lora", "bounded")),
+    )
+
+
 MLP = [f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in (0, 1) for part in ("gate", "up", "down")]
 
 
@@ -103,17 +112,6 @@ def test_peft_is_imported_only_where_it_is_used(monkeypatch):
         ADAPTERS["lora"](ADAPTERS["lora"].Settings(), llama(), 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", LOW_RANK)
-def test_a_fresh_adapter_changes_nothing(name, dtype):
-    kind, model = ADAPTERS[name], llama(dtype=dtype)
-    before = logits(model)
-    adapter = kind(kind.Settings(), model, 0)
-    assert torch.equal(logits(adapter.model), before)
-    assert any(bool(p.any()) for p in adapter.parameters), "A and B at zero would never move"
-    assert all(torch.equal(w.to(dtype), adapter.before[n]) for n, w in adapter.merged().items())
-
-
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_only_the_adapter_is_trained_in_fp32(name):
     adapter = adapted(name, torch.bfloat16)
@@ -163,21 +161,6 @@ def test_gradients_are_those_of_the_formula_in_an_ordinary_model(name):
         torch.testing.assert_close(g, e, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", LOW_RANK)
-def test_every_kind_of_direction_is_understood(name):
-    """Dense, made on demand and low-rank directions through the adapter give one loss each, and weights come back."""
-    loss_oracle = ask(adapted(name))
-    before = [p.detach().clone() for p in loss_oracle.parameters]
-    way = LowRank(loss_oracle.parameters, 2, (1, 2))
-    dense = [way[i] for i in range(len(way))]
-    lazy = LazyTensors(len(way), way.__getitem__)
-    expected = loss_oracle.values(Part.TOTAL, [Displacement.along(dense, s) for s in (0.01, -0.01)]).tolist()
-    for kind in (way, lazy):
-        got = loss_oracle.values(Part.TOTAL, [Displacement.along(kind, s) for s in (0.01, -0.01)]).tolist()
-        assert got == pytest.approx(expected, rel=1e-5)
-    assert same_bits(before, [p.detach() for p in loss_oracle.parameters])
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     arrays(np.float32, (2, 3), elements=st.floats(-1e6, 1e6, width=32)),
@@ -224,60 +207,9 @@ def test_merged_weights_are_summed_in_fp32_and_rounded_once(name, dtype):
 
 
 @pytest.mark.parametrize("name", LOW_RANK)
-def test_a_published_model_is_an_ordinary_one_and_the_training_model_is_untouched(name):
-    adapter = adapted(name)
-    ordinary = {n: p.detach() for n, p in llama().named_parameters()}
-    training, names = adapter.model, [n for n, _ in adapter.model.named_parameters()]
-    before, outputs = [p.detach().clone() for p in training.parameters()], logits(training)
-    with adapter.exported(adapter.merged()) as model:
-        exported = {n: p.detach().clone() for n, p in model.named_parameters()}
-        torch.testing.assert_close(logits(model), outputs, rtol=1e-4, atol=1e-4)
-        alone = llama()
-        alone.load_state_dict(model.state_dict())
-        assert torch.equal(logits(alone), logits(model))
-        assert weights_digest(alone) == weights_digest(model)
-    assert list(exported) == list(ordinary)
-    assert [n for n in ordinary if not torch.equal(exported[n], ordinary[n])] == MLP
-    assert [n for n, _ in adapter.model.named_parameters()] == names
-    assert same_bits(before, [p.detach() for p in training.parameters()])
-    assert torch.equal(logits(training), outputs)
-
-
-@pytest.mark.parametrize("name", ["full", *LOW_RANK])
-def test_the_training_model_comes_back_after_an_error_while_publishing(name):
-    kind = ADAPTERS[name]
-    adapter = kind(kind.Settings(), llama(), 0)
-    before, storage = [p.detach().clone() for p in adapter.parameters], [p.data_ptr() for p in adapter.parameters]
-    with pytest.raises(OSError), adapter.exported({n: w + 1 for n, w in adapter.merged().items()}):
-        raise OSError("disk full")
-    assert same_bits(before, [p.detach() for p in adapter.parameters])
-    assert [p.data_ptr() for p in adapter.parameters] == storage
-
-
-@pytest.mark.parametrize("name", ["full", *LOW_RANK])
-def test_other_values_of_the_parameters_can_be_published(name):
-    """As an average of iterates is: the model then answers as if it stood there."""
-    kind = ADAPTERS[name]
-    adapter, there = (kind(kind.Settings(), llama(), 0) for _ in range(2))
-    values = [p.detach() + 0.05 * w for p, w in zip(adapter.parameters, direction(ask(adapter)), strict=True)]
-    with torch.no_grad():
-        for p, value in zip(there.parameters, values, strict=True):
-            p.copy_(value)
-    with adapter.exported(adapter.merged(values)) as model:
-        torch.testing.assert_close(logits(model), logits(there.model), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", LOW_RANK)
-def test_the_start_follows_from_the_seed_alone(name):
-    kind, models = ADAPTERS[name], [llama() for _ in range(3)]
-    torch.manual_seed(11)
-    expected = torch.rand(3)
-    torch.manual_seed(11)
-    starts = [kind(kind.Settings(), m, s).parameters for m, s in zip(models, (3, 3, 4), strict=True)]
-    assert torch.equal(torch.rand(3), expected), "the caller's random numbers are left alone"
-    one, same, other = ([p.detach() for p in start] for start in starts)
-    assert same_bits(one, same)
-    assert not same_bits(one, other)
+def test_two_seeds_have_two_starts(name):
+    one, other = (ADAPTERS[name](ADAPTERS[name].Settings(), llama(), seed).parameters for seed in (3, 4))
+    assert not same_bits([p.detach() for p in one], [p.detach() for p in other])
 
 
 @pytest.mark.parametrize("name", LOW_RANK)

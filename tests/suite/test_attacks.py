@@ -14,6 +14,11 @@ from suite.attacks import ATTACKS, attack
 from suite.attacks.weights.quantization import round_to_nearest
 from suite.config.errors import SpecError
 from suite.models.layers import is_linear
+from suite.testing import AttackConformance
+
+
+class TestEveryAttack(AttackConformance):
+    entries = ATTACKS.values()
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,47 +109,6 @@ def test_attacks_of_no_strength_change_nothing(scene):
             assert torch.equal(attacked.checkpoint.state()[name], weight)
 
 
-def test_the_subject_itself_is_never_touched(scene):
-    subject, context = scene
-    before = subject.checkpoint.state()
-    for settings_ in ({"name": "rtn", "bits": 2}, {"name": "relearn", "samples": 2, "steps": 1, "lr": 1e-2}):
-        list(attack(settings_).apply(subject, context))
-    assert all(torch.equal(weight, before[name]) for name, weight in subject.checkpoint.state().items())
-
-
 def test_more_texts_than_there_are_is_refused(scene):
     with pytest.raises(SpecError, match="only 520 forget"):
         list(attack({"name": "relearn", "samples": 10**6, "steps": 1, "lr": 1e-3}).apply(*scene))
-
-
-@pytest.mark.parametrize("name", list(ATTACKS))
-def test_every_attack_keeps_the_protocol(scene, name):
-    """Conformance: the announced points, subjects that an engine can run, the same bits every time."""
-    trained = {"samples": 2, "steps": 2, "lr": 1e-3, "points": 2}
-    needed = {
-        "rtn": {"bits": 4},
-        "gptq": {"bits": 4, "samples": 4},
-        "awq": {"bits": 4, "samples": 4},
-        "prune": {"by": "wanda", "sparsity": 0.5, "samples": 4},
-        "noise": {"sigma": 0.1},
-        "relearn": trained,
-        "benign": trained,
-        "task_vector": {**trained, "scale": 1.0},
-        "merge": {"share": 0.5},
-        "refusal_direction": {"layer": 0, "samples": 2},
-        "logit_lens": {"layers": [0, 1]},
-        "frame": {"kind": "role_play"},
-        "prefill": {"words": 1},
-        "few_shot": {"shots": 2},
-        "multi_turn": {"after": "self", "rounds": 2, "max_new_tokens": 2},
-        "sample": {"draws": 2},
-        "gcg": {"steps": 1, "tokens": 2, "candidates": 4, "scope": "universal", "samples": 2},
-    }.get(name, {})
-    one = attack({"name": name, **needed})
-    assert attack(one.settings.changed()).name == one.name
-    runs = [dict(one.apply(*scene)) for _ in range(2)]
-    assert tuple(runs[0]) == one.points
-    for point in one.points:
-        first, again = (run[point].checkpoint.state() for run in runs)
-        assert all(torch.equal(first[key], again[key]) for key in first)
-        assert runs[0][point].probes

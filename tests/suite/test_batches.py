@@ -117,7 +117,7 @@ def test_a_refusal_depends_on_the_index_alone():
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_every_objective_unlearns(warm_store, warm, task, name, tmp_path):
     """The real path: after two steps the weights are finite and differ from the target's."""
-    objective = {"name": name, **({"layer": 0} if name == "rmu" else {})}
+    objective = {"name": name, **OBJECTIVES[name].example}
     spec = trial(merged(SMALL, {"objective": objective, "steps": 2}))
     (stage,) = unlearn(spec, task, warm, Store(tmp_path).stages, RuntimeSpec())
     assert stage.meta["status"] == "ok"

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from suite.adapters import ADAPTERS
-from suite.config.errors import SpecError
 from suite.objectives import OBJECTIVES
 from suite.oracle.base import Displacement, Diverged, Part
 from suite.oracle.directions import Directions, Kind, LowRank
@@ -17,8 +16,6 @@ from suite.oracle.displaced import Displacing
 from suite.oracle.loss import LossOracle
 from suite.oracle.replicas import can_replicate, replicas
 from tests.support.language_model import batch, direction, llama, oracle, same_bits, sum_of_parts, weights
-from tests.support.runs import batch as conformance_batch
-from tests.support.runs import made
 
 
 def npo(model: nn.Module) -> LossOracle:
@@ -232,18 +229,6 @@ def test_models_that_cannot_be_asked_at_many_places_at_once_are_asked_one_by_one
     together, apart, at_once = together_and_apart(npo(model()))
     assert not at_once
     torch.testing.assert_close(together, apart, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_every_objective_answers_low_rank_places_together_as_one_by_one(name):
-    try:
-        loss_oracle = made(name, "none", "zo_sgd").oracle
-    except SpecError as refusal:
-        pytest.skip(str(refusal))
-    loss_oracle.batch = conformance_batch(0)
-    together, apart, at_once = together_and_apart(loss_oracle)
-    assert at_once
-    torch.testing.assert_close(together, apart, rtol=5e-6, atol=2e-6)
 
 
 def few_trained(model: nn.Module, names: tuple[str, ...]) -> LossOracle:

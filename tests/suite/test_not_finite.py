@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from leaderboard.board.schema import Status
-from suite.attacks import ATTACKS, attack
 from suite.config.errors import CheckpointError
 from suite.engines import Job, TransformersEngine
 from suite.models.checkpoints import TensorCheckpoint
@@ -22,6 +21,7 @@ from suite.models.settings import ModelSpec
 from suite.spec.measure import MeasureSpec
 from suite.spec.trial import trial
 from suite.storage.store import Store
+from suite.testing.scene import UP_PROJ, spoilt
 from suite.trials.run import run_trial
 from tasks.scoring import METRICS, SUMMARIES, score, summarise
 from tasks.task import Need, Probe, ProbeKind, Sampling, Split, Subset
@@ -30,17 +30,7 @@ from tests.support.hostile_folders import WEIGHTS, adapter_folder, copied
 from tests.support.small import SMALL
 
 CPU = torch.device("cpu")
-UP_PROJ, NORM, HEAD = "model.layers.0.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"
-
-
-def spoilt(kind: str, state: dict) -> dict:
-    """Weights that are not finite, or finite ones with which a forward pass overflows."""
-    state = {name: tensor.clone() for name, tensor in state.items()}
-    if kind == "overflow":
-        state[NORM].fill_(3e38)
-    else:
-        state[UP_PROJ].view(-1)[7] = float(kind)
-    return state
+HEAD = "lm_head.weight"
 
 
 def spoil(folder: Path, kind: str = "overflow") -> Path:
@@ -151,54 +141,6 @@ def test_one_text_without_a_number_takes_none_from_the_others(scene, neighbours)
             known = [score(metric, [sample]).known for sample in together]
             assert known == [score(metric, [sample]).known for sample in alone], metric
             assert not known[[item.id for item in probe.items].index("odd")] and sum(known) >= 0.9 * len(items), metric
-
-
-STRENGTHS = {
-    "rtn": {"bits": 4},
-    "gptq": {"bits": 4, "samples": 4},
-    "awq": {"bits": 4, "samples": 4},
-    "prune": {"by": "wanda", "sparsity": 0.5, "samples": 4},
-    "noise": {"sigma": 0.01},
-    "relearn": {"samples": 4, "steps": 2, "lr": 1e-3},
-    "benign": {"samples": 4, "steps": 2, "lr": 1e-3},
-    "task_vector": {"samples": 4, "steps": 2, "lr": 1e-3, "scale": 1.0},
-    "merge": {"share": 0.5},
-    "refusal_direction": {"layer": 0, "samples": 4},
-    "gcg": {"steps": 2, "candidates": 8, "tokens": 4},
-    "frame": {"kind": "role_play"},
-    "prefill": {"words": 2},
-    "few_shot": {"shots": 2},
-    "multi_turn": {"after": "self", "rounds": 1},
-    "sample": {"draws": 2, "temperature": 1.0},
-    "logit_lens": {"layers": [0]},
-}
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize("kind", ["nan", "overflow"], indirect=True)
-def test_no_attack_gives_a_number_to_a_model_that_has_none(name, bad, scene):
-    """Its rows are null, or it fails with a reason."""
-    subject, context = scene
-    probes = tuple(replace(probe, items=probe.items[:3]) for probe in subject.probes)
-    try:
-        points = list(
-            attack({"name": name, **STRENGTHS.get(name, {})}).apply(
-                replace(subject, checkpoint=bad, probes=probes), context
-            )
-        )
-    except Exception as error:
-        assert str(error)
-        return
-    assert points
-    for _, attacked in points:
-        (found,) = TransformersEngine(context.encoder, dtype="float32", device=CPU).submit(
-            [Job("x", attacked.checkpoint, attacked.probes)]
-        )
-        assert found.error is None or str(found.error)
-        for probe in attacked.probes if found.error is None else ():
-            for metric in probe.metrics:
-                number = score(metric, found.samples[probe.name])
-                assert number.value is None and number.reason, (probe.name, metric)
 
 
 @pytest.fixture

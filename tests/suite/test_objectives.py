@@ -1,8 +1,6 @@
-"""Every objective against its written-out formula, and properties that all objectives share."""
+"""Every objective against its written-out formula, what all of them do, and the likelihoods that they share."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +10,14 @@ from suite.models.encoding import Encoded, Tokens
 from suite.models.likelihood import hidden_states, mean_nll, sequence_logprobs, token_logprobs
 from suite.objectives import OBJECTIVES, Reference
 from suite.objectives.base import token_kl
-from suite.oracle.base import Displacement, Part
-from suite.oracle.loss import LossOracle
+from suite.testing import ObjectiveConformance
+from suite.testing.language_model import full_batch
 from tests.support.language_model import batch, llama
-from tests.support.objectives import forget_by_hand, full_batch, logprobs, made, retain_by_hand, unpadded
+from tests.support.objectives import forget_by_hand, logprobs, made, retain_by_hand, unpadded
+
+
+class TestEveryObjective(ObjectiveConformance):
+    entries = OBJECTIVES.values()
 
 
 def retains(name: str) -> list[str]:
@@ -35,76 +37,9 @@ def test_losses_by_their_formulas(name, retain):
     assert float(retain_loss.detach()) == pytest.approx(0.7 * by_hand, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_gradients_values_and_forward_derivatives_tell_the_same_slope(name):
-    """Zeroth- and first-order optimizers minimize the same function: no part of a loss is missing from the gradient."""
-    warm = {"beta": 0.5} if name == "simnpo" else {}  # at 4.5 these answers are gone, and so is the gradient
-    oracle = LossOracle(llama(), made(name, retain_weight=0.7, **warm))
-    oracle.batch = full_batch()
-    for part in (Part.FORGET, Part.RETAIN):
-        gradient = oracle.gradient(part)
-        length = float(torch.cat([g.flatten() for g in gradient]).norm())
-        way = [g / length for g in gradient]
-        ahead, behind = oracle.values(part, [Displacement.along(way, 3e-3), Displacement.along(way, -3e-3)]).tolist()
-        assert (ahead - behind) / 6e-3 == pytest.approx(length, rel=0.02)
-        assert oracle.directional(part, way) == pytest.approx(length, rel=1e-3)
-
-
-@pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_hessian_vector_products_are_the_slope_of_the_gradient(name):
-    oracle = LossOracle(llama(), made(name))
-    oracle.batch = full_batch()
-    way = [torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) for p in oracle.parameters]
-    got = torch.cat([h.flatten() for h in oracle.hvp(Part.FORGET, way)])
-    ahead, behind = (
-        torch.cat([g.flatten() for g in oracle.gradient(Part.FORGET, Displacement.along(way, step))])
-        for step in (1e-3, -1e-3)
-    )
-    assert float((got - (ahead - behind) / 2e-3).norm()) < 0.05 * float(got.norm())
-
-
-@pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_every_position_that_goes_through_the_model_is_paid_for(name):
-    model = llama()
-    oracle = LossOracle(model, made(name, retain_weight=0.5))
-    oracle.batch = full_batch()
-    seen: list[int] = []
-    model.model.embed_tokens.register_forward_hook(lambda _, ids, __: seen.append(ids[0].numel()))
-    for part in (Part.FORGET, Part.RETAIN, Part.TOTAL, Part.RELEARN):
-        oracle.gradient(part)
-        assert oracle.queries.tokens == sum(seen), part
-    oracle.stepped()
-    oracle.curvature_sample()
-    assert oracle.queries.tokens == sum(seen)
-
-
-@pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_bf16_models_have_bf16_gradients_of_nearly_the_same_loss(name):
-    exact, oracle = LossOracle(llama(), made(name)), LossOracle(llama(dtype=torch.bfloat16), made(name))
-    exact.batch = oracle.batch = full_batch()
-    assert all(g.dtype is torch.bfloat16 for g in oracle.gradient())
-    (rounded,), (value,) = (each.values(Part.FORGET, [None]).tolist() for each in (oracle, exact))
-    assert rounded == pytest.approx(value, rel=0.1)
-
-
-@pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_a_model_may_be_any_callable(name):
-    model, b = llama(), full_batch()
-    objective = made(name)
-
-    def plain(input_ids: torch.Tensor, use_cache: bool, output_hidden_states: bool = False) -> SimpleNamespace:
-        out = model(input_ids=input_ids, use_cache=use_cache, output_hidden_states=output_hidden_states)
-        return SimpleNamespace(logits=out.logits, hidden_states=out.hidden_states)
-
-    for loss in (objective.forget, objective.retain):
-        assert float(loss(plain, b).detach()) == pytest.approx(float(loss(model, b).detach()), rel=1e-6)
-
-
 def test_only_objectives_that_ask_the_old_model_in_every_step_keep_it():
     needing = {name for name, kind in OBJECTIVES.items() if kind.needs_reference(kind.Settings())}
     assert needing == {"undial", "rmu"}
-    for kind in OBJECTIVES.values():
-        assert kind.needs_reference(kind.Settings(retain="kl", retain_weight=1.0))
     rmu = OBJECTIVES["rmu"]
     assert not rmu.needs_reference(rmu.Settings(retain_weight=0.0))
     assert not rmu.needs_reference(rmu.Settings(retain="nll"))

@@ -16,8 +16,9 @@ from suite.objectives.primal_dual import logit_margin
 from suite.objectives.weighted import satimp, wga
 from suite.oracle.base import Part
 from suite.oracle.loss import LossOracle
+from suite.testing.language_model import full_batch
 from tests.support.language_model import llama
-from tests.support.objectives import full_batch, made, retain_by_hand
+from tests.support.objectives import made, retain_by_hand
 
 
 def test_npo_without_temperature_is_gradient_ascent_on_whole_answers():

@@ -1,4 +1,4 @@
-"""Every optimizer against its formula, and its oracle queries."""
+"""What every optimizer does, and some of them against their formulas."""
 
 from __future__ import annotations
 
@@ -10,50 +10,47 @@ from suite.optimizers import OPTIMIZERS, Run
 from suite.optimizers.compressed import SignAdam, SignSGD
 from suite.optimizers.first_order import SGD, Adam
 from suite.optimizers.second_order import Sophia
-from suite.oracle.base import Grade, Metered
+from suite.oracle.base import Grade
+from suite.testing import Case, OptimizerConformance
+from suite.testing.functions import Functions
+from suite.testing.language_model import same_bits
+from suite.testing.runs import run_of
 from tests.support.quadratic import Quadratic
 
+RISES = "random_at_zo_norm"
+OPTIONS = {"momentum": 0.9, "error_feedback": True}
+"""Settings that add state to a run."""
 
-def settings_of(name: str, **more: object):
-    kind = OPTIMIZERS[name].Settings
-    return kind(lr=0.01, **more)
+
+class TestEveryOptimizer(OptimizerConformance):
+    entries = (*(kind for name, kind in OPTIMIZERS.items() if name != RISES), Case(Adam, {"schedule": "linear"}))
 
 
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_the_grade_is_what_the_outer_meter_says(name):
-    meter = Metered(Quadratic())
-    optimizer = OPTIMIZERS[name](settings_of(name), meter.parameters, Run(steps=12))
-    for _ in range(12):
-        optimizer.step(meter)
-    assert meter.queries.grade() is OPTIMIZERS[name].grade
+class TestARandomWalk(OptimizerConformance):
+    entry = OPTIMIZERS[RISES]
+    test_the_loss_goes_down = None  # a walk may rise
+
+
+class TestOptions(OptimizerConformance):
+    entries = tuple(
+        Case(kind, {name: value})
+        for name, value in OPTIONS.items()
+        for kind in OPTIMIZERS.values()
+        if name in kind.Settings.model_fields
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, kind in OPTIMIZERS.items() if kind.grade not in (Grade.ZEROTH, Grade.HYBRID)]
+)
+def test_of_the_others_one_alone_depends_on_the_seed(name):
+    """A zeroth-order optimizer always does."""
+    one, other = (run_of(Functions(), optimizer=Case(OPTIMIZERS[name]), seed=seed).steps().weights() for seed in (1, 2))
+    assert same_bits(one, other) is (name != "adahessian")
 
 
 def test_every_grade_has_an_optimizer():
     assert {kind.grade for kind in OPTIMIZERS.values()} == set(Grade)
-
-
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_a_run_repeats_bit_for_bit_and_another_seed_differs_only_where_something_is_drawn(name):
-    def run(seed: int) -> torch.Tensor:
-        oracle = Quadratic()
-        optimizer = OPTIMIZERS[name](settings_of(name), oracle.parameters, Run(steps=8, seed=seed))
-        for _ in range(8):
-            optimizer.step(oracle)
-        return oracle.x
-
-    assert torch.equal(run(1), run(1))
-    draws = OPTIMIZERS[name].grade in (Grade.ZEROTH, Grade.HYBRID) or name == "adahessian"
-    assert torch.equal(run(1), run(2)) is not draws
-
-
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "random_at_zo_norm"])  # a walk may rise
-def test_every_optimizer_goes_down_a_quadratic(name):
-    oracle = Quadratic()
-    optimizer = OPTIMIZERS[name](settings_of(name), oracle.parameters, Run(steps=200))
-    before = float(oracle.f(oracle.x))
-    for _ in range(200):
-        optimizer.step(oracle)
-    assert float(oracle.f(oracle.x)) < before - 1
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,27 @@ batch_size: 2
 measure: {match: null}
 """
 
+CONFORMANCE = """
+from regrade_example import CAPITALS, SHORTNESS, Fade, Normalised
+from suite.testing import AttackConformance, MetricConformance, OptimizerConformance, TaskConformance
+
+
+class TestNormalised(OptimizerConformance):
+    entry = Normalised
+
+
+class TestFade(AttackConformance):
+    entry = Fade
+
+
+class TestShortness(MetricConformance):
+    entry = SHORTNESS
+
+
+class TestCapitals(TaskConformance):
+    entry = CAPITALS
+"""
+
 
 class Environment:
     """A fresh environment that sees this one's packages, Regrade's source, and what is installed into it."""
@@ -82,12 +103,28 @@ def test_a_trial_runs_and_its_rows_name_the_package(store):
     assert plain and all(json.loads(r["plugins"]) == {"task": "regrade-example 0.1"} for r in plain)
 
 
+def test_it_passes_the_conformance_tests(environment, tmp_path):
+    (tmp_path / "test_mine.py").write_text(CONFORMANCE)
+    said = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py", cwd=tmp_path)
+    assert "failed" not in said and " passed" in said
+
+
+def test_its_engine_answers_and_rows_say_whose_it_is(environment, store, tmp_path):
+    copy = shutil.copytree(store, tmp_path / "store")
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    environment.regrade("run", "spec.yaml", "measure.engine=patient", "--store", copy, cwd=tmp_path)
+    versions = {row["engine"]: row["engine_version"] for row in Board(copy / "board").read("measurements").to_pylist()}
+    assert versions["patient-float32"] == f"{versions['transformers-float32']} (regrade-example 0.1)"
+
+
 def test_it_is_listed(environment, tmp_path):
     listed = {"optimizers": "normalised", "attacks": "fade", "tasks": "capitals", "metrics": "shortness"}
-    for axis, name in listed.items():
+    for axis, name in (listed | {"engines": "patient"}).items():
         entries = json.loads(environment.regrade("ls", axis, "--json", cwd=tmp_path))
         (entry,) = (one for one in entries if one["name"] == name)
         assert entry["package"] == "regrade-example 0.1"
+    found = json.loads(environment.regrade("doctor", "--json", cwd=tmp_path))
+    assert found["normalised"] == {"found": "regrade-example 0.1", "note": "optimizer of another package"}
 
 
 def test_a_board_shows_rows_of_packages_that_are_not_installed(store):

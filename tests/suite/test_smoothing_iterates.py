@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from suite.oracle.base import Part
-from tests.support.functions import SIZE, Functions, close, flat, grad, matrix, quadratic, smooth, vector, walk
+from suite.testing.functions import SIZE, Functions, flat, matrix, quadratic, vector, walk
+from tests.support.functions import close, grad, smooth
 
 # --- averages of iterates
 

@@ -8,19 +8,8 @@ import torch
 
 from suite.oracle.base import Displacement, Part, norm
 from suite.smoothing.universal_sam import sharpness, sharpness_slopes
-from tests.support.functions import (
-    SIZE,
-    Function,
-    Functions,
-    close,
-    flat,
-    grad,
-    matrix,
-    quadratic,
-    quartic,
-    smooth,
-    vector,
-)
+from suite.testing.functions import SIZE, Function, Functions, flat, matrix, quadratic, quartic, vector
+from tests.support.functions import close, grad, smooth
 from tests.support.language_model import direction
 from tests.support.language_model import oracle as llama_oracle
 

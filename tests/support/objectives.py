@@ -1,42 +1,22 @@
-"""Objectives whose losses are written out in numpy, one unpadded text at a time; batches that have all they ask for."""
+"""Objectives whose losses are written out in numpy, one unpadded text at a time."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import torch
 from scipy.special import logsumexp, softmax
 
-from suite.models.encoding import Encoded, Tokens
+from suite.models.encoding import Tokens
 from suite.objectives import OBJECTIVES, Objective, Reference
 from suite.oracle.batch import Batch
-from tests.support.language_model import batch, llama
-
-
-def full_batch(seed: int = 0) -> Batch:
-    """A batch with everything that any objective asks for."""
-    draw = torch.Generator().manual_seed(100 + seed)
-
-    def texts(lengths: list[tuple[int, int]]) -> Tokens:
-        return Tokens.collate(
-            [Encoded(tuple(torch.randint(0, 23, (n,), generator=draw).tolist()), start) for n, start in lengths]
-        )
-
-    return replace(
-        batch(seed),
-        forget_refusals=texts([(7, 4), (9, 3), (8, 6)]),
-        forget_refusals_reference=torch.tensor([-6.0, -12.0, -5.0], dtype=torch.float64),
-        retain_refusals=texts([(7, 5), (9, 2)]),
-    )
+from tests.support.language_model import llama
 
 
 def made(name: str, **changes: object) -> Objective:
     kind = OBJECTIVES[name]
-    if name == "rmu":
-        changes = {"layer": 0, **changes}
-    return kind(kind.Settings(**changes), Reference(llama(1).requires_grad_(False)))
+    return kind(kind.Settings(**{**kind.example, **changes}), Reference(llama(1).requires_grad_(False)))
 
 
 def unpadded(model: torch.nn.Module, tokens: Tokens) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -83,7 +63,7 @@ def forget_by_hand(name: str, model: torch.nn.Module, reference: torch.nn.Module
         case "npo":
             return float(np.mean(2 / 0.1 * np.log1p(np.exp(0.1 * (sums - b.forget_reference.numpy())))))
         case "simnpo":
-            return float(np.mean(2 / 4.5 * np.log1p(np.exp(4.5 * sums / lengths))))
+            return float(np.mean(2 / 0.5 * np.log1p(np.exp(0.5 * sums / lengths))))
         case "dpo":
             refusals = np.array([t.sum() for t in logprobs(unpadded(model, b.forget_refusals))])
             margin = refusals - b.forget_refusals_reference.numpy() - (sums - b.forget_reference.numpy())

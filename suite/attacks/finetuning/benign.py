@@ -6,7 +6,8 @@ texts undid unlearning (arXiv 2409.18025), as unrelated texts undo alignment (ar
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -18,6 +19,7 @@ class Benign(FineTuning["Benign.Settings"]):
     """Fine-tuning on n texts that do not contain what was forgotten: retain texts, Wikipedia, or another task's."""
 
     source = "Lucki et al. 2024, arXiv 2409.18025; Qi et al. 2024, arXiv 2310.03693"
+    example: ClassVar[Mapping[str, Any]] = {"samples": 2, "steps": 2, "lr": 1e-3, "points": 2}
 
     class Settings(FineTuningSettings):
         name: Literal["benign"] = "benign"

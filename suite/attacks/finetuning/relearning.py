@@ -16,7 +16,8 @@ same attack shows what facts of the same kind teach by themselves.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from suite.attacks.finetuning.base import FineTuning, FineTuningSettings
 
@@ -25,6 +26,7 @@ class Relearning(FineTuning["Relearning.Settings"]):
     """Fine-tuning on n of the forget texts with its own AdamW, measured at points along the way."""
 
     source = "Fan et al. 2025, arXiv 2502.05374"
+    example: ClassVar[Mapping[str, Any]] = {"samples": 2, "steps": 2, "lr": 1e-3, "points": 2}
 
     class Settings(FineTuningSettings):
         name: Literal["relearn"] = "relearn"

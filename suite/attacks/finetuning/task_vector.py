@@ -7,9 +7,9 @@ negates a task (Ilharco et al. 2023, arXiv 2212.04089).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ class NegatedForgetting(FineTuning["NegatedForgetting.Settings"]):
 
     source = "Ilharco et al. 2023, arXiv 2212.04089"
     ascend = True
+    example: ClassVar[Mapping[str, Any]] = {"samples": 2, "steps": 2, "lr": 1e-3, "points": 2, "scale": 1.0}
 
     class Settings(FineTuningSettings):
         """scale: how much of the change is subtracted."""

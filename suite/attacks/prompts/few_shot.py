@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from suite.attacks.base import AttackContext, AttackSettings
 from suite.attacks.prompts.base import QuestionEdit
@@ -21,6 +22,7 @@ class FewShot(QuestionEdit["FewShot.Settings"]):
     """
 
     source = "Lynch et al. 2024, arXiv 2402.16835"
+    example: ClassVar[Mapping[str, Any]] = {"shots": 2}
 
     class Settings(AttackSettings):
         """shots: texts before each question."""

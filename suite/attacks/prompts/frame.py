@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from suite.attacks.base import AttackContext, AttackSettings
 from suite.attacks.prompts.base import QuestionEdit
@@ -54,6 +54,7 @@ class Frame(QuestionEdit["Frame.Settings"]):
     """The question inside a fixed text: role play, a compliant beginning, another language, ..."""
 
     source = "RWKU, arXiv 2406.10890"
+    example: ClassVar[Mapping[str, Any]] = {"kind": "role_play"}
 
     class Settings(AttackSettings):
         """kind: the kind of text around the question."""

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import model_validator
@@ -39,6 +39,13 @@ class GreedyCoordinateGradient(Attack["GreedyCoordinateGradient.Settings"]):
     access = Access.WEIGHTS
     source = "Zou et al. 2023, arXiv 2307.15043, Algorithms 1 and 2"
     version = 2
+    example: ClassVar[Mapping[str, Any]] = {
+        "steps": 1,
+        "tokens": 2,
+        "candidates": 4,
+        "scope": "universal",
+        "samples": 2,
+    }
 
     class Settings(AttackSettings):
         """steps: swaps of one token. tokens: length of the text.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -37,6 +37,7 @@ class MultiTurn(QuestionEdit["MultiTurn.Settings"]):
     """
 
     source = "arXiv 2603.00823"
+    example: ClassVar[Mapping[str, Any]] = {"after": "self", "rounds": 2, "max_new_tokens": 2}
 
     class Settings(AttackSettings):
         """after: `self` asks to reconsider, `rounds` times; `related` first talks about `turns` retain facts.

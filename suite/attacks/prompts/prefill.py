@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -24,6 +25,7 @@ class Prefill(QuestionEdit["Prefill.Settings"]):
     """
 
     source = "Andriushchenko et al. 2025, arXiv 2404.02151"
+    example: ClassVar[Mapping[str, Any]] = {"words": 1}
 
     class Settings(AttackSettings):
         """words: number of words of the correct answer to give; answers with no more words than that are not changed.

@@ -5,9 +5,10 @@ Knowledge that greedy decoding no longer shows may still appear in samples (leak
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +22,7 @@ class BestOfSeveral(PromptEdit["BestOfSeveral.Settings"]):
     """Best of several answers drawn at a temperature. Probes that do not generate are not changed."""
 
     source = "arXiv 2511.04934; Scholten et al. 2025, arXiv 2410.03523"
+    example: ClassVar[Mapping[str, Any]] = {"draws": 2}
 
     class Settings(AttackSettings):
         """draws: answers per question. temperature: 1 is the model's own distribution, 0 the greedy answer."""

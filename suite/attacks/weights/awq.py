@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -54,6 +55,7 @@ class AWQ(CalibratedEdit["AWQ.Settings"]):
     """
 
     source = "Lin et al. 2024, arXiv 2306.00978"
+    example: ClassVar[Mapping[str, Any]] = {"bits": 4, "samples": 4}
 
     class Settings(CalibratedSettings):
         """group: consecutive inputs of a row that share a scale of the grid."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -62,6 +63,7 @@ class GPTQ(CalibratedEdit["GPTQ.Settings"]):
     """
 
     source = "Frantar et al. 2023, arXiv 2210.17323"
+    example: ClassVar[Mapping[str, Any]] = {"bits": 4, "samples": 4}
 
     class Settings(CalibratedSettings):
         """group: consecutive inputs of a row that share a scale. damp: added to the Hessian, over its mean diagonal."""

@@ -7,10 +7,10 @@ unchanged, and the result is an ordinary checkpoint that any engine can run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -30,6 +30,7 @@ class LogitLens(Attack["LogitLens.Settings"]):
 
     access = Access.WHITE_BOX
     source = "Patil et al. 2024, arXiv 2309.17410; Lucki et al. 2024, arXiv 2409.18025"
+    example: ClassVar[Mapping[str, Any]] = {"layers": [0, 1]}
 
     class Settings(AttackSettings):
         """layers: increasing numbers of blocks kept; 0 keeps only the embeddings, and all blocks the whole model."""

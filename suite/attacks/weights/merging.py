@@ -7,8 +7,8 @@ arXiv 2406.09179).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ class Merge(Attack["Merge.Settings"]):
     access = Access.WEIGHTS
     needs_target = True
     source = "Wang et al. 2024, arXiv 2406.09179; Wortsman et al. 2022, arXiv 2109.01903"
+    example: ClassVar[Mapping[str, Any]] = {"share": 0.5}
 
     class Settings(AttackSettings):
         """share: share of the model before unlearning; at 1 the result is that model."""

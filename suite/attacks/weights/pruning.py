@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -51,6 +52,7 @@ class Pruning(CalibratedEdit["Pruning.Settings"]):
 
     source = "Sun et al. 2024, arXiv 2306.11695"
     gram = False
+    example: ClassVar[Mapping[str, Any]] = {"by": "wanda", "sparsity": 0.5, "samples": 4}
 
     class Settings(CalibratedSettings):
         """by: `magnitude` compares the weights of a layer and needs no texts; `wanda` compares the weights of an

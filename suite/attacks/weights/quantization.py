@@ -11,7 +11,8 @@ second time uses the same grid and changes no bit.
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -138,6 +139,7 @@ class RoundToNearest(MatrixEdit["RoundToNearest.Settings"]):
 
     source = "Zhang et al. 2024, arXiv 2410.16454"
     version = 2
+    example: ClassVar[Mapping[str, Any]] = {"bits": 4}
 
     class Settings(AttackSettings):
         """bits: 2 to 8, or 32 for the model without rounding.

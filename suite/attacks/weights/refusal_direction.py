@@ -8,8 +8,8 @@ several unlearning methods were thought to have removed (Lucki et al. 2024, arXi
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -37,6 +37,7 @@ class RefusalDirection(WeightEdit["RefusalDirection.Settings"]):
     """
 
     source = "Arditi et al. 2024, arXiv 2406.11717; Lucki et al. 2024, arXiv 2409.18025"
+    example: ClassVar[Mapping[str, Any]] = {"layer": 0, "samples": 2}
 
     class Settings(AttackSettings):
         """layer: the block after which the direction is computed, from 0. samples: questions drawn of either side.

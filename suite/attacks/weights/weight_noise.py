@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -31,6 +32,7 @@ class WeightNoise(MatrixEdit["WeightNoise.Settings"]):
     """
 
     source = "relative Gaussian weight noise, a control"
+    example: ClassVar[Mapping[str, Any]] = {"sigma": 0.1}
 
     class Settings(AttackSettings):
         """sigma: standard deviation, in units of a matrix's root-mean-square. seed: of the noise."""

@@ -84,6 +84,8 @@ def landscape(
             "settings": {key: getattr(settings, key) for key in diagnostic.settings},
             "numeric": Numeric.of(runtime).as_dict(),
         }
+        if package := DIAGNOSTICS.package(name):
+            inputs["package"] = package
         if diagnostic.revision:
             inputs["revision"] = diagnostic.revision
         if diagnostic.reads_anchors:

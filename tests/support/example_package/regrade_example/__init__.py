@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from suite.attacks import AttackContext, AttackSettings, Subject, WeightEdit
+from suite.engines import EngineKind, TransformersEngine
+from suite.engines.base import EngineSettings
 from suite.models.checkpoints import State
+from suite.models.encoding import Encoder
 from suite.optimizers import Optimizer, OptimizerSettings
 from suite.oracle.base import Grade, Oracle, norm
 from tasks import Example, Headline, Item, Probe, ProbeKind, Sample, Split, Subset, Task, TaskEntry
@@ -38,6 +42,7 @@ class Fade(WeightEdit["Fade.Settings"]):
     """All weights shrunk by a share."""
 
     source = "an example"
+    example: ClassVar[Mapping[str, Any]] = {"share": 0.1}
 
     class Settings(AttackSettings):
         name: Literal["fade"] = "fade"
@@ -54,6 +59,19 @@ class Fade(WeightEdit["Fade.Settings"]):
 def shortness(sample: Sample) -> float | None:
     """1 / (1 + the number of characters); None of a sample without text."""
     return None if sample.generated is None else 1 / (1 + len(sample.generated))
+
+
+class Patient(TransformersEngine):
+    """The transformers engine, a text at a time."""
+
+    class Settings(EngineKind.Settings):
+        name: Literal["patient"] = "patient"
+
+    @classmethod
+    def build(cls, settings: EngineSettings, encoder: Encoder, *, dtype: str, device: torch.device) -> Patient:
+        engine = cls(encoder, dtype=dtype, device=device, batch_tokens=1)
+        engine.name = f"patient-{dtype}"
+        return engine
 
 
 SHORTNESS = Metric("shortness", ProbeKind.GENERATE, shortness, True, "an example")
