@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 
@@ -16,8 +15,6 @@ from suite.engines.base import Engine, EngineSettings
 from suite.models.checkpoints import Heads
 from suite.models.encoding import Encoder
 
-E = TypeVar("E", bound=Engine)
-
 
 def chosen_engine(settings: EngineSettings, encoder: Encoder, *, dtype: str, device: torch.device) -> Engine:
     """Build the engine that the settings name, for models of this dtype.
@@ -28,7 +25,10 @@ def chosen_engine(settings: EngineSettings, encoder: Encoder, *, dtype: str, dev
     Raises:
         NotInstalledError: it cannot be used here.
     """
-    return _named(ENGINES[settings.engine].build(settings, encoder, dtype=dtype, device=device), settings)
+    engine = ENGINES[settings.engine].build(settings, encoder, dtype=dtype, device=device)
+    if package := ENGINES.package(settings.engine):  # so that rows and the keys of stages say whose it is
+        engine.version = f"{engine.version} ({package})"
+    return engine
 
 
 def engine_alone(settings: EngineSettings, encoder: Encoder, *, dtype: str, device: torch.device) -> ComparableEngine:
@@ -37,14 +37,7 @@ def engine_alone(settings: EngineSettings, encoder: Encoder, *, dtype: str, devi
     Raises:
         SpecError: it cannot be used here.
     """
-    return _named(ENGINES[settings.engine].build_alone(settings, encoder, dtype=dtype, device=device), settings)
-
-
-def _named(engine: E, settings: EngineSettings) -> E:
-    """The engine; one of another package names it in its version, and so in rows and in the keys of stages."""
-    if package := ENGINES.package(settings.engine):
-        engine.version = f"{engine.version} ({package})"
-    return engine
+    return ENGINES[settings.engine].build_alone(settings, encoder, dtype=dtype, device=device)
 
 
 def pool_resources(settings: EngineSettings) -> PoolResources:

@@ -64,14 +64,14 @@ class Environment:
         pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--quiet"]
         subprocess.run([*pip, "--no-deps", "--no-build-isolation", str(package)], check=True)
 
-    def run(self, *arguments: str | Path, cwd: Path, code: int = 0) -> str:
+    def run(self, *arguments: str | Path, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
         command = [str(self.python), *map(str, arguments)]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return done
 
-    def regrade(self, *arguments: str | Path, cwd: Path, code: int = 0) -> str:
+    def regrade(self, *arguments: str | Path, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
         return self.run("-m", "regrade", *arguments, cwd=cwd, code=code)
 
 
@@ -105,7 +105,7 @@ def test_a_trial_runs_and_its_rows_name_the_package(store):
 
 def test_it_passes_the_conformance_tests(environment, tmp_path):
     (tmp_path / "test_mine.py").write_text(CONFORMANCE)
-    said = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py", cwd=tmp_path)
+    said = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py", cwd=tmp_path).stdout
     assert "failed" not in said and " passed" in said
 
 
@@ -120,10 +120,10 @@ def test_its_engine_answers_and_rows_say_whose_it_is(environment, store, tmp_pat
 def test_it_is_listed(environment, tmp_path):
     listed = {"optimizers": "normalised", "attacks": "fade", "tasks": "capitals", "metrics": "shortness"}
     for axis, name in (listed | {"engines": "patient"}).items():
-        entries = json.loads(environment.regrade("ls", axis, "--json", cwd=tmp_path))
+        entries = json.loads(environment.regrade("ls", axis, "--json", cwd=tmp_path).stdout)
         (entry,) = (one for one in entries if one["name"] == name)
         assert entry["package"] == "regrade-example 0.1"
-    found = json.loads(environment.regrade("doctor", "--json", cwd=tmp_path))
+    found = json.loads(environment.regrade("doctor", "--json", cwd=tmp_path).stdout)
     assert found["normalised"] == {"found": "regrade-example 0.1", "note": "optimizer of another package"}
 
 
@@ -188,7 +188,9 @@ def test_what_cannot_be_added_is_left_out_and_named(tmp_path):
     (package / "broken.py").write_text(MODULE)
     environment = Environment(tmp_path / "environment")
     environment.install(package)
-    known = [one["name"] for one in json.loads(environment.regrade("ls", "optimizers", "--json", cwd=tmp_path))]
+    listed = environment.regrade("ls", "optimizers", "--json", cwd=tmp_path)
+    known = [one["name"] for one in json.loads(listed.stdout)]
+    assert len(listed.stderr.splitlines()) == len(BROKEN)
     ours = [one["name"] for one in json.loads(regrade("ls", "optimizers", "--json").stdout)]
     assert known == ours
     (tmp_path / "spec.yaml").write_text(SPEC.replace("capitals", "pocket"))
@@ -197,10 +199,10 @@ def test_what_cannot_be_added_is_left_out_and_named(tmp_path):
             "-c",
             f"from suite.optimizers import OPTIMIZERS; print(OPTIMIZERS.problems({name!r})[0])",
             cwd=tmp_path,
-        )
+        ).stdout
         assert said.startswith(f"optimizer {name} of broken 3 is left out: ") and why in said
         if name not in ours:
-            error = environment.regrade("validate", "spec.yaml", f"optimizer.name={name}", cwd=tmp_path, code=2)
+            error = environment.regrade("validate", "spec.yaml", f"optimizer.name={name}", cwd=tmp_path, code=2).stderr
             assert f"optimizer {name} of broken 3 is left out" in " ".join(error.split())
 
 

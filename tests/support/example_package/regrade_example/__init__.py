@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from suite.attacks import AttackContext, AttackSettings, Subject, WeightEdit
-from suite.engines import EngineKind, TransformersEngine
+from suite.config import settings
+from suite.engines import TransformersEngine
 from suite.engines.base import EngineSettings
 from suite.models.checkpoints import State
 from suite.models.encoding import Encoder
@@ -64,11 +65,11 @@ def shortness(sample: Sample) -> float | None:
 class Patient(TransformersEngine):
     """The transformers engine, a text at a time."""
 
-    class Settings(EngineKind.Settings):
+    class Settings(settings.Settings):
         name: Literal["patient"] = "patient"
 
     @classmethod
-    def build(cls, settings: EngineSettings, encoder: Encoder, *, dtype: str, device: torch.device) -> Patient:
+    def build(cls, chosen: EngineSettings, encoder: Encoder, *, dtype: str, device: torch.device) -> Patient:
         engine = cls(encoder, dtype=dtype, device=device, batch_tokens=1)
         engine.name = f"patient-{dtype}"
         return engine
