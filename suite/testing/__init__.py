@@ -10,7 +10,10 @@ needs pytest. Nothing else in the suite imports this room.
 
 from __future__ import annotations
 
-import pytest
+try:
+    import pytest
+except ModuleNotFoundError:
+    raise ModuleNotFoundError("suite.testing: conformance tests run under pytest. pip install pytest") from None
 
 pytest.register_assert_rewrite(
     *(f"suite.testing.{each}" for each in "adapters attacks metrics objectives optimizers smoothings tasks".split())

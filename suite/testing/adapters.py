@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from suite.adapters import Adapter
+from suite.models.checkpoints import weights_digest
 from suite.oracle.base import Displacement, Part
 from suite.oracle.directions import LazyTensors, LowRank
 from suite.oracle.loss import LossOracle
@@ -96,6 +97,7 @@ class AdapterConformance(AxisConformance):
             )
             assert {t.dtype for t in exported.values()} == {dtype}
             alone.load_state_dict(model.state_dict())
+            assert weights_digest(alone) == weights_digest(model)
             assert torch.equal(logits(alone), logits(model)), f"{name}: the exported model is more than its weights"
             if dtype is torch.float32:
                 torch.testing.assert_close(
@@ -107,7 +109,9 @@ class AdapterConformance(AxisConformance):
         assert torch.equal(logits(training), outputs), f"{name}: an export changes the model that is trained"
         ordinary = dict(llama(dtype=dtype).named_parameters())
         changed = {n for n, w in exported.items() if not torch.equal(w, ordinary[n])}
-        assert changed and changed <= adapter.before.keys(), f"{name} changes weights that are not in `before`"
+        assert changed == adapter.before.keys(), (
+            f"{name}: it changes {', '.join(sorted(changed))}, and `before` has {', '.join(adapter.before)}"
+        )
 
     def test_the_trained_model_comes_back_after_an_error_during_an_export(self, case: Case) -> None:
         adapter = made(case, llama())

@@ -101,9 +101,9 @@ class OptimizerConformance(AxisConformance):
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
     def test_a_run_goes_on_from_its_state_bit_for_bit(self, case: Case, dtype: torch.dtype, directed: bool) -> None:
         """Also where it is a part of another optimizer, which asks for its direction alone."""
+        more = {"lr": 0.02} if dtype is torch.bfloat16 else {}  # so that bf16 weights move
         if not directed or case.kind.direction is not Optimizer.direction:
-            name = case.what
-            check_resumed(name, lambda run: run.optimizer, lambda: run(case, dtype, directed=directed))
+            check_resumed(case.what, lambda made: made.optimizer, lambda: run(case, dtype, directed=directed, **more))
 
     def test_a_run_on_a_model_goes_on_from_its_state_bit_for_bit(self, case: Case) -> None:
         check_resumed(case.what, lambda run: run.optimizer, lambda: trained(optimizer=case), MIDDLE)

@@ -16,12 +16,11 @@ from suite.testing.base import AxisConformance, Case
 from suite.testing.functions import Functions, flat, vector
 from suite.testing.language_model import copies, full_batch, llama, same_bits
 from suite.testing.runs import (
-    ADAM,
+    HYBRID,
     LOST,
     MIDDLE,
     NPO,
     ONE_PER_GRADE,
-    R_ADAZO,
     STEPS,
     Trained,
     check_moves,
@@ -102,21 +101,19 @@ class SmoothingConformance(AxisConformance):
             flat(smoothed.gradient()), flat(smoothed.gradient(Part.FORGET)), rtol=1e-4, atol=1e-5
         )
 
-    @pytest.mark.parametrize("optimizer", [ADAM, R_ADAZO], ids=lambda case: case.name)
-    def test_a_run_repeats_bit_for_bit(self, case: Case, optimizer: Case) -> None:
-        check_repeats(case.what, lambda: run_of(Functions(), case, optimizer))
+    def test_a_run_repeats_bit_for_bit(self, case: Case) -> None:
+        check_repeats(case.what, lambda: run_of(Functions(), case, HYBRID))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-    @pytest.mark.parametrize("optimizer", [ADAM, R_ADAZO], ids=lambda case: case.name)
-    def test_a_run_goes_on_from_its_state_bit_for_bit(self, case: Case, optimizer: Case, dtype: torch.dtype) -> None:
+    def test_a_run_goes_on_from_its_state_bit_for_bit(self, case: Case, dtype: torch.dtype) -> None:
         def made() -> Trained:
-            return run_of(Functions(dtype=dtype), case, optimizer, lr=0.02)
+            return run_of(Functions(dtype=dtype), case, HYBRID, lr=0.02)
 
         check_resumed(case.what, lambda run: run.smoothed, made)
 
     def test_a_run_on_a_model_goes_on_from_its_state_bit_for_bit(self, case: Case) -> None:
         def made() -> Trained:
-            return trained(smoothing=case, optimizer=ONE_PER_GRADE[-1])
+            return trained(smoothing=case, optimizer=HYBRID)
 
         check_resumed(case.what, lambda run: run.smoothed, made, MIDDLE)
 

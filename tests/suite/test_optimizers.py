@@ -24,6 +24,7 @@ OPTIONS = {"momentum": 0.9, "error_feedback": True}
 
 class TestEveryOptimizer(OptimizerConformance):
     entries = (*(kind for name, kind in OPTIMIZERS.items() if name != RISES), Case(Adam, {"schedule": "linear"}))
+    test_it_moves_a_model_with_smoothings_that_it_goes_with = None  # every pair is in test_conformance.py
 
 
 class TestARandomWalk(OptimizerConformance):
@@ -32,6 +33,7 @@ class TestARandomWalk(OptimizerConformance):
 
 
 class TestOptions(OptimizerConformance):
+    test_it_moves_a_model_with_smoothings_that_it_goes_with = None  # every pair is in test_conformance.py
     entries = tuple(
         Case(kind, {name: value})
         for name, value in OPTIONS.items()

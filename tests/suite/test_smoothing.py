@@ -27,13 +27,10 @@ CASES = [*map(Case, SMOOTHINGS.values()), *(Case(SMOOTHINGS[name], changes) for 
 
 class TestEverySmoothing(SmoothingConformance):
     entries = CASES
+    test_it_moves_a_model_with_an_optimizer_of_each_grade = None  # every pair is in test_conformance.py
 
 
-@pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if case.name not in ("none", "wa", "ema", "extrapolation")],
-    ids=lambda case: case.id,
-)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_what_a_smoothing_costs_shows_in_the_queries_inside(case):
     queries = run_of(Functions(), case).steps().oracle.queries
     alone = case.name in ("none", "wa", "ema", "extrapolation")
