@@ -147,7 +147,8 @@ class Attack(Generic[S]):
         """Check that the attack can be carried out on a task, before anything is computed.
 
         Raises:
-            SpecError: too few texts, a package that is not installed, ...; the message says what to change.
+            UnsuitableError: there are too few texts, ...; the message says what to change.
+            NotInstalledError, MissingDataError, ...: what it needs is not here.
         """
 
     def check_model(self, model: CausalLM) -> None:
@@ -157,7 +158,7 @@ class Attack(Generic[S]):
             model: one of them; its weights may be on the meta device.
 
         Raises:
-            SpecError: it does not support the architecture; the message says what to change.
+            UnsuitableError: it does not support the architecture; the message says what to change.
         """
 
     def reads(self, probes: tuple[Probe, ...], context: AttackContext) -> dict[str, Any]:
@@ -168,7 +169,7 @@ class Attack(Generic[S]):
         """Yield attacked subjects by point, in the order of `points`. At zero strength, yield the subject itself.
 
         Raises:
-            SpecError: the attack does not support this subject.
+            UnsuitableError: the attack does not support this subject.
         """
         raise NotImplementedError
 

@@ -88,7 +88,7 @@ class Optimizer(Stateful, Generic[S]):
         """Check early that this machine has the packages that the optimizer needs.
 
         Raises:
-            SpecError: a package is missing; the message names the extra to install.
+            NotInstalledError: a package is missing; the message names the extra to install.
         """
 
     @classmethod

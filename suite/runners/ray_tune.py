@@ -128,7 +128,7 @@ def _cluster(address: str | None, template: TrialJob) -> Iterator[Placement]:
     Ray prints what its processes report on standard output, which is for results; its log files have it too.
 
     Raises:
-        SpecError: no cluster at the address, or one on which no trial fits.
+        ClusterError: no cluster at the address, or one on which no trial fits.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our rows are the log
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
