@@ -98,13 +98,14 @@ def _items(draw: st.DrawFn, fields: dict[str, st.SearchStrategy[Any]]) -> Row:
 
 @st.composite
 def _steps(draw: st.DrawFn, fields: dict[str, st.SearchStrategy[Any]]) -> Row:
-    """A row with a value, or none, for each step."""
+    """A row with a value, or none, for each step; a column of what may differ from run to run may be missing."""
     row = draw(st.fixed_dictionaries(fields))
     steps = draw(st.lists(st.integers(1, 1 << 40), max_size=3))
     for field in schema.STEPS:
         if pa.types.is_list(field.type):
             one = st.none() | _values(field.type.value_type)
-            row[field.name] = draw(st.none() | st.lists(one, min_size=len(steps), max_size=len(steps)))
+            values = st.lists(one, min_size=len(steps), max_size=len(steps))
+            row[field.name] = draw(st.none() | values if schema.role(field) is Role.OBSERVED else values)
     return row | {"step": steps}
 
 
