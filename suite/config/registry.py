@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar, get_args
 
 from pydantic import Field
 
@@ -64,7 +64,9 @@ def _name(entry: type[Registered]) -> str:
 
 
 def _is_whole(found: type) -> bool:
-    """Whether a class has what a registry reads: a docstring, and settings with a name."""
+    """Whether a class has what a registry reads: a docstring, and settings with a literal name and its default."""
     kind = getattr(found, "Settings", None)
-    settings = isinstance(kind, type) and issubclass(kind, Settings) and "name" in kind.model_fields
-    return bool((found.__doc__ or "").strip()) and settings and isinstance(_name(found), str)
+    if not (isinstance(kind, type) and issubclass(kind, Settings) and (found.__doc__ or "").strip()):
+        return False
+    name = kind.model_fields.get("name")
+    return name is not None and isinstance(name.default, str) and get_args(name.annotation) == (name.default,)

@@ -158,6 +158,7 @@ BROKEN = {
     "a_function": ("broken:function", "is no optimizer"),
     "another_name": ("broken:Named", "its entry point must have its name, named"),
     "nameless": ("broken:Nameless", "is no optimizer"),
+    "any_name": ("broken:AnyName", "is no optimizer"),
 }
 MODULE = '''
 from typing import Literal
@@ -171,6 +172,10 @@ class Named(Optimizer["Named.Settings"]):
     """One with a name."""
     class Settings(OptimizerSettings):
         name: Literal["named"] = "named"
+class AnyName(Optimizer["AnyName.Settings"]):
+    """One whose name is any text."""
+    class Settings(OptimizerSettings):
+        name: str = "any_name"
 class Nameless(Optimizer["Nameless.Settings"]):
     """One without settings."""
 '''
