@@ -151,6 +151,14 @@ def test_saving_takes_at_most_a_twentieth_of_a_run(tmp_path, monkeypatch):
     assert saved.due()
 
 
+def saved_since(store: Path, moment: float) -> bool:
+    with suppress(FileNotFoundError):  # the run has just ended
+        return any(
+            file.stat().st_mtime > moment for file in (store / "stages" / "unlearn").glob("*-unfinished/state.pt")
+        )
+    return False
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["second", "first", "compressed", "zeroth", "hybrid"])
 def test_sigkill_at_ten_instants_changes_no_bit(method, warm, tmp_path):
@@ -160,13 +168,18 @@ def test_sigkill_at_ten_instants_changes_no_bit(method, warm, tmp_path):
     one, other = tmp_path / "undisturbed", tmp_path / "killed"
     copied(warm, one), copied(warm, other)
     run("run", spec, "--store", one)
-    draw = random.Random(method)
+    draw, killed = random.Random(method), 0
     for _ in range(10):
+        began = time.time()
         process = start("run", spec, "--store", other, "runtime.save_minutes=0")
-        time.sleep(draw.uniform(1.5, 5))
-        with suppress(ProcessLookupError):  # it has ended
+        while process.poll() is None and not saved_since(other, began):
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 1))
+        if process.poll() is None:
             process.kill()
+            killed += 1
         process.wait()
+    assert killed >= 3, "the run was over too soon"
     run("run", spec, "--store", other)
     wanted, found = (
         {
