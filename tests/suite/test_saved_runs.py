@@ -26,7 +26,7 @@ from suite.trials.run import run_trial
 from tests.support.processes import run, start
 from tests.support.small import SMALL
 
-LONG = 5000
+LONG = 1500
 ONLY = MeasureSpec(attacks=(), match=None, limit=1, splits=("dev",))
 ZO = {"samples": 1, "radius": 1e-2}
 METHODS: dict[str, dict[str, Any]] = {
