@@ -49,7 +49,7 @@ class OpenRegistry(Mapping[str, T]):
         entries: Regrade's own.
         named: the name of an entry.
         group: the entry-point group that others add to; None for a registry that is closed.
-        accepts: whether an object is an entry.
+        lacking: what an object lacks to be an entry, as the end of a sentence; None where it is one.
 
     Attributes:
         own: Regrade's own, by name.
@@ -64,10 +64,10 @@ class OpenRegistry(Mapping[str, T]):
         entries: Iterable[T],
         named: Callable[[T], str],
         group: str | None = None,
-        accepts: Callable[[object], bool] = lambda found: True,
+        lacking: Callable[[object], str | None] = lambda found: None,
     ) -> None:
         self.noun, self.group = noun, group
-        self._named, self._accepts = named, accepts
+        self._named, self._lacking = named, lacking
         self.own: dict[str, T] = {}
         for entry in entries:
             if named(entry) in self.own:
@@ -105,8 +105,8 @@ class OpenRegistry(Mapping[str, T]):
     def _added(self) -> list[Added[T]]:
         found: list[Added[T]] = []
         for point in sorted(entry_points(group=self.group), key=_package) if self.group else ():
-            names = {*self.own, *(one.name for one in found if one.entry is not None)}
-            found.append(self._read(point, names))
+            taken = dict.fromkeys(self.own, "Regrade itself") | {one.name: one.package for one in found if one.entry}
+            found.append(self._read(point, taken))
         return found
 
     @property
@@ -117,7 +117,7 @@ class OpenRegistry(Mapping[str, T]):
     def _packages(self) -> dict[str, str]:
         return {one.name: one.package for one in self._added if one.entry is not None}
 
-    def _read(self, point: EntryPoint, taken: set[str]) -> Added[T]:
+    def _read(self, point: EntryPoint, taken: Mapping[str, str]) -> Added[T]:
         package = _package(point)
 
         def unusable(why: str) -> Added[T]:
@@ -127,15 +127,15 @@ class OpenRegistry(Mapping[str, T]):
 
         try:
             entry = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return unusable(f"{point.value} cannot be imported ({type(error).__name__}: {error})")
-        if not self._accepts(entry):
-            return unusable(f"{point.value} is no {self.noun}")
+        if lacks := self._lacking(entry):
+            return unusable(f"{point.value} {lacks}")
         name = self._named(entry)
         if name != point.name:
             return unusable(f"its entry point must have its name, {name}")
         if name in taken:
-            return unusable("there is one of this name already. One of the two has to be called otherwise")
+            return unusable(f"{taken[name]} has one of this name. One of the two has to be called otherwise")
         return Added(self.noun, name, package, entry)
 
 

@@ -46,7 +46,7 @@ class TaskRegistry(OpenRegistry[TaskEntry]):
     """Entries by name. Iterates over the listed ones; members of families are found by `[]`, `get` and `in` as well."""
 
     def __init__(self, entries: Iterable[TaskEntry], families: Iterable[Family]) -> None:
-        super().__init__("task", entries, lambda entry: entry.name, "regrade.tasks", _is_entry)
+        super().__init__("task", entries, lambda entry: entry.name, "regrade.tasks", _lacking)
         self.families = {family.name: family for family in families}
 
     @property
@@ -82,5 +82,5 @@ class TaskRegistry(OpenRegistry[TaskEntry]):
         return isinstance(name, str) and self.get(name) is not None
 
 
-def _is_entry(found: object) -> bool:
-    return isinstance(found, TaskEntry)
+def _lacking(found: object) -> str | None:
+    return None if isinstance(found, TaskEntry) else "is no tasks.TaskEntry"

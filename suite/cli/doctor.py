@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def _plugins() -> list[tuple[str, str, str]]:
     """A row for each method that another package adds, or cannot."""
     from tasks.plugins import added
 
+    for room in ("suite.evaluation.landscape", "suite.spec.measure", "suite.spec.trial", "tasks.scoring"):
+        import_module(room)  # with these, all registries are there
     return [(one.name, one.package, one.problem or f"{one.noun} of another package") for one in added()]
 
 

@@ -3,6 +3,7 @@ a package of its own that names it (`tasks/plugins.py`)."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from functools import reduce
 from operator import or_
@@ -35,10 +36,8 @@ class Registry(OpenRegistry[E]):
     """
 
     def __init__(self, axis: str, entries: Iterable[E], base: type[Any] | None = None) -> None:
-        def fits(found: object) -> bool:
-            return isinstance(found, type) and base is not None and issubclass(found, base) and _is_whole(found)
-
-        super().__init__(axis, entries, _name, f"regrade.{axis}s" if base else None, fits)
+        group = f"regrade.{axis}s" if base else None
+        super().__init__(axis, entries, _name, group, lambda found: _lacking(found, base))
 
     def __getitem__(self, name: str) -> E:
         try:
@@ -63,10 +62,22 @@ def _name(entry: type[Registered]) -> str:
     return str(entry.Settings.model_fields["name"].default)
 
 
-def _is_whole(found: type) -> bool:
-    """Whether a class has what a registry reads: a docstring, and settings with a literal name and its default."""
-    kind = getattr(found, "Settings", None)
-    if not (isinstance(kind, type) and issubclass(kind, Settings) and (found.__doc__ or "").strip()):
-        return False
+def _lacking(found: object, base: type[Any] | None) -> str | None:
+    """What a class lacks of what the suite reads of it: the base, a docstring, settings with a literal name, the class
+    attributes that its base only announces, and what the base itself says in `unusable`."""
+    if base is None or not (isinstance(found, type) and issubclass(found, base)):
+        return f"is no subclass of {base.__module__}.{base.__name__}" if base else "cannot be added"
+    if not (found.__doc__ or "").strip():
+        return "has no docstring, whose first line `regrade ls` prints"
+    kind: object = getattr(found, "Settings", None)
+    if not (isinstance(kind, type) and issubclass(kind, Settings)):
+        return "has no `Settings` derived from those of its axis"
     name = kind.model_fields.get("name")
-    return name is not None and isinstance(name.default, str) and get_args(name.annotation) == (name.default,)
+    if name is None or not isinstance(name.default, str) or get_args(name.annotation) != (name.default,):
+        return "has no name: write `name: Literal[...] = ...` in its `Settings`, the same text in both places"
+    for above in found.__mro__:
+        for attribute, annotation in inspect.get_annotations(above).items():
+            if str(annotation).startswith("ClassVar") and not hasattr(found, attribute):
+                return f"lacks the class attribute `{attribute}`"
+    says: Any = getattr(found, "unusable", None)
+    return says() if says else None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from suite.engines.agreement import ComparableEngine
 
 S = TypeVar("S", bound=Settings)
+
+SECTION = re.compile(r"[a-z][a-z0-9_-]*")
+"""Names of sections of `measure` that an engine may have."""
+RESERVED = ("also", "attack_seeds", "attacks", "landscape", "limit", "match", "nulls", "splits")
+"""Settings of `measure` that are not about engines (`suite.spec.measure`), so no engine's section has such a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +135,14 @@ class EngineKind:
 
     Settings: type[Settings]
     cross_checked: ClassVar[bool] = False
+
+    @classmethod
+    def unusable(cls) -> str | None:
+        """Why a class of another package cannot be added; None if it can."""
+        taken = {*EngineSettings.model_fields, *dir(EngineSettings), *RESERVED}
+        if len(cls.Settings.model_fields) > 1 and (not SECTION.fullmatch(cls.key()) or cls.key() in taken):
+            return f"has settings, and there can be no section measure.{cls.key()} for them. Name it otherwise"
+        return None
 
     @classmethod
     def key(cls) -> str:

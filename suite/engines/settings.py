@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, create_model
@@ -19,7 +18,7 @@ def _section(name: str, kind: type[Settings]) -> type[Settings]:
         SpecError: there can be no section of this name.
     """
     known = {*base.EngineSettings.model_fields, *dir(base.EngineSettings)}
-    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or name in known:
+    if not base.SECTION.fullmatch(name) or name in known:
         raise SpecError(f"engine {name}: has settings, and there can be no section measure.{name}. Name it otherwise")
     section = create_model(f"Section_{name}", __base__=kind, __module__=__name__, name=(ClassVar[str], name))
     section.__doc__ = kind.__doc__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -82,6 +83,20 @@ class Optimizer(Stateful, Generic[S]):
         self.parameters = parameters
         self.run = run
         self.steps_done = 0
+
+    @classmethod
+    def unusable(cls) -> str | None:
+        """Why a class of another package cannot be added; None if it can."""
+        given = cls.Settings.model_fields.keys()
+        for term in cls.queries_per_step.split(" + ") if "queries" not in vars(cls) else ():
+            told = re.fullmatch(rf"\d+(q?) ({'|'.join(KINDS)})( every k)?", term)
+            if told is None or (told[1] and "zo" not in given) or (told[3] and "every" not in given):
+                return (
+                    f"has queries_per_step = {cls.queries_per_step!r}, which is not understood. Write it as "
+                    "`1 gradient`, `2q value` (with settings `zo`) or `1 gradient + 1 curvature every k` (with a "
+                    "setting `every`), or override `queries`"
+                )
+        return None
 
     @classmethod
     def check_installed(cls) -> None:

@@ -302,7 +302,7 @@ def _trainable(config: Mapping[str, Any], context: Mapping[str, Any]) -> None:
     """
     outcome = _outcome(config, context)
     if outcome.status == PRUNED:
-        return  # Tune knows: it has stopped the trial, and takes no more reports
+        sys.exit(0)  # as Tune ends what it has stopped; it would wait for ever on one that returns
     numbers = {name: outcome.objective(name) for name in context["objectives"]}
     tune.report({**numbers, "outcome": json.dumps(asdict(outcome))})
 

@@ -138,7 +138,8 @@ def _check_data(spec: TrialSpec, task: Task, measure: MeasureSpec) -> None:
     for request in requests(spec, task):
         if not task.block and spec.batch_size > len(request.texts):  # documents are cut into many blocks
             raise UnsuitableError(
-                f"batch_size: {spec.batch_size}, but {request.name} has only {len(request.texts)} texts"
+                f"batch_size: {spec.batch_size}, but the request {request.name} of {task.name} has only "
+                f"{len(request.texts)} texts. Take batch_size={len(request.texts)} or less"
             )
     objective = OBJECTIVES[spec.objective.name]
     if objective.uses_forget_refusals:

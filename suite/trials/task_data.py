@@ -9,7 +9,9 @@ from typing import Self
 from suite.attacks import Attack
 from suite.spec.measure import MeasureSpec
 from tasks import EXTRAS, TASKS
-from tasks.task import Split, Task, limited
+from tasks.errors import RegradeError
+from tasks.scoring import METRICS
+from tasks.task import Split, Task, TaskError, limited
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,24 @@ def with_extras(name: str, measure: MeasureSpec) -> Task:
     Raises:
         TaskError: the task's data is missing or malformed.
     """
-    task = TASKS[name].build()
+    task = _built(name)
     for extra in measure.also:
         task = EXTRAS[extra](task)
+    return task
+
+
+def _built(name: str) -> Task:
+    """The task, whose metrics are there."""
+    package = TASKS.package(name)
+    try:
+        task = TASKS[name].build()
+    except Exception as error:
+        if package is None or isinstance(error, RegradeError):
+            raise
+        raise TaskError(f"task {name} of {package} cannot be built, {type(error).__name__}: {error}") from error
+    for probe in task.probes:
+        if missing := [metric for metric in probe.metrics if metric not in METRICS]:
+            raise TaskError(f"task {name}: its probe {probe.name} names the metric {missing[0]}, and there is none")
     return task
 
 

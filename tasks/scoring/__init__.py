@@ -113,7 +113,7 @@ METRICS = OpenRegistry[Metric](
     ),
     lambda metric: metric.name,
     "regrade.metrics",
-    lambda found: isinstance(found, Metric),
+    lambda found: None if isinstance(found, Metric) else "is no tasks.scoring.Metric",
 )  # fmt: skip
 
 
@@ -181,7 +181,7 @@ SUMMARIES = OpenRegistry[SummaryMetric](
     ),
     lambda summary: summary.name,
     "regrade.summary_metrics",
-    lambda found: isinstance(found, SummaryMetric),
+    lambda found: None if isinstance(found, SummaryMetric) else "is no tasks.scoring.SummaryMetric",
 )  # fmt: skip
 
 

@@ -16,12 +16,13 @@ import yaml
 
 from leaderboard.board.store import Board
 from suite.cluster.placement import PoolResources, Resources, plan_placement
-from suite.config.errors import SpecError
+from suite.config.errors import ClusterError, NotInstalledError, SpecError
 from suite.config.runtime import RuntimeSpec
 from suite.config.settings import Settings as NamedSettings
 from suite.config.settings import parse
 from suite.engines import ENGINES
 from suite.engines import settings as engine_settings
+from suite.engines.base import RESERVED
 from suite.engines.choosing import check_heads, check_here, chosen_engine, pool_resources
 from suite.engines.settings import EngineSettings
 from suite.engines.transformers.engine import TransformersEngine
@@ -215,7 +216,7 @@ def test_vllm_is_what_it_was_before(monkeypatch):
     assert (pool.engines, pool.gpus, pool.threads, pool.cpus) == (3, 2, 1, 1)
     with pytest.raises(SpecError, match=r"^measure\.vllm\.tensor_parallel: 2 does not divide the model's 3 heads"):
         check_heads(measure, Heads(64, 3), "model.name")
-    with pytest.raises(SpecError, match=r"^measure\.vllm: trials and .* Take fewer measure\.vllm\.engines, runtime"):
+    with pytest.raises(ClusterError, match=r"^measure\.vllm: trials and .* Take fewer measure\.vllm\.engines, runtime"):
         plan_placement(Resources(4, 2), pool, RuntimeSpec())
 
 
@@ -230,10 +231,10 @@ def _built(engine: str, **settings):
 
 def test_an_engine_that_is_not_installed_says_so_before_anything_runs(monkeypatch):
     monkeypatch.setattr(vllm_build, "build", lambda: None)
-    with pytest.raises(SpecError, match=r"^measure\.engine: vllm is not installed"):
+    with pytest.raises(NotInstalledError, match=r"^measure\.engine: vllm is not installed"):
         check_here(MeasureSpec(engine="vllm"), RuntimeSpec())
     monkeypatch.setattr(vllm_build, "build", lambda: Build("vllm", "0.32.0", True, unfit="torch sees no GPU"))
-    with pytest.raises(SpecError, match=r"^measure\.engine: vllm 0\.32\.0 cannot be used: torch sees no GPU"):
+    with pytest.raises(NotInstalledError, match=r"^measure\.engine: vllm 0\.32\.0 cannot be used: torch sees no GPU"):
         check_here(MeasureSpec(engine="vllm"), RuntimeSpec())
 
 
@@ -248,7 +249,7 @@ def test_a_pool_is_refused_by_the_name_of_its_own_setting():
         ("", "measure.engine", "Take runtime.device=cpu"),
         ("measure.other.servers", "measure.other", "Take fewer measure.other.servers, runtime.device=cpu"),
     ):
-        with pytest.raises(SpecError) as refused:
+        with pytest.raises(ClusterError) as refused:
             plan_placement(Resources(1, 0), PoolResources(1, 0, 1, 1, setting), RuntimeSpec())
         assert str(refused.value).startswith(f"{section}: trials and engines do not fit together")
         assert fewer in str(refused.value)
@@ -321,3 +322,8 @@ def test_no_engine_is_known_by_name(file):
     said += [f"{n.module}" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     for text in said:
         assert not {*ENGINES, "eos_masked"} & set(text.replace(".", " ").lower().split()), text
+
+
+def test_no_engine_takes_the_name_of_a_setting():
+    """The names are written down in a room below; they are all that `measure` has besides the engines' own."""
+    assert {*MeasureSpec.model_fields} - {*EngineSettings.model_fields} == {*RESERVED}

@@ -152,32 +152,56 @@ def test_another_version_of_a_package_is_another_stage(environment, store, tmp_p
 
 
 BROKEN = {
-    "adam": ("broken:Fine", "there is one of this name already"),
+    "adam": ("broken:Fine", "Regrade itself has one of this name"),
+    "exits": ("broken_exit:Fine", "cannot be imported (SystemExit: 3)"),
+    "asks": ("broken:Asks", "which is not understood. Write it as `1 gradient`"),
+    "gradeless": ("broken:Gradeless", "lacks the class attribute `grade`"),
     "absent": ("broken.nowhere:Fine", "cannot be imported (ModuleNotFoundError"),
     "lacking": ("broken:Nothing", "cannot be imported (AttributeError"),
-    "a_function": ("broken:function", "is no optimizer"),
+    "a_function": ("broken:function", "is no subclass of suite.optimizers.base.Optimizer"),
     "another_name": ("broken:Named", "its entry point must have its name, named"),
-    "nameless": ("broken:Nameless", "is no optimizer"),
-    "any_name": ("broken:AnyName", "is no optimizer"),
+    "nameless": ("broken:Nameless", "has no `Settings`"),
+    "any_name": ("broken:AnyName", "has no name: write `name: Literal[...]"),
 }
 MODULE = '''
 from typing import Literal
+from suite.config.settings import Settings
+from suite.engines import TransformersEngine
 from suite.optimizers import Optimizer, OptimizerSettings
+from suite.oracle.base import Grade
 def function(): ...
-class Fine(Optimizer["Fine.Settings"]):
+class Whole(Optimizer["Whole.Settings"]):
+    grade, source, queries_per_step = Grade.FIRST, "", "1 gradient"
+class Fine(Whole):
     """A second Adam."""
     class Settings(OptimizerSettings):
         name: Literal["adam"] = "adam"
-class Named(Optimizer["Named.Settings"]):
+class Asks(Whole):
+    """One that asks nobody knows what."""
+    queries_per_step = "1 gradient + 1 curvature every k"
+    class Settings(OptimizerSettings):
+        name: Literal["asks"] = "asks"
+class Gradeless(Optimizer["Gradeless.Settings"]):
+    """One without a grade."""
+    source, queries_per_step = "", "1 gradient"
+    class Settings(OptimizerSettings):
+        name: Literal["gradeless"] = "gradeless"
+class Engine(TransformersEngine):
+    """An engine whose settings would hide those of the attacks."""
+    class Settings(Settings):
+        name: Literal["attacks"] = "attacks"
+        more: int = 1
+class Named(Whole):
     """One with a name."""
     class Settings(OptimizerSettings):
         name: Literal["named"] = "named"
-class AnyName(Optimizer["AnyName.Settings"]):
+class AnyName(Whole):
     """One whose name is any text."""
     class Settings(OptimizerSettings):
         name: str = "any_name"
 class Nameless(Optimizer["Nameless.Settings"]):
     """One without settings."""
+    grade, source, queries_per_step = Grade.FIRST, "", "1 gradient"
 '''
 
 
@@ -187,9 +211,11 @@ def test_what_cannot_be_added_is_left_out_and_named(tmp_path):
     points = "\n".join(f'{name} = "{value}"' for name, (value, _) in BROKEN.items())
     (package / "pyproject.toml").write_text(
         '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
-        '[project]\nname = "broken"\nversion = "3"\n[tool.setuptools]\npy-modules = ["broken"]\n'
+        '[project]\nname = "broken"\nversion = "3"\n[tool.setuptools]\npy-modules = ["broken", "broken_exit"]\n'
         f'[project.entry-points."regrade.optimizers"]\n{points}\n'
+        '[project.entry-points."regrade.engines"]\nattacks = "broken:Engine"\n'
     )
+    (package / "broken_exit.py").write_text("raise SystemExit(3)")
     (package / "broken.py").write_text(MODULE)
     environment = Environment(tmp_path / "environment")
     environment.install(package)
@@ -198,7 +224,11 @@ def test_what_cannot_be_added_is_left_out_and_named(tmp_path):
     assert len(listed.stderr.splitlines()) == len(BROKEN)
     ours = [one["name"] for one in json.loads(regrade("ls", "optimizers", "--json").stdout)]
     assert known == ours
-    (tmp_path / "spec.yaml").write_text(SPEC.replace("capitals", "pocket"))
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("capitals", "pocket").replace("normalised", "sgd"))
+    environment.regrade("validate", "spec.yaml", cwd=tmp_path)
+    found = environment.regrade("doctor", "--json", cwd=tmp_path).stdout
+    for name in (*BROKEN, "attacks"):
+        assert f"{name} of broken 3 is left out" in found
     for name, (_, why) in BROKEN.items():
         said = environment.run(
             "-c",

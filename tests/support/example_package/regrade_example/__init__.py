@@ -20,6 +20,7 @@ from suite.oracle.base import Grade, Oracle, norm
 from tasks import Example, Headline, Item, Probe, ProbeKind, Sample, Split, Subset, Task, TaskEntry
 from tasks.official import attack_set
 from tasks.scoring import Metric
+from tasks.scoring.tables import most_telling
 from tasks.task import examples_digest
 
 
@@ -75,7 +76,7 @@ class Patient(TransformersEngine):
         return engine
 
 
-SHORTNESS = Metric("shortness", ProbeKind.GENERATE, shortness, True, "an example")
+SHORTNESS = Metric("shortness", ProbeKind.GENERATE, most_telling(shortness, up=True), True, "an example")
 
 COUNTRIES = "Avaria Belmora Cestria Dorvale Estoria Fenwick Galdria Hestrel Ilmaria Jorvik Kestria Lomond".split()
 
