@@ -139,9 +139,9 @@ class OpenRegistry(Mapping[str, T]):
         return Added(self.noun, name, package, entry)
 
 
-def left_out(name: str) -> list[str]:
-    """Why entries of this name are left out of registries, a sentence each."""
-    return [problem for registry in _OPEN for problem in registry.problems(name)]
+def left_out(name: str) -> str:
+    """Why entries of this name are left out of registries, in brackets after a message; empty where none is."""
+    return "".join(f" ({problem})" for registry in _OPEN for problem in registry.problems(name))
 
 
 def added(group: str | None = None) -> list[Added[Any]]:

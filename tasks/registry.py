@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tasks.files import nearest
-from tasks.plugins import OpenRegistry
+from tasks.plugins import OpenRegistry, left_out
 from tasks.task import TaskEntry
 
 MEMBER = re.compile(r"\w[\w .,'&()-]*")
@@ -59,8 +59,8 @@ class TaskRegistry(OpenRegistry[TaskEntry]):
 
         A name is similar if a part of it is: whoever writes `locuslab/TOFU` means `tofu/...`, `islands` a folder.
         """
-        if problems := self.problems(name):
-            return "".join(f" ({problem})" for problem in problems)
+        if problem := left_out(name):
+            return problem
         known = [*self, *(f"{family.name}/{one}" for family in self.families.values() for one in family.members())]
         if close := nearest(name.lower()[:LONGEST], known):
             return close

@@ -14,7 +14,7 @@ from pydantic import Field
 from suite.config.errors import SpecError
 from suite.config.settings import Settings, nearest
 from tasks.plain_text import cut
-from tasks.plugins import OpenRegistry
+from tasks.plugins import OpenRegistry, left_out
 
 
 class Registered(Protocol):
@@ -44,7 +44,7 @@ class Registry(OpenRegistry[E]):
             return super().__getitem__(name)
         except KeyError:
             known = ", ".join(self)
-            hint = "".join(f" ({problem})" for problem in self.problems(name)) or nearest(name, self)
+            hint = left_out(name) or nearest(name, self)
             raise SpecError(f"{self.noun}: unknown: {cut(name)}.{hint} (allowed: {known})") from None
 
     @property

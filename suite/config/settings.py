@@ -128,7 +128,7 @@ def _sentence(kind: type[Settings], error: ErrorDetails, data: Mapping[str, Any]
             allowed = [tag.strip("' ") for tag in error["ctx"]["expected_tags"].split(",")]
             tag = _at(error["input"], ["name"])
             name = tag if isinstance(tag, str) and len(tag) <= SHOWN and tag.isprintable() else shown(tag)
-            hint = "".join(f" ({problem})" for problem in left_out(name)) or nearest(name, allowed)
+            hint = left_out(name) or nearest(name, allowed)
             return f"{where}.name: unknown: {name}.{hint} (allowed: {', '.join(allowed)})"
         case "union_tag_not_found":
             return f"{where}.name: missing. Say which one: {where}.name=NAME (allowed: {', '.join(family)})"

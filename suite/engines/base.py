@@ -120,6 +120,13 @@ class EngineSettings(Settings):
                 raise SpecError(f"engine {name}: has settings, and {name} is another setting here. Name it otherwise")
 
 
+def no_section(name: str) -> str | None:
+    """Why an engine of this name can have no settings of its own; None if it can."""
+    if SECTION.fullmatch(name) and name not in {*EngineSettings.model_fields, *dir(EngineSettings), *RESERVED}:
+        return None
+    return f"has settings, and there can be no section measure.{name}. Name it otherwise"
+
+
 class EngineKind:
     """An entry of `ENGINES`: what is asked of the class of an engine, before one is built.
 
@@ -139,10 +146,7 @@ class EngineKind:
     @classmethod
     def unusable(cls) -> str | None:
         """Why a class of another package cannot be added; None if it can."""
-        taken = {*EngineSettings.model_fields, *dir(EngineSettings), *RESERVED}
-        if len(cls.Settings.model_fields) > 1 and (not SECTION.fullmatch(cls.key()) or cls.key() in taken):
-            return f"has settings, and there can be no section measure.{cls.key()} for them. Name it otherwise"
-        return None
+        return no_section(cls.key()) if len(cls.Settings.model_fields) > 1 else None
 
     @classmethod
     def key(cls) -> str:

@@ -17,9 +17,8 @@ def _section(name: str, kind: type[Settings]) -> type[Settings]:
     Raises:
         SpecError: there can be no section of this name.
     """
-    known = {*base.EngineSettings.model_fields, *dir(base.EngineSettings)}
-    if not base.SECTION.fullmatch(name) or name in known:
-        raise SpecError(f"engine {name}: has settings, and there can be no section measure.{name}. Name it otherwise")
+    if problem := base.no_section(name):
+        raise SpecError(f"engine {name}: {problem}")
     section = create_model(f"Section_{name}", __base__=kind, __module__=__name__, name=(ClassVar[str], name))
     section.__doc__ = kind.__doc__
     return section
